@@ -1,0 +1,149 @@
+"""The ops in plain torch: the specification, the oracle of the tests, and what runs where no kernel was built.
+
+Every function here has the signature and the meaning of its namesake in `maskco.ops`, and is written to be read, not to
+be fast: `info_nce` makes the whole [N, K] logit matrix, `box_pool` samples every point of its RoIAlign grid.
+Arguments are taken as checked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    queue: Tensor | None = None,
+    *,
+    local_negatives: Tensor | None = None,
+    in_batch: bool = False,
+    query_ids: Tensor | None = None,
+    queue_ids: Tensor | None = None,
+    valid: int | Tensor | None = None,
+    temperature: float | Tensor = 0.2,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns, per query: loss [N], lse [N], positive_logit [N] (all differentiable) and rank [N] (int64)."""
+    n = query.shape[0]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    query, positive = query.to(wide), positive.to(wide)
+    positive_logit = (query * positive).sum(1) / temperature  # [N]
+    negatives = []
+    if queue is not None:
+        rows = queue.shape[0] if valid is None else int(valid)
+        logits = query @ queue[:rows].to(wide).T / temperature  # [N, valid]
+        if query_ids is not None:
+            logits = logits.masked_fill(query_ids[:, None] == queue_ids[None, :rows], -math.inf)
+        negatives.append(logits)
+    if local_negatives is not None:
+        negatives.append(torch.einsum("nc,nmc->nm", query, local_negatives.to(wide)) / temperature)  # [N, M]
+    if in_batch:
+        same = torch.eye(n, dtype=torch.bool, device=query.device)
+        if query_ids is not None:
+            same = same | (query_ids[:, None] == query_ids[None, :])
+        negatives.append((query @ positive.T / temperature).masked_fill(same, -math.inf))  # [N, N]
+    negative_logits = torch.cat([query.new_zeros(n, 0), *negatives], dim=1)
+    lse = torch.cat([positive_logit[:, None], negative_logits], dim=1).logsumexp(1)
+    rank = (negative_logits > positive_logit[:, None]).sum(1)
+    return lse - positive_logit, lse, positive_logit, rank
+
+
+def box_pool(
+    features: Tensor,
+    boxes: Tensor,
+    *,
+    spatial_scale: float,
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> Tensor:
+    """The mean of a RoIAlign grid: `torchvision.ops.roi_align(...).mean((-2, -1))`, point by point."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    height, width = features.shape[-2:]
+    pooled = []
+    for image, x1, y1, x2, y2 in boxes.to(wide).unbind(0) if len(boxes) else []:
+        rows, row_weights = _samples(y1, y2, height, spatial_scale, output_size, sampling_ratio, aligned)
+        columns, column_weights = _samples(x1, x2, width, spatial_scale, output_size, sampling_ratio, aligned)
+        if not 0 <= int(image) < features.shape[0]:
+            pooled.append(features.new_full((features.shape[1],), math.nan, dtype=wide))
+            continue
+        patch = features[int(image)][:, rows][:, :, columns].to(wide)  # [C, 2S, 2S']
+        pooled.append(torch.einsum("chw,h,w->c", patch, row_weights, column_weights))
+    if not pooled:
+        return features.new_zeros(0, features.shape[1]) + features.sum() * 0
+    return torch.stack(pooled).to(features.dtype)
+
+
+def _samples(
+    start: Tensor, end: Tensor, size: int, scale: float, output_size: int, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """The feature rows (or columns) that a RoI's sample points touch, and each one's share of the mean.
+
+    A sample point lies between two rows and takes from both; points more than a whole pixel outside count as zero.
+    """
+    offset = 0.5 if aligned else 0.0
+    start, end = start * scale - offset, end * scale - offset
+    extent = end - start if aligned else (end - start).clamp(min=1)
+    if not bool(torch.isfinite(start + extent)):
+        return torch.zeros(1, dtype=torch.long, device=start.device), torch.full_like(start[None], math.nan)
+    bins = extent / output_size
+    per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bins), 0)
+    point = torch.arange(output_size * per_bin, device=start.device)
+    position = start + (point // max(per_bin, 1)) * bins + (point % max(per_bin, 1) + 0.5) * bins / max(per_bin, 1)
+    inside = (position >= -1) & (position <= size)
+    position = position.clamp(min=0)
+    low = position.long().clamp(max=size - 1)
+    high = (low + 1).clamp(max=size - 1)
+    fraction = torch.where(low >= size - 1, 0, position - low)
+    share = inside / max(output_size * per_bin, 1)
+    return torch.cat([low, high]), torch.cat([(1 - fraction) * share, fraction * share])
+
+
+def masked_pool(
+    features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Region means or sums. Float masks weigh (0 * NaN is NaN); bool masks and labels choose."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    pixels = features.to(wide)
+    if num_regions is not None:  # labels [B, H, W]
+        masks = masks[:, None] == torch.arange(num_regions, device=masks.device)[:, None, None]
+    if masks.dtype == torch.bool:
+        chosen = torch.where(masks[:, :, None], pixels[:, None], pixels.new_zeros(()))  # [B, R, C, H, W]
+        total = chosen.sum((-2, -1))
+    else:
+        total = torch.einsum("bchw,brhw->brc", pixels, masks.to(wide))
+    if reduction == "sum":
+        return total.to(features.dtype)
+    area = masks.to(wide).sum((-2, -1))[..., None]  # [B, R, 1]
+    return torch.where(area == 0, 0, total / torch.where(area == 0, 1, area)).to(features.dtype)
+
+
+def queue_push_(
+    queue: Tensor,
+    cursor: Tensor,
+    keys: Tensor,
+    *,
+    normalize: bool = False,
+    ids: Tensor | None = None,
+    queue_ids: Tensor | None = None,
+    overflow: str = "wrap",
+) -> None:
+    """Writes `keys` behind the newest rows. "truncate" drops what passes the end, as if the queue were a page."""
+    size, count = queue.shape[0], keys.shape[0]
+    if size == 0 or count == 0:
+        return
+    rows = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    if normalize:
+        rows = F.normalize(rows, dim=1)
+    taken = torch.minimum(size - cursor[0], torch.tensor(count)) if overflow == "truncate" else torch.tensor(count)
+    taken = int(taken)
+    kept = torch.arange(max(0, taken - size), taken, device=keys.device)  # a row that is overwritten at once is left out
+    target = (cursor[0] + kept) % size
+    queue[target] = rows[kept].to(queue.dtype)
+    if ids is not None:
+        queue_ids[target] = ids[kept]
+    cursor[0] = (cursor[0] + taken) % size
+    cursor[1] = torch.clamp(cursor[1] + taken, max=size)
