@@ -1,0 +1,21 @@
+// ATen calls that torch's stable C++ API lacks, through the dispatcher. Each goes away once torch/csrc/stable has it.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+
+namespace maskco {
+
+using torch::stable::Tensor;
+
+// out = a[N, C] @ b[C, K]
+inline void mm_out(Tensor& out, const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  out = torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace maskco

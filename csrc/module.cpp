@@ -1,0 +1,38 @@
+// The Python module object of `_C` and of `_C_cuda`: build facts only. Importing it registers the ops it is linked with.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+#define MASKCO_TEXT_(x) #x
+#define MASKCO_TEXT(x) MASKCO_TEXT_(x)
+
+static const char* compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " MASKCO_TEXT(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+PYBIND11_MODULE(MASKCO_MODULE, m) {
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["version"] = MASKCO_VERSION;
+        info["compiler"] = compiler();
+        info["torch_built_with"] = MASKCO_TORCH_VERSION;
+        info["torch_abi_target"] = MASKCO_TORCH_ABI;  // the oldest torch whose stable ABI is used
+        info["cuda"] = MASKCO_CUDA_STATUS;            // what was decided about CUDA, and why
+#ifdef MASKCO_CUDA_ARCHS
+        info["cuda_archs"] = MASKCO_CUDA_ARCHS;
+        info["cuda_compiler"] = MASKCO_CUDA_COMPILER;
+#endif
+        return info;
+      },
+      "What this module was built with, as a dict of strings.");
+}

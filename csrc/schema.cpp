@@ -1,0 +1,34 @@
+// The schemas of every op, and the only place where they stand. What the arguments mean: maskco/ops/*.py.
+//
+// <op>_fwd and <op>_bwd compute; autograd, fake kernels and argument checks are in Python. `need_grad` asks info_nce_fwd
+// for grad_query, the gradient of each query's own loss, which the same pass yields; it is [0, C] otherwise.
+#include "common/library.h"
+
+MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
+  m.def(
+      "info_nce_fwd(Tensor query, Tensor positive, Tensor? queue, Tensor? local_negatives, bool in_batch, "
+      "Tensor? query_ids, Tensor? queue_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, "
+      "bool need_grad) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor grad_query)");
+  // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left out).
+  m.def(
+      "info_nce_bwd_keys(Tensor grad_loss, Tensor lse, Tensor query, Tensor keys, bool in_batch, Tensor? query_ids, "
+      "Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor) -> Tensor grad_keys");
+
+  m.def(
+      "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_size, int sampling_ratio, "
+      "bool aligned) -> Tensor");
+  m.def(
+      "box_pool_bwd(Tensor grad_output, Tensor boxes, SymInt[] feature_size, bool channels_last, float spatial_scale, "
+      "int output_size, int sampling_ratio, bool aligned) -> Tensor");
+
+  // masks [B, R, H, W] (float or bool) or, with num_regions, labels [B, H, W]. area [B, R] is kept for backward.
+  m.def(
+      "masked_pool_fwd(Tensor features, Tensor masks, SymInt? num_regions, bool mean) -> (Tensor output, Tensor area)");
+  m.def(
+      "masked_pool_bwd(Tensor grad_output, Tensor features, Tensor masks, Tensor output, Tensor area, bool mean, "
+      "bool need_grad_features, bool need_grad_masks) -> (Tensor grad_features, Tensor grad_masks)");
+
+  m.def(
+      "queue_push_(Tensor(a!) queue, Tensor(b!) cursor, Tensor keys, bool normalize, Tensor? ids, "
+      "Tensor(c!)? queue_ids, bool wrap) -> ()");
+}

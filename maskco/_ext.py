@@ -1,0 +1,74 @@
+"""Loads the compiled ops and says which implementation a device gets.
+
+`_C` (schemas, CPU) must load; `_C_cuda` is loaded where it was built and torch has CUDA. Tensors on a device without
+compiled kernels run the plain-torch reference after one warning, or raise if MASKCO_REQUIRE_KERNELS=1.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+import torch
+
+
+class MissingKernelsError(RuntimeError):
+    """MASKCO_REQUIRE_KERNELS=1, and this device has no compiled kernels."""
+
+
+def _load_cpu() -> ModuleType:
+    try:
+        return importlib.import_module("maskco._C")
+    except ImportError as error:
+        raise ImportError(
+            f"maskco's compiled ops could not be loaded ({error}). Reinstall it in this environment: "
+            "pip install --no-build-isolation --force-reinstall --no-deps maskco (from a checkout: '.')"
+        ) from error
+
+
+def _load_cuda() -> tuple[ModuleType | None, str]:
+    """The CUDA module, or None and why not."""
+    if importlib.util.find_spec("maskco._C_cuda") is None:
+        return None, _C.build_info()["cuda"]
+    if torch.version.cuda is None:
+        return None, f"built, but torch {torch.__version__} is a CPU build"
+    try:
+        return importlib.import_module("maskco._C_cuda"), "loaded"
+    except ImportError as error:
+        return None, f"built, but could not be loaded: {error}"
+
+
+_C = _load_cpu()
+_C_cuda, cuda_status = _load_cuda()
+
+
+def kernels(device: torch.device) -> object | None:
+    """The namespace of compiled ops for tensors on `device`, or None where the reference has to do."""
+    if device.type in ("cpu", "meta") or (device.type == "cuda" and _C_cuda is not None):
+        return torch.ops.maskco
+    if os.environ.get("MASKCO_REQUIRE_KERNELS") == "1":
+        raise MissingKernelsError(_missing(device.type))
+    _warn_once(device.type)
+    return None
+
+
+@functools.cache
+def _warn_once(device_type: str) -> None:
+    warnings.warn(_missing(device_type) + "; the plain-torch reference runs instead, slower", stacklevel=4)
+
+
+def _missing(device_type: str) -> str:
+    reason = cuda_status if device_type == "cuda" else "only CPU and CUDA kernels exist"
+    return f"maskco has no compiled kernels for {device_type} tensors ({reason})"
+
+
+def build_info() -> dict[str, str]:
+    """What was built, with what and why, and what of it runs here (`maskco info` prints it)."""
+    info = dict(_C.build_info()) | (dict(_C_cuda.build_info()) if _C_cuda is not None else {})
+    info["torch_running"] = torch.__version__
+    info["cuda_kernels"] = cuda_status
+    info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return info

@@ -1,0 +1,1 @@
+"""Fused ops for contrastive learning, for CPU and CUDA tensors; usable without the rest of the package."""

@@ -1,0 +1,65 @@
+"""Shared by all tests: the tolerance helper and the three devices that the ops are tested on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from maskco import _ext
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRE_CUDA = os.environ.get("MASKCO_REQUIRE_CUDA") == "1"
+REQUIRE_SIM = os.environ.get("MASKCO_REQUIRE_SIM") == "1"
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("sim", marks=pytest.mark.sim), pytest.param("cuda", marks=pytest.mark.cuda)]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """"cpu", "cuda", or "sim": the CUDA host code and the compiled PTX of its kernels, run and checked on CPU tensors.
+
+    Yields the torch device to make tensors on. On sim, anything a GPU would get wrong fails the test when it ends:
+    out of bounds, misaligned, uninitialised or racing accesses, refused launches.
+    """
+    if request.param == "cpu":
+        yield torch.device("cpu")
+    elif request.param == "cuda":
+        if not torch.cuda.is_available():
+            (pytest.fail if REQUIRE_CUDA else pytest.skip)("no CUDA device")
+        yield torch.device("cuda")
+    else:
+        if shutil.which("nvcc") is None:
+            (pytest.fail if REQUIRE_SIM else pytest.skip)("no nvcc: CUDA kernels cannot be compiled for the simulator")
+        import ptxsim
+
+        namespace = simulated_ops()
+        monkeypatch.setattr(_ext, "kernels", lambda device: namespace)
+        with ptxsim.device("sm_80", strict=True) as simulated:
+            request.node.simulated = simulated
+            yield torch.device("cpu")
+
+
+@pytest.fixture
+def simulated(request: pytest.FixtureRequest, device: torch.device):
+    """The simulated device with its `launches`, or None on a real one."""
+    return getattr(request.node, "simulated", None)
+
+
+_registered: list[object] = []
+
+
+def simulated_ops() -> object:
+    """torch.ops.maskco_sim: csrc/cuda compiled for the simulated runtime, with the Python parts of every op."""
+    if not _registered:
+        import ptxsim
+        from maskco.ops import info_nce, queue, region_pool
+
+        sources = [ROOT / "csrc/schema.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+        ptxsim.build_sim_extension("maskco_sim", [str(s) for s in sources], [str(ROOT / "csrc")], arch="sm_80")
+        for family in (info_nce, queue, region_pool):
+            family.register("maskco_sim")
+        _registered.append(torch.ops.maskco_sim)
+    return _registered[0]
