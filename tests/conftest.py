@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -55,11 +56,13 @@ def simulated_ops() -> object:
     """torch.ops.maskco_sim: csrc/cuda compiled for the simulated runtime, with the Python parts of every op."""
     if not _registered:
         import ptxsim
-        from maskco.ops import info_nce, queue, region_pool
+
+        # (the modules: `maskco.ops.info_nce` is the function once the package is imported)
+        families = [importlib.import_module(f"maskco.ops.{name}") for name in ("info_nce", "queue", "region_pool")]
 
         sources = [ROOT / "csrc/schema.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
         ptxsim.build_sim_extension("maskco_sim", [str(s) for s in sources], [str(ROOT / "csrc")], arch="sm_80")
-        for family in (info_nce, queue, region_pool):
+        for family in families:
             family.register("maskco_sim")
         _registered.append(torch.ops.maskco_sim)
     return _registered[0]
