@@ -1,0 +1,24 @@
+"""Parts that the methods are made of, each usable alone."""
+
+from __future__ import annotations
+
+from maskco.nn.encoder import Encoder, create_encoder
+from maskco.nn.loss import InfoNCE
+from maskco.nn.mask_head import AttentionMaskHead, ConvMaskHead, create_mask_head
+from maskco.nn.momentum import forward_in_groups, momentum_copy, momentum_update_
+from maskco.nn.projection import ProjectionHead
+from maskco.nn.queue import FeatureQueue
+
+__all__ = [
+    "AttentionMaskHead",
+    "ConvMaskHead",
+    "Encoder",
+    "FeatureQueue",
+    "InfoNCE",
+    "ProjectionHead",
+    "create_encoder",
+    "create_mask_head",
+    "forward_in_groups",
+    "momentum_copy",
+    "momentum_update_",
+]

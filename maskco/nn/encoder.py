@@ -1,0 +1,95 @@
+"""Encoders: any timm backbone, cut at one stage, as a module that turns pictures into one feature map."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """A backbone whose last feature map is the output: [B, 3, H, W] -> [B, channels, H / stride, W / stride].
+
+    Args:
+        backbone: a module that returns a feature map, or a list whose last item is one (timm's `features_only`).
+        channels: channels of that map.
+        stride: pixels of the picture per feature pixel.
+        channels_last: the backbone returns [B, H, W, C], as Swin does, and the map has to be turned.
+    """
+
+    def __init__(self, backbone: nn.Module, channels: int, stride: int, *, channels_last: bool = False) -> None:
+        super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise TypeError(f"backbone must be a torch.nn.Module, got {type(backbone).__name__}")
+        self.backbone = backbone
+        self.channels = channels
+        self.stride = stride
+        self.channels_last = channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        if isinstance(features, (list, tuple)):
+            features = features[-1]
+        if features.ndim != 4:
+            raise ValueError(f"the encoder must return a feature map [B, C, H, W], got {tuple(features.shape)}")
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+def create_encoder(
+    name: str,
+    *,
+    stage: int = -1,
+    output_stride: int | None = None,
+    image_size: int | None = None,
+    pretrained: bool = False,
+) -> Encoder:
+    """An encoder from timm's name for it, for example "resnet50", "convnext_tiny" or "vit_small_patch16_224".
+
+    Args:
+        name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too.
+        stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last.
+        output_stride: dilate the last stages so that no map is coarser than this (convolutional backbones: 8, 16, 32).
+        image_size: side of the pictures in pixels; only backbones with fixed input size (ViT, Swin) look at it.
+        pretrained: start from timm's weights, which are downloaded.
+
+    Raises:
+        ValueError: unknown name (nearest names are suggested), or a backbone that has no such feature map.
+    """
+    architecture = name.removeprefix("timm/").split(".")[0]
+    if "/" not in architecture and not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
+    options: dict[str, object] = {"features_only": True, "out_indices": (stage,), "pretrained": pretrained}
+    if output_stride is not None:
+        options["output_stride"] = output_stride
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        backbone = timm.create_model(name, **options)
+    except (IndexError, AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        asked = ", ".join(
+            f"{key}={value}" for key, value in options.items() if key not in ("features_only", "pretrained")
+        )
+        reason = str(error).split("\n")[0] or "timm refuses this combination"
+        raise ValueError(f"encoder {name!r} gives no feature map with {asked}: {reason}") from error
+    info = backbone.feature_info
+    turned = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+    return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned)
+
+
+def as_encoder(encoder: str | nn.Module) -> nn.Module:
+    """A name becomes `create_encoder(name)`; a module is taken as it is if it says `.channels` and `.stride`."""
+    if isinstance(encoder, str):
+        return create_encoder(encoder)
+    if not isinstance(encoder, nn.Module):
+        raise TypeError(f"encoder must be a timm name or a torch.nn.Module, got {type(encoder).__name__}")
+    for attribute in ("channels", "stride"):
+        if not isinstance(getattr(encoder, attribute, None), int):
+            raise ValueError(
+                f"encoder needs an integer attribute .{attribute}; wrap the backbone: "
+                "maskco.nn.Encoder(backbone, channels=…, stride=…)"
+            )
+    return encoder

@@ -1,0 +1,65 @@
+"""The queue of keys from earlier steps, which are the negatives of the next ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskco import ops
+from maskco.distributed import gather_in_rank_order
+
+
+class FeatureQueue(nn.Module):
+    """A ring of `size` unit vectors; everything in it is a persistent buffer, so a resumed run goes on bit for bit.
+
+    Buffers:
+        features: [size, dim]. Random unit vectors at first; `valid` tells how many rows are real.
+        ids: [size] int64, or None without `ids=True`; -1 in rows that were never written.
+        cursor: [2] int64 on the device: the next row to write, and how many rows are valid.
+
+    Args:
+        dtype: of the features; keys are cast while they are written. bfloat16 halves memory and traffic.
+        ids: also keep one id per key, so that `info_nce` can leave out keys of the query's own picture.
+        overflow: what a push past the last row does: "wrap" around, "truncate", or "error".
+    """
+
+    features: Tensor
+    ids: Tensor | None
+    cursor: Tensor
+
+    def __init__(
+        self, size: int, dim: int, *, dtype: torch.dtype = torch.float32, ids: bool = False, overflow: str = "wrap"
+    ) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"queue needs size ≥ 1 and dim ≥ 1, got size={size}, dim={dim}")
+        if overflow not in ("wrap", "truncate", "error"):
+            raise ValueError(f"overflow must be 'wrap', 'truncate' or 'error', got {overflow!r}")
+        self.overflow = overflow
+        self.register_buffer("features", F.normalize(torch.randn(size, dim), dim=1).to(dtype))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long) if ids else None)
+        self.register_buffer("cursor", torch.zeros(2, dtype=torch.long))
+
+    @property
+    def valid(self) -> Tensor:
+        """How many rows hold keys: a 0-d int64 view of the cursor, on the device, so that asking costs no sync."""
+        return self.cursor[1]
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, ids: Tensor | None = None) -> None:
+        """Writes the keys [B, dim] (and ids [B]) of all ranks, in rank order, behind the newest rows.
+
+        Raises:
+            ValueError: ids given to a queue without ids, or missing for one that keeps them.
+        """
+        if (ids is None) != (self.ids is None):
+            wanted = "needs ids with the keys" if ids is None else "keeps no ids; make it with ids=True"
+            raise ValueError(f"this queue {wanted}")
+        keys = gather_in_rank_order(keys.detach())
+        ids = None if ids is None else gather_in_rank_order(ids)
+        ops.queue_push_(self.features, self.cursor, keys, ids=ids, queue_ids=self.ids, overflow=self.overflow)
+
+    def extra_repr(self) -> str:
+        size, dim = self.features.shape
+        return f"size={size}, dim={dim}, dtype={self.features.dtype}, ids={self.ids is not None}"

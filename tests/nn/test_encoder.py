@@ -1,0 +1,70 @@
+"""Encoders from timm: shapes, strides, and errors that name the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from maskco.nn import Encoder, create_encoder
+from maskco.nn.encoder import as_encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_resnet", {}),
+        ("test_resnet", {"stage": -2}),
+        ("test_resnet", {"output_stride": 16}),
+        ("test_vit", {"image_size": 64}),
+        ("test_efficientnet", {}),
+    ],
+)
+def test_map_has_the_channels_and_stride_that_the_encoder_says(name, options):
+    encoder = create_encoder(name, **options).eval()
+    features = encoder(torch.randn(2, 3, 64, 64))
+    assert features.shape == (2, encoder.channels, 64 // encoder.stride, 64 // encoder.stride)
+    if "output_stride" in options:
+        assert encoder.stride == options["output_stride"]
+
+
+def test_backbones_that_give_channels_last_maps_are_turned():
+    class Turned(nn.Module):
+        def forward(self, images):
+            return [images.permute(0, 2, 3, 1)]
+
+    images = torch.randn(2, 3, 4, 5)
+    assert torch.equal(Encoder(Turned(), channels=3, stride=1, channels_last=True)(images), images)
+
+
+def test_swin_gives_a_channels_first_map():
+    encoder = create_encoder("swin_tiny_patch4_window7_224", stage=0, image_size=56).eval()
+    assert encoder(torch.randn(1, 3, 56, 56)).shape == (1, encoder.channels, 14, 14)
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"'resnet5O' is not a timm model; did you mean .*resnet50") as caught:
+        create_encoder("resnet5O")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"stage": 9}, {"output_stride": 7}, {"stage": -9}])
+def test_an_impossible_map_is_a_one_line_error(options):
+    with pytest.raises(ValueError, match="gives no feature map with") as caught:
+        create_encoder("resnet18", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_own_modules_must_say_channels_and_stride():
+    with pytest.raises(ValueError, match=r"integer attribute \.channels"):
+        as_encoder(nn.Conv2d(3, 4, 1))
+    with pytest.raises(TypeError, match="timm name or a"):
+        as_encoder(7)
+    own = Encoder(nn.Conv2d(3, 4, 2, 2), channels=4, stride=2)
+    assert as_encoder(own) is own
+
+
+def test_a_backbone_without_a_map_is_named():
+    encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), channels=5, stride=1)
+    with pytest.raises(ValueError, match=r"feature map \[B, C, H, W\], got \(2, 5\)"):
+        encoder(torch.randn(2, 3, 2, 2))

@@ -1,0 +1,164 @@
+"""Mask heads, projection, momentum and queue against what their names promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+
+from maskco import nn as parts
+from maskco.nn.mask_head import sin_cos_positions
+
+
+@pytest.mark.parametrize("kind", ["conv", "attention", "none"])
+@pytest.mark.parametrize("channels", [8, 96, 130])
+def test_mask_heads_keep_the_shape_and_start_as_the_identity(kind, channels):
+    head = parts.create_mask_head(kind, channels, depth=2)
+    features = torch.randn(2, channels, 5, 3)
+    torch.testing.assert_close(head(features), features)
+
+
+@pytest.mark.parametrize("kind", ["conv", "attention"])
+def test_mask_heads_bring_far_context_once_trained(kind):
+    """After the identity start, a pixel's prediction depends on pixels across the map."""
+    head = parts.create_mask_head(kind, 16, depth=3).eval()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    features = torch.randn(1, 16, 7, 7, requires_grad=True)
+    head(features)[0, :, 0, 0].sum().backward()
+    reached = features.grad.abs().sum((0, 1)) > 0
+    assert reached[6, 6] if kind == "attention" else reached[5, 5]
+
+
+def test_every_head_parameter_but_those_behind_the_zero_start_learns_at_once():
+    head = parts.create_mask_head("conv", 16, depth=1)
+    head(torch.randn(4, 16, 5, 5)).square().sum().backward()
+    assert head[0].branch[-1].weight.grad.abs().sum() > 0
+
+
+def test_unknown_mask_head():
+    with pytest.raises(ValueError, match="mask_head must be 'conv', 'attention' or 'none', got 'mlp'"):
+        parts.create_mask_head("mlp", 8)
+
+
+def test_positions_tell_all_pixels_apart():
+    positions = sin_cos_positions(7, 9, 16)
+    assert positions.shape == (63, 16)
+    distance = torch.cdist(positions, positions) + torch.eye(63) * 9
+    assert distance.min() > 0.05
+
+
+def test_projection_is_linear_relu_linear():
+    head = parts.ProjectionHead(6, dim=4)
+    x = torch.randn(3, 6)
+    assert head[0].out_features == 6
+    torch.testing.assert_close(
+        head(x), F.linear(F.linear(x, head[0].weight, head[0].bias).relu(), *head[2].parameters())
+    )
+
+
+def test_momentum_update_is_the_weighted_mean_of_parameters_only():
+    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    target = parts.momentum_copy(online)
+    assert not any(p.requires_grad for p in target.parameters())
+    for parameter in online.parameters():
+        nn.init.normal_(parameter)
+    online[1].running_mean += 5
+    before = [p.clone() for p in target.parameters()]
+    parts.momentum_update_(online, target, 0.9)
+    for old, new, other in zip(before, target.parameters(), online.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * other.detach())
+    assert target[1].running_mean.abs().sum() == 0
+    parts.momentum_update_(nn.Identity(), nn.Identity(), 0.9)
+    with pytest.raises(ValueError, match="momentum_copy"):
+        parts.momentum_update_(online, nn.Identity(), 0.9)
+
+
+def test_groups_do_not_share_batch_statistics_and_keep_the_order():
+    seen = []
+
+    def forward(images):
+        seen.append(len(images))
+        return images - images.mean(0)
+
+    images = torch.arange(10.0)[:, None]
+    torch.testing.assert_close(parts.forward_in_groups(lambda x: x * 2, images, 3), images * 2)
+    grouped = parts.forward_in_groups(forward, images, 5)
+    assert seen == [5, 5]
+    assert not torch.allclose(grouped, images - images.mean(0))  # (0 to 9 cannot be parted evenly)
+    for group_size in (0, 6, 10):
+        torch.testing.assert_close(parts.forward_in_groups(forward, images, group_size), images - images.mean(0))
+
+
+def test_queue_fills_wraps_and_counts():
+    queue = parts.FeatureQueue(5, 2, ids=True)
+    torch.testing.assert_close(queue.features.norm(dim=1), torch.ones(5))
+    assert queue.valid == 0 and queue.ids.tolist() == [-1] * 5
+    keys = torch.arange(14.0).view(7, 2)
+    queue.push(keys[:3], ids=torch.tensor([0, 1, 2]))
+    assert queue.valid == 3 and torch.equal(queue.features[:3], keys[:3])
+    queue.push(keys[3:], ids=torch.tensor([3, 4, 5, 6]))
+    assert queue.cursor.tolist() == [2, 5]
+    assert queue.ids.tolist() == [5, 6, 2, 3, 4] and torch.equal(queue.features, keys[queue.ids])
+
+
+def test_queue_state_dict_holds_everything():
+    queue, other = parts.FeatureQueue(5, 2, ids=True), parts.FeatureQueue(5, 2, ids=True)
+    queue.push(torch.randn(3, 2), ids=torch.arange(3))
+    other.load_state_dict(queue.state_dict())
+    assert set(queue.state_dict()) == {"features", "ids", "cursor"}
+    assert other.valid == 3
+    for name, value in queue.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def test_queue_errors():
+    with pytest.raises(ValueError, match="keeps no ids"):
+        parts.FeatureQueue(5, 2).push(torch.randn(1, 2), ids=torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="needs ids"):
+        parts.FeatureQueue(5, 2, ids=True).push(torch.randn(1, 2))
+    with pytest.raises(ValueError, match="size"):
+        parts.FeatureQueue(0, 2)
+    with pytest.raises(ValueError, match="overflow"):
+        parts.FeatureQueue(2, 2, overflow="drop")
+
+
+def test_loss_takes_only_the_rows_that_hold_keys():
+    queue = parts.FeatureQueue(8, 4)
+    queue.push(F.normalize(torch.randn(3, 4), dim=1))
+    query, positive = (F.normalize(torch.randn(5, 4), dim=1) for _ in range(2))
+    logits = torch.cat([(query * positive).sum(1, keepdim=True), query @ queue.features[:3].T], 1) / 0.3
+    expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long), reduction="none")
+    torch.testing.assert_close(parts.InfoNCE(0.3, "none")(query, positive, queue), expected)
+    queue.features[3:] = 100
+    torch.testing.assert_close(parts.InfoNCE(0.3)(query, positive, queue), expected.mean())
+
+
+def test_loss_leaves_out_keys_with_the_query_s_id():
+    queue = parts.FeatureQueue(8, 4, ids=True)
+    queue.push(F.normalize(torch.randn(4, 4), dim=1), ids=torch.tensor([0, 1, 0, 2]))
+    query, positive = (F.normalize(torch.randn(1, 4), dim=1) for _ in range(2))
+    kept = queue.features[[1, 3]]
+    logits = torch.cat([(query * positive).sum(1, keepdim=True), query @ kept.T], 1) / 0.2
+    expected = F.cross_entropy(logits, torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(parts.InfoNCE()(query, positive, queue, query_ids=torch.tensor([0])), expected)
+
+
+def push_from_rank(rank: int, store: str, out: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    queue = parts.FeatureQueue(6, 2, ids=True)
+    queue.features.zero_()
+    for step in range(2):
+        queue.push(torch.full((2, 2), 10.0 * step + rank), ids=torch.tensor([0, 1]) + 2 * rank + 4 * step)
+    torch.save(queue.state_dict(), f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_ranks_hold_the_same_queue_in_rank_order(tmp_path):
+    mp.spawn(push_from_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["ids"].tolist() == second["ids"].tolist() == [6, 7, 2, 3, 4, 5]
+    assert first["features"][:, 0].tolist() == second["features"][:, 0].tolist() == [11, 11, 1, 1, 10, 10]
