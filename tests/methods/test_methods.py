@@ -1,0 +1,216 @@
+"""MaskCo and MoCo v2 against their formulas, on tiny encoders and drawn views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import roi_align
+
+from maskco.data.views import Views
+from maskco.methods import METHODS, MaskCo, MoCoV2
+from maskco.nn import Encoder, create_encoder
+
+SIZE, REGIONS, BATCH = 64, 3, 4
+
+
+def tiny_encoder() -> Encoder:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2)]
+    return Encoder(nn.Sequential(*layers), channels=16, stride=8)
+
+
+def random_views(seed: int = 0, batch: int = BATCH, regions: int = REGIONS) -> Views:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, batch, 3, SIZE, SIZE, generator=generator)
+    corner = torch.rand(2, batch, regions, 2, generator=generator) * 30
+    boxes = torch.cat([corner, corner + 12 + 10 * torch.rand(2, batch, regions, 2, generator=generator)], -1)
+    return Views(images[0], images[1], boxes[0], boxes[1])
+
+
+def make(name: str, **options) -> nn.Module:
+    torch.manual_seed(1)
+    return METHODS[name](tiny_encoder(), dim=8, queue_size=32, momentum=0.9, **options)
+
+
+def states(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():
+    method = make("moco_v2")
+    for seed in range(3):
+        method(random_views(seed))  # 12 keys
+    views, filled = random_views(9), method.queue.features[:12].clone()
+    loss, stats, queries, keys = method(views)
+
+    with torch.no_grad():  # training mode: batch norms use this batch, so the forward passes can be repeated
+        encoded = method.projection(method.encoder(views.query).mean((2, 3)))
+        torch.testing.assert_close(queries, encoded / encoded.norm(dim=1, keepdim=True))
+        encoded = method.momentum_projection(method.momentum_encoder(views.key).mean((2, 3)))
+        torch.testing.assert_close(keys, encoded / encoded.norm(dim=1, keepdim=True))
+    logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ filled.T], 1) / 0.2
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(BATCH, dtype=torch.long)))
+    assert torch.equal(stats.rank, (logits[:, 1:] > logits[:, :1]).sum(1))
+    assert torch.equal(method.queue.features[12:16], keys)
+
+
+@pytest.mark.parametrize("local_negatives", [True, False])
+def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
+    method = make("maskco", local_negatives=local_negatives)
+    method(random_views(5))
+    views, filled = random_views(9), method.queue.features[: BATCH * REGIONS].clone()
+    loss, _, queries, keys = method(views)
+
+    with torch.no_grad():
+        masked = views.query.clone()
+        for image, boxes in zip(masked, views.query_boxes, strict=True):
+            for x1, y1, x2, y2 in boxes.tolist():
+                image[:, int(y1) : -int(-y2 // 1), int(x1) : -int(-x2 // 1)] = 0
+        maps = {"query": method.mask_head(method.encoder(masked)), "key": method.momentum_encoder(views.key)}
+        heads = {"query": method.projection, "key": method.momentum_projection}
+        expected = {}
+        for side, boxes in (("query", views.query_boxes), ("key", views.key_boxes)):
+            rows = []
+            for image in range(BATCH):  # one region at a time: the order of rows is picture by picture
+                for region in range(REGIONS):
+                    pooled = roi_align(maps[side][image, None], [boxes[image, region, None]], 7, 1 / 8, 2, True)
+                    rows.append(F.normalize(heads[side](pooled.mean((2, 3))), dim=1))
+            expected[side] = torch.cat(rows)
+    torch.testing.assert_close(queries, expected["query"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(keys, expected["key"], atol=1e-5, rtol=1e-4)
+
+    losses = []
+    for row in range(BATCH * REGIONS):
+        picture = row // REGIONS
+        others = [picture * REGIONS + r for r in range(REGIONS) if picture * REGIONS + r != row]
+        negatives = torch.cat([filled, keys[others]]) if local_negatives else filled
+        logits = torch.cat([keys[row, None], negatives]) @ queries[row] / 0.2
+        losses.append(logits.logsumexp(0) - logits[0])
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_reach_the_query_side_only(name):
+    method = make(name)
+    views = random_views()
+    method(views)  # fills the queue: without negatives there is nothing to learn
+    if name == "maskco":
+        for block in method.mask_head:  # away from the identity start, which hides the rest of the block
+            nn.init.ones_(block.branch[-1].weight)
+    loss = method(views).loss
+    loss.backward()
+    for parameter_name, parameter in method.named_parameters():
+        if parameter_name.startswith("momentum_"):
+            assert not parameter.requires_grad and parameter.grad is None, parameter_name
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("mask_head", ["conv", "attention", "none"])
+def test_what_is_masked_cannot_influence_the_query(mask_head):
+    method = make("maskco", mask_head=mask_head)
+    views = random_views()
+    method(views)
+    hidden = views.query.clone()
+    for image, boxes in zip(hidden, views.query_boxes, strict=True):
+        for x1, y1, x2, y2 in boxes.tolist():
+            region = image[:, int(y1) : -int(-y2 // 1), int(x1) : -int(-x2 // 1)]
+            region.copy_(100 * torch.randn_like(region))
+    seen = views.query.clone()
+    seen[:, :, -2:, -2:] += 1  # no box reaches the last corner
+    method.eval()
+    queries = [method(views._replace(query=query)).queries for query in (views.query, hidden, seen)]
+    assert torch.equal(queries[0], queries[1])
+    if mask_head == "attention":
+        assert torch.equal(queries[0], queries[2])  # the identity start: nothing travels yet
+        nn.init.normal_(method.mask_head.leave.weight)
+        far = [method(views._replace(query=query)).queries for query in (views.query, hidden, seen)]
+        assert torch.equal(far[0], far[1]) and not torch.equal(far[0], far[2])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_momentum_side_follows_by_the_formula(name):
+    method = make(name)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    before = states(method)
+    method(random_views())
+    for parameter_name, parameter in method.named_parameters():
+        if parameter_name.startswith("momentum_"):
+            online = before[parameter_name.removeprefix("momentum_")]
+            torch.testing.assert_close(parameter, 0.9 * before[parameter_name] + 0.1 * online)
+
+
+def test_key_head_follows_and_is_used():
+    method = make("maskco", key_head=True)
+    assert not any(p.requires_grad for p in method.momentum_mask_head.parameters())
+    nn.init.ones_(method.mask_head[0].branch[-1].weight)
+    method(random_views())
+    torch.testing.assert_close(method.momentum_mask_head[0].branch[-1].weight, torch.full((16,), 0.1))
+    method.eval()
+    keys = method(random_views()).keys
+    method.momentum_mask_head = nn.Identity()
+    assert not torch.allclose(keys, method(random_views()).keys, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_eval_mode_changes_nothing(name):
+    method = make(name)
+    method(random_views())
+    method.eval()
+    before = states(method)
+    first, second = method(random_views(3)), method(random_views(3))
+    assert torch.equal(first.loss, second.loss)
+    for state_name, value in method.state_dict().items():
+        assert torch.equal(value, before[state_name]), state_name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_outputs_are_detached_unit_vectors_in_float32_under_autocast(name):
+    method = make(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method(random_views())
+        loss, stats, queries, keys = method(random_views(1))
+    loss.backward()
+    assert loss.dtype == queries.dtype == keys.dtype == torch.float32
+    assert not (queries.requires_grad or keys.requires_grad or stats.lse.requires_grad)
+    torch.testing.assert_close(queries.norm(dim=1), torch.ones(len(queries)))
+    assert torch.isfinite(loss) and loss > 0
+
+
+def test_keys_see_other_company_than_queries():
+    """With groups, the key side's batch norms run once for each group."""
+    method = make("moco_v2", key_group=2)
+    method(random_views())
+    assert method.momentum_encoder.backbone[1].num_batches_tracked == 2
+    assert method.encoder.backbone[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_learn_one_batch(name):
+    """A few steps on one batch of views bring each query nearer to its own key than to others."""
+    method = make(name)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    for seed in range(3):
+        method(random_views(seed))
+    views, losses = random_views(7), []
+    for _ in range(15):
+        loss = method(views).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.queue.cursor.copy_(torch.tensor([12, 12]))  # the same negatives at each step
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_timm_encoder_by_name_and_by_module():
+    method = MaskCo("test_resnet", dim=8, queue_size=16)
+    assert method(random_views()).loss.shape == ()
+    assert MoCoV2(create_encoder("test_resnet", stage=-2), dim=8, queue_size=16).encoder.stride == 16
+    with pytest.raises(ValueError, match="did you mean"):
+        MaskCo("resnet5O")
