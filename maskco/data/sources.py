@@ -1,0 +1,210 @@
+"""Where pictures come from, and how they become batches of views.
+
+    source = open_source("photos/")                       # or "demo"
+    dataset = PretrainDataset(source, TwoViews(ViewConfig()), seed=0)
+    batches = EpochBatches(len(source), batch_size=256, seed=0, epoch=0)
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=8)
+
+All randomness follows from (seed, epoch, index), so neither the number of workers nor a resumed run changes a pixel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskco.data.pictures import EXTENSIONS, PictureError, read_picture
+from maskco.data.views import TwoViews, Views
+
+__all__ = [
+    "Batch",
+    "EpochBatches",
+    "FolderSource",
+    "PictureError",
+    "PretrainDataset",
+    "Sample",
+    "Source",
+    "SourceError",
+    "collate",
+    "open_source",
+]
+
+REPLACEMENT_TRIES = 32  # neighbours tried in place of a broken picture before giving up
+
+log = logging.getLogger(__name__)
+
+
+class SourceError(ValueError):
+    """The place that should hold pictures does not."""
+
+
+class Source(Protocol):
+    """A numbered collection of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image | Tensor:
+        """RGB PIL picture or uint8 tensor [3, H, W]. Raises PictureError."""
+
+    def name(self, index: int) -> str:
+        """What to call the picture in a log."""
+
+
+def open_source(data: str | Path) -> Source:
+    """`"demo"`: the built-in scenes. Anything else: a folder, with every picture below it. Raises SourceError."""
+    if str(data) == "demo":
+        from maskco.data.demo import DemoSource
+
+        return DemoSource()
+    return FolderSource(data)
+
+
+class FolderSource:
+    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as is any folder already
+    visited, so links may form loops. Raises SourceError if there is nothing to read."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.exists():
+            raise SourceError(
+                f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes"
+            )
+        if not self.root.is_dir():
+            raise SourceError(f"data: {str(root)!r} is a file: give the folder that holds the pictures")
+        files = sorted(_files_below(self.root))
+        self.names = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
+        if not files:
+            raise SourceError(f"data: {str(root)!r} is empty: give a folder that holds pictures")
+        if not self.names:
+            raise SourceError(
+                f"data: none of the {len(files)} files below {str(root)!r} is a picture "
+                f"(first: {files[0]!r}): convert them to one of {' '.join(sorted(EXTENSIONS))}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return read_picture(self.root / self.names[index])
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    """Paths of all files below root, relative to it."""
+    visited = set()
+    for folder, subfolders, files in os.walk(
+        root, followlinks=True, onerror=lambda error: log.warning("folder left out: %s", error)
+    ):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(folder, name), root)
+
+
+class Sample(NamedTuple):
+    """One picture's views, and the (name, reason) of every picture that failed on the way to it."""
+
+    views: Views
+    failures: list[tuple[str, str]]
+
+
+class Batch(NamedTuple):
+    """Samples stacked: views with a leading B, all failures in one list."""
+
+    views: Views
+    failures: list[tuple[str, str]]
+
+
+class PretrainDataset(Dataset):
+    """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`.
+
+    A picture that fails is replaced by the next one that does not, which keeps batches full and the run reproducible;
+    the failure is reported with the sample. Raises RuntimeError after 32 failures in a row.
+    """
+
+    def __init__(self, source: Source, transform: TwoViews, seed: int = 0) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        failures: list[tuple[str, str]] = []
+        for step in range(min(len(self), REPLACEMENT_TRIES)):
+            chosen = (index + step) % len(self)
+            try:
+                # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
+                return Sample(self._views(chosen, _mix(self.seed, epoch, index)), failures)
+            except PictureError as error:
+                failures.append((self.source.name(chosen), error.reason))
+        name, reason = failures[0]
+        raise RuntimeError(
+            f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
+        )
+
+    def _views(self, index: int, seed: int) -> Views:
+        picture = self.source[index]
+        with torch.random.fork_rng(devices=[]):  # whoever calls this keeps their own random numbers
+            torch.default_generator.manual_seed(seed)
+            return self.transform(picture)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples -> Batch."""
+    views = Views(*(torch.stack(parts) for parts in zip(*(sample.views for sample in samples), strict=True)))
+    return Batch(views, [failure for sample in samples for failure in sample.failures])
+
+
+class EpochBatches:
+    """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch). The last, incomplete batch is
+    dropped. `start_step` leaves out the batches a resumed run has already seen.
+
+    Raises ValueError if not even one batch can be filled.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, epoch: int, start_step: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size > length:
+            raise ValueError(
+                f"batch_size {batch_size} is larger than the data ({length} pictures): "
+                f"lower it to {length} or less, or add pictures"
+            )
+        self.length, self.batch_size, self.seed, self.epoch, self.start_step = (
+            length,
+            batch_size,
+            seed,
+            epoch,
+            start_step,
+        )
+
+    def __len__(self) -> int:
+        return max(self.length // self.batch_size - self.start_step, 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for step in range(self.start_step, self.length // self.batch_size):
+            yield [(self.epoch, index) for index in order[step * self.batch_size : (step + 1) * self.batch_size]]
+
+
+def _mix(*numbers: int) -> int:
+    """One 32-bit seed from several numbers; torch's CPU generator uses no more bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

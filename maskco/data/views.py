@@ -1,0 +1,286 @@
+"""Two augmented views of one picture, with regions that both of them show.
+
+    views = TwoViews(ViewConfig(image_size=224, regions=4))(picture)
+    query = mask_boxes(views.query[None], views.query_boxes[None])      # what MaskCo's query branch sees
+
+The views are MoCo v2's: a random resized crop, colour jitter, greyscale, blur and flip, drawn independently for each
+view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
+How crops come to overlap and how regions are drawn is not in what is known of the paper: all of that is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes
+
+from maskco.data.pictures import PictureError
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+CROP_TRIES = 10  # for a second crop that overlaps the first, before one is constructed
+REGION_TRIES = 12  # candidates for each region, before the least overlapping one is taken
+
+
+class Views(NamedTuple):
+    """Two views and the same R regions in each. Boxes are x1, y1, x2, y2 in pixels of their own view; box i of one view
+    and box i of the other surround the same content."""
+
+    query: Tensor  # [B, 3, S, S] float32, normalised; one sample: [3, S, S]
+    key: Tensor  # [B, 3, S, S]
+    query_boxes: Tensor  # [B, R, 4] float32; one sample: [R, 4]
+    key_boxes: Tensor  # [B, R, 4]
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How views and regions are drawn. Augmentation strengths are MoCo v2's; regions and overlap are ours."""
+
+    image_size: int = 224
+    """Side S of both views, in pixels."""
+    regions: int = 1
+    """Regions R a picture (ours)."""
+    region_scale: tuple[float, float] = (0.25, 0.5)
+    """Side of a region (square root of its area) as a share of the query view's side (ours)."""
+    region_aspect: tuple[float, float] = (0.5, 2.0)
+    """Width over height of a region in the query view (ours)."""
+    min_region_pixels: int = 8
+    """Both sides of every region are at least this long in both views (ours)."""
+    max_region_overlap: float = 0.25
+    """Regions of one picture should not exceed this IoU with each other; see `TwoViews` (ours)."""
+    min_overlap: float = 0.25
+    """The area both crops share is at least this share of either crop (ours)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    """Probability of colour jitter; the next four are its strengths."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """In pixels of a 224-pixel view; scaled with the view's side, or a 64-pixel view would be mush (scaling: ours)."""
+    min_picture_side: int = 32
+    """Pictures with a shorter side than this are refused (ours)."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "regions", "min_region_pixels", "min_picture_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, limit in (("region_scale", 1), ("region_aspect", math.inf), ("crop_scale", 1),
+                            ("crop_aspect", math.inf), ("blur_sigma", math.inf)):  # fmt: skip
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= limit:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit}, got {(low, high)}")
+        for name in ("max_region_overlap", "flip", "jitter", "grayscale", "blur", "min_overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.min_region_pixels > self.region_scale[1] * self.image_size:
+            raise ValueError(
+                f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
+                f"{self.region_scale[1] * self.image_size:g} pixels: lower min_region_pixels or raise the others"
+            )
+
+
+class Crop(NamedTuple):
+    """A rectangle of whole pixels of the picture, as torchvision's crop functions take it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class TwoViews:
+    """Picture -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
+
+    Regions lie wholly inside the area that both crops show. Those of one picture may touch but should not coincide:
+    each is the first of a few random candidates whose IoU with every earlier region is at most `max_region_overlap`,
+    and where none is (a small shared area, many regions) the candidate with the least.
+    """
+
+    def __init__(self, config: ViewConfig) -> None:
+        self.config = config
+        size = (config.image_size, config.image_size)
+        self._random_crop = v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=config.crop_aspect)
+        offsets = torch.arange(config.image_size, dtype=torch.float32)
+        self._distance2 = (offsets[:, None] - offsets).square()  # [S, S], for the blur
+
+    def __call__(self, image: Image.Image | Tensor) -> Views:
+        """image: an RGB PIL picture or a uint8 tensor [3, H, W]. Raises PictureError if it is too small."""
+        height, width = F.get_size(image)
+        if min(height, width) < self.config.min_picture_side:
+            reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
+            raise PictureError("picture", reason)
+        query, key = self._crops(image, height, width)
+        regions = BoundingBoxes(self._regions(query, key), format="XYXY", canvas_size=(height, width))
+        query_image, query_boxes = self._view(image, regions, query)
+        key_image, key_boxes = self._view(image, regions, key)
+        return Views(query_image, key_image, query_boxes, key_boxes)
+
+    def _crops(self, image: Image.Image | Tensor, height: int, width: int) -> tuple[Crop, Crop]:
+        config = self.config
+        query = Crop(**self._random_crop.make_params([image]))
+        for _ in range(CROP_TRIES):
+            key = Crop(**self._random_crop.make_params([image]))
+            left, top, right, bottom = _shared(query, key)
+            if right <= left or bottom <= top:
+                continue
+            share = (right - left) * (bottom - top) / max(query.height * query.width, key.height * key.width)
+            least_width, least_height = self._smallest_region(query, key)
+            if share >= config.min_overlap and right - left >= least_width and bottom - top >= least_height:
+                return query, key
+        # The query's own rectangle, moved so little that `keep` of each side stays shared: this meets every condition.
+        keep = max(math.sqrt(config.min_overlap), config.region_scale[0], config.min_region_pixels / config.image_size)
+        down, right = (int(_uniform(-1, 1) * (1 - keep) * side) for side in (query.height, query.width))
+        top = min(max(query.top + down, 0), height - query.height)
+        left = min(max(query.left + right, 0), width - query.width)
+        return query, Crop(top, left, query.height, query.width)
+
+    def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:
+        """Width and height, in pixels of the picture, that any region of these crops should be able to have."""
+        pixels, scale = self.config.min_region_pixels / self.config.image_size, self.config.region_scale[0]
+        return (
+            max(scale * query.width, pixels * max(query.width, key.width)),
+            max(scale * query.height, pixels * max(query.height, key.height)),
+        )
+
+    def _regions(self, query: Crop, key: Crop) -> Tensor:
+        """R boxes [R, 4] in pixels of the picture, inside both crops."""
+        config = self.config
+        left, top, right, bottom = _shared(query, key)
+        pixels = config.min_region_pixels / config.image_size
+        least_width, least_height = pixels * max(query.width, key.width), pixels * max(query.height, key.height)
+        (low, high), aspects = config.region_scale, [math.log(aspect) for aspect in config.region_aspect]
+        regions: list[tuple[float, ...]] = []
+        for candidates in torch.rand(config.regions, REGION_TRIES, 4).tolist():
+            best, best_overlap = None, math.inf
+            for scale, aspect, across, down in candidates:
+                side = low + scale * (high - low)
+                stretch = math.exp((aspects[0] + aspect * (aspects[1] - aspects[0])) / 2)
+                width = min(max(side * stretch * query.width, least_width), right - left)
+                height = min(max(side / stretch * query.height, least_height), bottom - top)
+                x, y = left + across * (right - left - width), top + down * (bottom - top - height)
+                box = (x, y, x + width, y + height)
+                overlap = max((_iou(box, other) for other in regions), default=0.0)
+                if overlap < best_overlap:
+                    best, best_overlap = box, overlap
+                if overlap <= config.max_region_overlap:
+                    break
+            regions.append(best)
+        return torch.tensor(regions)
+
+    def _view(self, image: Image.Image | Tensor, regions: BoundingBoxes, crop: Crop) -> tuple[Tensor, Tensor]:
+        """Cut one crop out and augment it: normalised [3, S, S] and the regions [R, 4] in its pixels."""
+        size = [self.config.image_size, self.config.image_size]
+        boxes = F.resized_crop(regions, *crop, size=size)
+        view = F.crop(image, *crop)
+        if not isinstance(view, Tensor):
+            view = F.pil_to_tensor(view)  # only the crop: most of a large picture is never converted
+        view = F.resize(view, size, antialias=True)  # on uint8, which torch resizes several times faster than floats
+        if _chance(self.config.flip):
+            view, boxes = F.horizontal_flip(view), F.horizontal_flip(boxes)
+        view = self._augment(view.float().div_(255))
+        return (view - _channels(MEAN)).div_(_channels(STD)), boxes.as_subclass(Tensor)
+
+    def _augment(self, view: Tensor) -> Tensor:
+        """MoCo v2's colour augmentations. view: [3, S, S] float32 in [0, 1]."""
+        config = self.config
+        if _chance(config.jitter):
+            for step in torch.randperm(4).tolist():
+                if step == 0:
+                    view = F.adjust_brightness(view, _uniform(1 - config.brightness, 1 + config.brightness))
+                elif step == 1:
+                    view = F.adjust_contrast(view, _uniform(1 - config.contrast, 1 + config.contrast))
+                elif step == 2:
+                    view = F.adjust_saturation(view, _uniform(1 - config.saturation, 1 + config.saturation))
+                else:
+                    view = shift_hue(view, _uniform(-config.hue, config.hue))
+        if _chance(config.grayscale):
+            view = F.rgb_to_grayscale(view, num_output_channels=3)
+        if _chance(config.blur):
+            sigma = _uniform(*config.blur_sigma) * config.image_size / 224
+            # A Gaussian blur of a small square picture is fastest as two matrix products; the softmax makes each row of
+            # weights sum to 1, so borders neither darken nor need padding.
+            weights = torch.softmax(self._distance2 / (-2 * sigma * sigma), dim=-1)
+            view = weights @ view @ weights.T
+        return view
+
+
+def mask_boxes(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
+    """Hide what the boxes surround. Box edges are rounded outward to whole pixels, so nothing inside leaks.
+
+    images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
+    fill: 0 is the mean colour of normalised images. Any device, no synchronisation, traceable by torch.compile.
+    """
+    (height, width), boxes = images.shape[-2:], boxes.float()
+    rows = torch.arange(height, device=boxes.device)
+    columns = torch.arange(width, device=boxes.device)
+    x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)  # each [B, R, 1]
+    in_rows = (rows >= y1.floor()) & (rows < y2.ceil()) & (y1 < y2)  # [B, R, H]
+    in_columns = (columns >= x1.floor()) & (columns < x2.ceil()) & (x1 < x2)  # [B, R, W]
+    # Counting by a batched product needs no [B, R, H, W] tensor.
+    hidden = (in_rows.float().mT @ in_columns.float()) > 0  # [B, H, W]
+    return torch.where(hidden[:, None], fill, images)  # unlike masked_fill, keeps channels_last
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Normalised views [..., 3, H, W] back to colours in [0, 1], for looking at."""
+    return (images * _channels(STD).to(images) + _channels(MEAN).to(images)).clamp(0, 1)
+
+
+def shift_hue(image: Tensor, shift: float) -> Tensor:
+    """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns; brightness and saturation stay.
+
+    The same values as torchvision's `adjust_hue` at about a quarter of its time, which would be half of all
+    augmentation: a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), so only one 3-channel pass follows the hue.
+    """
+    red, green, blue = image.unbind(-3)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # The hue in sixths of a turn, times chroma.
+    hue = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
+    hue = torch.where(value == red, green - blue, hue).div_(chroma.clamp_min(1e-12))
+    k = (hue + _channels((5 + 6 * shift, 3 + 6 * shift, 1 + 6 * shift))).remainder_(6)
+    return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
+
+
+def _shared(a: Crop, b: Crop) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the area two crops share; right <= left or bottom <= top if there is none."""
+    return (
+        max(a.left, b.left),
+        max(a.top, b.top),
+        min(a.left + a.width, b.left + b.width),
+        min(a.top + a.height, b.top + b.height),
+    )
+
+
+def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def _channels(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _chance(probability: float) -> bool:
+    return torch.rand(()).item() < probability

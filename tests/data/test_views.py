@@ -1,0 +1,260 @@
+"""Two views: the boxes stay on their content, regions are where they should be, masks hide all of them."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from maskco.data.pictures import PictureError
+from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes, shift_hue
+
+PLAIN = ViewConfig(image_size=64, regions=3, jitter=0, grayscale=0, blur=0)  # crops and flips only
+
+
+def coordinates_picture(height: int, width: int) -> torch.Tensor:
+    """uint8 [3, H, W] that says where each pixel is: red grows to the right, green downward."""
+    x = torch.linspace(0, 255, width).expand(height, width)
+    y = torch.linspace(0, 255, height)[:, None].expand(height, width)
+    return torch.stack((x, y, torch.zeros(height, width))).round().to(torch.uint8)
+
+
+def place_shown_at(view: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Red and green of a view of `coordinates_picture`, bilinear at pixel positions x, y: [n, 2] in 0..255."""
+    size = view.shape[-1]
+    grid = torch.stack((x, y), -1)[None, None] / size * 2 - 1
+    colours = torch.nn.functional.grid_sample(denormalize(view)[None], grid, align_corners=False, padding_mode="border")
+    return colours[0, :2, 0].T * 255
+
+
+@pytest.mark.parametrize("as_pil", [False, True])
+@pytest.mark.parametrize("shape", [(300, 400), (333, 200)])
+def test_both_boxes_surround_the_same_content_through_crops_and_flips(as_pil: bool, shape: tuple[int, int]) -> None:
+    picture = coordinates_picture(*shape)
+    transform = TwoViews(PLAIN)
+    torch.manual_seed(0)
+    flips_seen = set()
+    for _ in range(40):
+        views = transform(F.to_pil_image(picture) if as_pil else picture)
+        sides = []
+        for view, boxes in ((views.query, views.query_boxes), (views.key, views.key_boxes)):
+            # Half a pixel inside the corners, so that nothing is looked up beyond the view.
+            x1, y1, x2, y2 = (boxes + torch.tensor([0.5, 0.5, -0.5, -0.5])).unbind(-1)
+            first, last = place_shown_at(view, x1, y1), place_shown_at(view, x2, y2)
+            sides.append(torch.cat((torch.minimum(first, last), torch.maximum(first, last)), -1))
+            flipped = bool((first[:, 0] > last[:, 0]).all())
+            sides.append(flipped)
+        flips_seen.add((sides[1], sides[3]))
+        # A pixel of a view is at most one picture width / 64 = 4 levels of the ramp.
+        torch.testing.assert_close(sides[0], sides[2], atol=5, rtol=0)
+    assert flips_seen == {(False, False), (False, True), (True, False), (True, True)}
+
+
+def test_painted_corner_marks_stay_at_the_corners_of_the_boxes() -> None:
+    """Paint four colours at a region's corners in the picture, then draw the same views again by the same seed."""
+    transform = TwoViews(replace(PLAIN, regions=1, region_scale=(0.4, 0.6), region_aspect=(1.0, 1.0)))
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        plain = transform(coordinates_picture(256, 256))
+        x1, y1, x2, y2 = plain.query_boxes[0]
+        inset = 3.0
+        corners = [
+            (x1 + inset, y1 + inset),
+            (x2 - inset, y1 + inset),
+            (x1 + inset, y2 - inset),
+            (x2 - inset, y2 - inset),
+        ]
+        x, y = (torch.stack(axis) for axis in zip(*corners, strict=True))
+        picture = torch.zeros(3, 256, 256, dtype=torch.uint8)
+        for place, colour in zip(place_shown_at(plain.query, x, y).round().long(), colours, strict=True):
+            column, row = place.tolist()
+            picture[:, max(row - 6, 0) : row + 7, max(column - 6, 0) : column + 7] = colour[:, None, None]
+        torch.manual_seed(seed)
+        marked = transform(picture)
+        torch.testing.assert_close(marked.key_boxes, plain.key_boxes)
+        for view, boxes in ((marked.query, marked.query_boxes), (marked.key, marked.key_boxes)):
+            shown = denormalize(view)
+            outside = mask_boxes(shown[None], boxes[None])[0]
+            for colour in colours:
+                amount = (1 - (shown - colour[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
+                left = (1 - (outside - colour[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
+                assert amount.sum() > 1, "the mark is in the view"
+                assert left.sum() < 0.35 * amount.sum(), "the mark lies in the box"
+
+
+def test_regions_lie_in_both_views_with_the_sizes_asked_for() -> None:
+    config = replace(PLAIN, regions=4, min_region_pixels=10)
+    transform = TwoViews(config)
+    torch.manual_seed(1)
+    sides = []
+    for shape in [(96, 96), (40, 500), (500, 40), (64, 80), (32, 32)]:
+        for _ in range(60):
+            views = transform(torch.zeros(3, *shape, dtype=torch.uint8))
+            for boxes in (views.query_boxes, views.key_boxes):
+                assert boxes.shape == (4, 4) and boxes.dtype == torch.float32 and type(boxes) is torch.Tensor
+                assert boxes.min() >= -1e-3 and boxes.max() <= 64 + 1e-3
+                assert (boxes[:, 2:] - boxes[:, :2]).min() >= 10 - 1e-3
+            width, height = (views.query_boxes[:, 2:] - views.query_boxes[:, :2]).unbind(-1)
+            sides.append((width * height).sqrt() / 64)
+    sides = torch.cat(sides)
+    assert sides.max() <= 0.5 + 1e-4
+    assert sides.min() < 0.3 < 0.45 < sides.max()  # the whole range is in use
+
+
+def test_crops_share_at_least_the_area_asked_for() -> None:
+    for overlap in (0.25, 0.6, 0.95, 1.0):
+        transform = TwoViews(replace(PLAIN, min_overlap=overlap))
+        picture = torch.zeros(3, 90, 70, dtype=torch.uint8)
+        torch.manual_seed(2)
+        for _ in range(100):
+            a, b = transform._crops(picture, 90, 70)
+            both = max(min(a.left + a.width, b.left + b.width) - max(a.left, b.left), 0) * max(
+                min(a.top + a.height, b.top + b.height) - max(a.top, b.top), 0
+            )
+            assert both >= overlap * max(a.width * a.height, b.width * b.height) - 1e-9
+            for crop in (a, b):
+                assert crop.top >= 0 and crop.top + crop.height <= 90
+                assert crop.left >= 0 and crop.left + crop.width <= 70
+
+
+def test_regions_of_one_picture_do_not_coincide() -> None:
+    transform = TwoViews(replace(PLAIN, regions=4, region_scale=(0.2, 0.3)))
+    torch.manual_seed(3)
+    overlaps = []
+    for _ in range(200):
+        boxes = transform(torch.zeros(3, 96, 96, dtype=torch.uint8)).query_boxes
+        corner, end = torch.maximum(boxes[:, None, :2], boxes[:, :2]), torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+        both = (end - corner).clamp(min=0).prod(-1)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        iou = both / (area[:, None] + area - both)
+        overlaps.append(iou[torch.triu(torch.ones(4, 4), 1) > 0])
+    overlaps = torch.cat(overlaps)
+    assert (overlaps <= 0.25 + 1e-4).float().mean() > 0.98
+    assert overlaps.max() < 0.9
+
+
+def test_same_seed_same_views_and_another_seed_others() -> None:
+    transform, picture = TwoViews(ViewConfig(image_size=32)), coordinates_picture(80, 80)
+
+    def draw(seed: int) -> Views:
+        torch.manual_seed(seed)
+        return transform(picture)
+
+    assert all(torch.equal(a, b) for a, b in zip(draw(5), draw(5), strict=True))
+    assert not torch.equal(draw(5).query, draw(6).query)
+    assert not torch.equal(draw(5).query, draw(5).key)
+
+
+def test_views_are_normalised_float32_of_the_size_asked_for() -> None:
+    torch.manual_seed(0)
+    views = TwoViews(ViewConfig(image_size=48))(Image.new("RGB", (200, 100), (124, 116, 104)))  # the mean colour
+    assert views.query.shape == views.key.shape == (3, 48, 48)
+    assert views.query.dtype == torch.float32 and type(views.query) is torch.Tensor
+    plain = TwoViews(replace(PLAIN, image_size=48))(Image.new("RGB", (200, 100), (124, 116, 104)))
+    torch.testing.assert_close(plain.query, torch.zeros(3, 48, 48), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        denormalize(plain.query)[:, 0, 0], torch.tensor([124, 116, 104]) / 255, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_augmentations_happen_as_often_as_configured() -> None:
+    picture = torch.tensor([200, 60, 40], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+    transform = TwoViews(ViewConfig(image_size=16))
+    torch.manual_seed(4)
+    views = [view for _ in range(300) for view in transform(picture)[:2]]
+    grey = sum(bool((denormalize(view).std(0) < 1e-4).all()) for view in views) / len(views)
+    untouched = sum(
+        bool(torch.allclose(denormalize(view)[:, 8, 8] * 255, picture[:, 0, 0].float(), atol=0.01)) for view in views
+    )
+    assert 0.15 < grey < 0.25
+    assert 0.11 < untouched / len(views) < 0.21  # neither jitter (0.2) nor grey (0.8)
+
+
+@pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.05, 0.5])
+def test_shift_hue_is_a_turn_of_hsv_hue(shift: float) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(3, 6, 7)
+    image[:, 0] = 0.4  # grey has no hue
+    image[:, 1] = image[:, 1].round()
+    expected = torch.empty_like(image)
+    for y in range(6):
+        for x in range(7):
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[:, y, x].tolist())
+            expected[:, y, x] = torch.tensor(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value))
+    torch.testing.assert_close(shift_hue(image, shift), expected, atol=1e-5, rtol=0)
+
+
+def test_blur_keeps_the_mean_and_takes_the_contrast() -> None:
+    config = replace(
+        PLAIN, image_size=224, blur=1.0, blur_sigma=(2.0, 2.0), crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0)
+    )
+    picture = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).mul(255).to(torch.uint8).expand(3, 224, 224)
+    torch.manual_seed(0)
+    view = denormalize(TwoViews(config)(picture).query)
+    torch.testing.assert_close(view, torch.full_like(view, 0.5), atol=0.03, rtol=0)
+    # An impulse becomes torchvision's Gaussian, away from the border.
+    impulse = torch.zeros(3, 224, 224)
+    impulse[:, 100, 120] = 1
+    torch.manual_seed(0)
+    torch.testing.assert_close(
+        TwoViews(config)._augment(impulse), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
+    )
+
+
+def test_mask_boxes_hides_every_pixel_a_box_touches_and_no_other() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 20, 30)
+    boxes = torch.rand(3, 4, 4) * torch.tensor([15, 10, 15, 10])
+    boxes[..., 2:] += boxes[..., :2]
+    boxes[1, 2] = 0  # empty
+    before = images.clone()
+    masked = mask_boxes(images, boxes)
+    assert torch.equal(images, before)
+    for b in range(3):
+        for y in range(20):
+            for x in range(30):
+                hidden = any(x1 < x + 1 and x < x2 and y1 < y + 1 and y < y2 for x1, y1, x2, y2 in boxes[b].tolist())
+                assert torch.equal(masked[b, :, y, x], torch.zeros(3) if hidden else images[b, :, y, x])
+
+
+def test_mask_boxes_takes_out_of_image_boxes_other_dtypes_and_no_boxes() -> None:
+    images = torch.ones(1, 3, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    masked = mask_boxes(images, torch.tensor([[[-5.0, -5.0, 2.5, 2.0], [7.5, 7.5, 99.0, 99.0]]]), fill=2.0)
+    assert masked.dtype == torch.bfloat16 and masked.is_contiguous(memory_format=torch.channels_last)
+    assert int((masked[0, 0] == 2).sum()) == 3 * 2 + 1
+    assert torch.equal(mask_boxes(images, torch.zeros(1, 0, 4)), images)
+
+
+def test_mask_boxes_compiles_without_graph_breaks() -> None:
+    images, boxes = torch.randn(2, 3, 16, 16), torch.tensor([[[1.0, 2, 7, 9.5]], [[0, 0, 16, 3]]])
+    compiled = torch.compile(mask_boxes, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(images, boxes), mask_boxes(images, boxes))
+
+
+def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
+    transform = TwoViews(ViewConfig(image_size=64))
+    transform(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(PictureError, match=r"200x31 pixels.*at least 32"):
+        transform(torch.zeros(3, 31, 200, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"regions": 0},
+        {"region_scale": (0.5, 0.2)},
+        {"region_scale": (0.2, 1.5)},
+        {"crop_scale": (0.0, 1.0)},
+        {"flip": 1.5},
+        {"min_overlap": -0.1},
+        {"image_size": 32, "min_region_pixels": 20},
+    ],
+)
+def test_config_refuses_what_cannot_work(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(reversed(wrong))):
+        ViewConfig(**wrong)
