@@ -20,7 +20,7 @@ REQUIRE_SIM = os.environ.get("MASKCO_REQUIRE_SIM") == "1"
     params=["cpu", pytest.param("sim", marks=pytest.mark.sim), pytest.param("cuda", marks=pytest.mark.cuda)]
 )
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """"cpu", "cuda", or "sim": the CUDA host code and the compiled PTX of its kernels, run and checked on CPU tensors.
+    """ "cpu", "cuda", or "sim": the CUDA host code and the compiled PTX of its kernels, run and checked on CPU tensors.
 
     Yields the torch device to make tensors on. On sim, anything a GPU would get wrong fails the test when it ends:
     out of bounds, misaligned, uninitialised or racing accesses, refused launches.

@@ -102,9 +102,7 @@ def _samples(
     return torch.cat([low, high]), torch.cat([(1 - fraction) * share, fraction * share])
 
 
-def masked_pool(
-    features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean"
-) -> Tensor:
+def masked_pool(features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean") -> Tensor:
     """Region means or sums. Float masks weigh (0 * NaN is NaN); bool masks and labels choose."""
     wide = torch.promote_types(features.dtype, torch.float32)
     pixels = features.to(wide)
@@ -140,7 +138,9 @@ def queue_push_(
         rows = F.normalize(rows, dim=1)
     taken = torch.minimum(size - cursor[0], torch.tensor(count)) if overflow == "truncate" else torch.tensor(count)
     taken = int(taken)
-    kept = torch.arange(max(0, taken - size), taken, device=keys.device)  # a row that is overwritten at once is left out
+    kept = torch.arange(
+        max(0, taken - size), taken, device=keys.device
+    )  # a row that is overwritten at once is left out
     target = (cursor[0] + kept) % size
     queue[target] = rows[kept].to(queue.dtype)
     if ids is not None:

@@ -1,0 +1,42 @@
+// Loops that the compiler vectorises for every x86 level at once, and the exponential they need.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// One binary for every x86-64: the loader picks the AVX-512, AVX2 or baseline version. Elsewhere the baseline is the machine's.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define MASKCO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MASKCO_CLONES
+#endif
+#define MASKCO_INLINE inline __attribute__((always_inline))
+
+namespace maskco {
+
+// e^x for x <= 0 or so, without a branch: 2^n by exponent bits, the rest by a polynomial (Cephes), within 2 ulp.
+// NaN stays NaN; below -87.3 the result is 0 and above 88 it is inf.
+MASKCO_INLINE float fast_exp(float x) {
+  const float clamped = x < -87.3f ? -87.3f : (x > 88.f ? 88.f : x);  // (a NaN falls through both comparisons)
+  const float shifted = clamped * 1.44269504088896341f + 12582912.f;  // rounds to an integer in the low mantissa bits
+  const float n = shifted - 12582912.f;
+  float r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  const float e = p * scale;
+  return x < -87.3f ? 0.f : (x > 88.f ? INFINITY : e);
+}
+MASKCO_INLINE double fast_exp(double x) { return std::exp(x); }
+
+}  // namespace maskco
