@@ -1,0 +1,109 @@
+"""The feature queue (MoCo's dictionary of negatives) as one op: normalise, cast and write keys in place, on the device.
+
+Forward only: keys are constants to the loss, so no gradient goes through a queue.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from maskco import _ext
+from maskco.ops import reference
+from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, check_device, check_dtype, check_shape
+
+OVERFLOWS = ("wrap", "truncate", "error")
+
+
+def queue_push_(
+    queue: Any,
+    cursor: Any,
+    keys: Any,
+    *,
+    normalize: bool = False,
+    ids: Any | None = None,
+    queue_ids: Any | None = None,
+    overflow: str = "wrap",
+) -> None:
+    """Writes `keys` into `queue` behind the newest rows, in place and without waiting for the device.
+
+    Tensors, or anything with `__dlpack__` (NumPy on the CPU, CuPy), which is then changed in place too.
+
+    Args:
+        queue: [K, C] float32, float64, float16 or bfloat16, any strides: a ring of rows. It must not require grad.
+        cursor: [2] int64 on the queue's device: (next row to write, number of rows written so far, at most K).
+            Start with zeros; the op advances it.
+        keys: [B, C] of any float dtype (cast while writing), any B, also 0 or more than K: then the last K are kept.
+            Taken as constants: no gradient flows.
+        normalize: divide each key by its L2 norm, `torch.nn.functional.normalize(keys, dim=1)` with eps 1e-12,
+            computed in float32 (float64 for float64 keys).
+        ids: [B] integers, an identity per key (for example of its picture), written to `queue_ids`.
+        queue_ids: [K] int64. Give both or neither.
+        overflow: what happens to keys that pass the queue's end. "wrap" goes on at row 0. "truncate" drops them, and
+            the next push starts at row 0. "error" (MoCo's assertion) wants B to divide K, so that full batches end
+            where the queue does.
+
+    Raises:
+        ValueError: wrong shapes, devices or strides, one of `ids` and `queue_ids` alone, or with "error" a B that does
+            not divide K.
+        TypeError: a wrong dtype.
+        RuntimeError: the queue requires grad; or, on the CPU, the cursor is outside of the queue (on CUDA, where
+            looking would mean to wait, its row is taken modulo K and its count clamped).
+    """
+    queue, cursor, keys = as_tensor(queue, "queue"), as_tensor(cursor, "cursor"), as_tensor(keys, "keys")
+    check_dtype(queue, FLOATS, "queue")
+    check_shape(queue, ("K", "C"), "queue")
+    size, channels = queue.shape
+    if queue.requires_grad:
+        raise RuntimeError("queue must not require grad: it is overwritten in place. Pass queue.detach()")
+    if any(stride == 0 and length > 1 for stride, length in zip(queue.stride(), queue.shape, strict=True)):
+        raise ValueError("queue must not be expanded, its rows share memory; pass queue.clone()")
+    check_dtype(cursor, (torch.int64,), "cursor")
+    check_shape(cursor, (2,), "cursor")
+    check_device(cursor, queue, "cursor", "queue")
+    check_dtype(keys, FLOATS, "keys")
+    check_shape(keys, ("B", channels), "keys")
+    check_device(keys, queue, "keys", "queue")
+    count = keys.shape[0]
+    if (ids is None) != (queue_ids is None):
+        missing = "ids" if ids is None else "queue_ids"
+        raise ValueError(f"ids and queue_ids go together, {missing} is missing: give both or neither")
+    if ids is not None:
+        ids, queue_ids = as_tensor(ids, "ids"), as_tensor(queue_ids, "queue_ids")
+        check_dtype(ids, INTEGERS, "ids")
+        check_shape(ids, (count,), "ids")
+        check_device(ids, queue, "ids", "queue")
+        check_dtype(queue_ids, (torch.int64,), "queue_ids")
+        check_shape(queue_ids, (size,), "queue_ids")
+        check_device(queue_ids, queue, "queue_ids", "queue")
+        ids = ids.to(torch.int64)
+    if overflow not in OVERFLOWS:
+        raise ValueError(f'overflow must be "wrap", "truncate" or "error", got {overflow!r}')
+    if overflow == "error" and count > 0 and size % count != 0:
+        raise ValueError(
+            f'overflow="error" needs a batch that divides the queue, got {count} keys for {size} rows; '
+            'drop the last short batch or use overflow="wrap"'
+        )
+
+    ops = _ext.kernels(queue.device)
+    if ops is None:
+        with torch.no_grad():
+            reference.queue_push_(
+                queue, cursor, keys, normalize=normalize, ids=ids, queue_ids=queue_ids, overflow=overflow
+            )
+    else:
+        ops.queue_push_(queue, cursor, keys.detach(), normalize, ids, queue_ids, overflow != "truncate")
+        # so that autograd refuses a backward pass which needs what was here before (ops of a stable-ABI library don't)
+        torch.autograd.graph.increment_version([t for t in (queue, cursor, queue_ids) if t is not None])
+
+
+def register(namespace: str) -> None:
+    """The Python half of torch.ops.<namespace>.queue_push_: its fake kernel (it returns nothing)."""
+
+    @torch.library.register_fake(f"{namespace}::queue_push_")
+    def _(queue, cursor, keys, normalize, ids, queue_ids, wrap):
+        return None
+
+
+register("maskco")
