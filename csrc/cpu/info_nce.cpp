@@ -228,7 +228,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     for (int64_t i = begin; i < end; i++) {
       const Row<T>& row = rows[i];
       const T own = std::exp(row.positive_logit - row.max), total = own + row.sum;
-      out_loss[i] = row.max == row.positive_logit ? std::log1p(row.sum) : std::log(total) + (row.max - row.positive_logit);
+      const T behind = row.max - row.positive_logit;  // NaN, and so the loss, where the positive's logit is infinite
+      out_loss[i] = behind + (behind == 0 ? std::log1p(row.sum) : std::log(total));
       out_lse[i] = row.positive_logit + out_loss[i];
       out_logit[i] = row.positive_logit;
       out_rank[i] = row.rank;

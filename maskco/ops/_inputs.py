@@ -22,12 +22,12 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 def check_shape(value: Tensor, shape: tuple[int | str, ...], name: str) -> None:
     """Raises ValueError unless `value` has the shape; a str is a dimension of any size, its name shown in the error."""
-    wanted = "[" + ", ".join(str(s) for s in shape) + "]"
-    if value.dim() != len(shape):
-        raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
-    for got, want in zip(value.shape, shape, strict=True):
-        if not isinstance(want, str) and got != want:
-            raise ValueError(f"{name} must have shape {wanted}, got {list(value.shape)}")
+    fits = value.dim() == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:  # (the text only now: torch.compile cannot format symbolic sizes)
+        wanted = ", ".join(str(s) for s in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")
 
 
 def check_dtype(value: Tensor, dtypes: tuple[torch.dtype, ...], name: str) -> None:

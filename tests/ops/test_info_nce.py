@@ -1,0 +1,359 @@
+"""info_nce against plain cross-entropy in float64, and everything its docstring promises."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from maskco.ops import info_nce, reference
+from tolerance import assert_as_good_as
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def unit(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1).to(dtype).to(device)
+
+
+def make_case(
+    device="cpu", dtype=torch.float32, n=9, c=20, k=45, m=3, valid=40, ids=True, in_batch=True, temperature=0.2
+) -> dict:
+    """Every argument at once; tests drop what they don't mean."""
+    return {
+        "query": unit(n, c, dtype=dtype, device=device),
+        "positive": unit(n, c, dtype=dtype, device=device),
+        "queue": unit(k, c, dtype=dtype, device=device) if k else None,
+        "local_negatives": unit(n, m, c, dtype=dtype, device=device) if m else None,
+        "in_batch": in_batch,
+        "query_ids": torch.randint(0, 4, (n,), device=device) if ids else None,
+        "queue_ids": torch.randint(0, 4, (k,), device=device) if ids and k else None,
+        "valid": torch.tensor(valid, device=device) if k else None,
+        "temperature": temperature,
+    }
+
+
+def run(function, case: dict, grad: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """loss, lse, positive_logit, rank and the gradients of a weighted sum of the losses."""
+    case = {key: v.detach().clone().requires_grad_(key in grad) if torch.is_tensor(v) and v.is_floating_point() else v
+            for key, v in case.items()}  # fmt: skip
+    if function is info_nce:
+        loss, stats = info_nce(**case, reduction="none", return_stats=True)
+        result = {"loss": loss, **stats._asdict()}
+    else:
+        result = dict(zip(("loss", "lse", "positive_logit", "rank"), reference.info_nce(**case), strict=True))
+    if grad:
+        weights = torch.linspace(0.5, 2, len(result["loss"]), dtype=result["loss"].dtype, device=result["loss"].device)
+        grads = torch.autograd.grad((result["loss"] * weights).sum(), [case[name] for name in grad])
+        result |= {f"grad_{name}": g for name, g in zip(grad, grads, strict=True)}
+    return result
+
+
+def check_case(case: dict, grad: tuple[str, ...]) -> None:
+    """The op, plain torch in the same dtype, and plain torch in float64 on the same rounded inputs."""
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    actual, same, truth = (
+        run(info_nce, case, grad),
+        run(reference.info_nce, case, grad),
+        run(reference.info_nce, wide, grad),
+    )
+    for name, value in actual.items():
+        if name == "rank":
+            assert torch.equal(value.cpu(), truth[name].cpu())
+        else:
+            assert_as_good_as(value, same[name], truth[name], value.dtype, name)
+
+
+FEATURES = ("query", "positive", "queue", "local_negatives")
+CASES = {
+    "queue": {"m": 0, "in_batch": False, "ids": False},
+    "queue_ids": {"m": 0, "in_batch": False},
+    "local": {"k": 0, "in_batch": False, "ids": False},
+    "in_batch": {"k": 0, "m": 0, "ids": False},
+    "in_batch_ids": {"k": 0, "m": 0},
+    "all": {},
+    "negative_temperature": {"temperature": -0.5},
+    "cold": {"temperature": 0.01},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_values_and_gradients(device, options, dtype):
+    torch.manual_seed(0)
+    case = make_case(device, dtype, **options)
+    check_case(case, tuple(name for name in FEATURES if case[name] is not None))
+
+
+@pytest.mark.parametrize("n, k, c, m", [(252, 507, 123, 0), (1, 1, 16, 1), (300, 2500, 64, 2), (5, 1025, 128, 7)])
+def test_ragged_sizes(n, k, c, m):
+    """Around the tiles of 256 queries and 1024 keys, and nothing a multiple of anything."""
+    torch.manual_seed(0)
+    check_case(
+        make_case(n=n, k=k, c=c, m=m, valid=max(1, k - 3)), tuple(name for name in FEATURES if m or name[0] != "l")
+    )
+
+
+def test_equals_mocos_own_formula():
+    """MoCo's builder.py: cat of positive and queue logits, cross-entropy against class 0."""
+    torch.manual_seed(0)
+    q, k, queue = unit(32, 128), unit(32, 128), unit(128, 4096)  # MoCo keeps its queue as [C, K]
+    logits = torch.cat([torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, queue)], dim=1) / 0.07
+    expected = F.cross_entropy(logits, torch.zeros(32, dtype=torch.long))
+    loss, stats = info_nce(q, k, queue.T, temperature=0.07, return_stats=True)
+    torch.testing.assert_close(loss, expected)
+    assert torch.equal(stats.rank, (logits[:, 1:] > logits[:, :1]).sum(1))
+
+
+def test_equals_simclrs_in_batch_loss():
+    torch.manual_seed(0)
+    a, b = unit(24, 32), unit(24, 32)
+    expected = F.cross_entropy(a @ b.T / 0.1, torch.arange(24))
+    torch.testing.assert_close(info_nce(a, b, in_batch=True, temperature=0.1), expected)
+
+
+def test_reductions():
+    case = make_case()
+    rows = info_nce(**case, reduction="none")
+    torch.testing.assert_close(info_nce(**case), rows.mean())
+    torch.testing.assert_close(info_nce(**case, reduction="sum"), rows.sum())
+
+
+def test_gradcheck_and_temperature():
+    torch.manual_seed(0)
+    case = make_case(dtype=torch.float64, n=4, c=5, k=11, valid=9)
+    tau = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    inputs = [case.pop(name).requires_grad_() for name in FEATURES]
+    case.pop("temperature")
+
+    def loss(query, positive, queue, local_negatives, temperature):
+        rest = {**case, "queue": queue, "local_negatives": local_negatives, "temperature": temperature}
+        return info_nce(query, positive, **rest, reduction="none")
+
+    assert torch.autograd.gradcheck(loss, (*inputs, tau))
+
+
+@pytest.mark.parametrize(
+    "wanted", [s for r in range(6) for s in itertools.combinations((*FEATURES, "temperature"), r)], ids=str
+)
+def test_every_subset_of_gradients(wanted):
+    torch.manual_seed(0)
+    case = make_case(n=4, c=6, k=10, m=2, valid=8) | {"temperature": torch.tensor(0.3)}
+    everything = run(info_nce, case, (*FEATURES, "temperature"))
+    result = run(info_nce, case, wanted) if wanted else run(info_nce, case)
+    assert {k for k in result if k.startswith("grad_")} == {f"grad_{name}" for name in wanted}
+    for name, value in result.items():
+        torch.testing.assert_close(value, everything[name], rtol=0, atol=0)
+
+
+def test_gradient_keeps_its_precision_when_the_positive_wins():
+    """Loss and gradient of 1e-9: summed with the positive, they would drown in float32's 1e-7."""
+    torch.manual_seed(0)
+    query = unit(4, 16)
+    case = make_case(n=4, c=16, k=30, m=0, valid=30, ids=False, in_batch=False, temperature=0.045)
+    case |= {"query": query, "positive": query.clone(), "queue": case["queue"] * 0.1}
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    actual, truth = run(info_nce, case, ("query",)), run(reference.info_nce, wide, ("query",))
+    assert truth["loss"].detach().max() < 3e-8
+    torch.testing.assert_close(actual["loss"].double(), truth["loss"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(actual["grad_query"].double(), truth["grad_query"], rtol=1e-2, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", [3e2, 1e4])
+def test_logits_that_overflow_exp(scale):
+    torch.manual_seed(0)
+    case = make_case(m=0, ids=False) | {"temperature": 1 / scale}
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    actual, truth = run(info_nce, case, ("query",)), run(reference.info_nce, wide, ("query",))
+    assert truth["lse"].detach().max() > 88
+    torch.testing.assert_close(actual["loss"].double(), truth["loss"], rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_rows_past_valid_may_hold_anything(device):
+    torch.manual_seed(0)
+    case = make_case(device, m=0, ids=False)
+    clean = run(info_nce, case, ("query", "queue"))
+    case["queue"][40:] = math.nan
+    dirty = run(info_nce, case, ("query", "queue"))
+    for name in clean:
+        assert torch.equal(clean[name], dirty[name]), name
+    assert not dirty["grad_queue"][40:].any()
+
+
+@pytest.mark.parametrize("valid", [0, 1, 40, 45])
+def test_valid_as_int_and_as_tensor(device, valid):
+    torch.manual_seed(0)
+    case = make_case(device)
+    as_tensor = run(info_nce, case | {"valid": torch.tensor(valid, device=device)}, ("query",))
+    as_int = run(info_nce, case | {"valid": valid}, ("query",))
+    for name in as_int:
+        torch.testing.assert_close(as_int[name], as_tensor[name])
+
+
+@pytest.mark.parametrize(
+    "case", [{"k": 0, "m": 0, "in_batch": False}, {"valid": 0, "m": 0, "in_batch": False}, {"n": 1, "k": 0, "m": 0}]
+)
+def test_no_negatives_gives_zero(device, case):
+    result = run(
+        info_nce, make_case(device, **case, **({} if "ids" in case else {"ids": False})), ("query", "positive")
+    )
+    assert not result["loss"].any() and not result["grad_query"].any() and not result["grad_positive"].any()
+
+
+def test_empty_batch(device):
+    case = make_case(device, n=0)
+    assert info_nce(**case, reduction="none").shape == (0,)
+    query = case["query"].requires_grad_()
+    loss = info_nce(**case | {"query": query})
+    assert loss.item() == 0
+    loss.backward()
+    assert query.grad.shape == (0, 20)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["query", "positive", "queue", "local_negatives"])
+def test_nan_and_inf_reach_the_loss(device, where, bad):
+    case = make_case(device, ids=False, in_batch=False)
+    for features in ("query", "positive", "queue", "local_negatives"):  # all positive, so that Inf is no -Inf logit
+        case[features].abs_()
+    case[where].view(-1, 20)[0, 3] = bad
+    loss = info_nce(**case, reduction="none")
+    assert not loss[0].isfinite()
+    assert loss[1:].isfinite().all() or where == "queue"
+
+
+def test_pushing_before_backward_changes_nothing():
+    torch.manual_seed(0)
+    case = make_case(m=0, in_batch=False, ids=False)
+    expected = run(info_nce, case, ("query",))["grad_query"]
+    query = case["query"].clone().requires_grad_()
+    loss = (info_nce(**case | {"query": query}, reduction="none") * torch.linspace(0.5, 2, 9)).sum()
+    reference.queue_push_(case["queue"], torch.tensor([0, 45]), unit(45, 20))
+    loss.backward()
+    assert torch.equal(query.grad, expected)
+
+
+def test_any_strides_and_no_copy_of_the_queue():
+    torch.manual_seed(0)
+    case = make_case(n=6, c=16, k=64, valid=60)
+    expected = run(info_nce, case, FEATURES)
+    strided = dict(case)
+    strided["queue"] = case["queue"].T.contiguous().T
+    strided["query"] = torch.cat([case["query"], case["query"]], 1)[:, :16]
+    strided["local_negatives"] = case["local_negatives"].transpose(1, 2).contiguous().transpose(1, 2)
+    for name, value in run(info_nce, strided, FEATURES).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_extra_memory_does_not_grow_with_the_queue():
+    """The high-water mark of a forward and backward pass, by torch's own profiler."""
+
+    def extra_bytes(k: int) -> int:
+        query, positive, queue = unit(64, 64).requires_grad_(), unit(64, 64), unit(k, 64)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            info_nce(query, positive, queue).backward()
+        now = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        return peak
+
+    small, large = extra_bytes(4096), extra_bytes(65536)
+    assert small > 0 and large < small * 1.2 and large < 64 * 65536 * 4 / 8
+
+
+def test_bitwise_repeatable():
+    torch.manual_seed(0)
+    case = make_case(n=300, c=64, k=3000, valid=2999)
+    first, second = run(info_nce, case, FEATURES), run(info_nce, case, FEATURES)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_second_derivative():
+    query = unit(3, 8).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(info_nce(query, unit(3, 8), unit(5, 8)), query, create_graph=True)
+
+
+@pytest.mark.parametrize("need_grad", [False, True])
+def test_opcheck(need_grad):
+    case = make_case(n=4, c=6, k=10, valid=8)
+    inputs = [case[name].requires_grad_(need_grad) for name in FEATURES]
+    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), need_grad)
+    opcheck(torch.ops.maskco.info_nce_fwd, args)
+    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, None, 0.2, None)
+    opcheck(torch.ops.maskco.info_nce_bwd_keys, args)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_into_one_graph():
+    torch.manual_seed(0)
+
+    def step(query, positive, queue, valid, tau):
+        loss, stats = info_nce(query, positive, queue, valid=valid, in_batch=True, temperature=tau, return_stats=True)
+        return loss, stats.rank
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for n in (5, 8):
+        tau = torch.tensor(0.3, requires_grad=True)
+        query, positive, queue = unit(n, 12).requires_grad_(), unit(n, 12).requires_grad_(), unit(30, 12)
+        results = []
+        for function in (step, compiled):
+            loss, rank = function(query, positive, queue, torch.tensor(20), tau)
+            results.append((loss, rank, *torch.autograd.grad(loss, (query, positive, tau))))
+        for eager, graph in zip(*results, strict=True):
+            torch.testing.assert_close(graph, eager)
+
+
+def test_autocast_follows_the_queue():
+    torch.manual_seed(0)
+    case = make_case(m=0, ids=False, in_batch=False)
+    with pytest.raises(TypeError, match="one dtype, got bfloat16, float32"):
+        info_nce(**case | {"query": case["query"].bfloat16()})
+    with torch.autocast("cpu", torch.bfloat16):
+        query = case["query"].bfloat16().requires_grad_()
+        loss = info_nce(**case | {"query": query})
+    assert loss.dtype == torch.float32
+    expected = info_nce(**case | {"query": query.detach().float()})
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert query.grad.dtype == torch.bfloat16
+
+
+def test_numpy_arrays_by_dlpack():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (4, 8), (20, 8))]
+    torch.testing.assert_close(info_nce(*arrays), info_nce(*map(torch.from_numpy, arrays)))
+
+
+BAD = {
+    "query shape": ({"query": torch.zeros(3)}, ValueError, r"query must have shape \[N, C\], got \[3\]"),
+    "positive shape": ({"positive": torch.zeros(9, 4)}, ValueError, r"positive must have shape \[9, 20\], got"),
+    "queue width": ({"queue": torch.zeros(45, 4)}, ValueError, r"queue must have shape \[K, 20\]"),
+    "local shape": ({"local_negatives": torch.zeros(9, 20)}, ValueError, r"local_negatives must have shape"),
+    "dtype": ({"query": torch.zeros(9, 20, dtype=torch.int64)}, TypeError, "query must be float32, .*, got int64"),
+    "not a tensor": ({"query": [[1.0]]}, TypeError, "query must be a tensor or an array with __dlpack__, got list"),
+    "mixed": ({"positive": torch.zeros(9, 20).double()}, TypeError, "one dtype, got float32, float64; convert"),
+    "ids length": ({"query_ids": torch.zeros(8, dtype=torch.long)}, ValueError, r"query_ids must have shape \[9\]"),
+    "ids dtype": ({"query_ids": torch.zeros(9)}, TypeError, "query_ids must be int64"),
+    "ids alone": ({"query_ids": None}, ValueError, "queue_ids were given without query_ids; pass both"),
+    "valid too large": ({"valid": 46}, ValueError, "valid must lie between 0 and the queue's 45 rows, got 46"),
+    "valid dtype": ({"valid": torch.tensor(3.0)}, TypeError, "valid must be int64"),
+    "valid tensor": ({"valid": torch.tensor(46)}, RuntimeError, "valid must lie between 0 and the queue's 45 rows"),
+    "temperature": ({"temperature": 0}, ValueError, "temperature must be a number other than 0, got 0"),
+    "temperature shape": ({"temperature": torch.ones(2)}, ValueError, r"temperature must be a float or .* \[2\]"),
+    "reduction": ({"reduction": "avg"}, ValueError, "reduction must be 'mean', 'sum' or 'none', got 'avg'"),
+    "device": ({"queue": torch.zeros(45, 20, device="meta")}, ValueError, "queue is on meta but query on cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, error, message", BAD.values(), ids=BAD.keys())
+def test_bad_input(change, error, message):
+    with pytest.raises(error, match=message):
+        info_nce(**make_case() | change)
