@@ -1,4 +1,5 @@
-// The Python module object of `_C` and of `_C_cuda`: build facts only. Importing it registers the ops it is linked with.
+// The Python module object of `_C` and of `_C_cuda`: build facts only. Importing it registers the ops it is linked
+// with.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;

@@ -1,7 +1,8 @@
 // The schemas of every op, and the only place where they stand. What the arguments mean: maskco/ops/*.py.
 //
-// <op>_fwd and <op>_bwd compute; autograd, fake kernels and argument checks are in Python. `need_grad` asks info_nce_fwd
-// for grad_query, the gradient of each query's own loss, which the same pass yields; it is [0, C] otherwise.
+// <op>_fwd and <op>_bwd compute; autograd, fake kernels and argument checks are in Python. `need_grad` asks
+// info_nce_fwd for grad_query, the gradient of each query's own loss, which the same pass yields; it is [0, C]
+// otherwise.
 #include "common/library.h"
 
 MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
@@ -9,7 +10,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "info_nce_fwd(Tensor query, Tensor positive, Tensor? queue, Tensor? local_negatives, bool in_batch, "
       "Tensor? query_ids, Tensor? queue_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, "
       "bool need_grad) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor grad_query)");
-  // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left out).
+  // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left
+  // out).
   m.def(
       "info_nce_bwd_keys(Tensor grad_loss, Tensor lse, Tensor query, Tensor keys, bool in_batch, Tensor? query_ids, "
       "Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor) -> Tensor grad_keys");

@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -23,10 +24,14 @@ def _load_cpu() -> ModuleType:
     try:
         return importlib.import_module("maskco._C")
     except ImportError as error:
-        raise ImportError(
-            f"maskco's compiled ops could not be loaded ({error}). Reinstall it in this environment: "
-            "pip install --no-build-isolation --force-reinstall --no-deps maskco (from a checkout: '.')"
-        ) from error
+        package = Path(__file__).parent
+        if (package.parent / "CMakeLists.txt").exists():
+            advice = (
+                f"{package} is a source folder: run elsewhere, or install it with pip install --no-build-isolation -e ."
+            )
+        else:
+            advice = "reinstall maskco in this environment"
+        raise ImportError(f"maskco's compiled ops could not be loaded ({error}); {advice}") from error
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:

@@ -18,18 +18,18 @@
 namespace maskco {
 namespace {
 
-constexpr int64_t kRows = 256;       // queries of one tile
-constexpr int64_t kKeys = 1024;      // keys of one tile: 1 MiB of float32 logits, which stay in the second-level cache
-constexpr int64_t kGrain = 16;       // least rows worth a thread
-constexpr int kLanes = 16;           // independent partial results, so that sums and maxima vectorise
+constexpr int64_t kRows = 256;   // queries of one tile
+constexpr int64_t kKeys = 1024;  // keys of one tile: 1 MiB of float32 logits, which stay in the second-level cache
+constexpr int64_t kGrain = 16;   // least rows worth a thread
+constexpr int kLanes = 16;       // independent partial results, so that sums and maxima vectorise
 
 // Running state of one query.
 template <class T>
 struct Row {
-  T max;              // of the positive's logit and all negatives' so far
-  T sum;              // of e^(s - max) over the negatives
+  T max;  // of the positive's logit and all negatives' so far
+  T sum;  // of e^(s - max) over the negatives
   T positive_logit;
-  int64_t rank;       // negatives with a larger logit than the positive's
+  int64_t rank;  // negatives with a larger logit than the positive's
 };
 
 // Turns logits[n] into weights e^(s - max) in place; returns the factor by which earlier sums shrink.
@@ -79,7 +79,9 @@ MASKCO_INLINE void probabilities(T* logits, int64_t n, T lse, T scale) {
 MASKCO_CLONES float absorb_row(float* s, int64_t n, Row<float>& row) { return absorb(s, n, row); }
 MASKCO_CLONES double absorb_row(double* s, int64_t n, Row<double>& row) { return absorb(s, n, row); }
 MASKCO_CLONES void probabilities_row(float* s, int64_t n, float lse, float scale) { probabilities(s, n, lse, scale); }
-MASKCO_CLONES void probabilities_row(double* s, int64_t n, double lse, double scale) { probabilities(s, n, lse, scale); }
+MASKCO_CLONES void probabilities_row(double* s, int64_t n, double lse, double scale) {
+  probabilities(s, n, lse, scale);
+}
 
 template <class T>
 void add(T* sums, const T* part, int64_t n) {
@@ -91,10 +93,10 @@ constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Do
 
 // Keys that all queries share: which of them are a query's negatives.
 struct Keys {
-  Tensor rows;                 // [K, C], any dtype and strides
-  int64_t count;               // the first `count` rows hold keys
-  const int64_t* ids;          // [K] or null
-  bool own_excluded;           // in-batch: key i is query i's positive
+  Tensor rows;         // [K, C], any dtype and strides
+  int64_t count;       // the first `count` rows hold keys
+  const int64_t* ids;  // [K] or null
+  bool own_excluded;   // in-batch: key i is query i's positive
 };
 
 int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
@@ -134,7 +136,8 @@ void for_each_tile(const Tensor& scaled_query, const Keys& keys, const Body& bod
   const int64_t n_queries = scaled_query.size(0);
   if (n_queries == 0) return;
   Tensor workspace = torch::stable::new_empty(
-      scaled_query, {std::min(n_queries, kRows) * std::max<int64_t>(1, std::min(keys.count, kKeys))}, scalar_type_of<T>);
+      scaled_query, {std::min(n_queries, kRows) * std::max<int64_t>(1, std::min(keys.count, kKeys))},
+      scalar_type_of<T>);
   for (int64_t k0 = 0; k0 < keys.count; k0 += kKeys) {
     const int64_t n = std::min(kKeys, keys.count - k0);
     Tensor tile = narrow(keys.rows, 0, k0, n);
@@ -235,8 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
       out_rank[i] = row.rank;
       if (!acc) continue;
       const T scale = inverse / total, share = row.sum / total;  // share = 1 - p_+
-      for (int64_t x = 0; x < c; x++)
-        acc[i * c + x] = acc[i * c + x] * scale - share * inverse * p[i * c + x];
+      for (int64_t x = 0; x < c; x++) acc[i * c + x] = acc[i * c + x] * scale - share * inverse * p[i * c + x];
     }
   });
   return {loss, lse, positive_logit, rank, grad_query};
@@ -275,7 +277,8 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
     const Tensor part = mm(torch::stable::transpose(logits, 0, 1), narrow(scaled_query, 0, i0, logits.size(0)));
     add(static_cast<T*>(grad_keys.data_ptr()) + k0 * c, static_cast<const T*>(part.data_ptr()), part.numel());
   });
-  return grad_keys.scalar_type() == keys_in.scalar_type() ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
+  return grad_keys.scalar_type() == keys_in.scalar_type() ? grad_keys
+                                                          : torch::stable::to(grad_keys, keys_in.scalar_type());
 }
 
 void check_ids(const std::optional<Tensor>& ids, int64_t size, const char* name) {
@@ -295,16 +298,17 @@ void check_scalars(const std::optional<Tensor>& valid, const std::optional<Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
-    const Tensor& query,                            // [N, C]
-    const Tensor& positive,                         // [N, C]
-    const std::optional<Tensor>& queue,             // [K, C], any strides
-    const std::optional<Tensor>& local_negatives,   // [N, M, C]
+    const Tensor& query,                           // [N, C]
+    const Tensor& positive,                        // [N, C]
+    const std::optional<Tensor>& queue,            // [K, C], any strides
+    const std::optional<Tensor>& local_negatives,  // [N, M, C]
     bool in_batch,
-    const std::optional<Tensor>& query_ids,         // [N] int64
-    const std::optional<Tensor>& queue_ids,         // [K] int64
-    const std::optional<Tensor>& valid,             // one int64
+    const std::optional<Tensor>& query_ids,  // [N] int64
+    const std::optional<Tensor>& queue_ids,  // [K] int64
+    const std::optional<Tensor>& valid,      // one int64
     double temperature,
-    const std::optional<Tensor>& temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
+    const std::optional<Tensor>&
+        temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
     bool need_grad) {
   check_dim(query, 2, "query"), check_floating(query, "query");
   const int64_t n = query.size(0), c = query.size(1);
@@ -321,16 +325,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
              temperature_tensor, need_grad);
 }
 
-Tensor info_nce_bwd_keys(
-    const Tensor& grad_loss,                 // [N]
-    const Tensor& lse,                       // [N]
-    const Tensor& query,                     // [N, C]
-    const Tensor& keys,                      // [K, C]
-    bool in_batch,                           // key i is query i's own positive, and no negative of it
-    const std::optional<Tensor>& query_ids,  // [N] int64
-    const std::optional<Tensor>& key_ids,    // [K] int64
-    const std::optional<Tensor>& valid,      // one int64
-    double temperature, const std::optional<Tensor>& temperature_tensor) {
+Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
+                         const Tensor& lse,        // [N]
+                         const Tensor& query,      // [N, C]
+                         const Tensor& keys,       // [K, C]
+                         bool in_batch,            // key i is query i's own positive, and no negative of it
+                         const std::optional<Tensor>& query_ids,  // [N] int64
+                         const std::optional<Tensor>& key_ids,    // [K] int64
+                         const std::optional<Tensor>& valid,      // one int64
+                         double temperature, const std::optional<Tensor>& temperature_tensor) {
   check_dim(query, 2, "query"), check_floating(query, "query");
   check_dim(grad_loss, 1, "grad_loss"), check_size(grad_loss, 0, query.size(0), "grad_loss");
   check_dim(lse, 1, "lse"), check_size(lse, 0, query.size(0), "lse");

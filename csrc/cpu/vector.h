@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-// One binary for every x86-64: the loader picks the AVX-512, AVX2 or baseline version. Elsewhere the baseline is the machine's.
+// One binary for every x86-64: the loader picks the AVX-512, AVX2 or baseline version. Elsewhere the baseline is the
+// machine's.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define MASKCO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

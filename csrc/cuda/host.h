@@ -1,5 +1,5 @@
-// All that differs between the CUDA build and the simulated one, where ops take CPU tensors and launches run compiled PTX
-// on the CPU: namespace, dispatch key, device addresses, stream. Host code uses only these for tensors' memory.
+// All that differs between the CUDA build and the simulated one, where ops take CPU tensors and launches run compiled
+// PTX on the CPU: namespace, dispatch key, device addresses, stream. Host code uses only these for tensors' memory.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

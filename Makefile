@@ -1,0 +1,43 @@
+# make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
+# make test    the whole default test suite
+# make lint    ruff and clang-format;   make format    the same, changing files
+#
+# PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/maskco demo --out runs/demo --overwrite
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: $(VENV)/tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+# torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
+$(VENV)/installed: $(VENV)/tools $(CSRC)
+	$(BIN)/pip install -q 'torch>=2.11' 'torchvision>=0.26' 'scikit-build-core>=0.10' 'pybind11>=2.13' ninja
+	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/tools: | $(VENV)/bin/python
+	$(BIN)/pip install -q ruff==0.17.6 clang-format==23.1.5
+	@touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build runs
