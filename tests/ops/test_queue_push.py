@@ -245,3 +245,15 @@ def test_threads_do_not_change_the_result() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
+@pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
+def test_one_launch_however_many_rows_and_blocks(device: torch.device, schedule: str) -> None:
+    import ptxsim
+
+    for processors in (1, 108):  # all rows in few blocks that stride over them, and a block for every eight rows
+        with ptxsim.device("sm_90", sms=processors, strict=True, schedule=schedule, resident=64) as simulated:
+            assert_same_pushes(*new_queue(150, 5, device), [random_keys(130, 5, device)] * 3, normalize=True)
+        assert [launch.cooperative for launch in simulated.launches] == [True] * 3
+        assert (simulated.launches[0].grid[0] == 17) == (processors == 108)

@@ -1,0 +1,36 @@
+// Conversions between the element types and the types that sums run in (float; double for double).
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace maskco {
+
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <typename T>
+using accumulator_t = typename Accumulator<T>::type;
+
+template <typename T>
+inline constexpr bool is_half = false;
+template <>
+inline constexpr bool is_half<__half> = true;
+template <>
+inline constexpr bool is_half<__nv_bfloat16> = true;
+
+// (the half types convert to and from float only; that rounds double twice, as torch does)
+template <typename To, typename From>
+__device__ __forceinline__ To convert(From x) {
+  if constexpr (is_half<From> || is_half<To>) {
+    return static_cast<To>(static_cast<float>(x));
+  } else {
+    return static_cast<To>(x);
+  }
+}
+
+}  // namespace maskco
