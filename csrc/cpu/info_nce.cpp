@@ -1,103 +1,68 @@
-// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor.
+// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor. The pass itself: info_nce_stream.h.
 //
-// A tile of keys at a time: logits by one matrix product, then, while the tile is in cache, one pass per row for the
-// running maximum, the rank, the weights e^(s - max) and their sum; then the weights times the same keys by the second
-// product. That is attention with keys = values = queue, and the row's gradient: (sum_j p_j k_j - k_+) / temperature.
-// The positive stays out of the running sums, so that a loss near 0 and its gradient keep their relative precision.
-#include <algorithm>
-#include <limits>
+// Work is cut into blocks of queries and, where those are few, ranges of keys, each with a running state of its own;
+// the states are merged in a fixed order. The cut depends on the sizes alone, so the result does not depend on the
+// threads.
+#include <torch/csrc/stable/ops.h>
+
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "common/aten.h"
 #include "common/checks.h"
 #include "common/library.h"
-#include "cpu/vector.h"
+#include "cpu/info_nce_stream.h"
 
 namespace maskco {
 namespace {
 
-constexpr int64_t kRows = 256;   // queries of one tile
-constexpr int64_t kKeys = 1024;  // keys of one tile: 1 MiB of float32 logits, which stay in the second-level cache
-constexpr int64_t kGrain = 16;   // least rows worth a thread
-constexpr int kLanes = 16;       // independent partial results, so that sums and maxima vectorise
+// ---- one instantiation per instruction set, chosen when first called
 
-// Running state of one query.
 template <class T>
-struct Row {
-  T max;  // of the positive's logit and all negatives' so far
-  T sum;  // of e^(s - max) over the negatives
-  T positive_logit;
-  int64_t rank;  // negatives with a larger logit than the positive's
+struct Kernels {
+  int64_t columns;  // widths are rounded up to this
+  int64_t (*workspace)(int64_t c);
+  void (*forward)(const ForwardPass<T>&);
+  void (*key_gradient)(const KeyGradientPass<T>&);
 };
 
-// Turns logits[n] into weights e^(s - max) in place; returns the factor by which earlier sums shrink.
-template <class T>
-MASKCO_INLINE T absorb(T* logits, int64_t n, Row<T>& row) {
-  T max_lane[kLanes], sum_lane[kLanes] = {};
-  int32_t rank_lane[kLanes] = {};
-  for (int l = 0; l < kLanes; l++) max_lane[l] = row.max;
-  const int64_t full = n / kLanes * kLanes;
-  for (int64_t j = 0; j < full; j += kLanes)
-    for (int l = 0; l < kLanes; l++) {
-      const T s = logits[j + l];
-      max_lane[l] = s > max_lane[l] ? s : max_lane[l];
-      rank_lane[l] += s > row.positive_logit;
-    }
-  for (int64_t j = full; j < n; j++) {
-    max_lane[0] = logits[j] > max_lane[0] ? logits[j] : max_lane[0];
-    rank_lane[0] += logits[j] > row.positive_logit;
-  }
-  T max = max_lane[0];
-  for (int l = 0; l < kLanes; l++) {
-    max = max_lane[l] > max ? max_lane[l] : max;
-    row.rank += rank_lane[l];
-  }
-  for (int64_t j = 0; j < full; j += kLanes)
-    for (int l = 0; l < kLanes; l++) {
-      const T w = fast_exp(logits[j + l] - max);
-      logits[j + l] = w;
-      sum_lane[l] += w;
-    }
-  for (int64_t j = full; j < n; j++) sum_lane[0] += logits[j] = fast_exp(logits[j] - max);
-  T sum = 0;
-  for (int l = 0; l < kLanes; l++) sum += sum_lane[l];
-  const T shrink = max == row.max ? T(1) : std::exp(row.max - max);
-  row.max = max;
-  row.sum = row.sum * shrink + sum;
-  return shrink;
-}
+#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                       \
+  template <class T>                                                                                             \
+  struct name {                                                                                                  \
+    using Tile = RegisterTile<T, bytes, rows, vectors>;                                                          \
+    static_assert(kRowStep % Tile::kRows == 0 && kKeyTile % Tile::kRows == 0 && kKeyTile % Tile::kColumns == 0); \
+    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                       \
+    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }         \
+    static Kernels<T> get() { return {Tile::kColumns, &pass_workspace<Tile>, &forward, &key_gradient}; }         \
+  };
 
-// weights[n] = e^(s - lse) * scale, from logits in place: the recompute pass of the backward
-template <class T>
-MASKCO_INLINE void probabilities(T* logits, int64_t n, T lse, T scale) {
-  for (int64_t j = 0; j < n; j++) logits[j] = fast_exp(logits[j] - lse) * scale;
-}
-
-// (target_clones cannot be put on templates)
-MASKCO_CLONES float absorb_row(float* s, int64_t n, Row<float>& row) { return absorb(s, n, row); }
-MASKCO_CLONES double absorb_row(double* s, int64_t n, Row<double>& row) { return absorb(s, n, row); }
-MASKCO_CLONES void probabilities_row(float* s, int64_t n, float lse, float scale) { probabilities(s, n, lse, scale); }
-MASKCO_CLONES void probabilities_row(double* s, int64_t n, double lse, double scale) {
-  probabilities(s, n, lse, scale);
-}
+#if defined(__x86_64__)
+MASKCO_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), 64, 8, 2)  // 16 of 32 registers hold sums
+MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 6, 2)    // 12 of 16
+MASKCO_KERNELS(Baseline, , 16, 6, 2)                                         // SSE2: 12 of 16
+#else
+MASKCO_KERNELS(Baseline, , 16, 6, 4)  // NEON: 24 of 32
+#endif
 
 template <class T>
-void add(T* sums, const T* part, int64_t n) {
-  for (int64_t x = 0; x < n; x++) sums[x] += part[x];
+const Kernels<T>& kernels() {
+  static const Kernels<T> chosen = [] {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+      return Avx512<T>::get();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+      return Avx2<T>::get();
+#endif
+    return Baseline<T>::get();
+  }();
+  return chosen;
 }
+
+// ---- operands
 
 template <class T>
 constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
-// Keys that all queries share: which of them are a query's negatives.
-struct Keys {
-  Tensor rows;         // [K, C], any dtype and strides
-  int64_t count;       // the first `count` rows hold keys
-  const int64_t* ids;  // [K] or null
-  bool own_excluded;   // in-batch: key i is query i's positive
-};
 
 int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
   if (!valid) return size;
@@ -115,170 +80,185 @@ T temperature_value(double temperature, const std::optional<Tensor>& tensor) {
   return tensor ? *static_cast<const T*>(tensor->data_ptr()) : static_cast<T>(temperature);
 }
 
+Keys make_keys(const Tensor& rows, const std::optional<Tensor>& valid, const std::optional<Tensor>& ids,
+               bool own_excluded) {
+  return {rows.data_ptr(), rows.scalar_type(), rows.stride(0), rows.stride(1), valid_count(valid, rows.size(0)),
+          id_pointer(ids), own_excluded};
+}
+
 // a contiguous copy in T, or the tensor itself where it is one already
-Tensor as_contiguous(const Tensor& t, ScalarType dtype) {
+template <class T>
+Tensor as_contiguous(const Tensor& t) {
+  constexpr ScalarType dtype = scalar_type_of<T>;
   return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
-// Keys that are not a query's negatives get the logit -inf.
+// rows [n, c] -> [n rounded up, width], times scale, zeros around
 template <class T>
-void exclude(T* logits, int64_t row, int64_t first_key, int64_t n, const Keys& keys, const int64_t* query_ids) {
-  constexpr T none = -std::numeric_limits<T>::infinity();
-  if (query_ids && keys.ids)
-    for (int64_t j = 0; j < n; j++)
-      if (keys.ids[first_key + j] == query_ids[row]) logits[j] = none;
-  if (keys.own_excluded && first_key <= row && row < first_key + n) logits[row - first_key] = none;
+std::vector<T> scaled_rows(const T* rows, int64_t n, int64_t c, int64_t width, T scale) {
+  std::vector<T> out(round_up(n, kRowStep) * width, T(0));
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t x = 0; x < c; x++) out[i * width + x] = rows[i * c + x] * scale;
+  return out;
 }
 
-// Calls body(first row, logits [rows, n], first key, key tile [n, C] in T) for every tile of logits.
-template <class T, class Body>
-void for_each_tile(const Tensor& scaled_query, const Keys& keys, const Body& body) {
-  const int64_t n_queries = scaled_query.size(0);
-  if (n_queries == 0) return;
-  Tensor workspace = torch::stable::new_empty(
-      scaled_query, {std::min(n_queries, kRows) * std::max<int64_t>(1, std::min(keys.count, kKeys))},
-      scalar_type_of<T>);
-  for (int64_t k0 = 0; k0 < keys.count; k0 += kKeys) {
-    const int64_t n = std::min(kKeys, keys.count - k0);
-    Tensor tile = narrow(keys.rows, 0, k0, n);
-    if (tile.scalar_type() != scalar_type_of<T>) tile = torch::stable::to(tile, scalar_type_of<T>);
-    const Tensor tile_t = torch::stable::transpose(tile, 0, 1);
-    for (int64_t i0 = 0; i0 < n_queries; i0 += kRows) {
-      const int64_t m = std::min(kRows, n_queries - i0);
-      Tensor logits = torch::stable::view(narrow(workspace, 0, 0, m * n), {m, n});
-      mm_out(logits, narrow(scaled_query, 0, i0, m), tile_t);
-      body(i0, logits, k0, tile);
-    }
-  }
+// A buffer whose memory is not touched before it is used.
+template <class T>
+std::unique_ptr<T[]> uninitialised(int64_t n) {
+  return std::unique_ptr<T[]>(new T[n]);
 }
+
+// ---- forward
+
+// How queries and keys are cut into passes.
+struct Cut {
+  int64_t rows, blocks;  // queries of a block
+  int64_t keys, ranges;  // keys of a range, a multiple of the tile
+
+  Cut(int64_t n, int64_t key_count, int64_t row_bytes) {
+    constexpr int64_t kPasses = 16;           // enough that a few threads end together
+    constexpr int64_t kLeastTiles = 8;        // a range should be worth its start and its merge
+    constexpr int64_t kStateBytes = 4 << 20;  // bound on what the ranges' states take together
+    blocks = (n + kRowBlock - 1) / kRowBlock;
+    rows = round_up((n + blocks - 1) / blocks, kRowStep);
+    const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile;
+    ranges = std::min(
+        {(kPasses + blocks - 1) / blocks, tiles / kLeastTiles, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
+    ranges = std::max<int64_t>(ranges, 1);
+    keys = (tiles + ranges - 1) / ranges * kKeyTile;
+  }
+};
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& query_in, const Tensor& positive_in, const std::optional<Tensor>& queue,
-    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids_in,
+    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
     const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
     const std::optional<Tensor>& temperature_tensor, bool need_grad) {
-  constexpr ScalarType dtype = scalar_type_of<T>;
-  const Tensor query = as_contiguous(query_in, dtype), positive = as_contiguous(positive_in, dtype);
+  const Tensor query = as_contiguous<T>(query_in), positive = as_contiguous<T>(positive_in);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
-  const int64_t* query_ids = id_pointer(query_ids_in);
 
   Tensor loss = torch::stable::new_empty(query, {n}), lse = torch::stable::new_empty(query, {n});
   Tensor positive_logit = torch::stable::new_empty(query, {n});
   Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
   // becomes the weighted sum of the negatives, and in the end the gradient
   Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});
-  Tensor scaled_query = torch::stable::new_empty(query, {n, c});  // logits then come out of the product divided by tau
+  if (n == 0) return {loss, lse, positive_logit, rank, grad_query};
+
+  const T* p = static_cast<const T*>(positive.data_ptr());
+  T* sums = need_grad ? static_cast<T*>(grad_query.data_ptr()) : nullptr;
+  // logits come out of the product divided by the temperature
+  const std::vector<T> scaled_query = scaled_rows(static_cast<const T*>(query.data_ptr()), n, c, c, inverse);
   std::vector<Row<T>> rows(n);
 
-  const T* q = static_cast<const T*>(query.data_ptr());
-  const T* p = static_cast<const T*>(positive.data_ptr());
-  T* sq = static_cast<T*>(scaled_query.data_ptr());
-  T* acc = need_grad ? static_cast<T*>(grad_query.data_ptr()) : nullptr;
-
+  // each query's own keys: the positive and the local negatives
   std::optional<Tensor> local;
-  if (local_negatives) local = as_contiguous(*local_negatives, dtype);
-  const int64_t m_local = local ? local->size(1) : 0;
+  if (local_negatives) local = as_contiguous<T>(*local_negatives);
+  const int64_t m = local ? local->size(1) : 0;
   const T* local_keys = local ? static_cast<const T*>(local->data_ptr()) : nullptr;  // [N, M, C]
+  for (int64_t i = 0; i < n; i++) {
+    const T* q = scaled_query.data() + i * c;
+    auto dot = [&](const T* key) {
+      T sum = 0;
+      for (int64_t x = 0; x < c; x++) sum += q[x] * key[x];
+      return sum;
+    };
+    const T logit = dot(p + i * c);
+    rows[i] = {logit, T(0), logit, 0};
+    std::vector<T> weights(m);
+    for (int64_t j = 0; j < m; j++) weights[j] = dot(local_keys + (i * m + j) * c);
+    absorb(weights.data(), m, rows[i]);
+    if (!sums) continue;
+    std::fill_n(sums + i * c, c, T(0));
+    for (int64_t j = 0; j < m; j++)
+      for (int64_t x = 0; x < c; x++) sums[i * c + x] += weights[j] * local_keys[(i * m + j) * c + x];
+  }
 
-  torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> logits(m_local);
-    for (int64_t i = begin; i < end; i++) {
-      for (int64_t x = 0; x < c; x++) sq[i * c + x] = q[i * c + x] * inverse;
-      T dot = 0;
-      for (int64_t x = 0; x < c; x++) dot += sq[i * c + x] * p[i * c + x];
-      rows[i] = {dot, T(0), dot, 0};
-      for (int64_t j = 0; j < m_local; j++) {
-        const T* key = local_keys + (i * m_local + j) * c;
-        T s = 0;
-        for (int64_t x = 0; x < c; x++) s += sq[i * c + x] * key[x];
-        logits[j] = s;
-      }
-      absorb_row(logits.data(), m_local, rows[i]);
-      if (!acc) continue;
-      std::fill_n(acc + i * c, c, T(0));
-      for (int64_t j = 0; j < m_local; j++)
-        for (int64_t x = 0; x < c; x++) acc[i * c + x] += logits[j] * local_keys[(i * m_local + j) * c + x];
-    }
-  });
-
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t width = round_up(c, kernel.columns);
   auto stream = [&](const Keys& keys) {
-    for_each_tile<T>(scaled_query, keys, [&](int64_t i0, Tensor& logits, int64_t k0, const Tensor& tile) {
-      const int64_t width = logits.size(1);
-      T* s = static_cast<T*>(logits.data_ptr());
-      torch::stable::parallel_for(0, logits.size(0), kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-          exclude(s + i * width, i0 + i, k0, width, keys, query_ids);
-          const T shrink = absorb_row(s + i * width, width, rows[i0 + i]);
-          if (acc && shrink != T(1))
-            for (int64_t x = 0; x < c; x++) acc[(i0 + i) * c + x] *= shrink;
-        }
-      });
-      if (!acc) return;
-      const Tensor part = mm(logits, tile);  // (the stable ABI has no way to pass addmm's scalars)
-      add(acc + i0 * c, static_cast<const T*>(part.data_ptr()), part.numel());
+    const Cut cut(n, keys.count, (need_grad ? width : 1) * sizeof(T));
+    const int64_t padded = cut.blocks * cut.rows;
+    std::vector<Row<T>> states(cut.ranges * padded);
+    auto range_sums = uninitialised<T>(need_grad ? cut.ranges * padded * width : 0);
+    torch::stable::parallel_for(0, cut.blocks * cut.ranges, 1, [&](int64_t begin, int64_t end) {
+      auto workspace = uninitialised<T>(kernel.workspace(c));
+      for (int64_t unit = begin; unit < end; unit++) {
+        const int64_t block = unit % cut.blocks, range = unit / cut.blocks, first = block * cut.rows;
+        const int64_t count = std::min(cut.rows, n - first);
+        if (count <= 0) continue;
+        Row<T>* state = states.data() + range * padded + first;
+        for (int64_t i = 0; i < count; i++)
+          state[i] = {rows[first + i].positive_logit, T(0), rows[first + i].positive_logit, 0};
+        T* own_sums = need_grad ? range_sums.get() + (range * padded + first) * width : nullptr;
+        if (need_grad) std::fill_n(own_sums, cut.rows * width, T(0));
+        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
+                        scaled_query.data() + first * c, first, count, c, id_pointer(query_ids), state, own_sums,
+                        workspace.get()});
+      }
     });
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t range = 0; range < cut.ranges; range++) {
+        const Row<T>& state = states[range * padded + i];
+        const T max = state.max > rows[i].max ? state.max : rows[i].max;
+        const T old_share = std::exp(rows[i].max - max), new_share = std::exp(state.max - max);
+        rows[i] = {max, rows[i].sum * old_share + state.sum * new_share, rows[i].positive_logit,
+                   rows[i].rank + state.rank};
+        if (!sums) continue;
+        const T* part = range_sums.get() + (range * padded + i) * width;
+        for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * old_share + part[x] * new_share;
+      }
   };
-  if (queue) stream({*queue, valid_count(valid, queue->size(0)), id_pointer(queue_ids), false});
-  if (in_batch) stream({positive, n, query_ids, true});
+  if (queue) stream(make_keys(*queue, valid, queue_ids, false));
+  if (in_batch) stream(make_keys(positive, std::nullopt, query_ids, true));
 
   T* out_loss = static_cast<T*>(loss.data_ptr());
   T* out_lse = static_cast<T*>(lse.data_ptr());
   T* out_logit = static_cast<T*>(positive_logit.data_ptr());
   int64_t* out_rank = static_cast<int64_t*>(rank.data_ptr());
-  torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const Row<T>& row = rows[i];
-      const T own = std::exp(row.positive_logit - row.max), total = own + row.sum;
-      const T behind = row.max - row.positive_logit;  // NaN, and so the loss, where the positive's logit is infinite
-      out_loss[i] = behind + (behind == 0 ? std::log1p(row.sum) : std::log(total));
-      out_lse[i] = row.positive_logit + out_loss[i];
-      out_logit[i] = row.positive_logit;
-      out_rank[i] = row.rank;
-      if (!acc) continue;
-      const T scale = inverse / total, share = row.sum / total;  // share = 1 - p_+
-      for (int64_t x = 0; x < c; x++) acc[i * c + x] = acc[i * c + x] * scale - share * inverse * p[i * c + x];
-    }
-  });
+  for (int64_t i = 0; i < n; i++) {
+    const Row<T>& row = rows[i];
+    const T behind = row.max - row.positive_logit;  // NaN, and so the loss, where the positive's logit is infinite
+    const T total = std::exp(-behind) + row.sum;
+    out_loss[i] = behind + (behind == 0 ? std::log1p(row.sum) : std::log(total));
+    out_lse[i] = row.positive_logit + out_loss[i];
+    out_logit[i] = row.positive_logit;
+    out_rank[i] = row.rank;
+    if (!sums) continue;
+    const T scale = inverse / total, share = row.sum * scale;  // share = (1 - p_+) / temperature
+    for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * scale - share * p[i * c + x];
+  }
   return {loss, lse, positive_logit, rank, grad_query};
 }
 
+// ---- the keys' gradient
+
 template <class T>
 Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Tensor& query_in, const Tensor& keys_in,
-                     bool in_batch, const std::optional<Tensor>& query_ids_in, const std::optional<Tensor>& key_ids,
+                     bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                      const std::optional<Tensor>& valid, double temperature,
                      const std::optional<Tensor>& temperature_tensor) {
-  constexpr ScalarType dtype = scalar_type_of<T>;
-  const Tensor query = as_contiguous(query_in, dtype);
-  const Tensor grad_loss = as_contiguous(grad_loss_in, dtype), lse = as_contiguous(lse_in, dtype);
+  const Tensor query = as_contiguous<T>(query_in), grad_loss = as_contiguous<T>(grad_loss_in);
+  const Tensor lse = as_contiguous<T>(lse_in);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
-  const int64_t* query_ids = id_pointer(query_ids_in);
-  const T* g = static_cast<const T*>(grad_loss.data_ptr());
-  const T* row_lse = static_cast<const T*>(lse.data_ptr());
-
-  Tensor scaled_query = torch::stable::new_empty(query, {n, c});
   const T* q = static_cast<const T*>(query.data_ptr());
-  T* sq = static_cast<T*>(scaled_query.data_ptr());
-  for (int64_t x = 0; x < n * c; x++) sq[x] = q[x] * inverse;
+  const Kernels<T>& kernel = kernels<T>();
+  const std::vector<T> scaled_query = scaled_rows(q, n, c, c, inverse);
+  const std::vector<T> query_wide = scaled_rows(q, n, c, round_up(c, kernel.columns), inverse);
 
   Tensor grad_keys = torch::stable::new_zeros(query, {keys_in.size(0), c});
-  const Keys keys{keys_in, valid_count(valid, keys_in.size(0)), id_pointer(key_ids), in_batch};
-  for_each_tile<T>(scaled_query, keys, [&](int64_t i0, Tensor& logits, int64_t k0, const Tensor&) {
-    const int64_t width = logits.size(1);
-    T* s = static_cast<T*>(logits.data_ptr());
-    torch::stable::parallel_for(0, logits.size(0), kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        exclude(s + i * width, i0 + i, k0, width, keys, query_ids);
-        probabilities_row(s + i * width, width, row_lse[i0 + i], g[i0 + i]);
-      }
-    });
-    const Tensor part = mm(torch::stable::transpose(logits, 0, 1), narrow(scaled_query, 0, i0, logits.size(0)));
-    add(static_cast<T*>(grad_keys.data_ptr()) + k0 * c, static_cast<const T*>(part.data_ptr()), part.numel());
+  const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
+  const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
+  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    auto workspace = uninitialised<T>(kernel.workspace(c));
+    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), scaled_query.data(),
+                         query_wide.data(), n, c, id_pointer(query_ids), static_cast<const T*>(lse.data_ptr()),
+                         static_cast<const T*>(grad_loss.data_ptr()), static_cast<T*>(grad_keys.data_ptr()),
+                         workspace.get()});
   });
-  return grad_keys.scalar_type() == keys_in.scalar_type() ? grad_keys
-                                                          : torch::stable::to(grad_keys, keys_in.scalar_type());
+  return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
 }
 
 void check_ids(const std::optional<Tensor>& ids, int64_t size, const char* name) {
