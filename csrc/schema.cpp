@@ -27,8 +27,11 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "masked_pool_fwd(Tensor features, Tensor masks, SymInt? num_regions, bool mean) -> (Tensor output, Tensor area)");
   m.def(
-      "masked_pool_bwd(Tensor grad_output, Tensor features, Tensor masks, Tensor output, Tensor area, bool mean, "
-      "bool need_grad_features, bool need_grad_masks) -> (Tensor grad_features, Tensor grad_masks)");
+      "masked_pool_bwd(Tensor grad_output, Tensor masks, Tensor area, SymInt[] feature_size, bool channels_last, "
+      "bool mean) -> Tensor grad_features");
+  m.def(
+      "masked_pool_bwd_masks(Tensor grad_output, Tensor features, Tensor output, Tensor area, bool mean) -> Tensor "
+      "grad_masks");
 
   m.def(
       "queue_push_(Tensor(a!) queue, Tensor(b!) cursor, Tensor keys, bool normalize, Tensor? ids, "

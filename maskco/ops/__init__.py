@@ -2,5 +2,6 @@
 
 from maskco.ops.info_nce import InfoNCEStats, info_nce
 from maskco.ops.queue import queue_push_
+from maskco.ops.region_pool import box_pool, masked_pool
 
-__all__ = ["InfoNCEStats", "info_nce", "queue_push_"]
+__all__ = ["InfoNCEStats", "box_pool", "info_nce", "masked_pool", "queue_push_"]

@@ -65,6 +65,9 @@ def box_pool(
     height, width = features.shape[-2:]
     pooled = []
     for image, x1, y1, x2, y2 in boxes.to(wide).unbind(0) if len(boxes) else []:
+        if not bool(torch.isfinite(torch.stack([x1 + x2, y1 + y2]) * spatial_scale).all()):
+            pooled.append(features[int(image), :, 0, 0].to(wide) * math.nan)
+            continue
         rows, row_weights = _samples(y1, y2, height, spatial_scale, output_size, sampling_ratio, aligned)
         columns, column_weights = _samples(x1, x2, width, spatial_scale, output_size, sampling_ratio, aligned)
         if not 0 <= int(image) < features.shape[0]:
@@ -87,19 +90,16 @@ def _samples(
     offset = 0.5 if aligned else 0.0
     start, end = start * scale - offset, end * scale - offset
     extent = end - start if aligned else (end - start).clamp(min=1)
-    if not bool(torch.isfinite(start + extent)):
-        return torch.zeros(1, dtype=torch.long, device=start.device), torch.full_like(start[None], math.nan)
     bins = extent / output_size
     per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bins), 0)
     point = torch.arange(output_size * per_bin, device=start.device)
     position = start + (point // max(per_bin, 1)) * bins + (point % max(per_bin, 1) + 0.5) * bins / max(per_bin, 1)
-    inside = (position >= -1) & (position <= size)
-    position = position.clamp(min=0)
+    position = position[(position >= -1) & (position <= size)].clamp(min=0)
     low = position.long().clamp(max=size - 1)
     high = (low + 1).clamp(max=size - 1)
     fraction = torch.where(low >= size - 1, 0, position - low)
-    share = inside / max(output_size * per_bin, 1)
-    return torch.cat([low, high]), torch.cat([(1 - fraction) * share, fraction * share])
+    weights = torch.cat([1 - fraction, fraction]) / max(output_size * per_bin, 1)
+    return torch.cat([low, high]), weights
 
 
 def masked_pool(features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean") -> Tensor:

@@ -1,0 +1,85 @@
+// The sample points of a RoIAlign grid along one axis, for CPU and CUDA alike. The points of a RoI form a product of
+// rows and columns, so its mean is a separable weighted sum of feature rows and columns. Rounding follows torchvision's
+// order of operations, so that points on the border fall on the same side. No torch header here: device code includes
+// it.
+#pragma once
+
+#ifdef __CUDACC__
+#define MASKCO_HOST_DEVICE __host__ __device__
+#else
+#define MASKCO_HOST_DEVICE
+#endif
+
+namespace maskco {
+
+struct RoiGrid {  // the same for all boxes of a call
+  double spatial_scale;
+  long long output_size, sampling_ratio;  // sampling_ratio <= 0: adaptive, about a point for every feature pixel
+  bool aligned;
+};
+
+template <class T>
+struct RoiSamples {
+  T start, bin_size;
+  long long bins, per_bin, size;  // size: of the feature map along this axis
+  bool finite;
+
+  MASKCO_HOST_DEVICE RoiSamples(T low, T high, const RoiGrid& grid, long long size_)
+      : bins(grid.output_size), size(size_) {
+    const T scale = T(grid.spatial_scale), offset = grid.aligned ? T(0.5) : T(0);
+    start = low * scale - offset;
+    T extent = (high * scale - offset) - start;
+    if (!grid.aligned && extent < T(1)) extent = T(1);
+    finite = (start + extent) - (start + extent) == T(0);
+    bin_size = extent / T(bins);
+    per_bin = grid.sampling_ratio;
+    if (per_bin <= 0) {  // ceil(bin_size): 0 or less for inverted boxes, which then have no points
+      const T limit = T(4e18);
+      per_bin = !finite ? 0 : bin_size < limit ? (long long)(bin_size) : (long long)(limit);
+      if (finite && bin_size < limit && T(per_bin) < bin_size) per_bin++;
+      if (per_bin < 0) per_bin = 0;
+    }
+  }
+  MASKCO_HOST_DEVICE T position(long long bin, long long i) const {
+    return start + T(bin) * bin_size + (T(i) + T(0.5)) * bin_size / T(per_bin);
+  }
+  MASKCO_HOST_DEVICE bool inside(T position) const { return position >= T(-1) && position <= T(size); }
+  MASKCO_HOST_DEVICE T share() const { return T(1) / (T(bins) * T(per_bin)); }
+
+  // A superset, as [first, last), of the points of a bin with low <= position <= high: a huge box costs no more than
+  // the map.
+  MASKCO_HOST_DEVICE void range(long long bin, T low, T high, long long* first, long long* last) const {
+    *first = 0, *last = per_bin;
+    const double step = double(bin_size) / double(per_bin);
+    if (per_bin <= 4 || step == 0) return;
+    const double origin = double(start) + double(bin) * double(bin_size) + 0.5 * step;
+    double from = (double(low) - origin) / step, to = (double(high) - origin) / step;
+    if (from > to) {
+      const double swap = from;
+      from = to, to = swap;
+    }
+    // float32 positions far from the map are coarse: allow for their rounding
+    const double slack =
+        2 + 1e-6 * (double(bin_size < 0 ? -bin_size : bin_size) * double(bins) + double(start < 0 ? -start : start)) /
+                (step < 0 ? -step : step);
+    from -= slack, to += slack;
+    if (from > 0) *first = from < double(per_bin) ? (long long)(from) : per_bin;
+    if (to < double(per_bin)) *last = to > 0 ? (long long)(to) + 1 : 0;
+    if (*last > per_bin) *last = per_bin;
+  }
+
+  // The two rows that a point lies between, and the share of the upper one's neighbour below.
+  MASKCO_HOST_DEVICE void rows(T position, long long* low, long long* high, T* fraction) const {
+    if (position <= T(0)) position = T(0);
+    *low = (long long)(position);
+    if (*low >= size - 1) {
+      *low = *high = size - 1;
+      *fraction = T(0);
+    } else {
+      *high = *low + 1;
+      *fraction = position - T(*low);
+    }
+  }
+};
+
+}  // namespace maskco
