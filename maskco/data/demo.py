@@ -39,7 +39,7 @@ class Scene(NamedTuple):
 
 
 class LabelledScenes(Dataset):
-    """Scenes 0 … count-1 of one split, all drawn when the object is made (about 0.5 ms each) and held as uint8.
+    """Scenes 0 … count-1 of one split, all drawn when the object is made (about a millisecond each) and held as uint8.
 
     A scene depends on split, index and image_size only. Raises ValueError for an unknown split or a count below 1.
     """
@@ -75,8 +75,7 @@ class DemoSource:
     """The train scenes as pictures without labels; a `maskco.data.sources.Source`."""
 
     def __init__(self) -> None:
-        # Shared memory, so that DataLoader workers started by spawn do not copy the pictures.
-        self.images = demo_scenes("train").images.share_memory_()
+        self.images = demo_scenes("train").images
 
     def __len__(self) -> int:
         return len(self.images)
