@@ -1,0 +1,255 @@
+// InfoNCE on CUDA, general path (any C, any dtype): what happens between the two matrix products of a tile of keys.
+//
+// The keys go by in tiles [T, C]. cuBLAS makes the logits [N, T] of a tile, info_nce_absorb_kernel turns them into
+// weights e^(s - max), and cuBLAS multiplies those with the same keys: attention with keys = values = queue, so that
+// one pass yields loss and gradient and no [N, K] tensor exists. One kernel does all of the epilogue, because the tile
+// is in the second-level cache only for a moment: scale, exclusions, running maximum, rank, exp, sum, and the rescaling
+// of the weighted key sums, into which it also takes the previous tile's product. The positive stays out of the running
+// sums, so that a loss near 0 and its gradient keep their relative precision.
+//
+// One block per query everywhere; reductions have a fixed order and there are no atomics: bit for bit repeatable.
+#pragma once
+#include <cstdint>
+
+#include "convert.cuh"
+
+namespace maskco {
+
+constexpr int kInfoNceThreads = 256;
+
+// The same result in every thread of the block.
+template <typename T, typename Op>
+__device__ T block_reduce(T value, Op op) {
+  constexpr int warps = kInfoNceThreads / 32;
+  __shared__ T partial[warps];
+  for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(0xffffffff, value, offset));
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = partial[0];
+  for (int warp = 1; warp < warps; warp++) value = op(value, partial[warp]);
+  __syncthreads();  // the next reduction writes `partial` again
+  return value;
+}
+template <typename T>
+__device__ T block_sum(T value) {
+  return block_reduce(value, [](T a, T b) { return a + b; });
+}
+template <typename T>
+__device__ T block_max(T value) {
+  return block_reduce(value, [](T a, T b) { return fmax(a, b); });  // (a NaN is passed over here, and shows in the sum)
+}
+
+// A float, or a tensor that is read on the device.
+template <typename Acc>
+struct Temperature {
+  double value;
+  const Acc* tensor;  // one element, or null
+
+  __device__ Acc get() const { return tensor != nullptr ? *tensor : static_cast<Acc>(value); }
+};
+
+// Which keys of a tile are not a query's negatives.
+struct Exclusions {
+  const int64_t* query_ids;  // [N] or null
+  const int64_t* key_ids;    // [K] or null: a key with the query's id
+  const int64_t* valid;      // one element, or null: keys from there on
+  bool own;                  // in-batch: key i is query i's positive
+  int64_t first_key;         // of the tile
+
+  __device__ bool operator()(int64_t query, int64_t column) const {
+    const int64_t key = first_key + column;
+    return (valid != nullptr && key >= *valid) || (own && key == query) ||
+           (key_ids != nullptr && query_ids != nullptr && key_ids[key] == query_ids[query]);
+  }
+};
+
+// Running state of one query, the same in every thread of its block.
+template <typename Acc>
+struct Row {
+  Acc max;             // of the positive's logit and all negatives' so far
+  Acc sum;             // of e^(s - max) over the negatives
+  int64_t rank;        // negatives with a larger logit than the positive's
+  Acc positive_logit;  // query · positive / temperature
+
+  // what is subtracted in the exponent; with an infinite logit 0, so that the sum is infinite and not NaN
+  __device__ Acc shift() const { return isinf(max) ? Acc(0) : max; }
+};
+
+// Takes `width` logits into the state and writes their weights e^(s - max); returns the factor for earlier weights.
+template <typename Acc, typename Logit>
+__device__ Acc absorb(Row<Acc>& row, Acc* weights, int64_t width, Logit logit) {
+  Acc max = row.max;
+  int64_t above = 0;
+  for (int64_t j = threadIdx.x; j < width; j += kInfoNceThreads) {
+    const Acc s = logit(j);
+    max = fmax(max, s);
+    above += s > row.positive_logit;
+  }
+  const Acc earlier = row.shift();
+  row.max = block_max(max);
+  row.rank += block_sum(above);
+  const Acc shift = row.shift();
+  Acc sum = 0;
+  for (int64_t j = threadIdx.x; j < width; j += kInfoNceThreads) {
+    const Acc weight = exp(logit(j) - shift);
+    weights[j] = weight;
+    sum += weight;
+  }
+  const Acc shrink = row.sum == 0 ? Acc(0) : exp(earlier - shift);
+  row.sum = row.sum * shrink + block_sum(sum);
+  return shrink;
+}
+
+template <typename Acc, typename A, typename B>
+__device__ Acc partial_dot(const A* a, int64_t a_stride, const B* b, int64_t b_stride, int64_t channels, int thread,
+                           int threads) {
+  Acc sum = 0;
+  for (int64_t c = thread; c < channels; c += threads)
+    sum += convert<Acc>(a[c * a_stride]) * convert<Acc>(b[c * b_stride]);
+  return sum;
+}
+
+// Starts the running state with the positive and the query's own local negatives.
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_start_kernel(const Acc* query,          // [N, C]
+                          const T* positive,         // [N, C]
+                          const T* local_negatives,  // [N, M, C]
+                          Temperature<Acc> temperature,
+                          Acc* local_weights,   // [N, M] workspace
+                          Acc* positive_logit,  // [N]
+                          Acc* row_max,         // [N]
+                          Acc* row_sum,         // [N]
+                          int64_t* rank,        // [N]
+                          Acc* key_sums,        // [N, C] or null: sum over the negatives of weight · key
+                          int64_t channels, int64_t num_local, int64_t query_row_stride, int64_t query_stride,
+                          int64_t positive_row_stride, int64_t positive_stride, int64_t local_query_stride,
+                          int64_t local_row_stride, int64_t local_stride) {
+  const int64_t i = blockIdx.x;
+  const Acc tau = temperature.get();
+  const Acc* q = query + i * query_row_stride;
+  const T* local = local_negatives + i * local_query_stride;
+  Acc* weights = local_weights + i * num_local;
+  const Acc s = block_sum(partial_dot<Acc>(q, query_stride, positive + i * positive_row_stride, positive_stride,
+                                           channels, threadIdx.x, kInfoNceThreads)) /
+                tau;
+  Row<Acc> row{s, 0, 0, s};
+
+  const int lane = threadIdx.x % 32;
+  for (int64_t m = threadIdx.x / 32; m < num_local; m += kInfoNceThreads / 32) {
+    Acc dot = partial_dot<Acc>(q, query_stride, local + m * local_row_stride, local_stride, channels, lane, 32);
+    for (int offset = 16; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffff, dot, offset);
+    if (lane == 0) weights[m] = dot / tau;
+  }
+  __syncthreads();
+  absorb(row, weights, num_local, [&](int64_t m) { return weights[m]; });
+  if (key_sums != nullptr) {
+    for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
+      Acc sum = 0;
+      for (int64_t m = 0; m < num_local; m++) {
+        sum += weights[m] * convert<Acc>(local[m * local_row_stride + c * local_stride]);
+      }
+      key_sums[i * channels + c] = sum;
+    }
+  }
+  if (threadIdx.x == 0) {
+    positive_logit[i] = s;
+    row_max[i] = row.max;
+    row_sum[i] = row.sum;
+    rank[i] = row.rank;
+  }
+}
+
+// The epilogue of a tile's first product.
+template <typename Acc>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_absorb_kernel(Acc* logits,  // [N, T] query · key, without temperature; becomes the weights
+                           Temperature<Acc> temperature, Exclusions excluded,
+                           const Acc* positive_logit,  // [N]
+                           const Acc* product,         // [N, C] weights · keys of the tile before, or null
+                           Acc* row_max,               // [N], changed
+                           Acc* row_sum,               // [N], changed
+                           int64_t* rank,              // [N], changed
+                           Acc* key_sums,              // [N, C], changed, or null
+                           int64_t width, int64_t channels) {
+  const int64_t i = blockIdx.x;
+  const Acc tau = temperature.get();
+  Acc* weights = logits + i * width;
+  Row<Acc> row{row_max[i], row_sum[i], rank[i], positive_logit[i]};
+  const Acc shrink = absorb(row, weights, width,
+                            [&](int64_t j) { return excluded(i, j) ? -static_cast<Acc>(INFINITY) : weights[j] / tau; });
+  if (key_sums != nullptr) {
+    for (int64_t c = i * channels + threadIdx.x; c < (i + 1) * channels; c += kInfoNceThreads) {
+      key_sums[c] = (key_sums[c] + (product != nullptr ? product[c] : Acc(0))) * shrink;
+    }
+  }
+  if (threadIdx.x == 0) {
+    row_max[i] = row.max;
+    row_sum[i] = row.sum;
+    rank[i] = row.rank;
+  }
+}
+
+template <typename T, typename Acc>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_finish_kernel(const Acc* positive_logit,  // [N]
+                           const Acc* row_max,         // [N]
+                           const Acc* row_sum,         // [N]
+                           const T* positive,          // [N, C]
+                           const Acc* product,         // [N, C] weights · keys of the last tile, or null
+                           Temperature<Acc> temperature,
+                           Acc* loss,        // [N]
+                           Acc* lse,         // [N]
+                           Acc* grad_query,  // [N, C] or null: comes with the key sums
+                           int64_t channels, int64_t positive_row_stride, int64_t positive_stride) {
+  const int64_t i = blockIdx.x;
+  const Row<Acc> row{row_max[i], row_sum[i], 0, positive_logit[i]};
+  const Acc own = exp(row.positive_logit - row.shift()), total = own + row.sum;
+  if (threadIdx.x == 0) {
+    const Acc log_total = own == 1 ? log1p(row.sum) : log(total);
+    loss[i] = log_total + (row.shift() - row.positive_logit);
+    lse[i] = log_total + row.shift();
+  }
+  if (grad_query == nullptr) return;
+  const Acc scale = Acc(1) / (total * temperature.get());
+  for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
+    Acc sum = grad_query[i * channels + c];
+    if (product != nullptr) sum += product[i * channels + c];
+    const Acc key = convert<Acc>(positive[i * positive_row_stride + c * positive_stride]);
+    grad_query[i * channels + c] = (sum - row.sum * key) * scale;  // sum_j p_j k_j - k_+, as 1 - p_+ = sum / total
+  }
+}
+
+// The recompute pass for the keys' own gradient: what each key takes of each query.
+template <typename Acc>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_shares_kernel(Acc* logits,  // [N, T] query · key without temperature; becomes grad_loss · p / temperature
+                           Temperature<Acc> temperature, Exclusions excluded,
+                           const Acc* lse,        // [N]
+                           const Acc* grad_loss,  // [N]
+                           int64_t width, int64_t grad_stride) {
+  const int64_t i = blockIdx.x;
+  const Acc tau = temperature.get(), row_lse = lse[i], grad = grad_loss[i * grad_stride] / tau;
+  for (int64_t j = threadIdx.x; j < width; j += kInfoNceThreads) {
+    Acc& entry = logits[i * width + j];
+    entry = excluded(i, j) ? Acc(0) : grad * exp(entry / tau - row_lse);
+  }
+}
+
+// Copies rows from one type to another; rows from `valid` on, which may hold anything, become zero (0 · NaN would not
+// be).
+template <typename To, typename From>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_copy_rows_kernel(const From* from,      // [R, C]
+                              To* to,                // [R, C]
+                              const int64_t* valid,  // one element, or null
+                              int64_t first_row, int64_t channels, int64_t from_row_stride, int64_t from_stride,
+                              int64_t to_row_stride) {
+  const int64_t r = blockIdx.x;
+  const bool copied = valid == nullptr || first_row + r < *valid;
+  for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
+    to[r * to_row_stride + c] = copied ? convert<To>(from[r * from_row_stride + c * from_stride]) : convert<To>(0.0f);
+  }
+}
+
+}  // namespace maskco
