@@ -1,8 +1,8 @@
 // InfoNCE on CUDA, host side of the general path: streams the keys in tiles, two ATen products and one kernel a tile.
 //
 // What stays between tiles is O(N C); the workspace is a tile of logits [N, T] and, where keys must be converted or end
-// at a `valid` that only the device knows, a tile of keys [T, C]. Nothing waits for the device. The products are float32
-// (float64) for every dtype, or TF32 where torch.set_float32_matmul_precision allows it.
+// at a `valid` that only the device knows, a tile of keys [T, C]. Nothing waits for the device. The products are in
+// float32 (float64) whatever the dtype, or in TF32 where torch.set_float32_matmul_precision allows it.
 #include <algorithm>
 #include <limits>
 #include <tuple>
@@ -15,8 +15,8 @@
 namespace maskco {
 namespace {
 
-constexpr int64_t kTileElements =
-    1 << 20;  // of logits or of keys: 4 MiB in float32, which stay in the second-level cache
+// 4 MiB of float32 logits, and as much of keys, which stay in the second-level cache
+constexpr int64_t kTileElements = 1 << 20;
 constexpr int64_t kLeastKeys = 128, kMostKeys = 4096;  // of one tile
 
 template <class T>
