@@ -14,21 +14,21 @@ using Vector = typename VectorOf<T>::type;
 template <class T>
 constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
-#define MASKCO_INLINE static inline __attribute__((always_inline))
+#define MASKCO_REGION_INLINE static inline __attribute__((always_inline))
 
 // (by reference: a vector as a parameter or result has an ABI that depends on the target)
-MASKCO_INLINE void load(const float* p, Vector<float>& v) { v = *reinterpret_cast<const Vector<float>*>(p); }
-MASKCO_INLINE void load(const double* p, Vector<double>& v) { v = *reinterpret_cast<const Vector<double>*>(p); }
-MASKCO_INLINE void load_bits(const void* p, Vector<uint32_t>& v) {
+MASKCO_REGION_INLINE void load(const float* p, Vector<float>& v) { v = *reinterpret_cast<const Vector<float>*>(p); }
+MASKCO_REGION_INLINE void load(const double* p, Vector<double>& v) { v = *reinterpret_cast<const Vector<double>*>(p); }
+MASKCO_REGION_INLINE void load_bits(const void* p, Vector<uint32_t>& v) {
   typedef uint16_t Half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
   v = __builtin_convertvector(*static_cast<const Half*>(p), Vector<uint32_t>);
 }
-MASKCO_INLINE void load(const BFloat16* p, Vector<float>& v) {
+MASKCO_REGION_INLINE void load(const BFloat16* p, Vector<float>& v) {
   Vector<uint32_t> bits;
   load_bits(p, bits);
   v = reinterpret_cast<Vector<float>>(bits << 16);
 }
-MASKCO_INLINE void load(const Half* p, Vector<float>& v) {
+MASKCO_REGION_INLINE void load(const Half* p, Vector<float>& v) {
   Vector<uint32_t> half;
   load_bits(p, half);
   const Vector<uint32_t> sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
@@ -43,7 +43,7 @@ MASKCO_INLINE void load(const Half* p, Vector<float>& v) {
                                       sign);
 }
 template <class T, class S>
-MASKCO_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
+MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
   if constexpr (std::is_same_v<S, T>) {
     if (count >= LANES<T>) {
       *reinterpret_cast<Vector<T>*>(p) = v;
@@ -62,8 +62,8 @@ MASKCO_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
 // out[i][j] = Σ_k w[i][k] x[k, j], k contiguous, for J columns and the I regions from `region` (I > 1: of equal
 // entries)
 template <int I, int J, class S, class T>
-MASKCO_INLINE void dot(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride, T* out,
-                       int64_t out_stride) {
+MASKCO_REGION_INLINE void dot(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride, T* out,
+                              int64_t out_stride) {
   Vector<T> sum[I][J] = {};
   const int64_t begin = weights.begin[region], count = weights.begin[region + 1] - begin;
   const T* w = weights.weight + begin * LANES<T>;
@@ -86,8 +86,8 @@ MASKCO_INLINE void dot(const WeightsView<T>& weights, int64_t region, const S* x
     }
 }
 template <int I, class S, class T>
-MASKCO_INLINE void dot_columns(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride,
-                               int64_t columns, T* out, int64_t out_stride) {
+MASKCO_REGION_INLINE void dot_columns(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride,
+                                      int64_t columns, T* out, int64_t out_stride) {
   constexpr int J = I == 1 ? 8 : 4;
   int64_t j = 0;
   for (; j + J <= columns; j += J)
@@ -97,7 +97,7 @@ MASKCO_INLINE void dot_columns(const WeightsView<T>& weights, int64_t region, co
 
 // out[i][j] = Σ_k w[i][k] x[k, j], j contiguous: J vectors of columns (the last may be partial where J is 1)
 template <int J, class S, class T>
-MASKCO_INLINE void axpy(const WeightsView<T>& weights, int64_t region, const S* x, int64_t row_stride, T* out) {
+MASKCO_REGION_INLINE void axpy(const WeightsView<T>& weights, int64_t region, const S* x, int64_t row_stride, T* out) {
   Vector<T> sum[J] = {};
   for (int64_t e = weights.begin[region]; e < weights.begin[region + 1]; e++) {
     const S* p = x + weights.block[e] * row_stride;
@@ -144,8 +144,8 @@ static void pool(const WeightsView<T>& weights, const Columns<const S>& x, T* ou
 
 // x[k, j] = Σ_i w[i][k] g[i][j]: each block of pixels gathers from the regions that have an entry there
 template <int J, class S, class T>
-MASKCO_INLINE void gather_pixels(const WeightsView<T>& weights, const BlockView& entries, const T* g, int64_t g_stride,
-                                 S* x, int64_t column_stride, int64_t pixels) {
+MASKCO_REGION_INLINE void gather_pixels(const WeightsView<T>& weights, const BlockView& entries, const T* g,
+                                        int64_t g_stride, S* x, int64_t column_stride, int64_t pixels) {
   for (int64_t b = 0; b * LANES<T> < pixels; b++) {
     Vector<T> sum[J] = {};
     for (int64_t e = entries.begin[b]; e < entries.begin[b + 1]; e++) {
@@ -158,8 +158,8 @@ MASKCO_INLINE void gather_pixels(const WeightsView<T>& weights, const BlockView&
   }
 }
 template <int J, class S, class T>
-MASKCO_INLINE void gather_channels(const WeightsView<T>& weights, const BlockView& entries, const T* g,
-                                   int64_t g_stride, S* x, int64_t pixel_stride, int64_t pixels) {
+MASKCO_REGION_INLINE void gather_channels(const WeightsView<T>& weights, const BlockView& entries, const T* g,
+                                          int64_t g_stride, S* x, int64_t pixel_stride, int64_t pixels) {
   for (int64_t k = 0; k < pixels; k++) {
     Vector<T> sum[J] = {};
     for (int64_t e = entries.begin[k]; e < entries.begin[k + 1]; e++) {
@@ -219,4 +219,4 @@ MASKCO_REGION_KERNELS(Half, float)
 MASKCO_REGION_KERNELS(BFloat16, float)
 
 #undef MASKCO_REGION_KERNELS
-#undef MASKCO_INLINE
+#undef MASKCO_REGION_INLINE

@@ -1,223 +1,24 @@
-// box_pool and masked_pool on the CPU: both are sums over features with the block-sparse weights of each image's
-// regions (region_weights.h), by inner loops compiled for several instruction sets (region_kernels.h). Tasks are
-// images, and ranges of channels where images are few; every sum runs within one task and in one order, whatever the
-// thread count.
+// box_pool and masked_pool on the CPU. Both are sums over features with the block-sparse weights of each image's
+// regions (region_weights.h): here those are made from boxes, masks and label maps, and region_engine.h does the sums.
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
-#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <tuple>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
+#include "common/dispatch.h"
 #include "common/library.h"
-#include "region_weights.h"
+#include "region_engine.h"
 
 namespace maskco {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-template <class S>
-struct RegionKernels {
-  using T = typename Accumulator<S>::type;
-  int64_t lanes;
-  void (*pool)(const WeightsView<T>& weights, const Columns<const S>& x, T* out, int64_t out_stride);
-  void (*spread)(const WeightsView<T>& weights, const BlockView& entries, const T* g, int64_t g_stride,
-                 const Columns<S>& x);
-};
-
-namespace portable {
-#define VECTOR_BYTES 16
-#include "region_kernels.h"
-#undef VECTOR_BYTES
-}  // namespace portable
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MASKCO_X86_TARGETS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#define VECTOR_BYTES 32
-#include "region_kernels.h"
-#undef VECTOR_BYTES
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
-namespace avx512 {
-#define VECTOR_BYTES 64
-#include "region_kernels.h"
-#undef VECTOR_BYTES
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
-
-template <class S>
-const RegionKernels<S>& kernels() {
-  static const RegionKernels<S> best = [] {
-#ifdef MASKCO_X86_TARGETS
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq"))
-      return avx512::kernels<S>();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels<S>();
-#endif
-    return portable::kernels<S>();
-  }();
-  return best;
-}
-
-// Positions along one or two tensor dimensions as one index: i -> (i / inner) * outer_stride + (i % inner) * stride
-struct Axis {
-  int64_t size, inner, outer_stride, stride;
-  bool uniform() const { return inner == size; }
-};
-Axis pixel_axis(const Tensor& t) {  // of [..., H, W]
-  const int64_t h = t.size(-2), w = t.size(-1), row = t.stride(-2), column = t.stride(-1);
-  if (h == 1 || row == column * w) return {h * w, h * w, 0, column};
-  if (w == 1) return {h, h, 0, row};
-  return {h * w, w, row, column};
-}
-
-// Features [B, pixels, columns] by their strides. With the axes swapped the same code sums over channels instead.
-template <class S>
-struct FeatureMap {
-  const S* data;
-  const S* end;  // behind the last element
-  int64_t images, image_stride;
-  Axis pixels, columns;
-};
-template <class S>
-FeatureMap<S> feature_map(const Tensor& t) {  // [B, C, H, W]
-  const S* data = static_cast<const S*>(t.const_data_ptr());
-  int64_t last = 0;
-  for (int64_t d = 0; d < 4; d++) last += (t.size(d) - 1) * t.stride(d);
-  return {data, data + last + 1, t.size(0), t.stride(0), pixel_axis(t), {t.size(1), t.size(1), 0, t.stride(1)}};
-}
-
-// run(image, first column, last column)
-template <class F>
-void for_each_task(int64_t images, int64_t columns, int64_t work, const F& run) {
-  if (images == 0 || columns == 0) return;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t splits = std::max<int64_t>(1, std::min((columns + 63) / 64, (2 * threads + images - 1) / images));
-  const int64_t width = ((columns + splits - 1) / splits + 63) / 64 * 64, per_image = (columns + width - 1) / width;
-  const int64_t tasks = images * per_image;
-  const auto range = [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t first = task % per_image * width;
-      run(task / per_image, first, std::min(first + width, columns));
-    }
-  };
-  if (work < 32768)
-    range(0, tasks);  // not worth a second thread
-  else
-    torch::stable::parallel_for(0, tasks, 1, range);
-}
-
-// out[regions, columns] = the weighted sums of these columns, by the kernel where it may read whole blocks of them
-template <class S, class T>
-void pool_columns(const RegionWeights<T>& weights, const Columns<const S>& x, T* out, int64_t out_stride) {
-  const WeightsView<T> view = weights.view();
-  kernels<S>().pool(view, x, out, out_stride);
-  if (!x.pixels_contiguous) return;
-  for (int64_t r = 0; r < view.regions; r++)
-    for (int64_t j = 0; j < x.columns; j++) {
-      T& sum = out[r * out_stride + j];
-      if (!std::isfinite(sum)) sum = weights.exact(r, x.data + j * x.column_stride, x.pixel_stride);
-    }
-}
-
-// For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, sums[regions,
-// last - first]).
-template <class S, class Build, class Finish>
-void pool_regions(const FeatureMap<S>& x, int64_t work, const Build& build, const Finish& finish) {
-  using T = typename Accumulator<S>::type;
-  const bool plain = x.pixels.uniform() && x.columns.uniform();
-  const bool interleaved = plain && x.columns.stride == 1 && x.pixels.stride != 1;
-  const bool planar = plain && x.pixels.stride == 1;
-  const int64_t lanes = interleaved ? 1 : kernels<T>().lanes;  // (those of S: both have accumulators of T)
-  for_each_task(x.images, x.columns.size, work, [&](int64_t image, int64_t first, int64_t last) {
-    RegionWeights<T> weights(lanes, x.pixels.size);
-    build(image, weights);
-    const int64_t columns = last - first;
-    std::vector<T> sums(weights.regions() * columns);
-    const S* data = x.data + image * x.image_stride;
-    int64_t direct = 0;  // columns that the kernel reads in place
-    if (planar || interleaved) {
-      direct = columns;
-      while (direct && !weights.fits(x.end - (data + (first + direct - 1) * x.columns.stride))) direct--;
-      pool_columns<S>(
-          weights, {data + first * x.columns.stride, x.pixels.size, direct, x.pixels.stride, x.columns.stride, planar},
-          sums.data(), columns);
-    }
-    constexpr int64_t TILE = 8;
-    const int64_t padded = (x.pixels.size + lanes - 1) / lanes * lanes;
-    std::vector<T> tile(direct < columns ? TILE * padded : 0);
-    for (int64_t j = direct; j < columns; j += TILE) {
-      const int64_t count = std::min(TILE, columns - j);
-      for (int64_t i = 0; i < count; i++) {
-        const int64_t c = first + j + i;
-        const S* column = data + c / x.columns.inner * x.columns.outer_stride + c % x.columns.inner * x.columns.stride;
-        T* target = tile.data() + i * padded;
-        for (int64_t p = 0; p < x.pixels.size; p += x.pixels.inner, column += x.pixels.outer_stride)
-          for (int64_t q = 0; q < x.pixels.inner; q++) *target++ = T(column[q * x.pixels.stride]);
-      }
-      pool_columns<T>(weights, {tile.data(), x.pixels.size, count, 1, padded, true}, sums.data() + j, columns);
-    }
-    finish(image, first, last, sums.data());
-  });
-}
-
-// The gradient for the features: build(image, weights) as above; fill(image, first, last, g[regions, last - first])
-// gives the regions' gradients. x: [B, C, H, W], contiguous or channels_last; every element is written.
-template <class S, class Build, class Fill>
-void spread_regions(const Tensor& x, int64_t work, const Build& build, const Fill& fill) {
-  using T = typename Accumulator<S>::type;
-  const int64_t pixels = x.size(2) * x.size(3);
-  if (pixels == 0) return;
-  const bool planar = x.is_contiguous();
-  const int64_t pixel_stride = planar ? 1 : x.size(1), column_stride = planar ? pixels : 1;
-  const int64_t lanes = planar ? kernels<S>().lanes : 1;
-  S* data = static_cast<S*>(x.mutable_data_ptr());
-  for_each_task(x.size(0), x.size(1), work, [&](int64_t image, int64_t first, int64_t last) {
-    RegionWeights<T> weights(lanes, pixels);
-    build(image, weights);
-    const int64_t columns = last - first;
-    std::vector<T> g(weights.regions() * columns);
-    fill(image, first, last, g.data());
-    const auto blocks = weights.by_block();
-    S* target = data + image * x.size(1) * pixels + first * column_stride;
-    kernels<S>().spread(weights.view(), blocks.view(), g.data(), columns,
-                        {target, pixels, columns, pixel_stride, column_stride, planar});
-  });
-}
-
-Tensor new_features(const Tensor& like, const std::vector<int64_t>& size, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 template <class F>
 auto dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float());
-    case ScalarType::Double:
-      return f(double());
-    case ScalarType::Half:
-      return f(Half());
-    case ScalarType::BFloat16:
-      return f(BFloat16());
-    default:
-      STD_TORCH_CHECK(false, "features must be float32, float64, float16 or bfloat16");
-  }
+  return dispatch_floating<Half, BFloat16>(dtype, f);
 }
 
 // ---- boxes ----
@@ -232,8 +33,8 @@ struct BoxList {
 
   BoxList(const Tensor& t, const RoiGrid& g, int64_t images, int64_t h, int64_t w)
       : grid(g), height(h), width(w), boxes(t.size(0) * 5), begin(images + 1), members(t.size(0)) {
-    dispatch(t.scalar_type(), [&](auto zero) {
-      const auto* p = static_cast<const decltype(zero)*>(t.const_data_ptr());
+    dispatch(t.scalar_type(), [&](auto tag) {
+      const auto* p = static_cast<const typename decltype(tag)::type*>(t.const_data_ptr());
       for (int64_t r = 0; r < t.size(0); r++)
         for (int64_t i = 0; i < 5; i++) boxes[r * 5 + i] = T(p[r * t.stride(0) + i * t.stride(1)]);
     });
@@ -273,8 +74,8 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
   check_size(boxes, 1, 5, "boxes");
   const int64_t channels = features.size(1);
   Tensor output = torch::stable::new_empty(features, {boxes.size(0), channels});
-  dispatch(features.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
+  dispatch(features.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
     const BoxList<T> list(boxes, {spatial_scale, output_size, sampling_ratio, aligned}, features.size(0),
                           features.size(2), features.size(3));
@@ -298,8 +99,8 @@ Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<
   check_size(grad_output, 0, boxes.size(0), "grad_output");
   check_size(grad_output, 1, feature_size[1], "grad_output");
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
-  dispatch(grad_output.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
+  dispatch(grad_output.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
     const BoxList<T> list(boxes, {spatial_scale, output_size, sampling_ratio, aligned}, feature_size[0],
                           feature_size[2], feature_size[3]);
@@ -339,7 +140,7 @@ struct MaskList {
       case ScalarType::Long:
         return label<int64_t>(image, weights);
       default:
-        dispatch(masks.scalar_type(), [&](auto zero) { weigh<decltype(zero)>(image, weights); });
+        dispatch(masks.scalar_type(), [&](auto tag) { weigh<typename decltype(tag)::type>(image, weights); });
     }
   }
 
@@ -412,8 +213,8 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   const MaskList list = checked_masks(masks, {images, channels, features.size(2), features.size(3)}, regions);
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});
   Tensor area = torch::stable::new_empty(features, {images, regions}, accumulation_type(features));
-  dispatch(features.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
+  dispatch(features.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
     S* out = static_cast<S*>(output.mutable_data_ptr());
     T* areas = static_cast<T*>(area.mutable_data_ptr());
@@ -446,8 +247,8 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
   const int64_t regions = grad_output.size(1);
   const MaskList list = checked_masks(masks, feature_size, regions);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
-  dispatch(grad_output.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
+  dispatch(grad_output.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
     const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
     const T* areas = static_cast<const T*>(area.const_data_ptr());
@@ -458,7 +259,8 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
           for (int64_t r = 0; r < regions; r++) {
             const S* row = grad + image * grad_output.stride(0) + r * grad_output.stride(1);
             const T scale = region_scale(areas[image * regions + r], mean);
-            for (int64_t c = first; c < last; c++) *g++ = scale * T(row[c * grad_output.stride(2)]);
+            for (int64_t c = first; c < last; c++)
+              *g++ = scale == T(0) ? T(0) : scale * T(row[c * grad_output.stride(2)]);
           }
         });
   });
@@ -476,8 +278,8 @@ Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, 
   const int64_t images = features.size(0), regions = grad_output.size(1), channels = features.size(1);
   const int64_t pixels = features.size(2) * features.size(3);
   Tensor grad_masks = torch::stable::new_empty(features, {images, regions, features.size(2), features.size(3)});
-  dispatch(features.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
+  dispatch(features.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
     const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
     const S* pooled = static_cast<const S*>(output.const_data_ptr());
@@ -485,7 +287,8 @@ Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, 
     S* out = static_cast<S*>(grad_masks.mutable_data_ptr());
     const auto g = [&](int64_t image, int64_t r, int64_t c) {
       const int64_t offset = image * grad_output.stride(0) + r * grad_output.stride(1) + c * grad_output.stride(2);
-      return region_scale(areas[image * regions + r], mean) * T(grad[offset]);
+      const T scale = region_scale(areas[image * regions + r], mean);
+      return scale == T(0) ? T(0) : scale * T(grad[offset]);
     };
     FeatureMap<S> map = feature_map<S>(features);
     std::swap(map.pixels, map.columns);
