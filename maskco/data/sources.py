@@ -38,7 +38,7 @@ __all__ = [
     "open_source",
 ]
 
-REPLACEMENT_TRIES = 32  # neighbours tried in place of a broken picture before giving up
+REPLACEMENT_TRIES = 32  # pictures tried in place of a broken one before giving up
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +134,8 @@ class Batch(NamedTuple):
 class PretrainDataset(Dataset):
     """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`.
 
-    A picture that fails is replaced by the next one that does not, which keeps batches full and the run reproducible;
-    the failure is reported with the sample. Raises RuntimeError after 32 failures in a row.
+    A picture that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
+    the failure is reported with the sample. Raises SourceError after 32 failures in a row.
     """
 
     def __init__(self, source: Source, transform: TwoViews, seed: int = 0) -> None:
@@ -147,15 +147,16 @@ class PretrainDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         failures: list[tuple[str, str]] = []
-        for step in range(min(len(self), REPLACEMENT_TRIES)):
-            chosen = (index + step) % len(self)
+        for step in range(REPLACEMENT_TRIES):
+            # Not a neighbour: whole folders may be broken, and the share of failures should be that of all pictures.
+            chosen = _mix(self.seed, epoch, index, step) % len(self) if step else index
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
                 return Sample(self._views(chosen, _mix(self.seed, epoch, index)), failures)
             except PictureError as error:
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
-        raise RuntimeError(
+        raise SourceError(
             f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
         )
 
