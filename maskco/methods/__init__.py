@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from maskco.config import ConfigError, PretrainConfig
 from maskco.methods.maskco import MaskCo
 from maskco.methods.moco_v2 import MoCoV2
 from maskco.methods.step import StepOutput
+from maskco.nn import create_encoder
 
 METHODS = {"maskco": MaskCo, "moco_v2": MoCoV2}
 
-__all__ = ["METHODS", "MaskCo", "MoCoV2", "StepOutput"]
+__all__ = ["METHODS", "MaskCo", "MoCoV2", "StepOutput", "build_method"]
+
+
+def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> nn.Module:
+    """The method that a configuration describes, with fresh weights. `pretrained` overrides the configuration's.
+
+    Raises ConfigError if the encoder cannot be built.
+    """
+    try:
+        encoder = create_encoder(
+            config.encoder,
+            stage=config.stage,
+            output_stride=config.output_stride,
+            image_size=config.image_size,
+            pretrained=config.pretrained if pretrained is None else pretrained,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    options = {
+        "dim": config.dim,
+        "hidden": config.hidden,
+        "queue_size": config.queue_size,
+        "temperature": config.temperature,
+        "momentum": config.momentum,
+        "key_group": config.key_group,
+    }
+    if config.method == "maskco":
+        options["mask_head"] = config.mask_head
+        options["mask_head_depth"] = config.mask_head_depth
+        options["key_head"] = config.key_head
+        options["local_negatives"] = config.local_negatives
+    return METHODS[config.method](encoder, **options)

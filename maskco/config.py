@@ -1,0 +1,229 @@
+"""All options of a pretraining run: one flat dataclass, checked in one place. Imports nothing heavy.
+
+Defaults are MoCo v2's where it has one. What it lacks, and what is not known of the MaskCo paper, is marked ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from maskco.data.views import ViewConfig
+
+FREE_ON_RESUME = frozenset(
+    {"out", "epochs", "device", "workers", "log_every", "save_every_minutes", "save_every_steps"}
+)  # options that a resumed run may change: they do not alter what a step computes (epochs: only the schedule ahead)
+
+
+class UserError(Exception):
+    """Something that the user can put right. The message is one line; the command line shows nothing else."""
+
+
+class ConfigError(UserError, ValueError):
+    """An option has an impossible value."""
+
+
+@dataclass
+class PretrainConfig:
+    """How to pretrain an encoder on pictures without labels."""
+
+    data: str
+    """Folder of pictures (searched recursively, no labels needed), or "demo" for the built-in scenes."""
+    out: str
+    """Run folder: checkpoint, metrics, log. Made if missing."""
+
+    # ---- what is trained
+    method: Literal["maskco", "moco_v2"] = "maskco"
+    """Contrast masked regions, or whole views."""
+    encoder: str = "resnet50"
+    """Name of any timm backbone."""
+    stage: int = -1
+    """Which of the backbone's feature maps; -1 is the last."""
+    output_stride: int | None = None
+    """Dilate the backbone so that its map is no coarser than this many pixels."""
+    pretrained: bool = False
+    """Start from timm's weights (downloads them)."""
+    mask_head: Literal["conv", "attention", "none"] = "conv"
+    """Mask prediction head (type: ours)."""
+    mask_head_depth: int = 3
+    """Its blocks (ours)."""
+    key_head: bool = False
+    """Pass the keys through a momentum copy of the mask head (ours: no)."""
+    dim: int = 128
+    """Length of queries and keys."""
+    hidden: int | None = None
+    """Hidden width of the projection; default: the encoder's channels."""
+
+    # ---- the contrast
+    queue_size: int = 65536
+    """Keys of earlier steps that serve as negatives."""
+    temperature: float = 0.2
+    """Logits are cosine similarities over this."""
+    momentum: float = 0.999
+    """Share of the momentum encoder that stays at each step."""
+    local_negatives: bool = True
+    """Other regions of the same picture are negatives too, where --regions is 2 or more (ours: yes)."""
+    key_group: int = 32
+    """Pictures that share batch statistics in the key branch, shuffled; 0: the whole batch."""
+
+    # ---- the views
+    image_size: int = 224
+    """Side of both views in pixels."""
+    regions: int = 1
+    """Regions masked in each picture (ours)."""
+    region_scale: tuple[float, float] = (0.25, 0.5)
+    """Smallest and largest side of a region as a share of the view's side (ours)."""
+    region_aspect: tuple[float, float] = (0.5, 2.0)
+    """Width over height of a region (ours)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the picture that a view shows."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    grayscale: float = 0.2
+    """Probability of losing all colour."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    # ---- the optimisation
+    epochs: int = 200
+    """Passes over the pictures."""
+    batch_size: int = 256
+    """Pictures in a step."""
+    lr: float = 0.03
+    """Peak learning rate for 256 pictures a step; it is scaled by batch size / 256, then falls as a cosine to 0."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0 (ours: MoCo v2 has none)."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Of all parameters, norms and biases too, as in MoCo v2."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision; fp16 scales the loss and needs CUDA."""
+
+    # ---- the running
+    seed: int = 0
+    """Fixes weights, order, views and regions."""
+    device: str = "auto"
+    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    workers: int | None = None
+    """Processes that load pictures; default: one a core, at most 8; 0: none."""
+    log_every: int = 10
+    """Steps between two rows of metrics."""
+    save_every_minutes: float = 10.0
+    """Also save between the ends of epochs; 0: do not."""
+    save_every_steps: int = 0
+    """Also save every so many steps; 0: do not."""
+
+    def check(self) -> None:
+        """Raises ConfigError for the first impossible value."""
+        for name in ("method", "mask_head", "amp"):
+            allowed = _choices(name)
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in (
+            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "batch_size", "log_every",
+        ):  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in (
+            "key_group", "warmup_steps", "weight_decay", "save_every_minutes", "save_every_steps", "lr", "seed",
+        ):  # fmt: skip
+            self._require(name, getattr(self, name) >= 0 and math.isfinite(getattr(self, name)), "0 or more")
+        for name in ("jitter", "grayscale", "blur", "flip", "momentum", "sgd_momentum"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("hidden", "output_stride"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
+        self._require("temperature", self.temperature > 0, "greater than 0")
+        if not str(self.data):
+            raise ConfigError('data is missing: name a folder of pictures, or "demo"')
+        if not str(self.out):
+            raise ConfigError("out is missing: name a folder for the run")
+
+    def _require(self, name: str, fine: bool, wanted: str) -> None:
+        if not fine:
+            raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)}")
+
+    def view_config(self) -> ViewConfig:
+        """How the run's views are drawn. Raises ConfigError."""
+        from maskco.data.views import ViewConfig  # brings torch: not for --help
+
+        names = {field.name for field in dataclasses.fields(ViewConfig)} & OPTIONS.keys()
+        try:
+            return ViewConfig(**{name: getattr(self, name) for name in names})
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON and `torch.load(weights_only=True)` know."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name in OPTIONS  # the command line's subclass adds switches that are no part of a run
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
+        """The inverse of `to_dict`. Options that are missing take their defaults; unknown ones raise ConfigError."""
+        for name in values:
+            if name not in OPTIONS:
+                near = difflib.get_close_matches(name, OPTIONS, n=1)
+                hint = f"did you mean {near[0]}?" if near else "`maskco pretrain --help` lists them all"
+                raise ConfigError(f"there is no option {name!r}; {hint}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def differences(self, other: PretrainConfig) -> list[str]:
+        """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""
+        own, others = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {own[name]}, not {others[name]}"
+            for name in own
+            if name not in FREE_ON_RESUME and own[name] != others[name]
+        ]
+
+
+OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    return {
+        "method": ("maskco", "moco_v2"),
+        "mask_head": ("conv", "attention", "none"),
+        "amp": ("off", "bf16", "fp16"),
+    }[name]
+
+
+def read_config(path: str | Path) -> PretrainConfig:
+    """The configuration in a run's config.json. Raises ConfigError if the file is not one."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values.pop("maskco")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not the configuration of a maskco run") from error
+    return PretrainConfig.from_dict(values)
+
+
+def demo_config(out: str | Path) -> PretrainConfig:
+    """A run on the built-in scenes that two CPU cores finish in some minutes."""
+    return PretrainConfig(
+        data="demo",
+        out=str(out),
+        encoder="resnet18",
+        output_stride=8,
+        image_size=64,
+        regions=4,
+        queue_size=4096,
+        momentum=0.99,
+        epochs=10,
+        batch_size=64,
+        lr=0.12,
+        warmup_steps=50,
+        log_every=5,
+    )

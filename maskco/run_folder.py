@@ -1,0 +1,106 @@
+"""The folder of a run: who may write into it, and its log, metrics and TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+import maskco
+from maskco.checkpoint import CHECKPOINT, write_atomically
+from maskco.config import ConfigError, PretrainConfig, read_config
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+CONFIG, METRICS, LOG, TENSORBOARD = "config.json", "metrics.jsonl", "log.txt", "tensorboard"
+OWN_FILES = (CONFIG, METRICS, LOG, TENSORBOARD, CHECKPOINT, f".{CHECKPOINT}.partial", "evaluation.json", "report.png")
+
+
+def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises ConfigError if a run must not be written to `out`. Changes nothing."""
+    if resume and overwrite:
+        raise ConfigError("resume and overwrite exclude each other: keep one")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder for the run")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / CONFIG).is_file():
+        raise ConfigError(f"out: {out} holds other files and no maskco run; name a new or empty folder")
+    read_config(out / CONFIG)
+    if not resume and not overwrite:
+        raise ConfigError(f"out: {out} holds a run already; continue it with --resume, or replace it with --overwrite")
+
+
+def clear_out(out: Path) -> None:
+    """Removes a run's own files, and nothing else that lies beside them."""
+    for name in OWN_FILES:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Recorder:
+    """Writes a run's log.txt, metrics.jsonl and TensorBoard events. A context manager.
+
+    Args:
+        step: steps already done; rows of metrics past them, which a resumed run makes again, are dropped.
+    """
+
+    def __init__(self, out: Path, config: PretrainConfig, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        out.mkdir(parents=True, exist_ok=True)
+        values = json.dumps({"maskco": maskco.__version__, **config.to_dict()}, indent=2) + "\n"
+        write_atomically(out / CONFIG, lambda file: file.write(values.encode()))
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= step)
+        write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
+        self._metrics = open(out / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(out / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(str(out / TENSORBOARD), purge_step=step + 1)
+
+    def say(self, text: str, *, show: bool = True) -> None:
+        """A line for log.txt and, with `show`, for the terminal, above the progress bar."""
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._log.flush()
+        if show:
+            tqdm.write(text, file=sys.stderr)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One row of metrics."""
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, row["step"])
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.say(f"stopped by {type(error).__name__}: {error}", show=False)
+        self._metrics.close()
+        self._log.close()
+        self._tensorboard.close()
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that was cut off while it was written is left out."""
+    path = Path(run) / METRICS
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

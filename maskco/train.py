@@ -1,0 +1,258 @@
+"""The pretraining loop, read from top to bottom.
+
+    maskco pretrain --data PHOTOS --out RUN                        # ResNet-50 and MoCo v2's schedule
+    maskco pretrain --data PHOTOS --out RUN --encoder resnet18 --epochs 20 --batch-size 64
+    maskco pretrain --out RUN --resume                             # goes on where it stopped
+
+or, in Python, `maskco.pretrain(data="PHOTOS", out="RUN", encoder="resnet18", epochs=20)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from maskco.checkpoint import CHECKPOINT
+from maskco.config import ConfigError, PretrainConfig, read_config
+from maskco.data.sources import Batch, EpochBatches, PretrainDataset, Source, SourceError, collate, open_source
+from maskco.data.views import TwoViews, Views
+from maskco.run_folder import CONFIG, LOG, Recorder, check_out, clear_out
+from maskco.train_state import TrainingError, TrainState
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a run: its folder, steps done in all, last logged loss, unusable pictures, and the signal that
+    ended it early, if one did."""
+
+    out: Path
+    steps: int
+    loss: float
+    broken_pictures: int
+    signal: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal is not None
+
+
+def pretrain(
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> RunResult:
+    """Pretrains an encoder on the pictures in `data` and writes checkpoint, metrics and log to `out`.
+
+    Args:
+        data: folder of pictures, or "demo"; with `resume` it may be left out.
+        resume: go on with the run in `out`, with its own options except those given here. Starts it if there is none.
+        overwrite: replace the run in `out`.
+        options: fields of `PretrainConfig`.
+
+    SIGINT and SIGTERM end it after the current step, saved; in a thread other than the main one they are left alone.
+    Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
+    """
+    stored = Path(out or "", CONFIG)
+    base = read_config(stored).to_dict() if resume and out and stored.exists() else {"data": "", "out": ""}
+    given = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
+    return train(PretrainConfig.from_dict({**base, **given, **options}), resume=resume, overwrite=overwrite)
+
+
+def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+    """`pretrain` for a configuration. The caller's random numbers and signal handlers stay as they are."""
+    config = resolve(config)
+    device = torch.device(config.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), StopSignals() as stop:
+        torch.manual_seed(config.seed)
+        return _train(config, device, stop, resume, overwrite)
+
+
+def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resume: bool, overwrite: bool) -> RunResult:
+    # Whatever is wrong with options, folders or data shows before a file is touched.
+    out = Path(config.out)
+    check_out(out, resume=resume, overwrite=overwrite)
+    source = open_pictures(config)
+    state = TrainState(config, len(source), device)
+    if resume and (out / CHECKPOINT).exists():
+        state.load(out / CHECKPOINT)
+    elif overwrite:
+        clear_out(out)
+    steps, first_step, earlier = state.steps, state.step, state.seconds
+
+    with Recorder(out, config, state.step) as record:
+        record.say(
+            f"{config.method} with {config.encoder} on {len(source)} pictures, {device}: "
+            f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
+        )
+        progress = tqdm(total=steps, initial=state.step, unit="step", disable=None, dynamic_ncols=True)
+        started = window = saved = time.monotonic()
+        for batch in batches(config, source, state, device) if state.step < steps else ():
+            # ---- learn: nothing here waits for the device
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr = state.lr
+            views = Views(*(part.to(device, non_blocking=True) for part in batch.views))
+            with torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off"):
+                output = state.method(views)
+            state.optimizer.zero_grad()
+            state.scaler.scale(output.loss).backward()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.step += 1
+            state.totals.add(output, state.step)
+            progress.update()
+
+            # ---- tell
+            for name, reason in state.broken.add(config.batch_size, batch.failures):
+                record.say(f"cannot be used: {name}: {reason}", show=False)
+            state.broken.require_few()
+            end_of_epoch = state.step % state.steps_per_epoch == 0
+            if state.step % config.log_every == 0 or end_of_epoch:
+                state.require_finite_loss()
+                now = time.monotonic()
+                pictures = config.batch_size * (min(state.totals.count, state.step - first_step))
+                row = {"step": state.step, "epoch": round(state.step / state.steps_per_epoch, 4)}
+                row |= state.totals.means_and_reset() | {"lr": lr, "pictures_per_s": pictures / (now - window)}
+                state.seconds, window = earlier + now - started, now
+                record.add(row | {"seconds": state.seconds})
+                progress.set_postfix_str(summary(row, len(state.broken)))
+                if end_of_epoch:
+                    epoch = state.step // state.steps_per_epoch
+                    record.say(f"epoch {epoch}/{config.epochs}: {summary(row)}", show=progress.disable)
+
+            # ---- keep
+            by_steps = config.save_every_steps and state.step % config.save_every_steps == 0
+            by_time = 0 < 60 * config.save_every_minutes <= time.monotonic() - saved
+            if end_of_epoch or by_steps or by_time or stop.signal:
+                state.seconds = earlier + time.monotonic() - started
+                state.save(out / CHECKPOINT)
+                saved = time.monotonic()
+            if stop.signal:
+                break
+        progress.close()
+
+        if state.broken.names:
+            record.say(f"{len(state.broken)} of {len(source)} pictures could not be used, see {out / LOG}")
+        if state.step < steps:
+            name = signal.Signals(stop.signal).name
+            record.say(f"{name}: saved step {state.step} of {steps}, go on with: maskco pretrain --out {out} --resume")
+        elif first_step == steps:
+            record.say(f"this run was finished already, after {steps} steps; a larger --epochs would go on")
+        else:
+            record.say(f"finished {steps} steps in {state.seconds:.0f} s: {out / CHECKPOINT}")
+        return RunResult(
+            out, state.step, state.totals.last_loss, len(state.broken), stop.signal if state.step < steps else None
+        )
+
+
+GRACE_SECONDS = 30  # that loading workers outlive a SIGTERM
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(config: PretrainConfig) -> PretrainConfig:
+    """The checked configuration with device, workers and the data folder's absolute path filled in."""
+    config.check()
+    config.view_config()
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {config.device!r} cannot be used here; 'auto' takes what there is") from error
+    if config.amp == "fp16" and kind != "cuda":
+        raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}; choose bf16 or off")
+    data = config.data if config.data == "demo" else str(Path(config.data).expanduser().resolve())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, 8) if config.workers is None else config.workers
+    return dataclasses.replace(config, device=device, data=data, workers=workers)
+
+
+def open_pictures(config: PretrainConfig) -> Source:
+    """Raises ConfigError if there are no pictures, or fewer than a batch."""
+    try:
+        source = open_source(config.data)
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    if len(source) < config.batch_size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is larger than the data ({len(source)} pictures): lower it or add pictures"
+        )
+    return source
+
+
+def batches(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Iterator[Batch]:
+    """All batches that are still to come, of all epochs in a row: workers live once and load ahead across epochs."""
+    first, done = divmod(state.step, state.steps_per_epoch)
+    orders = (
+        EpochBatches(len(source), config.batch_size, config.seed, epoch, done if epoch == first else 0)
+        for epoch in range(first, config.epochs)
+    )
+    loader = DataLoader(
+        PretrainDataset(source, TwoViews(config.view_config()), config.seed),
+        batch_sampler=itertools.chain.from_iterable(orders),
+        collate_fn=collate,
+        num_workers=config.workers,
+        worker_init_fn=leave_signals_to_the_parent,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
+    )
+    try:
+        yield from loader
+        return
+    except SourceError as error:  # a worker wraps it in the traceback of its process: the last line says what it is
+        reason = str(error).strip().splitlines()[-1].removeprefix(f"{SourceError.__module__}.SourceError: ")
+    raise TrainingError(reason)  # out here the first error is gone, and with it the last hold on the workers
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # then SIGALRM ends it
+
+
+def summary(row: dict[str, float], broken: int = 0) -> str:
+    text = (
+        f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.1f}%, lr {row['lr']:.2g}, "
+        f"{row['pictures_per_s']:.0f} pictures/s"
+    )
+    return f"{text}, {broken} broken" if broken else text
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM in `signal` instead of dying of them. The second one acts as it always did."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()

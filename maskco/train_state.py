@@ -1,0 +1,197 @@
+"""What a pretraining run carries from step to step, and from one process to the one that resumes it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskco.checkpoint import CHECKPOINT, CheckpointError, read_checkpoint, save_checkpoint
+from maskco.config import PretrainConfig, UserError
+from maskco.methods import StepOutput, build_method
+
+
+class TrainingError(UserError, RuntimeError):
+    """The run cannot go on: the loss is not finite, or most pictures are broken."""
+
+
+class TrainState:
+    """Method, optimizer, scaler, totals and random numbers of a run after `step` steps."""
+
+    def __init__(self, config: PretrainConfig, pictures: int, device: torch.device) -> None:
+        self.config = config
+        self.pictures = pictures
+        self.device = device
+        self.method = build_method(config).to(device).train()
+        self.optimizer = torch.optim.SGD(
+            [parameter for parameter in self.method.parameters() if parameter.requires_grad],
+            lr=config.lr,
+            momentum=config.sgd_momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.totals = Totals(device)
+        self.broken = BrokenPictures(pictures)
+        self.step = 0
+        self.saved_step: int | None = None
+        self.seconds = 0.0  # of training, all processes of this run together
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.pictures // self.config.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """The next step's learning rate: a linear warm-up, then a cosine to 0 at the end of the run."""
+        peak = self.config.lr * self.config.batch_size / 256
+        warmup = min(self.config.warmup_steps, self.steps - 1)
+        if self.step < warmup:
+            return peak * (self.step + 1) / warmup
+        return peak * (1 + math.cos(math.pi * (self.step - warmup) / (self.steps - warmup))) / 2
+
+    def save(self, path: Path) -> None:
+        """Raises TrainingError, and leaves the checkpoint before alone, if loss or weights are no longer finite."""
+        self.require_finite_loss()
+        sums = [parameter.detach().sum(dtype=torch.float32) for parameter in self.method.parameters()]
+        if not bool(torch.stack(sums).isfinite().all()):
+            raise self._not_finite("the weights are", self.step)
+        save_checkpoint(
+            path,
+            {
+                "config": self.config.to_dict(),
+                "pictures": self.pictures,
+                "step": self.step,
+                "epoch": self.step // self.steps_per_epoch,
+                "step_in_epoch": self.step % self.steps_per_epoch,
+                "seconds": self.seconds,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "totals": self.totals.state_dict(),
+                "broken": self.broken.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        )
+        self.saved_step = self.step
+
+    def load(self, path: Path) -> None:
+        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures."""
+        state = read_checkpoint(path)
+        differences = self.config.differences(PretrainConfig.from_dict(state["config"]))
+        if differences:
+            raise CheckpointError(
+                f"{path} is of a run with other options ({'; '.join(differences)}): "
+                "leave these as they were, or start another run with another --out"
+            )
+        if state["pictures"] != self.pictures:
+            raise CheckpointError(
+                f"{path} is of a run on {state['pictures']} pictures, but {self.config.data} holds {self.pictures}: "
+                "put the pictures back as they were, or start another run with another --out"
+            )
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.totals.load_state_dict(state["totals"])
+        self.broken.load_state_dict(state["broken"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        self.step = self.saved_step = state["step"]
+        self.seconds = state["seconds"]
+
+    def require_finite_loss(self) -> None:
+        """Waits for the device. Raises TrainingError that names the first step with a loss of NaN or infinity."""
+        step = self.totals.first_bad_step
+        if step:
+            raise self._not_finite("the loss is", step)
+
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        path, lr = Path(self.config.out, CHECKPOINT), self.optimizer.param_groups[0]["lr"]
+        good = f"the last good checkpoint is {path} (step {self.saved_step})" if self.saved_step else "none was saved"
+        return TrainingError(
+            f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {good}: "
+            "lower lr, raise warmup_steps, or choose amp bf16 or off"
+        )
+
+
+class Totals:
+    """Sums of loss and contrast accuracy since the last row of metrics, on the device, so that adding never waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, device=device)  # of the steps' loss, top-1 and top-5 share
+        self.bad_step = torch.zeros((), dtype=torch.long, device=device)  # the first whose loss is not finite, or 0
+        self.count = 0
+        self.last_loss = math.nan
+
+    def add(self, output: StepOutput, step: int) -> None:
+        loss, rank = output.loss.detach().float(), output.stats.rank
+        self.sums += torch.stack([loss, (rank < 1).float().mean(), (rank < 5).float().mean()])
+        bad = (self.bad_step == 0) & ~loss.isfinite()
+        self.bad_step += bad * step
+        self.count += 1
+
+    @property
+    def first_bad_step(self) -> int:
+        return int(self.bad_step)
+
+    def means_and_reset(self) -> dict[str, float]:
+        """Mean loss, accuracy and top5 (percent) of the steps since the last call."""
+        loss, top1, top5 = (self.sums / max(self.count, 1)).tolist()
+        self.sums.zero_()
+        self.count, self.last_loss = 0, loss
+        return {"loss": loss, "accuracy": 100 * top1, "top5": 100 * top5}
+
+    def state_dict(self) -> dict[str, Tensor | int | float]:
+        return {"sums": self.sums.clone(), "count": self.count, "last_loss": self.last_loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(state["sums"])
+        self.count, self.last_loss = state["count"], state["last_loss"]
+
+
+class BrokenPictures:
+    """Counts pictures that cannot be used, and gives up when they are more than half."""
+
+    SURE = 1000  # tries after which their share among all tries can be believed
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures = pictures
+        self.names: set[str] = set()
+        self.tried = self.failed = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, used: int, failures: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Takes one batch's failures, and returns those of pictures that did not fail before. Raises TrainingError."""
+        new = {name: reason for name, reason in failures if name not in self.names}
+        self.names.update(new)
+        self.tried += used + len(failures)
+        self.failed += len(failures)
+        return list(new.items())
+
+    def require_few(self) -> None:
+        """Raises TrainingError if more than half of the pictures, or of very many tries, failed."""
+        if 2 * len(self.names) > self.pictures:
+            share = f"{len(self.names)} of {self.pictures} pictures"
+        elif self.tried >= self.SURE and 2 * self.failed > self.tried:
+            share = f"{self.failed} of {self.tried} pictures tried"
+        else:
+            return
+        raise TrainingError(f"more than half of the data cannot be used ({share}): see log.txt, mend or remove them")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"names": sorted(self.names), "tried": self.tried, "failed": self.failed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names = set(state["names"])
+        self.tried, self.failed = state["tried"], state["failed"]
