@@ -1,0 +1,148 @@
+"""The command line. Heavy modules are imported by the command that needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from maskco.config import PretrainConfig, UserError, demo_config, read_config
+
+
+@dataclass
+class Pretrain(PretrainConfig):
+    """Pretrain an encoder on a folder of pictures, without labels."""
+
+    resume: bool = False
+    """Go on with the run in --out, with the options it has; starts it if there is none."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+
+    def __call__(self) -> int:
+        from maskco.train import train
+
+        values = {name: getattr(self, name) for name in PretrainConfig.__dataclass_fields__}
+        result = train(PretrainConfig(**values), resume=self.resume, overwrite=self.overwrite)
+        return 128 + result.signal if result.signal else 0
+
+
+@dataclass
+class Evaluate:
+    """Measure a run's encoder against the same encoder untrained."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    data: str = "demo"
+    """Labelled scenes to evaluate on."""
+
+    def __call__(self) -> int:
+        from maskco.evaluate import evaluate_run
+
+        evaluate_run(self.run, data=self.data)
+        return 0
+
+
+@dataclass
+class Report:
+    """Draw a run: curves, masked views with their regions, nearest regions."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+
+    def __call__(self) -> int:
+        from maskco.report import write_report
+
+        print(write_report(self.run))
+        return 0
+
+
+@dataclass
+class Info:
+    """Show what was built, with what and why, and what of it runs here."""
+
+    def __call__(self) -> int:
+        from maskco import build_info
+
+        info = build_info()
+        width = max(map(len, info))
+        for name, value in info.items():
+            print(f"{name:<{width}}  {value}")
+        return 0
+
+
+@dataclass
+class Demo:
+    """Pretrain on the built-in scenes, evaluate and draw the report: everything once, offline, in minutes."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; a demo that was interrupted goes on."""
+    epochs: int | None = None
+    """Passes over the scenes; default: what two cores do in some minutes."""
+
+    def __call__(self) -> int:
+        from maskco.evaluate import evaluate_run
+        from maskco.report import write_report
+        from maskco.train import train
+
+        config = demo_config(self.out)
+        if self.epochs is not None:
+            config = dataclasses.replace(config, epochs=self.epochs)
+        print("1/3  pretraining on the demo scenes, without their labels", flush=True)
+        result = train(config, resume=True)
+        if result.signal:
+            print("     run the same command again to go on")
+            return 128 + result.signal
+        print("2/3  evaluating the trained encoder against the same encoder untrained", flush=True)
+        evaluate_run(self.out)
+        print("3/3  drawing the report", flush=True)
+        report = write_report(self.out)
+        print(f"\nreport      {report}\nrun folder  {self.out}\ncurves      tensorboard --logdir {self.out}")
+        return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)
+        code = command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved before is untouched", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), and MoCo v2 beside it."
+
+
+def commands(arguments: list[str]) -> object:
+    """The subcommands as tyro wants them. `pretrain --resume` takes the stored options of the run as its defaults."""
+    stored = stored_options(arguments)
+    pretrain = tyro.conf.subcommand("pretrain", **({"default": stored} if stored else {}))
+    return (
+        Annotated[Pretrain, pretrain]
+        | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Demo, tyro.conf.subcommand("demo")]
+    )
+
+
+def stored_options(arguments: list[str]) -> Pretrain | None:
+    """What the run in --out was started with, if --resume is asked for."""
+    if "--resume" not in arguments:
+        return None
+    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, joined = name.partition("=")
+        if name == "--out" and Path(joined or value, "config.json").is_file():
+            out = joined or value
+            return Pretrain(**{**vars(read_config(Path(out, "config.json"))), "out": out})
+    return None
