@@ -1,0 +1,126 @@
+"""Region features against torchvision, scene by scene, and what extracting them must leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from maskco.data.demo import Scene
+from maskco.data.views import MEAN, STD
+from maskco.evaluate import reestimate_batch_norm, region_features
+from maskco.nn import Encoder
+
+
+def encoder(seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    first = [nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)]
+    return Encoder(nn.Sequential(*first, nn.Conv2d(6, 10, 2, 2), nn.BatchNorm2d(10)), channels=10, stride=8)
+
+
+def scenes(count: int = 7, height: int = 32, width: int = 32, seed: int = 0) -> list[Scene]:
+    """Noise with 0 to 3 boxes a scene; the labels count up over all regions."""
+    generator = torch.Generator().manual_seed(seed)
+    made, label = [], 0
+    for index in range(count):
+        boxes = index % 4
+        corner = torch.rand(boxes, 2, generator=generator) * 16
+        size = 4 + torch.rand(boxes, 2, generator=generator) * 12
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        made.append(Scene(image, torch.cat([corner, corner + size], 1), torch.arange(label, label + boxes)))
+        label += boxes
+    return made
+
+
+def normalised(image: Tensor) -> Tensor:
+    return (image[None] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_features_are_roi_means_of_the_map_in_order(batch_size: int) -> None:
+    model = encoder().train()
+    features, labels = region_features(model, scenes(), batch_size=batch_size)
+    expected = []
+    model.eval()
+    with torch.no_grad():
+        for scene in scenes():
+            maps = model(normalised(scene.image))
+            expected.append(roi_align(maps, [scene.boxes], 7, 1 / 8, 2, aligned=True).mean((-2, -1)))
+    torch.testing.assert_close(features, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert features.dtype == torch.float32 and not features.requires_grad
+    assert labels.tolist() == list(range(len(features)))
+
+
+def test_resizing_takes_the_boxes_along() -> None:
+    """Scenes of several sizes, resized to 64: the same features as of pictures and boxes enlarged by hand."""
+    mixed = [*scenes(4, 32, 32), *scenes(4, 16, 32, seed=1)]
+    by_hand = []
+    for image, boxes, labels in mixed:
+        larger = F.interpolate(image[None].float(), size=(64, 64), mode="bilinear", antialias=True)[0]
+        factors = torch.tensor([64 / image.shape[2], 64 / image.shape[1]] * 2)
+        by_hand.append(Scene(larger, boxes * factors, labels))
+    features, _ = region_features(encoder(), mixed, image_size=64)
+    torch.testing.assert_close(features, region_features(encoder(), by_hand)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_is_left_as_it_was() -> None:
+    model = encoder().train()
+    model.backbone[1].eval()  # a frozen layer in a training model
+    modes = [part.training for part in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    region_features(model, scenes())
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_modes_come_back_after_an_error_too() -> None:
+    model = encoder().train()
+    with pytest.raises(ValueError, match="pictures of one size"):
+        region_features(model, [*scenes(2), *scenes(2, height=16)])
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("empty", [[], [scenes(1)[0]]])
+def test_scenes_without_boxes_are_refused(empty: list[Scene]) -> None:
+    with pytest.raises(ValueError, match="scenes: expected labelled boxes"):
+        region_features(encoder(), empty)
+
+
+def test_reestimated_statistics_are_those_of_the_scenes() -> None:
+    """Of the first layer exactly the mean of the batches' means and unbiased variances; what was there is forgotten."""
+    model = encoder()
+    model.backbone[1].running_mean.fill_(99)
+    reestimate_batch_norm(model, scenes(8), batch_size=4)
+    with torch.no_grad():
+        inputs = [
+            model.backbone[0](torch.cat([normalised(s.image) for s in part])) for part in (scenes(8)[:4], scenes(8)[4:])
+        ]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(model.backbone[1].running_mean, mean)
+    torch.testing.assert_close(model.backbone[1].running_var, variance)
+
+
+def test_reestimating_makes_the_output_standardised_whatever_the_scale_of_the_input() -> None:
+    """This is what an untrained encoder needs to be judged fairly: without it its statistics are 0 and 1."""
+    model = encoder()
+    with torch.no_grad():
+        model.backbone[0].weight.mul_(50)
+    reestimate_batch_norm(model, scenes(64), batch_size=64)
+    with torch.no_grad():
+        maps = model.eval()(torch.cat([normalised(scene.image) for scene in scenes(64)]))
+    torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(10), atol=0.15, rtol=0)
+    torch.testing.assert_close(maps.std((0, 2, 3)), torch.ones(10), atol=0.35, rtol=0)
+
+
+def test_reestimating_leaves_everything_but_the_statistics_alone() -> None:
+    model = encoder().train()
+    model.backbone[1].eval()
+    modes = [part.training for part in model.modules()]
+    parameters = [parameter.clone() for parameter in model.parameters()]
+    reestimate_batch_norm(model, scenes())
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
+    assert {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
