@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "region_weights.h"
@@ -124,11 +125,13 @@ void pool_columns(const RegionWeights<T>& weights, const Columns<const S>& x, T*
   const WeightsView<T> view = weights.view();
   kernels<S>().pool(view, x, out, out_stride);
   if (!x.pixels_contiguous) return;
-  for (int64_t r = 0; r < view.regions; r++)
-    for (int64_t j = 0; j < x.columns; j++) {
-      T& sum = out[r * out_stride + j];
-      if (!std::isfinite(sum)) sum = weights.exact(r, x.data + j * x.column_stride, x.pixel_stride);
-    }
+  for (int64_t r = 0; r < view.regions; r++) {
+    T* sums = out + r * out_stride;
+    int bad = 0;
+    for (int64_t j = 0; j < x.columns; j++) bad |= !(sums[j] - sums[j] == T(0));
+    for (int64_t j = 0; bad && j < x.columns; j++)
+      if (!std::isfinite(sums[j])) sums[j] = weights.exact(r, x.data + j * x.column_stride, x.pixel_stride);
+  }
 }
 
 // For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, sums[regions,

@@ -59,6 +59,27 @@ MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
   }
 }
 
+// Of groups of G lanes in a and b, side by side, the first halves plus the second halves.
+template <int G, class T, size_t... I>
+MASKCO_REGION_INLINE void fold(const Vector<T>& a, const Vector<T>& b, Vector<T>& out, std::index_sequence<I...>) {
+  out = __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2))...) +
+        __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2) + G / 2)...);
+}
+// out[j] = the sum over the lanes of sum[j], for J vectors at a time: about three instructions each. G lanes are left.
+template <int J, int G, class T>
+MASKCO_REGION_INLINE void add_lanes(Vector<T>* sum, T* out, int64_t count) {
+  constexpr auto lanes = std::make_index_sequence<LANES<T>>();
+  if constexpr (G == 1) {
+    for (int j = 0; j < J; j++) store<T>(sum[j], out + j * LANES<T>, count - j * LANES<T>);
+  } else if constexpr (J == 1) {
+    fold<G, T>(sum[0], sum[0], sum[0], lanes);
+    add_lanes<1, G / 2, T>(sum, out, count);
+  } else {
+    for (int j = 0; j < J; j += 2) fold<G, T>(sum[j], sum[j + 1], sum[j / 2], lanes);
+    add_lanes<J / 2, G / 2, T>(sum, out, count);
+  }
+}
+
 // out[i][j] = Σ_k w[i][k] x[k, j], k contiguous, for J columns and the I regions from `region` (I > 1: of equal
 // entries)
 template <int I, int J, class S, class T>
@@ -76,14 +97,7 @@ MASKCO_REGION_INLINE void dot(const WeightsView<T>& weights, int64_t region, con
     for (int i = 0; i < I; i++)
       for (int j = 0; j < J; j++) sum[i][j] += factor[i] * value[j];
   }
-  for (int i = 0; i < I; i++)
-    for (int j = 0; j < J; j++) {
-      T lanes[LANES<T>];
-      store<T>(sum[i][j], lanes, LANES<T>);
-      for (int half = LANES<T> / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
-      out[i * out_stride + j] = lanes[0];
-    }
+  for (int i = 0; i < I; i++) add_lanes<J, LANES<T>, T>(sum[i], out + i * out_stride, J);
 }
 template <int I, class S, class T>
 MASKCO_REGION_INLINE void dot_columns(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride,
@@ -95,20 +109,33 @@ MASKCO_REGION_INLINE void dot_columns(const WeightsView<T>& weights, int64_t reg
   for (; j < columns; j++) dot<I, 1>(weights, region, x + j * column_stride, column_stride, out + j, out_stride);
 }
 
-// out[i][j] = Σ_k w[i][k] x[k, j], j contiguous: J vectors of columns (the last may be partial where J is 1)
-template <int J, class S, class T>
-MASKCO_REGION_INLINE void axpy(const WeightsView<T>& weights, int64_t region, const S* x, int64_t row_stride, T* out) {
-  Vector<T> sum[J] = {};
-  for (int64_t e = weights.begin[region]; e < weights.begin[region + 1]; e++) {
-    const S* p = x + weights.block[e] * row_stride;
-    const T w = weights.weight[e];
-    for (int j = 0; j < J; j++) {
-      Vector<T> value;
-      load(p + j * LANES<T>, value);
-      sum[j] += w * value;
-    }
+// out[i][j] = Σ_k w[i][k] x[k, j], j contiguous, for J vectors of columns and I regions as above
+template <int I, int J, class S, class T>
+MASKCO_REGION_INLINE void axpy(const WeightsView<T>& weights, int64_t region, const S* x, int64_t row_stride, T* out,
+                               int64_t out_stride) {
+  Vector<T> sum[I][J] = {};
+  const int64_t begin = weights.begin[region], count = weights.begin[region + 1] - begin;
+  const T* w = weights.weight + begin;
+  const int64_t* pixel = weights.block + begin;
+  for (int64_t e = 0; e < count; e++) {
+    const S* p = x + pixel[e] * row_stride;
+    Vector<T> value[J];
+    for (int j = 0; j < J; j++) load(p + j * LANES<T>, value[j]);
+    for (int i = 0; i < I; i++)
+      for (int j = 0; j < J; j++) sum[i][j] += w[i * count + e] * value[j];
   }
-  for (int j = 0; j < J; j++) store<T>(sum[j], out + j * LANES<T>, LANES<T>);
+  for (int i = 0; i < I; i++)
+    for (int j = 0; j < J; j++) store<T>(sum[i][j], out + i * out_stride + j * LANES<T>, LANES<T>);
+}
+template <int J, class S, class T>
+MASKCO_REGION_INLINE void axpy_regions(const WeightsView<T>& weights, const S* x, int64_t row_stride, T* out,
+                                       int64_t out_stride) {
+  constexpr int64_t I = VECTOR_BYTES == 64 ? 4 : 2;
+  int64_t i = 0;
+  if constexpr (J <= 4)
+    for (; weights.dense && i + I <= weights.regions; i += I)
+      axpy<I, J>(weights, i, x, row_stride, out + i * out_stride, out_stride);
+  for (; i < weights.regions; i++) axpy<1, J>(weights, i, x, row_stride, out + i * out_stride, out_stride);
 }
 
 template <class S, class T>
@@ -129,10 +156,10 @@ static void pool(const WeightsView<T>& weights, const Columns<const S>& x, T* ou
   }
   constexpr int64_t L = LANES<T>;
   int64_t j = 0;
-  for (; j + 4 * L <= x.columns; j += 4 * L)
-    for (int64_t i = 0; i < regions; i++) axpy<4>(weights, i, x.data + j, x.pixel_stride, out + i * out_stride + j);
-  for (; j + L <= x.columns; j += L)
-    for (int64_t i = 0; i < regions; i++) axpy<1>(weights, i, x.data + j, x.pixel_stride, out + i * out_stride + j);
+  for (; !weights.dense && j + 8 * L <= x.columns; j += 8 * L)
+    axpy_regions<8>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
+  for (; j + 4 * L <= x.columns; j += 4 * L) axpy_regions<4>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
+  for (; j + L <= x.columns; j += L) axpy_regions<1>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
   for (; j < x.columns; j++)
     for (int64_t i = 0; i < regions; i++) {
       T sum = 0;

@@ -164,9 +164,9 @@ struct MaskList {
   template <class M, class T>
   void weigh(int64_t image, RegionWeights<T>& weights) const {
     for (int64_t r = 0; r < regions; r++) {
+      T* row = weights.add_dense_region();
       for_each_pixel<M>(image * masks.stride(0) + r * masks.stride(1),
-                        [&](int64_t pixel, M weight) { weights.set(pixel, T(weight)); });
-      weights.end_region();
+                        [&](int64_t pixel, M weight) { row[pixel] = T(weight); });
     }
   }
   template <class M, class T>
@@ -296,8 +296,8 @@ Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, 
         map, features.numel(),
         [&](int64_t image, RegionWeights<T>& weights) {
           for (int64_t r = 0; r < regions; r++) {
-            for (int64_t c = 0; c < channels; c++) weights.set(c, g(image, r, c));
-            weights.end_region();
+            T* row = weights.add_dense_region();
+            for (int64_t c = 0; c < channels; c++) row[c] = g(image, r, c);
           }
         },
         [&](int64_t image, int64_t first, int64_t last, const T* sums) {

@@ -60,6 +60,18 @@ class RegionWeights {
     weight_[weight_.size() - lanes_ + pixel % lanes_] = weight;
     touched_.back() |= 1u << (pixel % lanes_);
   }
+  // A region that touches every pixel: its weights [pixels], to be written.
+  T* add_dense_region() {
+    const int64_t blocks = (pixels_ + lanes_ - 1) / lanes_, rest = pixels_ - (blocks - 1) * lanes_;
+    const size_t first = weight_.size();
+    weight_.resize(first + blocks * lanes_, T(0));
+    for (int64_t b = 0; b < blocks; b++) {
+      block_.push_back(b);
+      touched_.push_back((1u << (b + 1 < blocks ? lanes_ : rest)) - 1);
+    }
+    end_region();
+    return weight_.data() + first;
+  }
   void end_region() { begin_.push_back(int64_t(block_.size())); }
 
   WeightsView<T> view() const {
