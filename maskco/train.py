@@ -106,7 +106,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             # ---- learn: nothing here waits for the device
             for group in state.optimizer.param_groups:
                 group["lr"] = lr = state.lr
-            views = Views(*(part.to(device, non_blocking=True) for part in batch.views))
+            views = to_device(batch.views, device)
             with torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off"):
                 output = state.method(views)
             state.optimizer.zero_grad()
@@ -219,6 +219,14 @@ def batches(config: PretrainConfig, source: Source, state: TrainState, device: t
     except SourceError as error:  # a worker wraps it in the traceback of its process: the last line says what it is
         reason = str(error).strip().splitlines()[-1].removeprefix(f"{SourceError.__module__}.SourceError: ")
     raise TrainingError(reason)  # out here the first error is gone, and with it the last hold on the workers
+
+
+def to_device(views: Views, device: torch.device) -> Views:
+    query, key = (
+        part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in (views.query, views.key)
+    )
+    boxes = (part.to(device, non_blocking=True) for part in (views.query_boxes, views.key_boxes))
+    return Views(query, key, *boxes)
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

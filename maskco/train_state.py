@@ -25,7 +25,8 @@ class TrainState:
         self.config = config
         self.pictures = pictures
         self.device = device
-        self.method = build_method(config).to(device).train()
+        # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
+        self.method = build_method(config).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.method.parameters() if parameter.requires_grad],
             lr=config.lr,
