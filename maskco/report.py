@@ -69,7 +69,7 @@ def draw_report(run: str | Path) -> Figure:
     with matplotlib.rc_context(STYLE):
         sections = [_Header(run, config, step, rows), _Curves(rows, config)]
         try:
-            source = open_source(config.data)
+            source = _open(config)
             scenes, labelled = _search_scenes(source, config)
             sections += [
                 _ViewPairs(example_views(source, config)),
@@ -90,13 +90,18 @@ def draw_report(run: str | Path) -> Figure:
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
-def example_views(source: Source, config: PretrainConfig, count: int = VIEW_PAIRS) -> list[Views]:
+def example_views(source: Source | Tensor, config: PretrainConfig, count: int = VIEW_PAIRS) -> list[Views]:
     """Views as the first epoch of training drew them, of pictures spread evenly over the source."""
     dataset = PretrainDataset(source, TwoViews(config.view_config()), config.seed)
     return [dataset[(0, index)].views for index in spread(len(dataset), count)]
 
 
-def _search_scenes(source: Source, config: PretrainConfig) -> tuple[list[Scene], bool]:
+def _open(config: PretrainConfig) -> Source | Tensor:
+    """The run's pictures, by index. Of the demo set only the first few, since drawing all takes seconds."""
+    return demo_scenes("train", count=VIEW_PAIRS).images if config.data == "demo" else open_source(config.data)
+
+
+def _search_scenes(source: Source | Tensor, config: PretrainConfig) -> tuple[list[Scene], bool]:
     """Scenes to search, and whether their labels mean something: only the demo set's do."""
     size = config.image_size
     if config.data == "demo":
