@@ -11,7 +11,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/installed
-	$(BIN)/maskco demo --out runs/demo --overwrite
+	$(BIN)/maskco demo --out runs/demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
