@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from maskco import ops
-from maskco._ext import build_info
-
 if TYPE_CHECKING:
+    from maskco import ops
+    from maskco._ext import build_info
     from maskco.methods import MaskCo, MoCoV2
     from maskco.train import pretrain
 
 __version__ = "0.1.0"
 __all__ = ["MaskCo", "MoCoV2", "build_info", "ops", "pretrain"]
 
-# The ops need torch alone; the method and the loop, which bring torchvision and timm, are imported when asked for.
-_LAZY = {"MaskCo": "maskco.methods", "MoCoV2": "maskco.methods", "pretrain": "maskco.train"}
+# Imported when asked for: `maskco --help` needs no torch, and the ops need neither torchvision nor timm.
+_HOMES = {
+    "MaskCo": "maskco.methods",
+    "MoCoV2": "maskco.methods",
+    "build_info": "maskco._ext",
+    "pretrain": "maskco.train",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "ops":
+        return importlib.import_module("maskco.ops")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskco' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,18 @@ def _modes(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def scene_size(config: PretrainConfig, encoder: nn.Module) -> int:
+    """Side in pixels at which the pictures of a run's evaluation should be seen.
+
+    Views are enlarged crops, so objects look larger in them than in whole pictures of the same side. Whole pictures are
+    therefore taken larger, by the mean enlargement (Touvron et al., 2019), up to the next multiple of 32; an encoder of
+    fixed input size gets that.
+    """
+    fixed = getattr(encoder, "image_size", None)
+    enlargement = (sum(config.crop_scale) / 2) ** -0.5
+    return fixed or math.ceil(config.image_size * enlargement / 32) * 32
+
+
 # --- a whole run ----------------------------------------------------------------------------------------------------
 
 
@@ -226,9 +239,10 @@ def evaluate_run(
     if isinstance(data, str) and data != "demo":
         raise EvaluationError(f"data: expected 'demo' or a pair of labelled scenes (train, test), got {data!r}")
     config, method, step = load_run(run)
+    size = scene_size(config, method.encoder)
     if isinstance(data, str):
-        train = demo_scenes("train", count=train_scenes, image_size=config.image_size)
-        test = demo_scenes("test", count=test_scenes, image_size=config.image_size)
+        train = demo_scenes("train", count=train_scenes, image_size=size)
+        test = demo_scenes("test", count=test_scenes, image_size=size)
     else:
         train, test = data
     with torch.random.fork_rng():
@@ -238,11 +252,11 @@ def evaluate_run(
     found: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
     for name, encoder in (("trained", method.encoder), ("untrained", untrained)):
         encoder.to(device)
-        reestimate_batch_norm(encoder, train, image_size=config.image_size)
+        reestimate_batch_norm(encoder, train, image_size=size)
         parts = []
         for part, scenes in (("train", train), ("test", test)):
             progress = f"{name} encoder, {part} scenes" if verbose else None
-            parts.append(region_features(encoder, scenes, image_size=config.image_size, progress=progress))
+            parts.append(region_features(encoder, scenes, image_size=size, progress=progress))
         (train_x, train_y), (test_x, test_y) = parts
         for kind in kinds:
             if kind == "regions":
@@ -256,7 +270,7 @@ def evaluate_run(
         method=config.method,
         encoder=config.encoder,
         step=step,
-        image_size=config.image_size,
+        image_size=size,
         channels=train_x.shape[1],
         scenes=(len(train), len(test)),
         regions=(len(train_x), len(test_x)),

@@ -28,7 +28,7 @@ from maskco.config import PretrainConfig
 from maskco.data.demo import CLASS_NAMES, Scene, demo_scenes
 from maskco.data.sources import PictureError, PretrainDataset, Source, open_source
 from maskco.data.views import TwoViews, Views, denormalize, mask_boxes
-from maskco.evaluate import KINDS
+from maskco.evaluate import KINDS, scene_size
 from maskco.nearest import NEIGHBOURS, Nearest, nearest_regions, spread
 from maskco.run_folder import read_metrics
 
@@ -70,7 +70,7 @@ def draw_report(run: str | Path) -> Figure:
         sections = [_Header(run, config, step, rows), _Curves(rows, config)]
         try:
             source = _open(config)
-            scenes, labelled = _search_scenes(source, config)
+            scenes, labelled = _search_scenes(source, config, scene_size(config, method.encoder))
             sections += [
                 _ViewPairs(example_views(source, config)),
                 _NearestRegions(nearest_regions(method.encoder, scenes, labelled=labelled)),
@@ -101,9 +101,8 @@ def _open(config: PretrainConfig) -> Source | Tensor:
     return demo_scenes("train", count=VIEW_PAIRS).images if config.data == "demo" else open_source(config.data)
 
 
-def _search_scenes(source: Source | Tensor, config: PretrainConfig) -> tuple[list[Scene], bool]:
-    """Scenes to search, and whether their labels mean something: only the demo set's do."""
-    size = config.image_size
+def _search_scenes(source: Source | Tensor, config: PretrainConfig, size: int) -> tuple[list[Scene], bool]:
+    """Scenes of `size` pixels to search, and whether their labels mean something: only the demo set's do."""
     if config.data == "demo":
         return list(demo_scenes("test", count=LABELLED_SCENES, image_size=size)), True
     scenes = []

@@ -75,12 +75,17 @@ def pretrain(
 
 
 def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
-    """`pretrain` for a configuration. The caller's random numbers and signal handlers stay as they are."""
+    """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are."""
     config = resolve(config)
     device = torch.device(config.device)
+    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), StopSignals() as stop:
-        torch.manual_seed(config.seed)
-        return _train(config, device, stop, resume, overwrite)
+        try:
+            torch.set_num_threads(config.threads or threads)
+            torch.manual_seed(config.seed)
+            return _train(config, device, stop, resume, overwrite)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resume: bool, overwrite: bool) -> RunResult:

@@ -16,9 +16,18 @@ class Encoder(nn.Module):
         channels: channels of that map.
         stride: pixels of the picture per feature pixel.
         channels_last: the backbone returns [B, H, W, C], as Swin does, and the map has to be turned.
+        image_size: the only side in pixels that the backbone takes (ViT); None: any.
     """
 
-    def __init__(self, backbone: nn.Module, channels: int, stride: int, *, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        stride: int,
+        *,
+        channels_last: bool = False,
+        image_size: int | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
             raise TypeError(f"backbone must be a torch.nn.Module, got {type(backbone).__name__}")
@@ -26,6 +35,7 @@ class Encoder(nn.Module):
         self.channels = channels
         self.stride = stride
         self.channels_last = channels_last
+        self.image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
@@ -65,7 +75,8 @@ def create_encoder(
     if output_stride is not None:
         options["output_stride"] = output_stride
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if image_size is not None and config is not None and config.fixed_input_size:
+    fixed = config is not None and config.fixed_input_size
+    if fixed and image_size is not None:
         options["img_size"] = image_size
     try:
         backbone = timm.create_model(name, **options)
@@ -77,7 +88,8 @@ def create_encoder(
         raise ValueError(f"encoder {name!r} gives no feature map with {asked}: {reason}") from error
     info = backbone.feature_info
     turned = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-    return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned)
+    side = (image_size or config.input_size[-1]) if fixed else None
+    return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
 
 
 def as_encoder(encoder: str | nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import maskco.evaluate
 from maskco.checkpoint import CheckpointError
 from maskco.config import PretrainConfig, UserError
 from maskco.data.demo import Scene
-from maskco.evaluate import evaluate_run
+from maskco.evaluate import evaluate_run, scene_size
 from maskco.methods import build_method
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
@@ -115,3 +115,15 @@ def test_bad_input_is_one_line_and_writes_nothing(run: Run) -> None:
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         evaluate_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "image_size, crop_scale, fixed, expected",
+    [(64, (0.15, 1.0), None, 96), (224, (0.2, 1.0), None, 320), (64, (1.0, 1.0), None, 64), (64, (0.2, 1.0), 64, 64)],
+)
+def test_whole_pictures_are_seen_larger_than_views(image_size, crop_scale, fixed, expected) -> None:
+    """A crop of 57.5 % of a picture enlarges what it shows by 1.32: 64 pixels become 84, and 96 is a multiple of 32."""
+    config = PretrainConfig(data="demo", out="run", image_size=image_size, crop_scale=crop_scale)
+    encoder = nn.Identity()
+    encoder.image_size = fixed
+    assert scene_size(config, encoder) == expected
