@@ -28,7 +28,7 @@ format: $(VENV)/tools
 
 # torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
 $(VENV)/installed: $(VENV)/tools $(CSRC)
-	$(BIN)/pip install -q 'torch>=2.11' 'torchvision>=0.26' 'scikit-build-core>=0.10' 'pybind11>=2.13' ninja
+	$(BIN)/pip install -q 'torch>=2.11' 'torchvision>=0.26' 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.24' ninja
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 

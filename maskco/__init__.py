@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from maskco import ops
+    from maskco import nn, ops
     from maskco._ext import build_info
     from maskco.methods import MaskCo, MoCoV2
     from maskco.train import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["MaskCo", "MoCoV2", "build_info", "ops", "pretrain"]
+__all__ = ["MaskCo", "MoCoV2", "build_info", "nn", "ops", "pretrain"]
 
 # Imported when asked for: `maskco --help` needs no torch, and the ops need neither torchvision nor timm.
 _HOMES = {
@@ -24,8 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "ops":
-        return importlib.import_module("maskco.ops")
+    if name in ("nn", "ops"):
+        return importlib.import_module(f"maskco.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskco' has no attribute {name!r}")

@@ -25,9 +25,14 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint."""
 
 
+def partial_name(name: str) -> str:
+    """What a file is called while `write_atomically` fills it."""
+    return f".{name}.partial"
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(partial_name(path.name))
     with open(partial, "wb") as file:
         write(file)
         file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from maskco.config import PretrainConfig, UserError, demo_config, read_config
+from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, read_config
 
 
 @dataclass
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except OSError as error:  # no permission, no space, not a folder: the text names the file
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is untouched", file=sys.stderr)
         code = 128 + signal.SIGINT
@@ -142,7 +146,9 @@ def stored_options(arguments: list[str]) -> Pretrain | None:
         return None
     for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, joined = name.partition("=")
-        if name == "--out" and Path(joined or value, "config.json").is_file():
-            out = joined or value
+        out = os.path.expanduser(joined or value)
+        if name == "--out" and Path(out, "config.json").is_file():
             return Pretrain(**{**vars(read_config(Path(out, "config.json"))), "out": out})
+        if name == "--out" and not any(argument.startswith("--data") for argument in arguments):
+            raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name --data to start one")
     return None

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FREE_ON_RESUME = frozenset(
     {"out", "epochs", "device", "threads", "workers", "log_every", "save_every_minutes", "save_every_steps"}
-)  # options that a resumed run may change: they do not alter what a step computes (epochs: only the schedule ahead)
+)  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
+# (epochs) and the rounding of sums (device, threads)
 
 
 class UserError(Exception):
@@ -58,7 +59,7 @@ class PretrainConfig:
     dim: int = 128
     """Length of queries and keys."""
     hidden: int | None = None
-    """Hidden width of the projection; default: the encoder's channels."""
+    """Hidden width of the projection; default: the encoder's channels (ours; MoCo v2's for a ResNet-50)."""
 
     # ---- the contrast
     queue_size: int = 65536
@@ -70,7 +71,7 @@ class PretrainConfig:
     local_negatives: bool = True
     """Other regions of the same picture are negatives too, where --regions is 2 or more (ours: yes)."""
     key_group: int = 32
-    """Pictures that share batch statistics in the key branch, shuffled; 0: the whole batch."""
+    """Pictures that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
 
     # ---- the views
     image_size: int = 224
@@ -135,18 +136,31 @@ class PretrainConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in (
-            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "batch_size", "log_every",
+            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "log_every",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "key_group", "warmup_steps", "weight_decay", "save_every_minutes", "save_every_steps", "lr", "seed",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0 and math.isfinite(getattr(self, name)), "0 or more")
-        for name in ("jitter", "hue", "grayscale", "blur", "flip", "momentum", "sgd_momentum"):
+        for name in (
+            "jitter",
+            "brightness",
+            "contrast",
+            "saturation",
+            "hue",
+            "grayscale",
+            "blur",
+            "flip",
+            "momentum",
+            "sgd_momentum",
+        ):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("hidden", "output_stride"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self._require("threads", self.threads is None or self.threads >= 1, "1 or more")
+        self._require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
+        self._require("key_group", self.key_group != 1, "0, or at least 2")
         self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
         self._require("temperature", self.temperature > 0, "greater than 0")
         if not str(self.data):
@@ -165,7 +179,7 @@ class PretrainConfig:
         names = {field.name for field in dataclasses.fields(ViewConfig)} & OPTIONS.keys()
         try:
             return ViewConfig(**{name: getattr(self, name) for name in names})
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def evaluate_run(
         test = demo_scenes("test", count=test_scenes, image_size=size)
     else:
         train, test = data
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         untrained = build_method(config).encoder
 

@@ -72,7 +72,7 @@ def draw_report(run: str | Path) -> Figure:
             source = _open(config)
             scenes, labelled = _search_scenes(source, config, scene_size(config, method.encoder))
             sections += [
-                _ViewPairs(example_views(source, config)),
+                _ViewPairs(example_views(source, config), masked=config.method == "maskco"),
                 _NearestRegions(nearest_regions(method.encoder, scenes, labelled=labelled)),
             ]
         except (OSError, ValueError, PictureError) as error:  # the pictures may have moved since; curves remain
@@ -176,19 +176,27 @@ class _Header:
             when += f"  ·  epoch {self.rows[-1]['epoch']:.4g}  ·  {_duration(self.rows[-1]['seconds'])}"
         page.text(WIDTH - MARGIN, top + 0.72, when, size=10.5, color=MUTED, ha="right")
         summary = [
-            config.method, config.encoder, f"mask head {config.mask_head}", f"{config.image_size} px",
-            f"{config.regions} region{'s' * (config.regions != 1)} a picture", f"batch {config.batch_size}",
+            config.method, config.encoder, f"{config.image_size} px", f"batch {config.batch_size}",
             f"queue {config.queue_size:,}", f"dim {config.dim}", f"τ {config.temperature:g}",
             f"momentum {config.momentum:g}", f"lr {config.lr:g}", f"seed {config.seed}",
         ]  # fmt: skip
+        if config.method == "maskco":
+            regions = f"{config.regions} region{'s' * (config.regions != 1)} a picture"
+            summary[2:2] = [f"mask head {config.mask_head}", regions]
         page.text(MARGIN, top + 1.02, "  ·  ".join(summary), size=9, color=MUTED)
+
+
+def chance(config: PretrainConfig) -> float:
+    """Per cent of queries that a guess among all candidates gets right, once the queue is full."""
+    local = config.regions - 1 if config.method == "maskco" and config.local_negatives else 0
+    return 100 / (1 + config.queue_size + local)
 
 
 class _Curves:
     height = 4.05
 
     def __init__(self, rows: list[dict[str, Any]], config: PretrainConfig) -> None:
-        self.rows, self.chance = rows, 100 / (1 + config.queue_size)
+        self.rows, self.chance = rows, chance(config)
 
     def draw(self, page: _Page, top: float) -> None:
         page.heading(top + 0.1, "Training", "thin: as logged, thick: running mean")
@@ -252,26 +260,27 @@ class _Curves:
 class _ViewPairs:
     side, inner, outer = 1.27, 0.05, 0.1
 
-    def __init__(self, views: list[Views]) -> None:
-        self.views = views
+    def __init__(self, views: list[Views], *, masked: bool) -> None:
+        self.views, self.masked = views, masked
         self.height = 0.38 + self.side + 0.5
 
     def draw(self, page: _Page, top: float) -> None:
         page.heading(
             top + 0.1,
-            "Masked query views and their key views",
-            "one colour: one region · its feature is predicted left, found right",
+            "Masked query views and their key views" if self.masked else "Query views and their key views",
+            "one colour: one region · its feature is predicted left, found right" if self.masked else "",
         )
         gap = (WIDTH - 2 * MARGIN - VIEW_PAIRS * (2 * self.side + self.inner)) / (VIEW_PAIRS - 1)
         for index, views in enumerate(self.views):
             left = MARGIN + index * (2 * self.side + self.inner + gap)
-            masked = mask_boxes(views.query[None], views.query_boxes[None])[0]
+            query = mask_boxes(views.query[None], views.query_boxes[None])[0] if self.masked else views.query
             for name, image, boxes, x in (
-                ("query", masked, views.query_boxes, left),
+                ("query", query, views.query_boxes, left),
                 ("key", views.key, views.key_boxes, left + self.side + self.inner),
             ):
                 axes = page.picture(denormalize(image), x, top + 0.38, self.side, f"{name} view {index}")
-                _draw_boxes(axes, boxes)
+                if self.masked:
+                    _draw_boxes(axes, boxes)
                 page.text(x + self.side / 2, top + 0.38 + self.side + 0.16, name, size=8, color=MUTED, ha="center")
 
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import maskco
-from maskco.checkpoint import CHECKPOINT, write_atomically
+from maskco.checkpoint import CHECKPOINT, partial_name, write_atomically
 from maskco.config import ConfigError, PretrainConfig, read_config
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 CONFIG, METRICS, LOG, TENSORBOARD = "config.json", "metrics.jsonl", "log.txt", "tensorboard"
-OWN_FILES = (CONFIG, METRICS, LOG, TENSORBOARD, CHECKPOINT, f".{CHECKPOINT}.partial", "evaluation.json", "report.png")
+WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, "evaluation.json", "report.png")
+PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
+OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD)
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -28,7 +30,7 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError("resume and overwrite exclude each other: keep one")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder for the run")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(path.name in PARTIALS for path in out.iterdir()):
         return
     if not (out / CONFIG).is_file():
         raise ConfigError(f"out: {out} holds other files and no maskco run; name a new or empty folder")
@@ -63,7 +65,7 @@ class Recorder:
         kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= step)
         write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
         self._metrics = open(out / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-        self._log = open(out / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(out / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._tensorboard = SummaryWriter(str(out / TENSORBOARD), purge_step=step + 1)
 
     def say(self, text: str, *, show: bool = True) -> None:

@@ -68,7 +68,9 @@ def pretrain(
     SIGINT and SIGTERM end it after the current step, saved; in a thread other than the main one they are left alone.
     Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
     """
-    stored = Path(out or "", CONFIG)
+    stored = Path(out or "", CONFIG).expanduser()
+    if resume and not stored.exists() and data is None:
+        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
     base = read_config(stored).to_dict() if resume and out and stored.exists() else {"data": "", "out": ""}
     given = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
     return train(PretrainConfig.from_dict({**base, **given, **options}), resume=resume, overwrite=overwrite)
@@ -79,9 +81,9 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
     config = resolve(config)
     device = torch.device(config.device)
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), StopSignals() as stop:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), StopSignals() as stop:
         try:
-            torch.set_num_threads(config.threads or threads)
+            torch.set_num_threads(config.threads)
             torch.manual_seed(config.seed)
             return _train(config, device, stop, resume, overwrite)
         finally:
@@ -100,12 +102,12 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         clear_out(out)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
-    with Recorder(out, config, state.step) as record:
+    bar = {"total": steps, "initial": state.step, "unit": "step", "disable": None, "dynamic_ncols": True}
+    with Recorder(out, config, state.step) as record, tqdm(**bar) as progress:
         record.say(
             f"{config.method} with {config.encoder} on {len(source)} pictures, {device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
-        progress = tqdm(total=steps, initial=state.step, unit="step", disable=None, dynamic_ncols=True)
         started = window = saved = time.monotonic()
         for batch in batches(config, source, state, device) if state.step < steps else ():
             # ---- learn: nothing here waits for the device
@@ -156,8 +158,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         if state.step < steps:
             name = signal.Signals(stop.signal).name
             record.say(f"{name}: saved step {state.step} of {steps}, go on with: maskco pretrain --out {out} --resume")
-        elif first_step == steps:
-            record.say(f"this run was finished already, after {steps} steps; a larger --epochs would go on")
+        elif first_step >= steps:
+            record.say(f"this run was finished already, after {state.step} steps; a larger --epochs would go on")
         else:
             record.say(f"finished {steps} steps in {state.seconds:.0f} s: {out / CHECKPOINT}")
         return RunResult(
@@ -186,7 +188,9 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     data = config.data if config.data == "demo" else str(Path(config.data).expanduser().resolve())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, 8) if config.workers is None else config.workers
-    return dataclasses.replace(config, device=device, data=data, workers=workers)
+    threads = config.threads or torch.get_num_threads()
+    out = str(Path(config.out).expanduser())
+    return dataclasses.replace(config, device=device, data=data, out=out, threads=threads, workers=workers)
 
 
 def open_pictures(config: PretrainConfig) -> Source:
@@ -221,6 +225,11 @@ def batches(config: PretrainConfig, source: Source, state: TrainState, device: t
     try:
         yield from loader
         return
+    except RuntimeError as error:  # a worker that dies takes torch's text with it
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = f"a loading worker died ({str(error).splitlines()[0]}): lower workers or batch_size, or give it more "
+        reason += "memory (in Docker: --shm-size)"
     except SourceError as error:  # a worker wraps it in the traceback of its process: the last line says what it is
         reason = str(error).strip().splitlines()[-1].removeprefix(f"{SourceError.__module__}.SourceError: ")
     raise TrainingError(reason)  # out here the first error is gone, and with it the last hold on the workers

@@ -70,8 +70,6 @@ class TrainState:
                 "config": self.config.to_dict(),
                 "pictures": self.pictures,
                 "step": self.step,
-                "epoch": self.step // self.steps_per_epoch,
-                "step_in_epoch": self.step % self.steps_per_epoch,
                 "seconds": self.seconds,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -120,7 +118,7 @@ class TrainState:
         good = f"the last good checkpoint is {path} (step {self.saved_step})" if self.saved_step else "none was saved"
         return TrainingError(
             f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {good}: "
-            "lower lr, raise warmup_steps, or choose amp bf16 or off"
+            "start anew with --overwrite or another --out, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
 
@@ -188,7 +186,10 @@ class BrokenPictures:
             share = f"{self.failed} of {self.tried} pictures tried"
         else:
             return
-        raise TrainingError(f"more than half of the data cannot be used ({share}): see log.txt, mend or remove them")
+        raise TrainingError(
+            f"more than half of the data cannot be used ({share}): see log.txt; mend the pictures and --resume, "
+            "or remove them and start anew with --overwrite"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"names": sorted(self.names), "tried": self.tried, "failed": self.failed}

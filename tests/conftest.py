@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from maskco import _ext
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -101,7 +101,7 @@ class FolderSource:
 
 
 def _files_below(root: Path) -> Iterator[str]:
-    """Paths of all files below root, relative to it."""
+    """Paths of all files below root, relative to it, but for hidden ones and those in run folders of ours."""
     visited = set()
     for folder, subfolders, files in os.walk(
         root, followlinks=True, onerror=lambda error: log.warning("folder left out: %s", error)
@@ -112,6 +112,9 @@ def _files_below(root: Path) -> Iterator[str]:
             continue
         visited.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if "metrics.jsonl" in files and "config.json" in files:  # a run's report.png is no picture to learn from
+            subfolders.clear()
+            continue
         for name in files:
             if not name.startswith("."):
                 yield os.path.relpath(os.path.join(folder, name), root)

@@ -89,7 +89,7 @@ class ViewConfig:
         if self.min_region_pixels > self.region_scale[1] * self.image_size:
             raise ValueError(
                 f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
-                f"{self.region_scale[1] * self.image_size:g} pixels: lower min_region_pixels or raise the others"
+                f"{self.region_scale[1] * self.image_size:g} pixels: raise image_size or region_scale"
             )
 
 
@@ -222,7 +222,7 @@ def mask_boxes(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
     """Hide what the boxes surround. Box edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
-    fill: 0 is the mean colour of normalised images. Any device, no synchronisation, traceable by torch.compile.
+    fill: 0 is the mean colour of normalised images (ours). Any device, no synchronisation, traceable by torch.compile.
     """
     (height, width), boxes = images.shape[-2:], boxes.float()
     rows = torch.arange(height, device=boxes.device)

@@ -66,20 +66,29 @@ def create_encoder(
     Raises:
         ValueError: unknown name (nearest names are suggested), or a backbone that has no such feature map.
     """
-    architecture = name.removeprefix("timm/").split(".")[0]
-    if "/" not in architecture and not timm.is_model(architecture):
+    name = name.removeprefix("timm/")
+    architecture = name.split(".")[0]
+    if ":" not in name and not timm.is_model(architecture):  # (hf-hub: and local-dir: name a source)
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
         raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
     options: dict[str, object] = {"features_only": True, "out_indices": (stage,), "pretrained": pretrained}
     if output_stride is not None:
         options["output_stride"] = output_stride
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # a weights tag that this architecture does not have
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"encoder {name!r}: timm has no such weights; it has {tags}") from error
     fixed = config is not None and config.fixed_input_size
     if fixed and image_size is not None:
         options["img_size"] = image_size
     try:
         backbone = timm.create_model(name, **options)
+    except OSError as error:  # what the hub's client raises without a connection
+        raise ValueError(
+            f"the weights of encoder {name!r} could not be downloaded: go online once, or leave out --pretrained"
+        ) from error
     except (IndexError, AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         asked = ", ".join(
             f"{key}={value}" for key, value in options.items() if key not in ("features_only", "pretrained")

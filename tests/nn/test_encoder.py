@@ -48,6 +48,15 @@ def test_an_unknown_name_suggests_the_nearest():
     assert "\n" not in str(caught.value)
 
 
+def test_a_prefix_is_taken_and_a_wrong_tag_is_a_one_line_error():
+    assert create_encoder("timm/test_resnet").channels == create_encoder("test_resnet").channels
+    with pytest.raises(
+        ValueError, match=r"'resnet18.best': timm has no such weights; it has .*resnet18.a1_in1k"
+    ) as caught:
+        create_encoder("resnet18.best")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("options", [{"stage": 9}, {"output_stride": 7}, {"stage": -9}])
 def test_an_impossible_map_is_a_one_line_error(options):
     with pytest.raises(ValueError, match="gives no feature map with") as caught:

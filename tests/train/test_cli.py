@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import TINY, rows
 
 from maskco import cli
-from maskco.config import PretrainConfig
+from maskco.config import ConfigError, PretrainConfig
 from maskco.run_folder import Recorder
 
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
@@ -71,4 +71,7 @@ def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
     stored = cli.stored_options(["pretrain", f"--out={tmp_path}", "--resume"])
     assert (stored.key_head, stored.region_scale, stored.out) == (True, (0.1, 0.2), str(tmp_path))
     assert cli.stored_options(["pretrain", "--out", str(tmp_path)]) is None
-    assert cli.stored_options(["pretrain", "--out", str(Path(tmp_path, "new")), "--resume"]) is None
+    new = ["pretrain", "--out", str(Path(tmp_path, "new")), "--resume"]
+    assert cli.stored_options([*new, "--data", "photos"]) is None
+    with pytest.raises(ConfigError, match="new holds no run to resume"):
+        cli.stored_options(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -152,3 +153,30 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         state.save(tmp_path / "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == good
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
+    refused(ConfigError, "nowhere holds no run to resume", out=tmp_path / "nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_inside_the_data_folder_is_no_data(tmp_path):
+    data = make_pictures(tmp_path / "photos")
+    pretrain(data, data / "run", **ONE_EPOCH)
+    make_pictures(data / "run/extra")  # as report.png would be
+    assert pretrain(out=data / "run", resume=True, epochs=2).steps == 8
+
+
+def test_a_name_that_is_no_utf8_is_skipped_as_any_broken_picture(tmp_path):
+    data = make_pictures(tmp_path / "photos")
+    (data / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+    assert pretrain(data, tmp_path / "run", **{**ONE_EPOCH, "epochs": 4}).broken_pictures == 1
+    assert "cannot be used: caf\\udce9.jpg" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_half_written_file_does_not_block_the_folder(tmp_path, pictures):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.config.json.partial").write_text("{")
+    assert pretrain(pictures, tmp_path / "run", **ONE_EPOCH).steps == 4
+    pretrain(pictures, tmp_path / "run", **ONE_EPOCH, overwrite=True)
+    assert not (tmp_path / "run/.config.json.partial").exists()
