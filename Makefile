@@ -6,14 +6,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(or $(MASKCO_CUDA),AUTO)-$(or $(MASKCO_WERROR),OFF)
 CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
 
 .PHONY: demo test lint format clean
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
 
-test: $(VENV)/installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/tools
@@ -27,7 +28,8 @@ format: $(VENV)/tools
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
 # torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
-$(VENV)/installed: $(VENV)/tools $(CSRC)
+$(INSTALLED): $(VENV)/tools $(CSRC)
+	@rm -f $(VENV)/installed*
 	$(BIN)/pip install -q 'torch>=2.11' 'torchvision>=0.26' 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.24' ninja
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@

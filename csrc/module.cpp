@@ -4,16 +4,11 @@
 
 namespace py = pybind11;
 
-#define MASKCO_TEXT_(x) #x
-#define MASKCO_TEXT(x) MASKCO_TEXT_(x)
-
 static const char* compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
 #elif defined(__GNUC__)
   return "gcc " __VERSION__;
-#elif defined(_MSC_VER)
-  return "msvc " MASKCO_TEXT(_MSC_VER);
 #else
   return "unknown";
 #endif

@@ -7,8 +7,9 @@ compiled kernels run the plain-torch reference after one warning, or raise if MA
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
+import re
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +53,9 @@ _C_cuda, cuda_status = _load_cuda()
 
 def kernels(device: torch.device) -> object | None:
     """The namespace of compiled ops for tensors on `device`, or None where the reference has to do."""
-    if device.type in ("cpu", "meta") or (device.type == "cuda" and _C_cuda is not None):
+    if device.type in ("cpu", "meta"):
+        return torch.ops.maskco
+    if device.type == "cuda" and _C_cuda is not None and (torch.compiler.is_compiling() or _runs_on(device.index)):
         return torch.ops.maskco
     if os.environ.get("MASKCO_REQUIRE_KERNELS") == "1":
         raise MissingKernelsError(_missing(device.type))
@@ -61,12 +64,26 @@ def kernels(device: torch.device) -> object | None:
 
 
 @functools.cache
+def _runs_on(index: int | None) -> bool:
+    """Whether the CUDA kernels were built for this GPU or an older one. Without a GPU (fake tensors): yes."""
+    oldest = min(int(arch) for arch in re.findall(r"\d+", _C_cuda.build_info()["cuda_archs"]))
+    if not torch.cuda.is_available():
+        return True
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor >= oldest
+
+
+@functools.cache
 def _warn_once(device_type: str) -> None:
     warnings.warn(_missing(device_type) + "; the plain-torch reference runs instead, slower", stacklevel=4)
 
 
 def _missing(device_type: str) -> str:
-    reason = cuda_status if device_type == "cuda" else "only CPU and CUDA kernels exist"
+    reason = "only CPU and CUDA kernels exist"
+    if device_type == "cuda":
+        reason = (
+            cuda_status if _C_cuda is None else f"built for {_C_cuda.build_info()['cuda_archs']}, this GPU is older"
+        )
     return f"maskco has no compiled kernels for {device_type} tensors ({reason})"
 
 

@@ -18,13 +18,6 @@ inline void mm_out(Tensor& out, const Tensor& a, const Tensor& b) {
   out = torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// a[N, C] @ b[C, K]
-inline Tensor mm(const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // rows start .. start + length of a tensor, on the same memory
 inline Tensor narrow(const Tensor& t, int64_t dim, int64_t start, int64_t length) {
   Tensor view = t;  // (torch's own narrow wants a non-const reference)

@@ -39,7 +39,10 @@ inline void check_queue_push(const Tensor& queue, const Tensor& cursor, const Te
   check_size(keys, 1, queue.size(1), "keys");
   check_floating(keys, "keys");
   STD_TORCH_CHECK(ids.has_value() == queue_ids.has_value(), "ids and queue_ids go together: give both or neither");
+  STD_TORCH_CHECK(cursor.stride(0) != 0, "cursor must not be expanded: its two numbers share memory");
   if (ids) {
+    STD_TORCH_CHECK(queue_ids->dim() == 1 && (queue_ids->stride(0) != 0 || queue_ids->size(0) < 2),
+                    "queue_ids must have one dimension and not be expanded: its rows share memory");
     check_dim(*ids, 1, "ids");
     check_size(*ids, 0, keys.size(0), "ids");
     check_dtype(*ids, ScalarType::Long, "ids");

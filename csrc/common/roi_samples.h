@@ -46,8 +46,8 @@ struct RoiSamples {
   MASKCO_HOST_DEVICE bool inside(T position) const { return position >= T(-1) && position <= T(size); }
   MASKCO_HOST_DEVICE T share() const { return T(1) / (T(bins) * T(per_bin)); }
 
-  // A superset, as [first, last), of the points of a bin with low <= position <= high: a huge box costs no more than
-  // the map.
+  // A superset, as [first, last), of the points of a bin with low <= position <= high: a box costs no more than
+  // the map, unless it reaches a million times as far.
   MASKCO_HOST_DEVICE void range(long long bin, T low, T high, long long* first, long long* last) const {
     *first = 0, *last = per_bin;
     const double step = double(bin_size) / double(per_bin);

@@ -5,8 +5,10 @@
 // threads.
 #include <torch/csrc/stable/ops.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/checks.h"
@@ -202,7 +204,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
       for (int64_t range = 0; range < cut.ranges; range++) {
         const Row<T>& state = states[range * padded + i];
         const T max = state.max > rows[i].max ? state.max : rows[i].max;
-        const T old_share = std::exp(rows[i].max - max), new_share = std::exp(state.max - max);
+        // (equal maxima first: they may be infinite)
+        const T old_share = rows[i].max == max ? T(1) : std::exp(rows[i].max - max);
+        const T new_share = state.max == max ? T(1) : std::exp(state.max - max);
         rows[i] = {max, rows[i].sum * old_share + state.sum * new_share, rows[i].positive_logit,
                    rows[i].rank + state.rank};
         if (!sums) continue;
@@ -222,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const T behind = row.max - row.positive_logit;  // NaN, and so the loss, where the positive's logit is infinite
     const T total = std::exp(-behind) + row.sum;
     out_loss[i] = behind + (behind == 0 ? std::log1p(row.sum) : std::log(total));
-    out_lse[i] = row.positive_logit + out_loss[i];
+    out_lse[i] = behind == 0 ? row.max + out_loss[i] : row.max + std::log(total);
     out_logit[i] = row.positive_logit;
     out_rank[i] = row.rank;
     if (!sums) continue;
@@ -293,10 +297,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
   check_dim(query, 2, "query"), check_floating(query, "query");
   const int64_t n = query.size(0), c = query.size(1);
   check_dim(positive, 2, "positive"), check_size(positive, 0, n, "positive"), check_size(positive, 1, c, "positive");
-  if (queue) check_dim(*queue, 2, "queue"), check_size(*queue, 1, c, "queue"), check_floating(*queue, "queue");
+  check_dtype(positive, query.scalar_type(), "positive");
+  if (queue)
+    check_dim(*queue, 2, "queue"), check_size(*queue, 1, c, "queue"), check_dtype(*queue, query.scalar_type(), "queue");
   if (local_negatives) {
     check_dim(*local_negatives, 3, "local_negatives"), check_size(*local_negatives, 0, n, "local_negatives");
     check_size(*local_negatives, 2, c, "local_negatives");
+    check_dtype(*local_negatives, query.scalar_type(), "local_negatives");
   }
   check_ids(query_ids, n, "query_ids"), check_ids(queue_ids, queue ? queue->size(0) : 0, "queue_ids");
   check_scalars(valid, temperature_tensor, query);

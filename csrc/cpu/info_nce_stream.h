@@ -2,7 +2,7 @@
 //
 // A tile of keys at a time: logits by a matrix product; then, while they are in cache, a pass per row for the running
 // maximum, the rank, the weights e^(s - max) and their sum; then the weights times the same keys. That is attention
-// with keys = values = queue. Everything is inlined into one function per instruction set (bottom of info_nce.cpp).
+// with keys = values = queue. Everything is inlined into one function per instruction set (top of info_nce.cpp).
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -98,13 +98,15 @@ MASKCO_INLINE T absorb(T* logits, int64_t n, Row<T>& row) {
     max = max_lane[l] > max ? max_lane[l] : max;
     row.rank += rank_lane[l];
   }
+  const T shift =
+      std::isinf(max) ? T(0) : max;  // Inf - Inf would be NaN: keys without a logit, or with an infinite one
   for (int64_t j = 0; j < full; j += kLanes)
     for (int l = 0; l < kLanes; l++) {
-      const T w = fast_exp(logits[j + l] - max);
+      const T w = fast_exp(logits[j + l] - shift);
       logits[j + l] = w;
       sum_lane[l] += w;
     }
-  for (int64_t j = full; j < n; j++) sum_lane[0] += logits[j] = fast_exp(logits[j] - max);
+  for (int64_t j = full; j < n; j++) sum_lane[0] += logits[j] = fast_exp(logits[j] - shift);
   T sum = 0;
   for (int l = 0; l < kLanes; l++) sum += sum_lane[l];
   const T shrink = max == row.max ? T(1) : std::exp(row.max - max);

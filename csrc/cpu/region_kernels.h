@@ -1,4 +1,4 @@
-// The inner loops of region pooling, compiled once per instruction set: region_pool.cpp includes this file in a
+// The inner loops of region pooling, compiled once per instruction set: region_engine.h includes this file in a
 // namespace and under a target each, with VECTOR_BYTES set. So no include guard, and nothing here but what must be
 // compiled so.
 //
@@ -62,8 +62,15 @@ MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
 // Of groups of G lanes in a and b, side by side, the first halves plus the second halves.
 template <int G, class T, size_t... I>
 MASKCO_REGION_INLINE void fold(const Vector<T>& a, const Vector<T>& b, Vector<T>& out, std::index_sequence<I...>) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // that GCC has only its own older builtin
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef Index Indices __attribute__((vector_size(sizeof(Vector<T>))));
+  out = __builtin_shuffle(a, b, Indices{Index(I / (G / 2) * G + I % (G / 2))...}) +
+        __builtin_shuffle(a, b, Indices{Index(I / (G / 2) * G + I % (G / 2) + G / 2)...});
+#else
   out = __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2))...) +
         __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2) + G / 2)...);
+#endif
 }
 // out[j] = the sum over the lanes of sum[j], for J vectors at a time: about three instructions each. G lanes are left.
 template <int J, int G, class T>

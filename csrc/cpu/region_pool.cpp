@@ -96,6 +96,7 @@ Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<
                     bool aligned) {
   check_floating(grad_output, "grad_output");
   STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
+  check_dim(grad_output, 2, "grad_output"), check_dim(boxes, 2, "boxes"), check_size(boxes, 1, 5, "boxes");
   check_size(grad_output, 0, boxes.size(0), "grad_output");
   check_size(grad_output, 1, feature_size[1], "grad_output");
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
@@ -209,7 +210,8 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   check_floating(features, "features");
   check_dim(features, 4, "features");
   const int64_t images = features.size(0), channels = features.size(1);
-  const int64_t regions = num_regions.has_value() ? *num_regions : masks.size(1);
+  check_dim(masks, num_regions ? 3 : 4, "masks");
+  const int64_t regions = num_regions ? *num_regions : masks.size(1);
   const MaskList list = checked_masks(masks, {images, channels, features.size(2), features.size(3)}, regions);
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});
   Tensor area = torch::stable::new_empty(features, {images, regions}, accumulation_type(features));
@@ -238,12 +240,21 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   return {output, area};
 }
 
+// area [B, R] as masked_pool_fwd made it
+void check_area(const Tensor& area, const Tensor& grad_output) {
+  check_dim(area, 2, "area"), check_dtype(area, accumulation_type(grad_output), "area");
+  check_size(area, 0, grad_output.size(0), "area"), check_size(area, 1, grad_output.size(1), "area");
+  STD_TORCH_CHECK(area.is_contiguous(), "area must be that of masked_pool_fwd");
+}
+
 Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Tensor& area,
                        std::vector<int64_t> feature_size, bool channels_last, bool mean) {
   check_floating(grad_output, "grad_output");
   check_dim(grad_output, 3, "grad_output");
-  check_dtype(area, accumulation_type(grad_output), "area");
   STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
+  check_size(grad_output, 0, feature_size[0], "grad_output"),
+      check_size(grad_output, 2, feature_size[1], "grad_output");
+  check_area(area, grad_output);
   const int64_t regions = grad_output.size(1);
   const MaskList list = checked_masks(masks, feature_size, regions);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
@@ -273,8 +284,13 @@ Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, 
                              const Tensor& area, bool mean) {
   check_floating(grad_output, "grad_output");
   check_dtype(features, grad_output.scalar_type(), "features");
-  check_dtype(area, accumulation_type(grad_output), "area");
-  STD_TORCH_CHECK(output.is_contiguous() && area.is_contiguous(), "output and area must be those of masked_pool_fwd");
+  check_dim(grad_output, 3, "grad_output"), check_dim(features, 4, "features");
+  check_size(grad_output, 0, features.size(0), "grad_output"),
+      check_size(grad_output, 2, features.size(1), "grad_output");
+  check_area(area, grad_output);
+  check_dim(output, 3, "output"), check_dtype(output, grad_output.scalar_type(), "output");
+  for (int64_t d = 0; d < 3; d++) check_size(output, d, grad_output.size(d), "output");
+  STD_TORCH_CHECK(output.is_contiguous(), "output must be that of masked_pool_fwd");
   const int64_t images = features.size(0), regions = grad_output.size(1), channels = features.size(1);
   const int64_t pixels = features.size(2) * features.size(3);
   Tensor grad_masks = torch::stable::new_empty(features, {images, regions, features.size(2), features.size(3)});

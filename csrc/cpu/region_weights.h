@@ -81,9 +81,9 @@ class RegionWeights {
   int64_t regions() const { return int64_t(begin_.size()) - 1; }
 
   T total(int64_t region) const {  // the sum of its weights
-    T sum = 0;
+    double sum = 0;                // in float32, counting stops at 2^24 pixels
     for (int64_t i = begin_[region] * lanes_; i < begin_[region + 1] * lanes_; i++) sum += weight_[i];
-    return sum;
+    return T(sum);
   }
 
   // out[region] of one column, term by term over the touched pixels only

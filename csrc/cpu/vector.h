@@ -1,16 +1,9 @@
-// Loops that the compiler vectorises for every x86 level at once, and the exponential they need.
+// What loops need to vectorise under any instruction set: forced inlining, and an exponential without branches.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// One binary for every x86-64: the loader picks the AVX-512, AVX2 or baseline version. Elsewhere the baseline is the
-// machine's.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define MASKCO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MASKCO_CLONES
-#endif
 #define MASKCO_INLINE inline __attribute__((always_inline))
 
 namespace maskco {

@@ -42,4 +42,4 @@ def check_device(value: Tensor, like: Tensor, name: str, like_name: str) -> None
 
 
 def autocast_on(value: Tensor) -> bool:
-    return torch.is_autocast_enabled(value.device.type)
+    return value.device.type != "meta" and torch.is_autocast_enabled(value.device.type)

@@ -17,7 +17,9 @@ class InfoNCEStats(NamedTuple):
 
     lse: Tensor  # log of the sum over the positive and all negatives of exp(logit)
     positive_logit: Tensor  # query · positive / temperature
-    rank: Tensor  # int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one
+    # int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
+    # equal up to rounding may count either way.
+    rank: Tensor
 
 
 def info_nce(
@@ -70,6 +72,8 @@ def info_nce(
     Raises:
         TypeError: dtypes that are not supported, or mixed.
         ValueError: shapes, devices, `valid`, `temperature` or `reduction` that do not fit; names the argument.
+        RuntimeError: on the CPU, a tensor `valid` outside of the queue (on CUDA, where looking would mean to wait, it
+            is clamped); a backward pass with create_graph=True.
     """
     query, positive = as_tensor(query, "query"), as_tensor(positive, "positive")
     queue = None if queue is None else as_tensor(queue, "queue")
@@ -187,7 +191,7 @@ def _check_temperature(temperature: float | Tensor, query: Tensor) -> tuple[floa
         raise ValueError(f"temperature must be a float or have one element, got shape {list(temperature.shape)}")
     check_dtype(temperature, FLOATS, "temperature")
     check_device(temperature, query, "temperature", "query")
-    return 1.0, temperature.to(_accumulation_dtype(query))
+    return 1.0, temperature.to(_accumulation_dtype(query)).reshape(())
 
 
 def _one_dtype(
@@ -224,13 +228,13 @@ def _fake_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, va
 
 def _setup_context(ctx, inputs, output) -> None:
     query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _ = inputs
-    _, lse, positive_logit, rank, grad_query = output
+    loss, lse, positive_logit, rank, grad_query = output
     ctx.mark_non_differentiable(lse, positive_logit, rank, grad_query)
     ctx.set_materialize_grads(False)
     # A queue without gradient is not needed again: it may be pushed into before backward.
     ctx.queue_needs_grad = ctx.needs_input_grad[2]
     saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
-    ctx.save_for_backward(query, positive, local_negatives, tensor, lse, positive_logit, grad_query, *saved_queue)
+    ctx.save_for_backward(query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue)
     ctx.in_batch, ctx.temperature = in_batch, temperature
 
 
@@ -243,7 +247,7 @@ def register(namespace: str) -> None:
             raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
         if grad_loss is None:
             return (None,) * 11
-        query, positive, local_negatives, tensor, lse, positive_logit, grad_query, *saved_queue = ctx.saved_tensors
+        query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue = ctx.saved_tensors
         queue, query_ids, queue_ids, valid = saved_queue
         need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
         tau = ctx.temperature if tensor is None else tensor
@@ -253,7 +257,7 @@ def register(namespace: str) -> None:
         if need_query:
             grads[0] = (grad_query * grad_loss[:, None]).to(query.dtype)
         if need_positive:
-            grad = weight * torch.expm1(positive_logit - lse)[:, None] * wide  # (p_+ - 1) q / tau
+            grad = weight * torch.expm1(-loss)[:, None] * wide  # (p_+ - 1) q / tau
             if ctx.in_batch:
                 args = (grad_loss, lse, wide, positive.to(wide.dtype), True, query_ids, query_ids, None)
                 grad = grad + ops.info_nce_bwd_keys(*args, ctx.temperature, tensor)
@@ -262,7 +266,8 @@ def register(namespace: str) -> None:
             args = (grad_loss, lse, query, queue, False, query_ids, queue_ids, valid)
             grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor)
         if need_local:
-            logits = torch.einsum("nc,nmc->nm", wide, local_negatives.to(wide.dtype)) / tau  # [N, M]
+            # [N, M]; no einsum, which a backward inside an autocast block would run in 16 bits
+            logits = (wide[:, None] * local_negatives.to(wide.dtype)).sum(2) / tau
             share = weight * (logits - lse[:, None]).exp()
             grads[3] = (share[:, :, None] * wide[:, None]).to(local_negatives.dtype)
         if tensor is not None and ctx.needs_input_grad[9]:

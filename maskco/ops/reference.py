@@ -7,13 +7,28 @@ Arguments are taken as checked.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def _full_precision(function: Callable) -> Callable:
+    """Autocast would run products in 16 bits that are meant in float32."""
+
+    @functools.wraps(function)
+    def run(*args, **options):
+        first = next(iter((*args, *options.values())))
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **options)
+
+    return run
+
+
+@_full_precision
 def info_nce(
     query: Tensor,
     positive: Tensor,
@@ -33,9 +48,9 @@ def info_nce(
     positive_logit = (query * positive).sum(1) / temperature  # [N]
     negatives = []
     if queue is not None:
-        rows = queue.shape[0] if valid is None else int(valid)
+        rows = queue.shape[0] if valid is None else min(max(int(valid), 0), queue.shape[0])
         logits = query @ queue[:rows].to(wide).T / temperature  # [N, valid]
-        if query_ids is not None:
+        if query_ids is not None and queue_ids is not None:
             logits = logits.masked_fill(query_ids[:, None] == queue_ids[None, :rows], -math.inf)
         negatives.append(logits)
     if local_negatives is not None:
@@ -51,6 +66,7 @@ def info_nce(
     return lse - positive_logit, lse, positive_logit, rank
 
 
+@_full_precision
 def box_pool(
     features: Tensor,
     boxes: Tensor,
@@ -68,11 +84,11 @@ def box_pool(
         if not bool(torch.isfinite(torch.stack([x1 + x2, y1 + y2]) * spatial_scale).all()):
             pooled.append(features[int(image), :, 0, 0].to(wide) * math.nan)
             continue
-        rows, row_weights = _samples(y1, y2, height, spatial_scale, output_size, sampling_ratio, aligned)
-        columns, column_weights = _samples(x1, x2, width, spatial_scale, output_size, sampling_ratio, aligned)
-        if not 0 <= int(image) < features.shape[0]:
+        if not 0 <= float(image) < features.shape[0]:  # (a NaN, too)
             pooled.append(features.new_full((features.shape[1],), math.nan, dtype=wide))
             continue
+        rows, row_weights = _samples(y1, y2, height, spatial_scale, output_size, sampling_ratio, aligned)
+        columns, column_weights = _samples(x1, x2, width, spatial_scale, output_size, sampling_ratio, aligned)
         patch = features[int(image)][:, rows][:, :, columns].to(wide)  # [C, 2S, 2S']
         pooled.append(torch.einsum("chw,h,w->c", patch, row_weights, column_weights))
     if not pooled:
@@ -102,6 +118,7 @@ def _samples(
     return torch.cat([low, high]), weights
 
 
+@_full_precision
 def masked_pool(features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean") -> Tensor:
     """Region means or sums. Float masks weigh (0 * NaN is NaN); bool masks and labels choose."""
     wide = torch.promote_types(features.dtype, torch.float32)

@@ -76,6 +76,7 @@ CASES = {
     "local": {"k": 0, "in_batch": False, "ids": False},
     "in_batch": {"k": 0, "m": 0, "ids": False},
     "in_batch_ids": {"k": 0, "m": 0},
+    "query_ids_alone": {"queue_ids": None},
     "all": {},
     "negative_temperature": {"temperature": -0.5},
     "cold": {"temperature": 0.01},
@@ -86,7 +87,8 @@ CASES = {
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_values_and_gradients(device, options, dtype):
     torch.manual_seed(0)
-    case = make_case(device, dtype, **options)
+    dropped = {name: options[name] for name in options if name == "queue_ids"}
+    case = make_case(device, dtype, **{k: v for k, v in options.items() if k not in dropped}) | dropped
     check_case(case, tuple(name for name in FEATURES if case[name] is not None))
 
 
@@ -158,10 +160,12 @@ def test_gradient_keeps_its_precision_when_the_positive_wins():
     case = make_case(n=4, c=16, k=30, m=0, valid=30, ids=False, in_batch=False, temperature=0.045)
     case |= {"query": query, "positive": query.clone(), "queue": case["queue"] * 0.1}
     wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
-    actual, truth = run(info_nce, case, ("query",)), run(reference.info_nce, wide, ("query",))
+    grad = ("query", "positive")
+    actual, truth = run(info_nce, case, grad), run(reference.info_nce, wide, grad)
     assert truth["loss"].detach().max() < 3e-8
     torch.testing.assert_close(actual["loss"].double(), truth["loss"], rtol=1e-3, atol=0)
-    torch.testing.assert_close(actual["grad_query"].double(), truth["grad_query"], rtol=1e-2, atol=1e-15)
+    for name in ("grad_query", "grad_positive"):
+        torch.testing.assert_close(actual[name].double(), truth[name], rtol=1e-2, atol=1e-15)
 
 
 @pytest.mark.parametrize("scale", [3e2, 1e4])
@@ -324,6 +328,26 @@ def test_autocast_follows_the_queue():
     assert torch.equal(loss, expected)
     loss.backward()
     assert query.grad.dtype == torch.bfloat16
+
+
+def test_backward_inside_autocast_and_a_temperature_of_any_shape():
+    torch.manual_seed(0)
+    case = make_case(ids=False) | {"temperature": torch.tensor([[0.3]])}
+    expected = run(info_nce, case, FEATURES)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = run(info_nce, case, FEATURES)
+    for name in expected:
+        assert torch.equal(inside[name], expected[name]), name
+
+
+def test_an_infinite_logit_of_a_negative_is_an_infinite_loss():
+    query, positive, queue = torch.ones(2, 4), torch.ones(2, 4), torch.ones(3000, 4)
+    queue[700, 0] = math.inf
+    loss, stats = info_nce(query, positive, queue, reduction="none", return_stats=True)
+    assert loss.isposinf().all() and stats.lse.isposinf().all() and (stats.rank == 1).all()
+    positive[:, 0] = -math.inf
+    loss, stats = info_nce(query, positive, torch.ones(5, 4), reduction="none", return_stats=True)
+    assert loss.isposinf().all() and torch.allclose(stats.lse, torch.tensor(20 + math.log(5)))
 
 
 def test_numpy_arrays_by_dlpack():

@@ -1,0 +1,76 @@
+"""The package as a whole: what it says of its build, what happens without kernels, and whether the README is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import maskco
+from maskco import _ext
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+needs_readme = pytest.mark.skipif(not README.exists(), reason="not in a checkout")
+
+
+def test_build_info_says_what_was_built_and_why():
+    info = maskco.build_info()
+    assert info["torch_abi_target"] == "2.11" and info["torch_running"] == torch.__version__
+    assert re.match(r"built with nvcc .* for |not built: .+", info["cuda"])
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that nothing was compiled for."""
+    _ext._warn_once.cache_clear()
+    monkeypatch.delenv("MASKCO_REQUIRE_KERNELS", raising=False)
+    return torch.device("xpu")
+
+
+def test_a_device_without_kernels_warns_once(no_kernels, recwarn):
+    assert _ext.kernels(no_kernels) is None and _ext.kernels(no_kernels) is None
+    assert [str(w.message) for w in recwarn] == [
+        "maskco has no compiled kernels for xpu tensors (only CPU and CUDA kernels exist); "
+        "the plain-torch reference runs instead, slower"
+    ]
+
+
+def test_kernels_can_be_required(no_kernels, monkeypatch):
+    monkeypatch.setenv("MASKCO_REQUIRE_KERNELS", "1")
+    with pytest.raises(_ext.MissingKernelsError, match="no compiled kernels for xpu tensors"):
+        _ext.kernels(no_kernels)
+
+
+@pytest.mark.filterwarnings("ignore:maskco has no compiled kernels")
+def test_the_reference_serves_where_kernels_are_missing(monkeypatch):
+    """Every op by its public function, compiled and not: values, gradients, what is written in place."""
+    torch.manual_seed(0)
+    features, queue = torch.randn(2, 8, 6, 6), torch.randn(20, 8)
+    boxes, masks = torch.tensor([[1, 3.0, 5.0, 40.0, 30.0]]), torch.rand(2, 3, 6, 6)
+
+    def everything() -> list[torch.Tensor]:
+        maps = features.clone().requires_grad_()
+        pooled = maskco.ops.box_pool(maps, boxes, spatial_scale=1 / 8), maskco.ops.masked_pool(maps, masks)
+        query = torch.cat([pooled[0], pooled[1].flatten(0, 1)])
+        loss, stats = maskco.ops.info_nce(query, query.detach().roll(1, 0), queue, in_batch=True, return_stats=True)
+        loss.backward()
+        own_queue, cursor = queue.clone(), torch.tensor([18, 18])
+        maskco.ops.queue_push_(own_queue, cursor, query.detach(), normalize=True)
+        return [loss, *stats, maps.grad, own_queue, cursor]
+
+    compiled = everything()
+    monkeypatch.setattr(_ext, "kernels", lambda device: None)
+    for got, expected in zip(compiled, everything(), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@needs_readme
+def test_the_readme_s_example_runs_and_nothing_is_left_to_fill_in(capsys):
+    text = README.read_text(encoding="utf-8")
+    assert not re.search(r"DEMO_|TODO|XXX", text)
+    example = re.search(r"```python\n(import torch\n.*?)```", text, re.S).group(1)
+    assert len(example.strip().splitlines()) <= 17
+    exec(compile(example, "README.md", "exec"), {})
+    assert re.match(r"loss \d\.\d{3}, contrast accuracy \d", capsys.readouterr().out)
