@@ -66,9 +66,10 @@ def kernels(device: torch.device) -> object | None:
 @functools.cache
 def _runs_on(index: int | None) -> bool:
     """Whether the CUDA kernels were built for this GPU or an older one. Without a GPU (fake tensors): yes."""
-    oldest = min(int(arch) for arch in re.findall(r"\d+", _C_cuda.build_info()["cuda_archs"]))
     if not torch.cuda.is_available():
         return True
+    archs = re.findall(r"\d+", _C_cuda.build_info()["cuda_archs"])
+    oldest = min(map(int, archs), default=0)  # (CMake's "native" and "all" name no number)
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor >= oldest
 

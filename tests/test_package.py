@@ -43,6 +43,33 @@ def test_kernels_can_be_required(no_kernels, monkeypatch):
         _ext.kernels(no_kernels)
 
 
+@pytest.mark.parametrize(
+    "archs, capability, runs",
+    [("80-real 90", (8, 0), True), ("80-real 90", (7, 5), False), ("90", (12, 0), True), ("native", (7, 5), True)],
+)
+def test_a_gpu_older_than_the_kernels_gets_the_reference(monkeypatch, archs, capability, runs):
+    class Module:
+        @staticmethod
+        def build_info() -> dict[str, str]:
+            return {"cuda_archs": archs}
+
+    monkeypatch.delenv("MASKCO_REQUIRE_KERNELS", raising=False)
+    monkeypatch.setattr(_ext, "_C_cuda", Module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    for cached in (_ext._runs_on, _ext._warn_once):
+        cached.cache_clear()
+    try:
+        if runs:
+            assert _ext.kernels(torch.device("cuda")) is torch.ops.maskco
+        else:
+            with pytest.warns(UserWarning, match=f"built for {archs}, this GPU is older"):
+                assert _ext.kernels(torch.device("cuda")) is None
+    finally:
+        for cached in (_ext._runs_on, _ext._warn_once):
+            cached.cache_clear()
+
+
 @pytest.mark.filterwarnings("ignore:maskco has no compiled kernels")
 def test_the_reference_serves_where_kernels_are_missing(monkeypatch):
     """Every op by its public function, compiled and not: values, gradients, what is written in place."""

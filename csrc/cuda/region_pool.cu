@@ -132,6 +132,7 @@ Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<
                     bool channels_last, double spatial_scale, int64_t output_size, int64_t sampling_ratio,
                     bool aligned) {
   check_floating(grad_output, "grad_output");
+  check_dim(grad_output, 2, "grad_output");
   check_boxes(boxes, grad_output);
   STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
   check_size(grad_output, 0, boxes.size(0), "grad_output");
