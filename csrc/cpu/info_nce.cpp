@@ -22,28 +22,28 @@ namespace {
 
 template <class T>
 struct Kernels {
-  int64_t columns;  // widths are rounded up to this
+  int64_t panel;  // queries of a panel; widths are rounded up to it, too
   int64_t (*workspace)(int64_t c);
   void (*forward)(const ForwardPass<T>&);
   void (*key_gradient)(const KeyGradientPass<T>&);
 };
 
-#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                       \
-  template <class T>                                                                                             \
-  struct name {                                                                                                  \
-    using Tile = RegisterTile<T, bytes, rows, vectors>;                                                          \
-    static_assert(kRowStep % Tile::kRows == 0 && kKeyTile % Tile::kRows == 0 && kKeyTile % Tile::kColumns == 0); \
-    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                       \
-    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }         \
-    static Kernels<T> get() { return {Tile::kColumns, &pass_workspace<Tile>, &forward, &key_gradient}; }         \
+#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                             \
+  template <class T>                                                                                                   \
+  struct name {                                                                                                        \
+    using Tile = RegisterTile<T, bytes, rows, vectors>;                                                                \
+    static_assert(Tile::kColumns % Tile::kRows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % Tile::kRows == 0); \
+    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                             \
+    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }               \
+    static Kernels<T> get() { return {Tile::kColumns, &pass_workspace<Tile>, &forward, &key_gradient}; }               \
   };
 
 #if defined(__x86_64__)
 MASKCO_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), 64, 8, 2)  // 16 of 32 registers hold sums
-MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 6, 2)    // 12 of 16
-MASKCO_KERNELS(Baseline, , 16, 6, 2)                                         // SSE2: 12 of 16
+MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)    // 8 of 16
+MASKCO_KERNELS(Baseline, , 16, 4, 2)                                         // SSE2: 8 of 16
 #else
-MASKCO_KERNELS(Baseline, , 16, 6, 4)  // NEON: 24 of 32
+MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
 template <class T>
@@ -95,13 +95,36 @@ Tensor as_contiguous(const Tensor& t) {
   return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
-// rows [n, c] -> [n rounded up, width], times scale, zeros around
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+
+// rows [n, c] -> [n rounded up / panel, c, panel], times scale, zeros around
 template <class T>
-std::vector<T> scaled_rows(const T* rows, int64_t n, int64_t c, int64_t width, T scale) {
-  std::vector<T> out(round_up(n, kRowStep) * width, T(0));
+std::vector<T> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, T scale) {
+  std::vector<T> out(round_up(n, kRowStep) * c, T(0));
   for (int64_t i = 0; i < n; i++)
-    for (int64_t x = 0; x < c; x++) out[i * width + x] = rows[i * c + x] * scale;
+    for (int64_t x = 0; x < c; x++) out[(i / panel * c + x) * panel + i % panel] = rows[i * c + x] * scale;
   return out;
+}
+
+// values [n] -> [n rounded up], times scale
+template <class T>
+std::vector<T> padded(const T* values, int64_t n, T scale) {
+  std::vector<T> out(round_up(n, kRowStep), T(0));
+  for (int64_t i = 0; i < n; i++) out[i] = values[i] * scale;
+  return out;
+}
+
+// Sums in lanes, so that they vectorise.
+template <class T>
+T dot(const T* a, const T* b, int64_t c) {
+  constexpr int kLanes = 16;
+  T lane[kLanes] = {}, sum = 0;
+  const int64_t full = c / kLanes * kLanes;
+  for (int64_t x = 0; x < full; x += kLanes)
+    for (int l = 0; l < kLanes; l++) lane[l] += a[x + l] * b[x + l];
+  for (int64_t x = full; x < c; x++) sum += a[x] * b[x];
+  for (int l = 0; l < kLanes; l++) sum += lane[l];
+  return sum;
 }
 
 // A buffer whose memory is not touched before it is used.
@@ -148,71 +171,78 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});
   if (n == 0) return {loss, lse, positive_logit, rank, grad_query};
 
+  const T* q = static_cast<const T*>(query.data_ptr());
   const T* p = static_cast<const T*>(positive.data_ptr());
   T* sums = need_grad ? static_cast<T*>(grad_query.data_ptr()) : nullptr;
-  // logits come out of the product divided by the temperature
-  const std::vector<T> scaled_query = scaled_rows(static_cast<const T*>(query.data_ptr()), n, c, c, inverse);
-  std::vector<Row<T>> rows(n);
+  const T scale = inverse * T(kLog2E);  // from a product to a logit in units of log 2
+  const int64_t padded = round_up(n, kRowStep);
+  std::vector<T> positive_logits(padded), maxima(padded), totals(padded);
+  std::vector<int64_t> ranks(padded);
+  const States<T> rows{positive_logits.data(), maxima.data(), totals.data(), ranks.data()};
 
   // each query's own keys: the positive and the local negatives
   std::optional<Tensor> local;
   if (local_negatives) local = as_contiguous<T>(*local_negatives);
   const int64_t m = local ? local->size(1) : 0;
-  const T* local_keys = local ? static_cast<const T*>(local->data_ptr()) : nullptr;  // [N, M, C]
-  for (int64_t i = 0; i < n; i++) {
-    const T* q = scaled_query.data() + i * c;
-    auto dot = [&](const T* key) {
-      T sum = 0;
-      for (int64_t x = 0; x < c; x++) sum += q[x] * key[x];
-      return sum;
-    };
-    const T logit = dot(p + i * c);
-    rows[i] = {logit, T(0), logit, 0};
+  const int64_t grain = 1 + (1 << 14) / (c * (m + 1) + 1);  // queries worth a thread
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     std::vector<T> weights(m);
-    for (int64_t j = 0; j < m; j++) weights[j] = dot(local_keys + (i * m + j) * c);
-    absorb(weights.data(), m, rows[i]);
-    if (!sums) continue;
-    std::fill_n(sums + i * c, c, T(0));
-    for (int64_t j = 0; j < m; j++)
-      for (int64_t x = 0; x < c; x++) sums[i * c + x] += weights[j] * local_keys[(i * m + j) * c + x];
-  }
+    for (int64_t i = begin; i < end; i++) {
+      const T* keys = local ? static_cast<const T*>(local->data_ptr()) + i * m * c : nullptr;  // [M, C]
+      T max = positive_logits[i] = dot(q + i * c, p + i * c, c) * scale;
+      for (int64_t j = 0; j < m; j++) {
+        weights[j] = dot(q + i * c, keys + j * c, c) * scale;
+        max = weights[j] > max ? weights[j] : max;
+        ranks[i] += weights[j] > positive_logits[i];
+      }
+      maxima[i] = max;
+      if (sums) std::fill_n(sums + i * c, c, T(0));
+      for (int64_t j = 0; j < m; j++) {
+        const T weight = std::exp2(weights[j] - (std::isinf(max) ? T(0) : max));
+        totals[i] += weight;
+        for (int64_t x = 0; sums && x < c; x++) sums[i * c + x] += weight * keys[j * c + x];
+      }
+    }
+  });
 
   const Kernels<T>& kernel = kernels<T>();
-  const int64_t width = round_up(c, kernel.columns);
+  const int64_t width = round_up(c, kernel.panel);
+  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, scale);
   auto stream = [&](const Keys& keys) {
     const Cut cut(n, keys.count, (need_grad ? width : 1) * sizeof(T));
-    const int64_t padded = cut.blocks * cut.rows;
-    std::vector<Row<T>> states(cut.ranges * padded);
+    std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
+    std::vector<int64_t> range_rank(cut.ranges * padded);
     auto range_sums = uninitialised<T>(need_grad ? cut.ranges * padded * width : 0);
     torch::stable::parallel_for(0, cut.blocks * cut.ranges, 1, [&](int64_t begin, int64_t end) {
       auto workspace = uninitialised<T>(kernel.workspace(c));
       for (int64_t unit = begin; unit < end; unit++) {
         const int64_t block = unit % cut.blocks, range = unit / cut.blocks, first = block * cut.rows;
-        const int64_t count = std::min(cut.rows, n - first);
+        const int64_t count = std::min(cut.rows, n - first), at = range * padded + first;
         if (count <= 0) continue;
-        Row<T>* state = states.data() + range * padded + first;
-        for (int64_t i = 0; i < count; i++)
-          state[i] = {rows[first + i].positive_logit, T(0), rows[first + i].positive_logit, 0};
-        T* own_sums = need_grad ? range_sums.get() + (range * padded + first) * width : nullptr;
-        if (need_grad) std::fill_n(own_sums, cut.rows * width, T(0));
-        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
-                        scaled_query.data() + first * c, first, count, c, id_pointer(query_ids), state, own_sums,
-                        workspace.get()});
+        const States<T> states{positive_logits.data() + first, range_max.data() + at, range_sum.data() + at,
+                               range_rank.data() + at};
+        std::copy_n(states.positive_logit, count, states.max);
+        T* own_sums = need_grad ? range_sums.get() + at * width : nullptr;
+        if (need_grad) std::fill_n(own_sums, round_up(count, kRowStep) * width, T(0));
+        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys), panels.data() + first * c,
+                        first, count, c, id_pointer(query_ids), states, own_sums, workspace.get()});
       }
     });
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t range = 0; range < cut.ranges; range++) {
-        const Row<T>& state = states[range * padded + i];
-        const T max = state.max > rows[i].max ? state.max : rows[i].max;
-        // (equal maxima first: they may be infinite)
-        const T old_share = rows[i].max == max ? T(1) : std::exp(rows[i].max - max);
-        const T new_share = state.max == max ? T(1) : std::exp(state.max - max);
-        rows[i] = {max, rows[i].sum * old_share + state.sum * new_share, rows[i].positive_logit,
-                   rows[i].rank + state.rank};
-        if (!sums) continue;
-        const T* part = range_sums.get() + (range * padded + i) * width;
-        for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * old_share + part[x] * new_share;
-      }
+    torch::stable::parallel_for(0, n, 32, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        for (int64_t range = 0; range < cut.ranges; range++) {
+          const int64_t at = range * padded + i;
+          const T max = std::max(range_max[at], rows.max[i]);
+          // (equal maxima first: they may be infinite)
+          const T old_share = rows.max[i] == max ? T(1) : std::exp2(rows.max[i] - max);
+          const T new_share = range_max[at] == max ? T(1) : std::exp2(range_max[at] - max);
+          rows.max[i] = max;
+          rows.sum[i] = rows.sum[i] * old_share + range_sum[at] * new_share;
+          rows.rank[i] += range_rank[at];
+          const T* part = range_sums.get() + at * width;
+          for (int64_t x = 0; sums && x < c; x++) sums[i * c + x] = sums[i * c + x] * old_share + part[x] * new_share;
+        }
+    });
   };
   if (queue) stream(make_keys(*queue, valid, queue_ids, false));
   if (in_batch) stream(make_keys(positive, std::nullopt, query_ids, true));
@@ -220,18 +250,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   T* out_loss = static_cast<T*>(loss.data_ptr());
   T* out_lse = static_cast<T*>(lse.data_ptr());
   T* out_logit = static_cast<T*>(positive_logit.data_ptr());
-  int64_t* out_rank = static_cast<int64_t*>(rank.data_ptr());
+  std::copy_n(ranks.data(), n, static_cast<int64_t*>(rank.data_ptr()));
   for (int64_t i = 0; i < n; i++) {
-    const Row<T>& row = rows[i];
-    const T behind = row.max - row.positive_logit;  // NaN, and so the loss, where the positive's logit is infinite
-    const T total = std::exp(-behind) + row.sum;
-    out_loss[i] = behind + (behind == 0 ? std::log1p(row.sum) : std::log(total));
-    out_lse[i] = behind == 0 ? row.max + out_loss[i] : row.max + std::log(total);
-    out_logit[i] = row.positive_logit;
-    out_rank[i] = row.rank;
+    const T ln2 = T(kLn2), sum = totals[i];
+    const T behind = (maxima[i] - positive_logits[i]) * ln2;  // NaN, and so the loss, with an infinite positive logit
+    const T total = std::exp(-behind) + sum;
+    out_loss[i] = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
+    out_logit[i] = positive_logits[i] * ln2;
+    out_lse[i] = behind == 0 ? out_logit[i] + out_loss[i] : maxima[i] * ln2 + std::log(total);
     if (!sums) continue;
-    const T scale = inverse / total, share = row.sum * scale;  // share = (1 - p_+) / temperature
-    for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * scale - share * p[i * c + x];
+    const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
+    for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * factor - share * p[i * c + x];
   }
   return {loss, lse, positive_logit, rank, grad_query};
 }
@@ -244,22 +273,26 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
                      const std::optional<Tensor>& valid, double temperature,
                      const std::optional<Tensor>& temperature_tensor) {
   const Tensor query = as_contiguous<T>(query_in), grad_loss = as_contiguous<T>(grad_loss_in);
-  const Tensor lse = as_contiguous<T>(lse_in);
+  const Tensor lse_row = as_contiguous<T>(lse_in);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
   const T* q = static_cast<const T*>(query.data_ptr());
   const Kernels<T>& kernel = kernels<T>();
-  const std::vector<T> scaled_query = scaled_rows(q, n, c, c, inverse);
-  const std::vector<T> query_wide = scaled_rows(q, n, c, round_up(c, kernel.columns), inverse);
+  const int64_t width = round_up(c, kernel.panel);
+  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, inverse * T(kLog2E));
+  std::vector<T> wide(round_up(n, kRowStep) * width, T(0));
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t x = 0; x < c; x++) wide[i * width + x] = q[i * c + x] * inverse;
+  const std::vector<T> lse = padded(static_cast<const T*>(lse_row.data_ptr()), n, T(kLog2E));
+  const std::vector<T> upstream = padded(static_cast<const T*>(grad_loss.data_ptr()), n, T(1));
 
   Tensor grad_keys = torch::stable::new_zeros(query, {keys_in.size(0), c});
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
   const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
-    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), scaled_query.data(),
-                         query_wide.data(), n, c, id_pointer(query_ids), static_cast<const T*>(lse.data_ptr()),
-                         static_cast<const T*>(grad_loss.data_ptr()), static_cast<T*>(grad_keys.data_ptr()),
+    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), panels.data(), wide.data(), n, c,
+                         id_pointer(query_ids), lse.data(), upstream.data(), static_cast<T*>(grad_keys.data_ptr()),
                          workspace.get()});
   });
   return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());

@@ -1,30 +1,32 @@
 // The streaming pass of info_nce over one block of queries and one range of keys, by one thread.
 //
-// A tile of keys at a time: logits by a matrix product; then, while they are in cache, a pass per row for the running
-// maximum, the rank, the weights e^(s - max) and their sum; then the weights times the same keys. That is attention
-// with keys = values = queue. Everything is inlined into one function per instruction set (top of info_nce.cpp).
+// A tile of keys at a time, and a panel of queries as wide as a few vectors: logits [keys, panel] by a matrix product;
+// then, while they are in the first-level cache, the running maximum, the rank, the weights 2^(s - max) and their sum;
+// then the weights times the same keys. That is attention with keys = values = queue. Queries lie across lanes, so that
+// nothing is summed across a vector and float keys are read where they lie. Logits are in units of log 2: the query is
+// scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "cpu/tile.h"
-#include "cpu/vector.h"
 
 namespace maskco {
 
-// Running state of one query.
+// Running state of some queries, an array each.
 template <class T>
-struct Row {
-  T max;  // of the positive's logit and all negatives' so far
-  T sum;  // of e^(s - max) over the negatives: the positive stays out, so that a loss near 0 keeps its precision
-  T positive_logit;
-  int64_t rank;  // negatives with a larger logit than the positive's
+struct States {
+  const T* positive_logit;
+  T* max;         // of the positive's logit and all negatives' so far
+  T* sum;         // of 2^(s - max) over the negatives: without the positive, so that a loss near 0 keeps its precision
+  int64_t* rank;  // negatives with a larger logit than the positive's
+
+  States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
 };
 
 // Keys that all queries share, and which of them are a query's negatives.
@@ -37,19 +39,19 @@ struct Keys {
   bool own_excluded;   // in-batch: key i is query i's positive
 };
 
-constexpr int64_t kKeyTile = 192;   // keys of one tile, and
-constexpr int64_t kRowBlock = 264;  // queries of one block: with both, a pass stays in a second-level cache of 1 MiB
-constexpr int64_t kRowStep = 24;    // blocks start at multiples of this, which every register tile's rows divide
+constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
+constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
+constexpr int64_t kRowStep = 32;    // blocks start at multiples of this, which every panel's width divides
 
-// One block of queries against one range of keys. Rows and columns "rounded up" are there to be computed, not used.
+// One block of queries against one range of keys. What is "rounded up" is there to be computed, not used.
 template <class T>
 struct ForwardPass {
   Keys keys;
   int64_t first_key, last_key;
-  const T* query;  // [rows rounded up, C], divided by the temperature
+  const T* query;  // [rows rounded up / panel, C, panel], scaled
   int64_t first_row, rows, c;
   const int64_t* query_ids;  // [N] or null
-  Row<T>* state;             // [rows]
+  States<T> states;          // [rows rounded up]
   T* sums;                   // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
   T* workspace;              // pass_workspace() elements
 };
@@ -59,85 +61,36 @@ template <class T>
 struct KeyGradientPass {
   Keys keys;
   int64_t first_key, last_key;
-  const T* query;       // [N rounded up, C], divided by the temperature
-  const T* query_wide;  // [N rounded up, C rounded up], the same
+  const T* query;       // [N rounded up / panel, C, panel], scaled
+  const T* query_wide;  // [N rounded up, C rounded up], divided by the temperature
   int64_t n, c;
   const int64_t* query_ids;  // [N] or null
-  const T* lse;              // [N]
-  const T* grad_loss;        // [N]
+  const T* lse;              // [N rounded up], in units of log 2
+  const T* grad_loss;        // [N rounded up]
   T* grad_keys;              // [K, C]
   T* workspace;              // pass_workspace() elements
 };
 
-// logits, the transposed tile, a copy of the tile, the gradient of a tile
+// logits of a panel, a copy of a tile, a tile's gradient
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
-  return kKeyTile * (kRowBlock + c + 2 * round_up(c, Tile::kColumns));
+  return kKeyTile * (Tile::kColumns + 2 * round_up(c, Tile::kColumns));
 }
 
-// Turns logits[n] into weights e^(s - max) in place; returns the factor by which earlier sums shrink.
-template <class T>
-MASKCO_INLINE T absorb(T* logits, int64_t n, Row<T>& row) {
-  constexpr int kLanes = 32;  // independent partial results, so that maxima and sums vectorise
-  T max_lane[kLanes], sum_lane[kLanes] = {};
-  int32_t rank_lane[kLanes] = {};
-  for (int l = 0; l < kLanes; l++) max_lane[l] = row.max;
-  const int64_t full = n / kLanes * kLanes;
-  for (int64_t j = 0; j < full; j += kLanes)
-    for (int l = 0; l < kLanes; l++) {
-      const T s = logits[j + l];
-      max_lane[l] = s > max_lane[l] ? s : max_lane[l];
-      rank_lane[l] += s > row.positive_logit;
-    }
-  for (int64_t j = full; j < n; j++) {
-    max_lane[0] = logits[j] > max_lane[0] ? logits[j] : max_lane[0];
-    rank_lane[0] += logits[j] > row.positive_logit;
-  }
-  T max = max_lane[0];
-  for (int l = 0; l < kLanes; l++) {
-    max = max_lane[l] > max ? max_lane[l] : max;
-    row.rank += rank_lane[l];
-  }
-  const T shift =
-      std::isinf(max) ? T(0) : max;  // Inf - Inf would be NaN: keys without a logit, or with an infinite one
-  for (int64_t j = 0; j < full; j += kLanes)
-    for (int l = 0; l < kLanes; l++) {
-      const T w = fast_exp(logits[j + l] - shift);
-      logits[j + l] = w;
-      sum_lane[l] += w;
-    }
-  for (int64_t j = full; j < n; j++) sum_lane[0] += logits[j] = fast_exp(logits[j] - shift);
-  T sum = 0;
-  for (int l = 0; l < kLanes; l++) sum += sum_lane[l];
-  const T shrink = max == row.max ? T(1) : std::exp(row.max - max);
-  row.max = max;
-  row.sum = row.sum * shrink + sum;
-  return shrink;
-}
-
-// Keys that are not a query's negatives get the logit -inf.
-template <class T>
-MASKCO_INLINE void exclude(T* logits, int64_t row, int64_t first_key, int64_t n, const Keys& keys,
-                           const int64_t* query_ids) {
-  constexpr T none = -std::numeric_limits<T>::infinity();
-  if (query_ids && keys.ids)
-    for (int64_t j = 0; j < n; j++) logits[j] = keys.ids[first_key + j] == query_ids[row] ? none : logits[j];
-  if (keys.own_excluded && first_key <= row && row < first_key + n) logits[row - first_key] = none;
-}
-
-// Keys first .. first + n as rows of T, at least `width` wide: in place if they are that already, else copied to
-// `buffer`.
-template <class T>
+// Keys first .. first + n as rows of T: in place if they are that already, else copied to `buffer`, with zeros up to
+// `width` columns and a multiple of the register tile's rows.
+template <class Tile, class T>
 MASKCO_INLINE const T* key_rows(const Keys& keys, int64_t first, int64_t n, int64_t c, int64_t width, T* buffer,
                                 int64_t& row_stride) {
   using torch::headeronly::ScalarType;
   constexpr ScalarType own = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  if (keys.dtype == own && keys.column_stride == 1 && c == width) {
+  if (keys.dtype == own && keys.column_stride == 1 && c == width && n % Tile::kRows == 0) {
     row_stride = keys.row_stride;
     return static_cast<const T*>(keys.rows) + first * row_stride;
   }
   auto copy = [&](auto* rows) __attribute__((always_inline)) {
-    copy_rows<T>(rows + first * keys.row_stride, keys.row_stride, keys.column_stride, n, c, width, buffer);
+    copy_rows<T>(rows + first * keys.row_stride, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows),
+                 width, buffer);
   };
   switch (keys.dtype) {
     case ScalarType::Double:
@@ -156,66 +109,125 @@ MASKCO_INLINE const T* key_rows(const Keys& keys, int64_t first, int64_t n, int6
   return buffer;
 }
 
-// The logits of all rows of a block against a tile of n keys, which is left in `panels` and `*tile`.
+// logits [n rounded up, panel]
 template <class Tile, class T>
-MASKCO_INLINE void tile_logits(const T* query, int64_t rows, int64_t c, const T* tile, int64_t tile_stride, int64_t n,
-                               T* panels, T* logits) {
-  pack_columns<T, Tile::kColumns>(tile, tile_stride, n, c, panels);
-  for (int64_t j = 0; j < n; j += Tile::kColumns)
-    for (int64_t i = 0; i < rows; i += Tile::kRows)
-      Tile::multiply(query + i * c, c, 1, panels + j * c, Tile::kColumns, logits + i * kKeyTile + j, kKeyTile, c,
-                     false);
+MASKCO_INLINE void panel_logits(const T* tile, int64_t tile_stride, int64_t n, const T* query, int64_t c, T* logits) {
+  for (int64_t j = 0; j < n; j += Tile::kRows)
+    Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * Tile::kColumns,
+                   Tile::kColumns, c, false);
+}
+
+// Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
+template <int64_t kPanel, class T>
+MASKCO_INLINE void exclude(T* logits, const Keys& keys, int64_t first_key, int64_t n, const int64_t* query_ids,
+                           int64_t row, int64_t lanes) {
+  constexpr T none = -std::numeric_limits<T>::infinity();
+  if (query_ids && keys.ids)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t l = 0; l < lanes; l++)
+        logits[j * kPanel + l] = keys.ids[first_key + j] == query_ids[row + l] ? none : logits[j * kPanel + l];
+  if (keys.own_excluded)
+    for (int64_t i = std::max(first_key, row); i < std::min(first_key + n, row + lanes); i++)
+      logits[(i - first_key) * kPanel + i - row] = none;
+}
+
+// Turns logits[n, panel] into weights 2^(s - max) in place; shrink[panel] are the factors for earlier sums.
+template <class Tile, class T>
+MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shrink) {
+  using Lane = typename Tile::Lane;
+  using Vector = typename Lane::Vector;
+  constexpr int kPanel = Tile::kColumns, kVectors = kPanel / Lane::kCount;
+  const Vector infinity = Vector{} + std::numeric_limits<T>::infinity();
+  Vector positive[kVectors], max[kVectors], shift[kVectors], sum[kVectors];
+  typename Lane::Mask larger[kVectors];
+  for (int v = 0; v < kVectors; v++) {
+    positive[v] = Lane::at(states.positive_logit + v * Lane::kCount);
+    max[v] = Lane::at(states.max + v * Lane::kCount);
+    larger[v] ^= larger[v];
+  }
+  for (int64_t j = 0; j < n; j++)
+    for (int v = 0; v < kVectors; v++) {
+      const Vector s = Lane::at(logits + j * kPanel + v * Lane::kCount);
+      max[v] = s > max[v] ? s : max[v];
+      larger[v] += s > positive[v];  // -1 where true
+    }
+  for (int v = 0; v < kVectors; v++) {
+    T* old = states.max + v * Lane::kCount;
+    Vector factor = Lane::at(old) == max[v] ? Vector{} : Lane::at(old) - max[v];
+    Lane::exp2(factor);
+    Lane::at(shrink + v * Lane::kCount) = factor;
+    Lane::at(old) = max[v];
+    // Inf - Inf would be NaN: keys without a logit, or with an infinite one
+    shift[v] = (max[v] == infinity) | (max[v] == -infinity) ? Vector{} : max[v];
+    sum[v] = Lane::at(states.sum + v * Lane::kCount) * factor;
+    for (int l = 0; l < Lane::kCount; l++) states.rank[v * Lane::kCount + l] -= larger[v][l];
+  }
+  for (int64_t j = 0; j < n; j++)
+    for (int v = 0; v < kVectors; v++) {
+      Vector& logit = Lane::at(logits + j * kPanel + v * Lane::kCount);
+      Vector w = logit - shift[v];
+      Lane::exp2(w);
+      logit = w;
+      sum[v] += w;
+    }
+  for (int v = 0; v < kVectors; v++) Lane::at(states.sum + v * Lane::kCount) = sum[v];
 }
 
 template <class Tile, class T>
 MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
+  constexpr int64_t kPanel = Tile::kColumns;
   const int64_t c = pass.c, width = round_up(c, Tile::kColumns);
-  T* logits = pass.workspace;                 // [kRowBlock, kKeyTile]
-  T* panels = logits + kRowBlock * kKeyTile;  // the tile, transposed
-  T* buffer = panels + kKeyTile * c;          // [kKeyTile, width]
+  T* logits = pass.workspace;              // [kKeyTile, panel]
+  T* buffer = logits + kKeyTile * kPanel;  // [kKeyTile, width]
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
-    const T* tile = key_rows<T>(pass.keys, k0, n, c, pass.sums ? width : c, buffer, tile_stride);
-    tile_logits<Tile>(pass.query, pass.rows, c, tile, tile_stride, n, panels, logits);
-    for (int64_t i = 0; i < pass.rows; i++) {
-      exclude(logits + i * kKeyTile, pass.first_row + i, k0, n, pass.keys, pass.query_ids);
-      const T shrink = absorb(logits + i * kKeyTile, n, pass.state[i]);
-      if (pass.sums && shrink != T(1))
-        for (int64_t x = 0; x < width; x++) pass.sums[i * width + x] *= shrink;
+    const T* tile = key_rows<Tile>(pass.keys, k0, n, c, pass.sums ? width : c, buffer, tile_stride);
+    for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
+      T shrink[kPanel];
+      panel_logits<Tile>(tile, tile_stride, n, pass.query + i0 * c, c, logits);
+      exclude<kPanel>(logits, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
+      absorb<Tile>(logits, n, pass.states + i0, shrink);
+      if (!pass.sums) continue;
+      T* sums = pass.sums + i0 * width;
+      for (int64_t i = 0; i < kPanel; i++)
+        if (shrink[i] != T(1))
+          for (int64_t x = 0; x < width; x++) sums[i * width + x] *= shrink[i];
+      for (int64_t x = 0; x < width; x += Tile::kColumns)
+        for (int64_t i = 0; i < kPanel; i += Tile::kRows)
+          Tile::multiply(logits + i, 1, kPanel, tile + x, tile_stride, sums + i * width + x, width, n, true);
     }
-    if (!pass.sums) continue;
-    for (int64_t x = 0; x < width; x += Tile::kColumns)
-      for (int64_t i = 0; i < pass.rows; i += Tile::kRows)
-        Tile::multiply(logits + i * kKeyTile, kKeyTile, 1, tile + x, tile_stride, pass.sums + i * width + x, width, n,
-                       true);
   }
 }
 
 template <class Tile, class T>
 MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kPanel = Tile::kColumns;
   const int64_t c = pass.c, width = round_up(c, Tile::kColumns);
-  T* logits = pass.workspace;
-  T* panels = logits + kRowBlock * kKeyTile;
-  T* buffer = panels + kKeyTile * c;
+  T* logits = pass.workspace;               // [kKeyTile, panel]
+  T* buffer = logits + kKeyTile * kPanel;   // [kKeyTile, C]
   T* gradient = buffer + kKeyTile * width;  // [kKeyTile, width]
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
-    const T* tile = key_rows<T>(pass.keys, k0, n, c, c, buffer, tile_stride);
+    const T* tile = key_rows<Tile>(pass.keys, k0, n, c, c, buffer, tile_stride);
     std::fill_n(gradient, kKeyTile * width, T(0));
-    for (int64_t i0 = 0; i0 < pass.n; i0 += kRowBlock) {
-      const int64_t rows = std::min(kRowBlock, pass.n - i0);
-      tile_logits<Tile>(pass.query + i0 * c, rows, c, tile, tile_stride, n, panels, logits);
-      for (int64_t i = 0; i < rows; i++) {
-        exclude(logits + i * kKeyTile, i0 + i, k0, n, pass.keys, pass.query_ids);
-        const T lse = pass.lse[i0 + i], scale = pass.grad_loss[i0 + i];
-        for (int64_t j = 0; j < n; j++) logits[i * kKeyTile + j] = fast_exp(logits[i * kKeyTile + j] - lse) * scale;
-      }
+    for (int64_t i0 = 0; i0 < pass.n; i0 += kPanel) {
+      const int64_t lanes = std::min(kPanel, pass.n - i0);
+      panel_logits<Tile>(tile, tile_stride, n, pass.query + i0 * c, c, logits);
+      exclude<kPanel>(logits, pass.keys, k0, n, pass.query_ids, i0, lanes);
+      for (int64_t j = 0; j < n; j++)
+        for (int64_t l = 0; l < kPanel; l += Lane::kCount) {
+          auto& logit = Lane::at(logits + j * kPanel + l);
+          auto share = logit - Lane::at(pass.lse + i0 + l);
+          Lane::exp2(share);
+          logit = share * Lane::at(pass.grad_loss + i0 + l);
+        }
       for (int64_t x = 0; x < width; x += Tile::kColumns)
         for (int64_t j = 0; j < n; j += Tile::kRows)
-          Tile::multiply(logits + j, 1, kKeyTile, pass.query_wide + i0 * width + x, width, gradient + j * width + x,
-                         width, rows, true);
+          Tile::multiply(logits + j * kPanel, kPanel, 1, pass.query_wide + i0 * width + x, width,
+                         gradient + j * width + x, width, lanes, true);
     }
     for (int64_t j = 0; j < n; j++) std::copy_n(gradient + j * width, c, pass.grad_keys + (k0 + j) * c);
   }

@@ -1,36 +1,43 @@
-// What loops need to vectorise under any instruction set: forced inlining, and an exponential without branches.
+// Vectors of the compiler's own (GCC and Clang), so that one source serves every instruction set, and what the loops
+// over them need: forced inlining into the function that names the instruction set, and an exponential.
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #define MASKCO_INLINE inline __attribute__((always_inline))
 
 namespace maskco {
 
-// e^x for x <= 0 or so, without a branch: 2^n by exponent bits, the rest by a polynomial (Cephes), within 2 ulp.
-// NaN stays NaN; below -87.3 the result is 0 and above 88 it is inf.
-MASKCO_INLINE float fast_exp(float x) {
-  const float clamped = x < -87.3f ? -87.3f : (x > 88.f ? 88.f : x);  // (a NaN falls through both comparisons)
-  const float shifted = clamped * 1.44269504088896341f + 12582912.f;  // rounds to an integer in the low mantissa bits
-  const float n = shifted - 12582912.f;
-  float r = clamped - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  const float e = p * scale;
-  return x < -87.3f ? 0.f : (x > 88.f ? INFINITY : e);
-}
-MASKCO_INLINE double fast_exp(double x) { return std::exp(x); }
+template <class T, int kBytes>
+struct Lanes {
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef T Vector __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
+  typedef Integer Mask __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));  // -1 where true
+  static constexpr int kCount = kBytes / sizeof(T);
+
+  static MASKCO_INLINE Vector& at(T* p) { return *reinterpret_cast<Vector*>(p); }
+  static MASKCO_INLINE const Vector& at(const T* p) { return *reinterpret_cast<const Vector*>(p); }
+
+  // x becomes 2^x for x <= 0 or so, within 2 ulp: a power of two by exponent bits, the rest by a polynomial (minimax on
+  // [-1/2, 1/2], relative error 9e-8). NaN stays NaN; below -127 the result is 0, from 128 on it is inf.
+  static MASKCO_INLINE void exp2(Vector& x) {
+    if constexpr (sizeof(T) == 8) {
+      for (int l = 0; l < kCount; l++) x[l] = std::exp2(x[l]);
+    } else {
+      Vector clamped = x < -127.f ? Vector{} - 127.f : x;  // (a NaN falls through both comparisons)
+      clamped = clamped > 128.f ? Vector{} + 128.f : clamped;
+      const Vector shifted = clamped + 12582912.f;  // rounds to an integer, which stands in the low mantissa bits
+      const Vector r = clamped - (shifted - 12582912.f);
+      Vector p = r * 1.32647e-3f + 9.67151e-3f;
+      p = p * r + 5.550734e-2f;
+      p = p * r + 2.4022242e-1f;
+      p = p * r + 6.9314698e-1f;
+      p = p * r + 1.f;
+      const Mask scale = ((Mask)shifted + 127) << 23;
+      x = p * (Vector)scale;
+    }
+  }
+};
 
 }  // namespace maskco
