@@ -14,6 +14,7 @@
 #include "common/checks.h"
 #include "common/library.h"
 #include "cpu/info_nce_stream.h"
+#include "cpu/instruction_set.h"
 
 namespace maskco {
 namespace {
@@ -23,42 +24,49 @@ namespace {
 template <class T>
 struct Kernels {
   int64_t panel;  // queries of a panel; widths are rounded up to it, too
+  int64_t depth;  // 2 where operands are pairs of bfloat16
   int64_t (*workspace)(int64_t c);
   void (*forward)(const ForwardPass<T>&);
   void (*key_gradient)(const KeyGradientPass<T>&);
 };
 
-#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                             \
-  template <class T>                                                                                                   \
-  struct name {                                                                                                        \
-    using Tile = RegisterTile<T, bytes, rows, vectors>;                                                                \
-    static_assert(Tile::kColumns % Tile::kRows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % Tile::kRows == 0); \
-    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                             \
-    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }               \
-    static Kernels<T> get() { return {Tile::kColumns, &pass_workspace<Tile>, &forward, &key_gradient}; }               \
+#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                  \
+  template <class T>                                                                                        \
+  struct name {                                                                                             \
+    using Tile = RegisterTile<MultiplyAdd<T, bytes>, bytes, rows, vectors>;                                 \
+    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);    \
+    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                  \
+    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }    \
+    static Kernels<T> get() { return {Tile::kColumns, 1, &pass_workspace<Tile>, &forward, &key_gradient}; } \
   };
 
 #if defined(__x86_64__)
 MASKCO_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), 64, 8, 2)  // 16 of 32 registers hold sums
 MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)    // 8 of 16
 MASKCO_KERNELS(Baseline, , 16, 4, 2)                                         // SSE2: 8 of 16
+
+struct Avx512Bf16 {
+  using Tile = RegisterTile<MultiplyAddPairs, 64, 8, 2>;
+  __attribute__((target("arch=x86-64-v4"))) static void forward(const ForwardPass<float>& pass) {
+    stream_forward<Tile>(pass);
+  }
+  static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, nullptr}; }
+};
 #else
 MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
+// For sums in T and queries of this dtype. The keys' gradient is computed in T whatever the dtype.
 template <class T>
-const Kernels<T>& kernels() {
-  static const Kernels<T> chosen = [] {
+Kernels<T> kernels(ScalarType dtype) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
-      return Avx512<T>::get();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-      return Avx2<T>::get();
+  const InstructionSet best = instruction_set();
+  if constexpr (std::is_same_v<T, float>)
+    if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return Avx512Bf16::get();
+  if (best >= InstructionSet::Avx512) return Avx512<T>::get();
+  if (best == InstructionSet::Avx2) return Avx2<T>::get();
 #endif
-    return Baseline<T>::get();
-  }();
-  return chosen;
+  return Baseline<T>::get();
 }
 
 // ---- operands
@@ -97,10 +105,17 @@ Tensor as_contiguous(const Tensor& t) {
 
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
-// rows [n, c] -> [n rounded up / panel, c, panel], times scale, zeros around
+// rows [n, c] -> operands [n rounded up / panel, c / depth, panel], zeros around; times scale, if they are no pairs
 template <class T>
-std::vector<T> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, T scale) {
-  std::vector<T> out(round_up(n, kRowStep) * c, T(0));
+std::vector<T> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, int64_t depth, T scale) {
+  std::vector<T> out(round_up(n, kRowStep) * ((c + depth - 1) / depth), T(0));
+  if (depth == 2) {  // an operand is as large as a float
+    auto* halves = reinterpret_cast<c10::BFloat16*>(out.data());
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t x = 0; x < c; x++)
+        halves[((i / panel * ((c + 1) / 2) + x / 2) * panel + i % panel) * 2 + x % 2] = rows[i * c + x];
+    return out;
+  }
   for (int64_t i = 0; i < n; i++)
     for (int64_t x = 0; x < c; x++) out[(i / panel * c + x) * panel + i % panel] = rows[i * c + x] * scale;
   return out;
@@ -205,9 +220,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     }
   });
 
-  const Kernels<T>& kernel = kernels<T>();
-  const int64_t width = round_up(c, kernel.panel);
-  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, scale);
+  const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
+  const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
+  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
   auto stream = [&](const Keys& keys) {
     const Cut cut(n, keys.count, (need_grad ? width : 1) * sizeof(T));
     std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
@@ -224,8 +239,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
         std::copy_n(states.positive_logit, count, states.max);
         T* own_sums = need_grad ? range_sums.get() + at * width : nullptr;
         if (need_grad) std::fill_n(own_sums, round_up(count, kRowStep) * width, T(0));
-        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys), panels.data() + first * c,
-                        first, count, c, id_pointer(query_ids), states, own_sums, workspace.get()});
+        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
+                        panels.data() + first * depth, scale, first, count, c, id_pointer(query_ids), states, own_sums,
+                        workspace.get()});
       }
     });
     torch::stable::parallel_for(0, n, 32, [&](int64_t begin, int64_t end) {
@@ -277,9 +293,9 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
   const T* q = static_cast<const T*>(query.data_ptr());
-  const Kernels<T>& kernel = kernels<T>();
+  const Kernels<T> kernel = kernels<T>(scalar_type_of<T>);
   const int64_t width = round_up(c, kernel.panel);
-  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, inverse * T(kLog2E));
+  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
   std::vector<T> wide(round_up(n, kRowStep) * width, T(0));
   for (int64_t i = 0; i < n; i++)
     for (int64_t x = 0; x < c; x++) wide[i * width + x] = q[i * c + x] * inverse;

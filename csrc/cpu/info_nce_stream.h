@@ -5,16 +5,15 @@
 // then the weights times the same keys. That is attention with keys = values = queue. Queries lie across lanes, so that
 // nothing is summed across a vector and float keys are read where they lie. Logits are in units of log 2: the query is
 // scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
+//
+// Where the CPU multiplies pairs of bfloat16, bfloat16 keys stay as they are, the weights are rounded to bfloat16, and
+// an "operand" is a pair: two columns of a key in the first product, two keys in the second.
 #pragma once
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "cpu/tile.h"
+#include "cpu/info_nce_operands.h"
 
 namespace maskco {
 
@@ -29,16 +28,6 @@ struct States {
   States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
 };
 
-// Keys that all queries share, and which of them are a query's negatives.
-struct Keys {
-  const void* rows;  // [count, C]
-  torch::headeronly::ScalarType dtype;
-  int64_t row_stride, column_stride;
-  int64_t count;
-  const int64_t* ids;  // [count] or null
-  bool own_excluded;   // in-batch: key i is query i's positive
-};
-
 constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
 constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
 constexpr int64_t kRowStep = 32;    // blocks start at multiples of this, which every panel's width divides
@@ -48,7 +37,8 @@ template <class T>
 struct ForwardPass {
   Keys keys;
   int64_t first_key, last_key;
-  const T* query;  // [rows rounded up / panel, C, panel], scaled
+  const void* query;  // operands [rows rounded up / panel, C / kDepth, panel]; scaled, if they are no pairs
+  T scale;            // of pairs' logits
   int64_t first_row, rows, c;
   const int64_t* query_ids;  // [N] or null
   States<T> states;          // [rows rounded up]
@@ -71,50 +61,19 @@ struct KeyGradientPass {
   T* workspace;              // pass_workspace() elements
 };
 
-// logits of a panel, a copy of a tile, a tile's gradient
+// logits of a panel; a copy of a tile; its pairs in another order, or its gradient
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
   return kKeyTile * (Tile::kColumns + 2 * round_up(c, Tile::kColumns));
 }
 
-// Keys first .. first + n as rows of T: in place if they are that already, else copied to `buffer`, with zeros up to
-// `width` columns and a multiple of the register tile's rows.
-template <class Tile, class T>
-MASKCO_INLINE const T* key_rows(const Keys& keys, int64_t first, int64_t n, int64_t c, int64_t width, T* buffer,
-                                int64_t& row_stride) {
-  using torch::headeronly::ScalarType;
-  constexpr ScalarType own = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  if (keys.dtype == own && keys.column_stride == 1 && c == width && n % Tile::kRows == 0) {
-    row_stride = keys.row_stride;
-    return static_cast<const T*>(keys.rows) + first * row_stride;
-  }
-  auto copy = [&](auto* rows) __attribute__((always_inline)) {
-    copy_rows<T>(rows + first * keys.row_stride, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows),
-                 width, buffer);
-  };
-  switch (keys.dtype) {
-    case ScalarType::Double:
-      copy(static_cast<const double*>(keys.rows));
-      break;
-    case ScalarType::Half:
-      copy(static_cast<const c10::Half*>(keys.rows));
-      break;
-    case ScalarType::BFloat16:
-      copy(static_cast<const c10::BFloat16*>(keys.rows));
-      break;
-    default:
-      copy(static_cast<const float*>(keys.rows));
-  }
-  row_stride = width;
-  return buffer;
-}
-
 // logits [n rounded up, panel]
-template <class Tile, class T>
-MASKCO_INLINE void panel_logits(const T* tile, int64_t tile_stride, int64_t n, const T* query, int64_t c, T* logits) {
+template <class Tile, class Operand = typename Tile::Operand>
+MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
+                                int64_t depth, typename Tile::T* logits) {
   for (int64_t j = 0; j < n; j += Tile::kRows)
     Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * Tile::kColumns,
-                   Tile::kColumns, c, false);
+                   Tile::kColumns, depth, false);
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
@@ -175,17 +134,26 @@ MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shri
 
 template <class Tile, class T>
 MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
-  constexpr int64_t kPanel = Tile::kColumns;
-  const int64_t c = pass.c, width = round_up(c, Tile::kColumns);
-  T* logits = pass.workspace;              // [kKeyTile, panel]
-  T* buffer = logits + kKeyTile * kPanel;  // [kKeyTile, width]
+  using Operand = typename Tile::Operand;
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
+  const auto* query = static_cast<const Operand*>(pass.query);
+  T* logits = pass.workspace;                                             // [kKeyTile, panel]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kPanel);  // [kKeyTile, key_width]
+  Operand* values_buffer = buffer + kKeyTile * width;                     // [kKeyTile / kDepth, width]
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
-    const T* tile = key_rows<Tile>(pass.keys, k0, n, c, pass.sums ? width : c, buffer, tile_stride);
+    const Operand* tile = key_rows<Tile>(pass.keys, k0, n, c, key_width, buffer, tile_stride);
+    int64_t value_stride = tile_stride;
+    const Operand* values = pass.sums ? value_rows<Tile>(tile, n, c, width, values_buffer, value_stride) : nullptr;
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
-      panel_logits<Tile>(tile, tile_stride, n, pass.query + i0 * c, c, logits);
+      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits);
+      if constexpr (kDepth == 2)
+        for (int64_t l = 0; l < round_up(n, 2) * kPanel; l += Lane::kCount) Lane::at(logits + l) *= pass.scale;
       exclude<kPanel>(logits, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
       absorb<Tile>(logits, n, pass.states + i0, shrink);
       if (!pass.sums) continue;
@@ -193,9 +161,11 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
       for (int64_t i = 0; i < kPanel; i++)
         if (shrink[i] != T(1))
           for (int64_t x = 0; x < width; x++) sums[i * width + x] *= shrink[i];
-      for (int64_t x = 0; x < width; x += Tile::kColumns)
+      const Operand* weights = weight_rows<Tile>(logits, n);
+      for (int64_t x = 0; x < width; x += kPanel)
         for (int64_t i = 0; i < kPanel; i += Tile::kRows)
-          Tile::multiply(logits + i, 1, kPanel, tile + x, tile_stride, sums + i * width + x, width, n, true);
+          Tile::multiply(weights + i, 1, kPanel, values + x, value_stride, sums + i * width + x, width,
+                         (n + kDepth - 1) / kDepth, true);
     }
   }
 }

@@ -9,8 +9,9 @@
 
 namespace maskco {
 
-template <class T, int kBytes>
+template <class T, int kBytes_>
 struct Lanes {
+  static constexpr int kBytes = kBytes_;
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef T Vector __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
   typedef Integer Mask __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));  // -1 where true

@@ -1,0 +1,31 @@
+// Which instruction set the kernels run with: the best that the CPU has, or less where ATEN_CPU_CAPABILITY (default,
+// avx2 or avx512: torch's own variable) says so.
+#pragma once
+#include <cstdlib>
+#include <cstring>
+
+namespace maskco {
+
+enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16 };  // SSE2 or NEON; x86-64-v3; x86-64-v4; + AVX512_BF16
+
+inline InstructionSet instruction_set() {
+#if defined(__x86_64__)
+  static const InstructionSet best = [] {
+    const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
+    auto asked = [&](const char* name) { return capability && std::strcmp(capability, name) == 0; };
+    if (asked("default") || !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c")))
+      return InstructionSet::Baseline;
+    if (asked("avx2") || !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512cd")))
+      return InstructionSet::Avx2;
+    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::Avx512Bf16 : InstructionSet::Avx512;
+  }();
+  return best;
+#else
+  return InstructionSet::Baseline;
+#endif
+}
+
+}  // namespace maskco
