@@ -302,14 +302,15 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const std::vector<T> lse = padded(static_cast<const T*>(lse_row.data_ptr()), n, T(kLog2E));
   const std::vector<T> upstream = padded(static_cast<const T*>(grad_loss.data_ptr()), n, T(1));
 
-  Tensor grad_keys = torch::stable::new_zeros(query, {keys_in.size(0), c});
+  Tensor grad_keys = torch::stable::new_empty(query, {keys_in.size(0), c});
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
+  T* grad = static_cast<T*>(grad_keys.data_ptr());
+  std::fill(grad + keys.count * c, grad + keys_in.size(0) * c, T(0));
   const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
     kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), panels.data(), wide.data(), n, c,
-                         id_pointer(query_ids), lse.data(), upstream.data(), static_cast<T*>(grad_keys.data_ptr()),
-                         workspace.get()});
+                         id_pointer(query_ids), lse.data(), upstream.data(), grad, workspace.get()});
   });
   return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
 }

@@ -30,7 +30,8 @@ struct States {
 
 constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
 constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
-constexpr int64_t kRowStep = 32;    // blocks start at multiples of this, which every panel's width divides
+constexpr int64_t kQueryGroup = 128;  // queries whose logits add to the keys' gradient at once
+constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, which every panel's width divides
 
 // One block of queries against one range of keys. What is "rounded up" is there to be computed, not used.
 template <class T>
@@ -61,33 +62,33 @@ struct KeyGradientPass {
   T* workspace;              // pass_workspace() elements
 };
 
-// logits of a panel; a copy of a tile; its pairs in another order, or its gradient
+// logits of some queries; a copy of a tile; its pairs in another order, or its gradient
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
-  return kKeyTile * (Tile::kColumns + 2 * round_up(c, Tile::kColumns));
+  return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
 }
 
-// logits [n rounded up, panel]
+// logits [n rounded up, panel], in rows of `stride`
 template <class Tile, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
-                                int64_t depth, typename Tile::T* logits) {
+                                int64_t depth, typename Tile::T* logits, int64_t stride) {
   for (int64_t j = 0; j < n; j += Tile::kRows)
-    Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * Tile::kColumns,
-                   Tile::kColumns, depth, false);
+    Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * stride, stride, depth,
+                   false);
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
-template <int64_t kPanel, class T>
-MASKCO_INLINE void exclude(T* logits, const Keys& keys, int64_t first_key, int64_t n, const int64_t* query_ids,
-                           int64_t row, int64_t lanes) {
+template <class T>
+MASKCO_INLINE void exclude(T* logits, int64_t stride, const Keys& keys, int64_t first_key, int64_t n,
+                           const int64_t* query_ids, int64_t row, int64_t lanes) {
   constexpr T none = -std::numeric_limits<T>::infinity();
   if (query_ids && keys.ids)
     for (int64_t j = 0; j < n; j++)
       for (int64_t l = 0; l < lanes; l++)
-        logits[j * kPanel + l] = keys.ids[first_key + j] == query_ids[row + l] ? none : logits[j * kPanel + l];
+        logits[j * stride + l] = keys.ids[first_key + j] == query_ids[row + l] ? none : logits[j * stride + l];
   if (keys.own_excluded)
     for (int64_t i = std::max(first_key, row); i < std::min(first_key + n, row + lanes); i++)
-      logits[(i - first_key) * kPanel + i - row] = none;
+      logits[(i - first_key) * stride + i - row] = none;
 }
 
 // Turns logits[n, panel] into weights 2^(s - max) in place; shrink[panel] are the factors for earlier sums.
@@ -151,10 +152,10 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
     const Operand* values = pass.sums ? value_rows<Tile>(tile, n, c, width, values_buffer, value_stride) : nullptr;
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
-      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits);
+      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits, kPanel);
       if constexpr (kDepth == 2)
         for (int64_t l = 0; l < round_up(n, 2) * kPanel; l += Lane::kCount) Lane::at(logits + l) *= pass.scale;
-      exclude<kPanel>(logits, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
+      exclude(logits, kPanel, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
       absorb<Tile>(logits, n, pass.states + i0, shrink);
       if (!pass.sums) continue;
       T* sums = pass.sums + i0 * width;
@@ -174,30 +175,31 @@ template <class Tile, class T>
 MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
   using Lane = typename Tile::Lane;
   constexpr int64_t kPanel = Tile::kColumns;
-  const int64_t c = pass.c, width = round_up(c, Tile::kColumns);
-  T* logits = pass.workspace;               // [kKeyTile, panel]
-  T* buffer = logits + kKeyTile * kPanel;   // [kKeyTile, C]
-  T* gradient = buffer + kKeyTile * width;  // [kKeyTile, width]
+  const int64_t c = pass.c, width = round_up(c, kPanel);
+  T* logits = pass.workspace;                   // [kKeyTile, kQueryGroup]
+  T* buffer = logits + kKeyTile * kQueryGroup;  // [kKeyTile, C]
+  T* gradient = buffer + kKeyTile * width;      // [kKeyTile, width]
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
     const T* tile = key_rows<Tile>(pass.keys, k0, n, c, c, buffer, tile_stride);
     std::fill_n(gradient, kKeyTile * width, T(0));
-    for (int64_t i0 = 0; i0 < pass.n; i0 += kPanel) {
-      const int64_t lanes = std::min(kPanel, pass.n - i0);
-      panel_logits<Tile>(tile, tile_stride, n, pass.query + i0 * c, c, logits);
-      exclude<kPanel>(logits, pass.keys, k0, n, pass.query_ids, i0, lanes);
+    for (int64_t i0 = 0; i0 < pass.n; i0 += kQueryGroup) {
+      const int64_t queries = std::min(kQueryGroup, pass.n - i0);
+      for (int64_t i = 0; i < queries; i += kPanel)
+        panel_logits<Tile>(tile, tile_stride, n, pass.query + (i0 + i) * c, c, logits + i, kQueryGroup);
+      exclude(logits, kQueryGroup, pass.keys, k0, n, pass.query_ids, i0, queries);
       for (int64_t j = 0; j < n; j++)
-        for (int64_t l = 0; l < kPanel; l += Lane::kCount) {
-          auto& logit = Lane::at(logits + j * kPanel + l);
-          auto share = logit - Lane::at(pass.lse + i0 + l);
+        for (int64_t i = 0; i < queries; i += Lane::kCount) {
+          auto& logit = Lane::at(logits + j * kQueryGroup + i);
+          auto share = logit - Lane::at(pass.lse + i0 + i);
           Lane::exp2(share);
-          logit = share * Lane::at(pass.grad_loss + i0 + l);
+          logit = share * Lane::at(pass.grad_loss + i0 + i);
         }
-      for (int64_t x = 0; x < width; x += Tile::kColumns)
+      for (int64_t x = 0; x < width; x += kPanel)
         for (int64_t j = 0; j < n; j += Tile::kRows)
-          Tile::multiply(logits + j * kPanel, kPanel, 1, pass.query_wide + i0 * width + x, width,
-                         gradient + j * width + x, width, lanes, true);
+          Tile::multiply(logits + j * kQueryGroup, kQueryGroup, 1, pass.query_wide + i0 * width + x, width,
+                         gradient + j * width + x, width, queries, true);
     }
     for (int64_t j = 0; j < n; j++) std::copy_n(gradient + j * width, c, pass.grad_keys + (k0 + j) * c);
   }
