@@ -3,6 +3,8 @@
 // Work is cut into blocks of queries and, where those are few, ranges of keys, each with a running state of its own;
 // the states are merged in a fixed order. The cut depends on the sizes alone, so the result does not depend on the
 // threads.
+#include "common/info_nce.h"
+
 #include <torch/csrc/stable/ops.h>
 
 #include <memory>
@@ -11,7 +13,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/checks.h"
 #include "common/library.h"
 #include "cpu/info_nce_stream.h"
 #include "cpu/instruction_set.h"
@@ -315,22 +316,6 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
 }
 
-void check_ids(const std::optional<Tensor>& ids, int64_t size, const char* name) {
-  if (!ids) return;
-  check_dim(*ids, 1, name), check_size(*ids, 0, size, name), check_dtype(*ids, ScalarType::Long, name);
-  STD_TORCH_CHECK(ids->is_contiguous(), name, " must be contiguous");
-}
-void check_scalars(const std::optional<Tensor>& valid, const std::optional<Tensor>& temperature, const Tensor& query) {
-  if (valid) {
-    check_dtype(*valid, ScalarType::Long, "valid");
-    STD_TORCH_CHECK(valid->numel() == 1, "valid must have one element");
-  }
-  if (temperature) {
-    check_dtype(*temperature, accumulation_type(query), "temperature_tensor");
-    STD_TORCH_CHECK(temperature->numel() == 1, "temperature_tensor must have one element");
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const Tensor& query,                           // [N, C]
     const Tensor& positive,                        // [N, C]
@@ -344,19 +329,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const std::optional<Tensor>&
         temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
     bool need_grad) {
-  check_dim(query, 2, "query"), check_floating(query, "query");
-  const int64_t n = query.size(0), c = query.size(1);
-  check_dim(positive, 2, "positive"), check_size(positive, 0, n, "positive"), check_size(positive, 1, c, "positive");
-  check_dtype(positive, query.scalar_type(), "positive");
-  if (queue)
-    check_dim(*queue, 2, "queue"), check_size(*queue, 1, c, "queue"), check_dtype(*queue, query.scalar_type(), "queue");
-  if (local_negatives) {
-    check_dim(*local_negatives, 3, "local_negatives"), check_size(*local_negatives, 0, n, "local_negatives");
-    check_size(*local_negatives, 2, c, "local_negatives");
-    check_dtype(*local_negatives, query.scalar_type(), "local_negatives");
-  }
-  check_ids(query_ids, n, "query_ids"), check_ids(queue_ids, queue ? queue->size(0) : 0, "queue_ids");
-  check_scalars(valid, temperature_tensor, query);
+  check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &forward<double> : &forward<float>;
   return run(query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature,
              temperature_tensor, need_grad);
@@ -371,12 +344,7 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
                          double temperature, const std::optional<Tensor>& temperature_tensor) {
-  check_dim(query, 2, "query"), check_floating(query, "query");
-  check_dim(grad_loss, 1, "grad_loss"), check_size(grad_loss, 0, query.size(0), "grad_loss");
-  check_dim(lse, 1, "lse"), check_size(lse, 0, query.size(0), "lse");
-  check_dim(keys, 2, "keys"), check_size(keys, 1, query.size(1), "keys"), check_floating(keys, "keys");
-  check_ids(query_ids, query.size(0), "query_ids"), check_ids(key_ids, keys.size(0), "key_ids");
-  check_scalars(valid, temperature_tensor, query);
+  check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &backward_keys<double> : &backward_keys<float>;
   return run(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor);
 }

@@ -9,6 +9,7 @@
 
 #include "common/aten.h"
 #include "common/dispatch.h"
+#include "common/info_nce.h"
 #include "host.h"
 #include "kernels/info_nce.cuh"
 
@@ -167,34 +168,6 @@ Tensor backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& q
   return grad_keys;
 }
 
-void check_features(const Tensor& t, int64_t dim, const Tensor& query, const char* name) {
-  check_dim(t, dim, name);
-  check_size(t, dim - 1, query.size(1), name);
-  check_dtype(t, query.scalar_type(), name);
-  check_on_device(t, query, name);
-}
-void check_ids(const std::optional<Tensor>& ids, int64_t size, const Tensor& query, const char* name) {
-  if (!ids) return;
-  check_dim(*ids, 1, name);
-  check_size(*ids, 0, size, name);
-  check_dtype(*ids, ScalarType::Long, name);
-  check_on_device(*ids, query, name);
-  STD_TORCH_CHECK(ids->is_contiguous(), name, " must be contiguous");
-}
-void check_scalar(const std::optional<Tensor>& t, ScalarType dtype, const Tensor& query, const char* name) {
-  if (!t) return;
-  STD_TORCH_CHECK(t->numel() == 1, name, " must have one element");
-  check_dtype(*t, dtype, name);
-  check_on_device(*t, query, name);
-}
-// per query, in the type that sums run in
-void check_rows(const Tensor& t, const Tensor& query, const char* name) {
-  check_dim(t, 1, name);
-  check_size(t, 0, query.size(0), name);
-  check_dtype(t, accumulation_type(query), name);
-  check_on_device(t, query, name);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const Tensor& query,                           // [N, C], any strides, like all features
     const Tensor& positive,                        // [N, C]
@@ -208,20 +181,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const std::optional<Tensor>&
         temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
     bool need_grad) {
-  check_dim(query, 2, "query");
-  check_floating(query, "query");
   check_on_device(query, query, "query");
-  check_features(positive, 2, query, "positive");
-  check_size(positive, 0, query.size(0), "positive");
-  if (queue) check_features(*queue, 2, query, "queue");
-  if (local_negatives) {
-    check_features(*local_negatives, 3, query, "local_negatives");
-    check_size(*local_negatives, 0, query.size(0), "local_negatives");
-  }
-  check_ids(query_ids, query.size(0), query, "query_ids");
-  check_ids(queue_ids, queue ? queue->size(0) : 0, query, "queue_ids");
-  check_scalar(valid, ScalarType::Long, query, "valid");
-  check_scalar(temperature_tensor, accumulation_type(query), query, "temperature_tensor");
+  check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
   DeviceGuard guard(query);
   return dispatch_floating<__half, __nv_bfloat16>(query.scalar_type(), [&](auto tag) {
     return forward<typename decltype(tag)::type>(query, positive, queue, local_negatives, in_batch, query_ids,
@@ -238,17 +199,8 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
                          double temperature, const std::optional<Tensor>& temperature_tensor) {
-  check_dim(query, 2, "query");
-  check_floating(query, "query");
   check_on_device(query, query, "query");
-  check_rows(grad_loss, query, "grad_loss");
-  check_rows(lse, query, "lse");
-  STD_TORCH_CHECK(lse.is_contiguous(), "lse must be contiguous");
-  check_features(keys, 2, query, "keys");
-  check_ids(query_ids, query.size(0), query, "query_ids");
-  check_ids(key_ids, keys.size(0), query, "key_ids");
-  check_scalar(valid, ScalarType::Long, query, "valid");
-  check_scalar(temperature_tensor, accumulation_type(query), query, "temperature_tensor");
+  check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   DeviceGuard guard(query);
   return dispatch_floating<__half, __nv_bfloat16>(query.scalar_type(), [&](auto tag) {
     return backward_keys<typename decltype(tag)::type>(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid,
