@@ -1,5 +1,7 @@
 // box_pool and masked_pool on the CPU. Both are sums over features with the block-sparse weights of each image's
 // regions (region_weights.h): here those are made from boxes, masks and label maps, and region_engine.h does the sums.
+#include "common/region_pool.h"
+
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -8,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "region_engine.h"
@@ -68,10 +69,7 @@ struct BoxList {
 
 Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_size,
                     int64_t sampling_ratio, bool aligned) {
-  check_floating(features, "features");
-  check_dim(features, 4, "features");
-  check_dim(boxes, 2, "boxes");
-  check_size(boxes, 1, 5, "boxes");
+  check_box_pool_fwd(features, boxes);
   const int64_t channels = features.size(1);
   Tensor output = torch::stable::new_empty(features, {boxes.size(0), channels});
   dispatch(features.scalar_type(), [&](auto tag) {
@@ -94,11 +92,7 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
 Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<int64_t> feature_size,
                     bool channels_last, double spatial_scale, int64_t output_size, int64_t sampling_ratio,
                     bool aligned) {
-  check_floating(grad_output, "grad_output");
-  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
-  check_dim(grad_output, 2, "grad_output"), check_dim(boxes, 2, "boxes"), check_size(boxes, 1, 5, "boxes");
-  check_size(grad_output, 0, boxes.size(0), "grad_output");
-  check_size(grad_output, 1, feature_size[1], "grad_output");
+  check_box_pool_bwd(grad_output, boxes, feature_size);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   dispatch(grad_output.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -190,15 +184,6 @@ struct MaskList {
   }
 };
 
-MaskList checked_masks(const Tensor& masks, const std::vector<int64_t>& size, int64_t regions) {
-  const bool floating = is_floating(masks) || masks.scalar_type() == ScalarType::Bool;
-  check_dim(masks, floating ? 4 : 3, "masks");
-  if (floating) check_size(masks, 1, regions, "masks");
-  STD_TORCH_CHECK(masks.size(0) == size[0] && masks.size(-2) == size[2] && masks.size(-1) == size[3],
-                  "masks must have the features' batch, height and width");
-  return {masks, regions};
-}
-
 // 1, or 1 / area for a mean; an empty region's mean is 0
 template <class T>
 T region_scale(T area, bool mean) {
@@ -207,12 +192,9 @@ T region_scale(T area, bool mean) {
 
 std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor& masks,
                                            std::optional<int64_t> num_regions, bool mean) {
-  check_floating(features, "features");
-  check_dim(features, 4, "features");
+  const int64_t regions = check_masked_pool_fwd(features, masks, num_regions);
   const int64_t images = features.size(0), channels = features.size(1);
-  check_dim(masks, num_regions ? 3 : 4, "masks");
-  const int64_t regions = num_regions ? *num_regions : masks.size(1);
-  const MaskList list = checked_masks(masks, {images, channels, features.size(2), features.size(3)}, regions);
+  const MaskList list{masks, regions};
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});
   Tensor area = torch::stable::new_empty(features, {images, regions}, accumulation_type(features));
   dispatch(features.scalar_type(), [&](auto tag) {
@@ -240,23 +222,11 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   return {output, area};
 }
 
-// area [B, R] as masked_pool_fwd made it
-void check_area(const Tensor& area, const Tensor& grad_output) {
-  check_dim(area, 2, "area"), check_dtype(area, accumulation_type(grad_output), "area");
-  check_size(area, 0, grad_output.size(0), "area"), check_size(area, 1, grad_output.size(1), "area");
-  STD_TORCH_CHECK(area.is_contiguous(), "area must be that of masked_pool_fwd");
-}
-
 Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Tensor& area,
                        std::vector<int64_t> feature_size, bool channels_last, bool mean) {
-  check_floating(grad_output, "grad_output");
-  check_dim(grad_output, 3, "grad_output");
-  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
-  check_size(grad_output, 0, feature_size[0], "grad_output"),
-      check_size(grad_output, 2, feature_size[1], "grad_output");
-  check_area(area, grad_output);
+  check_masked_pool_bwd(grad_output, masks, area, feature_size);
   const int64_t regions = grad_output.size(1);
-  const MaskList list = checked_masks(masks, feature_size, regions);
+  const MaskList list{masks, regions};
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   dispatch(grad_output.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -282,15 +252,7 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
 // without the output for a sum. It is the forward pass with channels and pixels in each other's place.
 Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, const Tensor& output,
                              const Tensor& area, bool mean) {
-  check_floating(grad_output, "grad_output");
-  check_dtype(features, grad_output.scalar_type(), "features");
-  check_dim(grad_output, 3, "grad_output"), check_dim(features, 4, "features");
-  check_size(grad_output, 0, features.size(0), "grad_output"),
-      check_size(grad_output, 2, features.size(1), "grad_output");
-  check_area(area, grad_output);
-  check_dim(output, 3, "output"), check_dtype(output, grad_output.scalar_type(), "output");
-  for (int64_t d = 0; d < 3; d++) check_size(output, d, grad_output.size(d), "output");
-  STD_TORCH_CHECK(output.is_contiguous(), "output must be that of masked_pool_fwd");
+  check_masked_pool_bwd_masks(grad_output, features, output, area);
   const int64_t images = features.size(0), regions = grad_output.size(1), channels = features.size(1);
   const int64_t pixels = features.size(2) * features.size(3);
   Tensor grad_masks = torch::stable::new_empty(features, {images, regions, features.size(2), features.size(3)});

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
+#include "common/region_pool.h"
 #include "host.h"
 #include "kernels/region_pool.cuh"
 
@@ -103,18 +104,9 @@ struct BoxScratch {
   }
 };
 
-void check_boxes(const Tensor& boxes, const Tensor& like) {
-  check_floating(boxes, "boxes");
-  check_dim(boxes, 2, "boxes");
-  check_size(boxes, 1, 5, "boxes");
-  check_on_device(boxes, like, "boxes");
-}
-
 Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_size,
                     int64_t sampling_ratio, bool aligned) {
-  check_floating(features, "features");
-  check_dim(features, 4, "features");
-  check_boxes(boxes, features);
+  check_box_pool_fwd(features, boxes);
   DeviceGuard guard(features);
   Tensor output = torch::stable::new_empty(features, {boxes.size(0), features.size(1)});
   const BoxScratch scratch(boxes, features, {spatial_scale, output_size, sampling_ratio, aligned}, features.size(0),
@@ -131,12 +123,7 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
 Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<int64_t> feature_size,
                     bool channels_last, double spatial_scale, int64_t output_size, int64_t sampling_ratio,
                     bool aligned) {
-  check_floating(grad_output, "grad_output");
-  check_dim(grad_output, 2, "grad_output");
-  check_boxes(boxes, grad_output);
-  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
-  check_size(grad_output, 0, boxes.size(0), "grad_output");
-  check_size(grad_output, 1, feature_size[1], "grad_output");
+  check_box_pool_bwd(grad_output, boxes, feature_size);
   DeviceGuard guard(grad_output);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   const BoxScratch scratch(boxes, grad_output, {spatial_scale, output_size, sampling_ratio, aligned}, feature_size[0],
@@ -185,24 +172,10 @@ MaskWeights<T, S> mask_weights(const Tensor& masks, int64_t regions, const T* ar
           area};
 }
 
-void check_masks(const Tensor& masks, const Tensor& like, const std::vector<int64_t>& size, int64_t regions) {
-  const MaskKind kind = mask_kind(masks);
-  check_dim(masks, kind == MaskKind::kSoft || kind == MaskKind::kBool ? 4 : 3, "masks");
-  if (kind == MaskKind::kSoft) check_dtype(masks, like.scalar_type(), "masks");
-  if (masks.dim() == 4) check_size(masks, 1, regions, "masks");
-  STD_TORCH_CHECK(masks.size(0) == size[0] && masks.size(-2) == size[2] && masks.size(-1) == size[3],
-                  "masks must have the features' batch, height and width");
-  check_on_device(masks, like, "masks");
-}
-
 std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor& masks,
                                            std::optional<int64_t> num_regions, bool mean) {
-  check_floating(features, "features");
-  check_dim(features, 4, "features");
+  const int64_t regions = check_masked_pool_fwd(features, masks, num_regions);
   const int64_t images = features.size(0), channels = features.size(1), height = features.size(2);
-  check_dim(masks, num_regions ? 3 : 4, "masks");
-  const int64_t regions = num_regions ? *num_regions : masks.size(1);
-  check_masks(masks, features, {images, channels, height, features.size(3)}, regions);
   DeviceGuard guard(features);
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});
   Tensor area = torch::stable::new_empty(features, {images, regions}, accumulation_type(features));
@@ -217,24 +190,10 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   return {output, area};
 }
 
-// area [B, R] as masked_pool_fwd made it
-void check_area(const Tensor& area, const Tensor& grad_output) {
-  check_dim(area, 2, "area"), check_dtype(area, accumulation_type(grad_output), "area");
-  check_size(area, 0, grad_output.size(0), "area"), check_size(area, 1, grad_output.size(1), "area");
-  STD_TORCH_CHECK(area.is_contiguous(), "area must be that of masked_pool_fwd");
-  check_on_device(area, grad_output, "area");
-}
-
 Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Tensor& area,
                        std::vector<int64_t> feature_size, bool channels_last, bool mean) {
-  check_floating(grad_output, "grad_output");
-  check_dim(grad_output, 3, "grad_output");
-  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
-  check_size(grad_output, 0, feature_size[0], "grad_output"),
-      check_size(grad_output, 2, feature_size[1], "grad_output");
-  check_area(area, grad_output);
+  check_masked_pool_bwd(grad_output, masks, area, feature_size);
   const int64_t images = feature_size[0], regions = grad_output.size(1);
-  check_masks(masks, grad_output, feature_size, regions);
   DeviceGuard guard(grad_output);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   dispatch(grad_output.scalar_type(), [&](auto tag) {
@@ -250,17 +209,7 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
 
 Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, const Tensor& output,
                              const Tensor& area, bool mean) {
-  check_floating(grad_output, "grad_output");
-  check_dtype(features, grad_output.scalar_type(), "features");
-  check_dim(grad_output, 3, "grad_output"), check_dim(features, 4, "features");
-  check_size(grad_output, 0, features.size(0), "grad_output"),
-      check_size(grad_output, 2, features.size(1), "grad_output");
-  check_area(area, grad_output);
-  check_dim(output, 3, "output"), check_dtype(output, grad_output.scalar_type(), "output");
-  for (int64_t d = 0; d < 3; d++) check_size(output, d, grad_output.size(d), "output");
-  check_on_device(features, grad_output, "features");
-  STD_TORCH_CHECK(output.is_contiguous(), "output must be that of masked_pool_fwd");
-  check_on_device(output, grad_output, "output");
+  check_masked_pool_bwd_masks(grad_output, features, output, area);
   DeviceGuard guard(grad_output);
   const int64_t images = features.size(0), channels = features.size(1), regions = grad_output.size(1);
   Tensor grad_masks = torch::stable::new_empty(features, {images, regions, features.size(2), features.size(3)});

@@ -19,6 +19,8 @@ CALLS = {
     "boxes of four columns": ("box_pool_bwd", (torch.zeros(7, C), BOXES[:, :4], SIZE, False, *GRID), "boxes"),
     "gradient of boxes": ("box_pool_bwd", (torch.zeros(7, C, 1), BOXES, SIZE, False, *GRID), "grad_output"),
     "labels without regions": ("masked_pool_fwd", (FEATURES, LABELS, None, True), "masks"),
+    "masks of other dtype": ("masked_pool_fwd", (FEATURES, MASKS.double(), None, True), "masks"),
+    "a negative number of regions": ("masked_pool_fwd", (FEATURES, LABELS, -1, True), "num_regions"),
     "masks with regions": ("masked_pool_fwd", (FEATURES, MASKS, R, True), "masks"),
     "too few images": ("masked_pool_bwd", (GRAD[:1], MASKS, AREA[:1], SIZE, False, True), "grad_output"),
     "too few channels": ("masked_pool_bwd", (GRAD[..., :2], MASKS, AREA, SIZE, False, True), "grad_output"),
