@@ -5,6 +5,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+
 #include "cpu/tile.h"
 
 namespace maskco {
@@ -19,27 +21,33 @@ struct Keys {
   bool own_excluded;   // in-batch: key i is query i's positive
 };
 
-MASKCO_INLINE uint16_t bfloat16_bits(float x) { return c10::BFloat16(x).x; }
 MASKCO_INLINE int32_t pair(uint16_t low, uint16_t high) { return static_cast<int32_t>(low | uint32_t(high) << 16); }
+
+// Operand x of a row of c elements, `stride` apart.
+template <class Tile, class Source>
+MASKCO_INLINE typename Tile::Operand operand(const Source* row, int64_t stride, int64_t c, int64_t x) {
+  if constexpr (Tile::kDepth == 2) {
+    auto bits = [&](int64_t i) { return i < c ? c10::BFloat16(static_cast<float>(row[i * stride])).x : 0; };
+    return pair(bits(2 * x), bits(2 * x + 1));
+  } else {
+    return x < c ? static_cast<typename Tile::Operand>(row[x * stride]) : 0;
+  }
+}
 
 // rows[n, c] in any strides -> out[rows_out, width] operands, zeros around
 template <class Tile, class Source>
 MASKCO_INLINE void copy_rows(const Source* rows, int64_t row_stride, int64_t column_stride, int64_t n, int64_t c,
                              int64_t rows_out, int64_t width, typename Tile::Operand* out) {
-  using Operand = typename Tile::Operand;
-  for (int64_t j = 0; j < n; j++, rows += row_stride, out += width) {
-    if constexpr (Tile::kDepth == 2) {
-      auto bits = [&](int64_t x) { return x < c ? bfloat16_bits(static_cast<float>(rows[x * column_stride])) : 0; };
-      for (int64_t x = 0; x < width; x++) out[x] = pair(bits(2 * x), bits(2 * x + 1));
-    } else {
-      if (column_stride == 1)
-        for (int64_t x = 0; x < c; x++) out[x] = static_cast<Operand>(rows[x]);
-      else
-        for (int64_t x = 0; x < c; x++) out[x] = static_cast<Operand>(rows[x * column_stride]);
-      for (int64_t x = c; x < width; x++) out[x] = 0;
-    }
-  }
-  for (int64_t i = 0; i < (rows_out - n) * width; i++) out[i] = 0;
+  constexpr int64_t kBlock = 16;  // rows: of column-major keys, the part of a cache line that is read at once
+  if (column_stride == 1)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t x = 0; x < width; x++) out[j * width + x] = operand<Tile>(rows + j * row_stride, 1, c, x);
+  else
+    for (int64_t j0 = 0; j0 < n; j0 += kBlock)
+      for (int64_t x = 0; x < width; x++)
+        for (int64_t j = j0; j < std::min(j0 + kBlock, n); j++)
+          out[j * width + x] = operand<Tile>(rows + j * row_stride, column_stride, c, x);
+  std::fill(out + n * width, out + rows_out * width, 0);
 }
 
 // Keys first .. first + n as rows of operands, `row_stride` apart. A copy, in `buffer`, has zeros up to `width`
