@@ -130,16 +130,11 @@ std::vector<T> padded(const T* values, int64_t n, T scale) {
   return out;
 }
 
-// Sums in lanes, so that they vectorise.
 template <class T>
 T dot(const T* a, const T* b, int64_t c) {
-  constexpr int kLanes = 16;
-  T lane[kLanes] = {}, sum = 0;
-  const int64_t full = c / kLanes * kLanes;
-  for (int64_t x = 0; x < full; x += kLanes)
-    for (int l = 0; l < kLanes; l++) lane[l] += a[x + l] * b[x + l];
-  for (int64_t x = full; x < c; x++) sum += a[x] * b[x];
-  for (int l = 0; l < kLanes; l++) sum += lane[l];
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t x = 0; x < c; x++) sum += a[x] * b[x];
   return sum;
 }
 

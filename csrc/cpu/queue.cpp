@@ -15,6 +15,8 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "cpu/instruction_set.h"
+#include "cpu/vector.h"
 
 namespace maskco {
 namespace {
@@ -24,41 +26,65 @@ using torch::headeronly::Half;
 
 constexpr int64_t kElementsPerTask = 1 << 14;  // less is not worth a thread
 
-// max(|key|, 1e-12), as in torch.nn.functional.normalize. Eight sums side by side, so that they fill a vector register.
+// 1 / max(|key|, 1e-12), as in torch.nn.functional.normalize
 template <class Acc, class Key>
-Acc row_norm(const Key* key, int64_t channels, int64_t stride) {
-  constexpr int64_t lanes = 8;
-  Acc sums[lanes] = {};
-  int64_t c = 0;
+MASKCO_INLINE Acc inverse_norm(const Key* key, int64_t channels, int64_t stride) {
+  Acc sum = 0;
   if (stride == 1) {
-    for (; c + lanes <= channels; c += lanes) {
-      for (int64_t lane = 0; lane < lanes; lane++) {
-        const Acc x = static_cast<Acc>(key[c + lane]);
-        sums[lane] += x * x;
-      }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < channels; c++) sum += static_cast<Acc>(key[c]) * static_cast<Acc>(key[c]);
+  } else {
+    for (int64_t c = 0; c < channels; c++) {
+      const Acc x = static_cast<Acc>(key[c * stride]);
+      sum += x * x;
     }
   }
-  for (; c < channels; c++) {
-    const Acc x = static_cast<Acc>(key[c * stride]);
-    sums[c % lanes] += x * x;
-  }
-  Acc sum = 0;
-  for (Acc lane : sums) sum += lane;
   const Acc norm = std::sqrt(sum);
-  return norm < Acc(1e-12) ? Acc(1e-12) : norm;  // (a NaN stays one)
+  return 1 / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // (a NaN stays one)
 }
 
 template <class Queue, class Key>
-void write_row(Queue* row, int64_t row_stride, const Key* key, int64_t key_stride, int64_t channels, bool normalize) {
+struct Push {
+  Queue* queue;                                          // [K, C]
+  const Key* keys;                                       // [B, C]
+  int64_t queue_row, queue_column, key_row, key_column;  // strides
+  int64_t size, channels, first;
+  bool normalize;
+};
+
+template <class Queue, class Key>
+MASKCO_INLINE void write_rows(const Push<Queue, Key>& push, int64_t begin, int64_t end) {
   using Acc = std::conditional_t<std::is_same_v<Key, double>, double, float>;
-  const Acc norm = normalize ? row_norm<Acc>(key, channels, key_stride) : Acc(1);
-  if (row_stride == 1 && key_stride == 1) {  // (constant strides, so that the compiler vectorises)
-    for (int64_t c = 0; c < channels; c++) row[c] = static_cast<Queue>(static_cast<Acc>(key[c]) / norm);
-  } else {
-    for (int64_t c = 0; c < channels; c++) {
-      row[c * row_stride] = static_cast<Queue>(static_cast<Acc>(key[c * key_stride]) / norm);
-    }
+  for (int64_t b = begin; b < end; b++) {
+    Queue* row = push.queue + (push.first + b) % push.size * push.queue_row;
+    const Key* key = push.keys + b * push.key_row;
+    const Acc scale = push.normalize ? inverse_norm<Acc>(key, push.channels, push.key_column) : Acc(1);
+    if (push.queue_column == 1 && push.key_column == 1)  // (constant strides, so that the compiler vectorises)
+      for (int64_t c = 0; c < push.channels; c++) row[c] = static_cast<Queue>(static_cast<Acc>(key[c]) * scale);
+    else
+      for (int64_t c = 0; c < push.channels; c++)
+        row[c * push.queue_column] = static_cast<Queue>(static_cast<Acc>(key[c * push.key_column]) * scale);
   }
+}
+
+#define MASKCO_WRITE_ROWS(name, target)                                        \
+  template <class Queue, class Key>                                            \
+  target void name(const Push<Queue, Key>& push, int64_t begin, int64_t end) { \
+    write_rows(push, begin, end);                                              \
+  }
+MASKCO_WRITE_ROWS(write_rows_baseline, )
+#if defined(__x86_64__)
+MASKCO_WRITE_ROWS(write_rows_avx2, __attribute__((target("arch=x86-64-v3"))))
+MASKCO_WRITE_ROWS(write_rows_avx512, __attribute__((target("arch=x86-64-v4"))))
+#endif
+
+template <class Queue, class Key>
+auto* write_rows_kernel() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::Avx512) return &write_rows_avx512<Queue, Key>;
+  if (instruction_set() == InstructionSet::Avx2) return &write_rows_avx2<Queue, Key>;
+#endif
+  return &write_rows_baseline<Queue, Key>;
 }
 
 void queue_push_(const Tensor& queue, const Tensor& cursor, const Tensor& pushed, bool normalize,
@@ -81,17 +107,19 @@ void queue_push_(const Tensor& queue, const Tensor& cursor, const Tensor& pushed
     dispatch_floating<Half, BFloat16>(keys.scalar_type(), [&](auto key_tag) {
       using Queue = typename decltype(queue_tag)::type;
       using Key = typename decltype(key_tag)::type;
-      auto* queue_data = static_cast<Queue*>(queue.data_ptr());         // [K, C]
-      const auto* key_data = static_cast<const Key*>(keys.data_ptr());  // [B, C]
-      const int64_t queue_stride[2] = {queue.stride(0), queue.stride(1)},
-                    key_stride[2] = {keys.stride(0), keys.stride(1)};
+      const Push<Queue, Key> push{static_cast<Queue*>(queue.data_ptr()),
+                                  static_cast<const Key*>(keys.data_ptr()),
+                                  queue.stride(0),
+                                  queue.stride(1),
+                                  keys.stride(0),
+                                  keys.stride(1),
+                                  size,
+                                  channels,
+                                  first,
+                                  normalize};
+      auto* write = write_rows_kernel<Queue, Key>();
       const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, channels));
-      torch::stable::parallel_for(skipped, taken, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; b++) {
-          write_row(queue_data + (first + b) % size * queue_stride[0], queue_stride[1], key_data + b * key_stride[0],
-                    key_stride[1], channels, normalize);
-        }
-      });
+      torch::stable::parallel_for(skipped, taken, grain, [&](int64_t begin, int64_t end) { write(push, begin, end); });
     });
   });
   if (ids) {

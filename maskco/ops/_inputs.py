@@ -22,9 +22,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 def check_shape(value: Tensor, shape: tuple[int | str, ...], name: str) -> None:
     """Raises ValueError unless `value` has the shape; a str is a dimension of any size, its name shown in the error."""
-    fits = value.dim() == len(shape) and all(
-        isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
-    )
+    fits = value.dim() == len(shape)
+    if fits:
+        for got, want in zip(value.shape, shape, strict=True):
+            fits = fits and (isinstance(want, str) or got == want)
     if not fits:  # (the text only now: torch.compile cannot format symbolic sizes)
         wanted = ", ".join(str(s) for s in shape)
         raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")

@@ -57,7 +57,9 @@ def queue_push_(
     size, channels = queue.shape
     if queue.requires_grad:
         raise RuntimeError("queue must not require grad: it is overwritten in place. Pass queue.detach()")
-    if any(stride == 0 and length > 1 for stride, length in zip(queue.stride(), queue.shape, strict=True)):
+    if 0 in queue.stride() and any(
+        stride == 0 and length > 1 for stride, length in zip(queue.stride(), queue.shape, strict=True)
+    ):
         raise ValueError("queue must not be expanded, its rows share memory; pass queue.clone()")
     check_dtype(cursor, (torch.int64,), "cursor")
     check_shape(cursor, (2,), "cursor")
@@ -93,9 +95,11 @@ def queue_push_(
                 queue, cursor, keys, normalize=normalize, ids=ids, queue_ids=queue_ids, overflow=overflow
             )
     else:
-        ops.queue_push_(queue, cursor, keys.detach(), normalize, ids, queue_ids, overflow != "truncate")
+        if keys.requires_grad:
+            keys = keys.detach()
+        ops.queue_push_(queue, cursor, keys, normalize, ids, queue_ids, overflow != "truncate")
         # so that autograd refuses a backward pass which needs what was here before (ops of a stable-ABI library don't)
-        torch.autograd.graph.increment_version([t for t in (queue, cursor, queue_ids) if t is not None])
+        torch.autograd.graph.increment_version((queue, cursor) if queue_ids is None else (queue, cursor, queue_ids))
 
 
 def register(namespace: str) -> None:
