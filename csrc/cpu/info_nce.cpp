@@ -75,20 +75,23 @@ Kernels<T> kernels(ScalarType dtype) {
 template <class T>
 constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
 int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
   if (!valid) return size;
-  const int64_t count = *static_cast<const int64_t*>(valid->data_ptr());
+  const int64_t count = *data<const int64_t>(*valid);
   STD_TORCH_CHECK(0 <= count && count <= size, "valid must lie between 0 and the queue's ", size, " rows, got ", count);
   return count;
 }
 
-const int64_t* id_pointer(const std::optional<Tensor>& ids) {
-  return ids ? static_cast<const int64_t*>(ids->data_ptr()) : nullptr;
-}
+const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
 
 template <class T>
 T temperature_value(double temperature, const std::optional<Tensor>& tensor) {
-  return tensor ? *static_cast<const T*>(tensor->data_ptr()) : static_cast<T>(temperature);
+  return tensor ? *data<const T>(*tensor) : static_cast<T>(temperature);
 }
 
 Keys make_keys(const Tensor& rows, const std::optional<Tensor>& valid, const std::optional<Tensor>& ids,
@@ -124,7 +127,7 @@ std::vector<T> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, 
 
 // values [n] -> [n rounded up], times scale
 template <class T>
-std::vector<T> padded(const T* values, int64_t n, T scale) {
+std::vector<T> padded_values(const T* values, int64_t n, T scale) {
   std::vector<T> out(round_up(n, kRowStep), T(0));
   for (int64_t i = 0; i < n; i++) out[i] = values[i] * scale;
   return out;
@@ -165,6 +168,110 @@ struct Cut {
   }
 };
 
+// One call's queries and their running state.
+template <class T>
+struct Queries {
+  const T* rows;       // [N, C]
+  const T* positives;  // [N, C]
+  const int64_t* ids;  // [N] or null
+  T* sums;             // [N, C]: weighted sums of the negatives; null without gradient
+  int64_t n, c;
+  T scale;         // from a product to a logit in units of log 2
+  int64_t padded;  // n rounded up
+  std::vector<T> positive_logit, max, sum;
+  std::vector<int64_t> rank;
+
+  Queries(const T* rows, const T* positives, const int64_t* ids, T* sums, int64_t n, int64_t c, T scale)
+      : rows(rows),
+        positives(positives),
+        ids(ids),
+        sums(sums),
+        n(n),
+        c(c),
+        scale(scale),
+        padded(round_up(n, kRowStep)),
+        positive_logit(padded),
+        max(padded),
+        sum(padded),
+        rank(padded) {}
+};
+
+// Each query's own keys, with which its state starts: the positive, and local negatives [N, M, C].
+template <class T>
+void start(Queries<T>& queries, const T* local_negatives, int64_t m) {
+  const int64_t c = queries.c, grain = 1 + (1 << 14) / (c * (m + 1) + 1);  // queries worth a thread
+  torch::stable::parallel_for(0, queries.n, grain, [&](int64_t begin, int64_t end) {
+    std::vector<T> logits(m);
+    for (int64_t i = begin; i < end; i++) {
+      const T* query = queries.rows + i * c;
+      const T* keys = local_negatives + i * m * c;
+      const T positive = dot(query, queries.positives + i * c, c) * queries.scale;
+      T max = positive;
+      for (int64_t j = 0; j < m; j++) {
+        logits[j] = dot(query, keys + j * c, c) * queries.scale;
+        max = logits[j] > max ? logits[j] : max;
+        queries.rank[i] += logits[j] > positive;
+      }
+      queries.positive_logit[i] = positive;
+      queries.max[i] = max;
+      T* sums = queries.sums ? queries.sums + i * c : nullptr;
+      if (sums) std::fill_n(sums, c, T(0));
+      for (int64_t j = 0; j < m; j++) {
+        const T weight = std::exp2(logits[j] - (std::isinf(max) ? T(0) : max));
+        queries.sum[i] += weight;
+        for (int64_t x = 0; sums && x < c; x++) sums[x] += weight * keys[j * c + x];
+      }
+    }
+  });
+}
+
+// Shared keys, cut into passes that run side by side.
+template <class T>
+void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
+  const int64_t n = queries.n, c = queries.c, padded = queries.padded;
+  const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
+  const std::vector<T> panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
+  const Cut cut(n, keys.count, (queries.sums ? width : 1) * sizeof(T));
+  std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
+  std::vector<int64_t> range_rank(cut.ranges * padded);
+  auto range_sums = uninitialised<T>(queries.sums ? cut.ranges * padded * width : 0);
+
+  torch::stable::parallel_for(0, cut.blocks * cut.ranges, 1, [&](int64_t begin, int64_t end) {
+    auto workspace = uninitialised<T>(kernel.workspace(c));
+    for (int64_t unit = begin; unit < end; unit++) {
+      const int64_t block = unit % cut.blocks, range = unit / cut.blocks, first = block * cut.rows;
+      const int64_t count = std::min(cut.rows, n - first), at = range * padded + first;
+      if (count <= 0) continue;
+      const States<T> states{queries.positive_logit.data() + first, range_max.data() + at, range_sum.data() + at,
+                             range_rank.data() + at};
+      std::copy_n(states.positive_logit, count, states.max);
+      T* sums = queries.sums ? range_sums.get() + at * width : nullptr;
+      if (sums) std::fill_n(sums, round_up(count, kRowStep) * width, T(0));
+      kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
+                      panels.data() + first * depth, queries.scale, first, count, c, queries.ids, states, sums,
+                      workspace.get()});
+    }
+  });
+
+  torch::stable::parallel_for(0, n, kRowStep, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      for (int64_t range = 0; range < cut.ranges; range++) {
+        const int64_t at = range * padded + i;
+        const T old_max = queries.max[i], max = std::max(range_max[at], old_max);
+        // (equal maxima first: they may be infinite)
+        const T old_share = old_max == max ? T(1) : std::exp2(old_max - max);
+        const T new_share = range_max[at] == max ? T(1) : std::exp2(range_max[at] - max);
+        queries.max[i] = max;
+        queries.sum[i] = queries.sum[i] * old_share + range_sum[at] * new_share;
+        queries.rank[i] += range_rank[at];
+        if (!queries.sums) continue;
+        T* sums = queries.sums + i * c;
+        const T* part = range_sums.get() + at * width;
+        for (int64_t x = 0; x < c; x++) sums[x] = sums[x] * old_share + part[x] * new_share;
+      }
+  });
+}
+
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& query_in, const Tensor& positive_in, const std::optional<Tensor>& queue,
@@ -172,107 +279,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
     const std::optional<Tensor>& temperature_tensor, bool need_grad) {
   const Tensor query = as_contiguous<T>(query_in), positive = as_contiguous<T>(positive_in);
+  std::optional<Tensor> local;
+  if (local_negatives) local = as_contiguous<T>(*local_negatives);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
 
   Tensor loss = torch::stable::new_empty(query, {n}), lse = torch::stable::new_empty(query, {n});
   Tensor positive_logit = torch::stable::new_empty(query, {n});
   Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
-  // becomes the weighted sum of the negatives, and in the end the gradient
-  Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});
+  Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});  // until the end: the sums
   if (n == 0) return {loss, lse, positive_logit, rank, grad_query};
 
-  const T* q = static_cast<const T*>(query.data_ptr());
-  const T* p = static_cast<const T*>(positive.data_ptr());
-  T* sums = need_grad ? static_cast<T*>(grad_query.data_ptr()) : nullptr;
-  const T scale = inverse * T(kLog2E);  // from a product to a logit in units of log 2
-  const int64_t padded = round_up(n, kRowStep);
-  std::vector<T> positive_logits(padded), maxima(padded), totals(padded);
-  std::vector<int64_t> ranks(padded);
-  const States<T> rows{positive_logits.data(), maxima.data(), totals.data(), ranks.data()};
-
-  // each query's own keys: the positive and the local negatives
-  std::optional<Tensor> local;
-  if (local_negatives) local = as_contiguous<T>(*local_negatives);
-  const int64_t m = local ? local->size(1) : 0;
-  const int64_t grain = 1 + (1 << 14) / (c * (m + 1) + 1);  // queries worth a thread
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-    std::vector<T> weights(m);
-    for (int64_t i = begin; i < end; i++) {
-      const T* keys = local ? static_cast<const T*>(local->data_ptr()) + i * m * c : nullptr;  // [M, C]
-      T max = positive_logits[i] = dot(q + i * c, p + i * c, c) * scale;
-      for (int64_t j = 0; j < m; j++) {
-        weights[j] = dot(q + i * c, keys + j * c, c) * scale;
-        max = weights[j] > max ? weights[j] : max;
-        ranks[i] += weights[j] > positive_logits[i];
-      }
-      maxima[i] = max;
-      if (sums) std::fill_n(sums + i * c, c, T(0));
-      for (int64_t j = 0; j < m; j++) {
-        const T weight = std::exp2(weights[j] - (std::isinf(max) ? T(0) : max));
-        totals[i] += weight;
-        for (int64_t x = 0; sums && x < c; x++) sums[i * c + x] += weight * keys[j * c + x];
-      }
-    }
-  });
-
+  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(query_ids),
+                     need_grad ? data<T>(grad_query) : nullptr, n, c, inverse * T(kLog2E));
   const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
-  const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
-  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
-  auto stream = [&](const Keys& keys) {
-    const Cut cut(n, keys.count, (need_grad ? width : 1) * sizeof(T));
-    std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
-    std::vector<int64_t> range_rank(cut.ranges * padded);
-    auto range_sums = uninitialised<T>(need_grad ? cut.ranges * padded * width : 0);
-    torch::stable::parallel_for(0, cut.blocks * cut.ranges, 1, [&](int64_t begin, int64_t end) {
-      auto workspace = uninitialised<T>(kernel.workspace(c));
-      for (int64_t unit = begin; unit < end; unit++) {
-        const int64_t block = unit % cut.blocks, range = unit / cut.blocks, first = block * cut.rows;
-        const int64_t count = std::min(cut.rows, n - first), at = range * padded + first;
-        if (count <= 0) continue;
-        const States<T> states{positive_logits.data() + first, range_max.data() + at, range_sum.data() + at,
-                               range_rank.data() + at};
-        std::copy_n(states.positive_logit, count, states.max);
-        T* own_sums = need_grad ? range_sums.get() + at * width : nullptr;
-        if (need_grad) std::fill_n(own_sums, round_up(count, kRowStep) * width, T(0));
-        kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
-                        panels.data() + first * depth, scale, first, count, c, id_pointer(query_ids), states, own_sums,
-                        workspace.get()});
-      }
-    });
-    torch::stable::parallel_for(0, n, 32, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t range = 0; range < cut.ranges; range++) {
-          const int64_t at = range * padded + i;
-          const T max = std::max(range_max[at], rows.max[i]);
-          // (equal maxima first: they may be infinite)
-          const T old_share = rows.max[i] == max ? T(1) : std::exp2(rows.max[i] - max);
-          const T new_share = range_max[at] == max ? T(1) : std::exp2(range_max[at] - max);
-          rows.max[i] = max;
-          rows.sum[i] = rows.sum[i] * old_share + range_sum[at] * new_share;
-          rows.rank[i] += range_rank[at];
-          const T* part = range_sums.get() + at * width;
-          for (int64_t x = 0; sums && x < c; x++) sums[i * c + x] = sums[i * c + x] * old_share + part[x] * new_share;
-        }
-    });
-  };
-  if (queue) stream(make_keys(*queue, valid, queue_ids, false));
-  if (in_batch) stream(make_keys(positive, std::nullopt, query_ids, true));
+  start(queries, local ? data<const T>(*local) : nullptr, local ? local->size(1) : 0);
+  if (queue) stream(queries, make_keys(*queue, valid, queue_ids, false), kernel);
+  if (in_batch) stream(queries, make_keys(positive, std::nullopt, query_ids, true), kernel);
 
-  T* out_loss = static_cast<T*>(loss.data_ptr());
-  T* out_lse = static_cast<T*>(lse.data_ptr());
-  T* out_logit = static_cast<T*>(positive_logit.data_ptr());
-  std::copy_n(ranks.data(), n, static_cast<int64_t*>(rank.data_ptr()));
+  T *out_loss = data<T>(loss), *out_lse = data<T>(lse), *out_logit = data<T>(positive_logit);
+  std::copy_n(queries.rank.data(), n, data<int64_t>(rank));
   for (int64_t i = 0; i < n; i++) {
-    const T ln2 = T(kLn2), sum = totals[i];
-    const T behind = (maxima[i] - positive_logits[i]) * ln2;  // NaN, and so the loss, with an infinite positive logit
+    const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
+    const T behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite logit of the positive
     const T total = std::exp(-behind) + sum;
-    out_loss[i] = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
-    out_logit[i] = positive_logits[i] * ln2;
-    out_lse[i] = behind == 0 ? out_logit[i] + out_loss[i] : maxima[i] * ln2 + std::log(total);
-    if (!sums) continue;
+    const T value = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
+    out_loss[i] = value;
+    out_logit[i] = own * ln2;
+    out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
+    if (!need_grad) continue;
+    T* grad = queries.sums + i * c;
     const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
-    for (int64_t x = 0; x < c; x++) sums[i * c + x] = sums[i * c + x] * factor - share * p[i * c + x];
+    for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
   }
   return {loss, lse, positive_logit, rank, grad_query};
 }
@@ -288,19 +326,19 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const Tensor lse_row = as_contiguous<T>(lse_in);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
-  const T* q = static_cast<const T*>(query.data_ptr());
+  const T* q = data<const T>(query);
   const Kernels<T> kernel = kernels<T>(scalar_type_of<T>);
   const int64_t width = round_up(c, kernel.panel);
   const std::vector<T> panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
   std::vector<T> wide(round_up(n, kRowStep) * width, T(0));
   for (int64_t i = 0; i < n; i++)
     for (int64_t x = 0; x < c; x++) wide[i * width + x] = q[i * c + x] * inverse;
-  const std::vector<T> lse = padded(static_cast<const T*>(lse_row.data_ptr()), n, T(kLog2E));
-  const std::vector<T> upstream = padded(static_cast<const T*>(grad_loss.data_ptr()), n, T(1));
+  const std::vector<T> lse = padded_values(data<const T>(lse_row), n, T(kLog2E));
+  const std::vector<T> upstream = padded_values(data<const T>(grad_loss), n, T(1));
 
   Tensor grad_keys = torch::stable::new_empty(query, {keys_in.size(0), c});
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
-  T* grad = static_cast<T*>(grad_keys.data_ptr());
+  T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + keys_in.size(0) * c, T(0));
   const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
