@@ -42,7 +42,7 @@ class Options:
     """Only cases whose name contains this."""
     impl: str = ""
     """Only implementations whose name contains this, and ours."""
-    repeats: int = 9
+    repeats: int = 7
     """Samples of each row; the median and the 20th and 80th percentiles are reported."""
     sweeps: bool = False
     """The scaling sweeps too (for the plots)."""

@@ -167,7 +167,7 @@ PEERS = (
     Implementation(
         "pytorch-metric-learning",
         metric_learning,
-        "CrossBatchMemory(SupConLoss), as its NTXentLoss takes N×N×K memory: also normalises the queue, pushes the keys",
+        "CrossBatchMemory(SupConLoss), as NTXentLoss takes N×N×K memory there: normalises the queue, pushes the keys",
         agrees="",  # the pushed positives replace N of the K negatives
     ),
 )

@@ -35,7 +35,7 @@ def clock(device: torch.device) -> tuple[Mark, Elapsed]:
 
 
 class _Sampler:
-    """One implementation; a sample is the mean over enough calls to be longer than the clock's and scheduler's noise."""
+    """One implementation; a sample is the mean over enough calls to drown the noise of clock and scheduler."""
 
     def __init__(self, passes: Passes, device: torch.device, wanted: set[str], sample_ms: float) -> None:
         self.passes = passes
@@ -99,7 +99,7 @@ def time_passes(
     return times, failed
 
 
-def fastest(candidates: dict[T, Callable[[], Any]], device: torch.device, rounds: int = 3) -> T:
+def fastest(candidates: dict[T, Callable[[], Any]], device: torch.device, rounds: int = 2) -> T:
     """The candidate with the shortest run; for limit lines, which shall be as low as they can be."""
     mark, elapsed = clock(device)
     best = dict.fromkeys(candidates, math.inf)
