@@ -263,7 +263,10 @@ def cases() -> list[Case]:
         with_queue(256, 2**20, 128, targets=(Target(0.6, "bare products"), Target(64, metric="peak_mib"))),
         in_batch(4096, 256),
         in_batch(256, 256, suites=ALSO_QUICK),
-        with_queue(1, 1, 16, targets=(Target(2.5, "eager"),), suites=ALSO_QUICK),
+        replace(
+            with_queue(1, 1, 16, targets=(Target(2.5, "eager"),), suites=ALSO_QUICK),
+            implementations=(OURS_HERE, EAGER, COMPILED),  # what a call costs at all
+        ),
         bfloat16(256, 65536, 128),
         *(with_queue(256, 2**e, 128, axis="K", suites=ALSO_QUICK if e == 10 else FULL) for e in range(10, 21, 2)),
         *(with_queue(4**e, 65536, 128, axis="N") for e in range(2, 7)),

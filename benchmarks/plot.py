@@ -91,7 +91,7 @@ def figures(rows: list[Row], conditions: str) -> Iterable[tuple[str, Figure]]:
 
 
 def ratio_bars(rows: list[Row], conditions: str) -> Figure:
-    """For every case a bar for each other implementation: its time over ours, forward + backward where there is both."""
+    """For every case a bar for each other implementation: its time over ours, forward + backward where it has both."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row['case']}", []).append(row)
@@ -182,18 +182,16 @@ def _curves(axes: Axes, rows: list[Row], metric: str, colours: dict[str, str]) -
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-    low, high = axes.get_ylim()
-    step = math.log(high / low) * 0.065  # of a line of text
-    at = -math.inf
-    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        text = {"color": colours[name], "size": 9, "weight": "bold" if name == OURS else "normal"}
-        if x < sizes[-1]:  # its larger cases were skipped
+    low, high = map(math.log, axes.get_ylim())
+    at = math.inf
+    edge = axes.get_yaxis_transform()
+    # names at the right edge, one below another, in the order that the lines would have there
+    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1] / item[1][0], reverse=True):
+        if x < sizes[-1]:
             axes.plot(x, y, "x", color=colours[name], markersize=9, markeredgewidth=2)
-            axes.annotate(name, (x, y), (7, 0), textcoords="offset points", va="center", **text)
-            continue
-        at = max(math.log(y), at + step)  # names at the right edge, one above another
-        edge = axes.get_yaxis_transform()
-        axes.annotate(name, (1.0, math.exp(at)), (5, 0), edge, textcoords="offset points", va="center", **text)
+        at = min(math.log(y * sizes[-1] / x), high, at - (high - low) * 0.065)
+        axes.annotate(name, (1.0, math.exp(at)), (5, 0), edge, textcoords="offset points", va="center",
+                      color=colours[name], size=9, weight="bold" if name == OURS else "normal")  # fmt: skip
 
 
 def _main_pass(rows: list[Row]) -> list[Row]:
