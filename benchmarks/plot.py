@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS
 
@@ -144,17 +144,19 @@ def scaling(rows: list[Row], columns: list[str], conditions: str) -> Figure:
     wide = len(columns) == 1
     shape = (1, 2) if wide else (2, len(columns))
     size = (10, 4.2) if wide else (4.1 * len(columns) + 1, 7.6)
-    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False)
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, sharey=False if wide else "row")
+    ends: dict[Axes, dict[str, tuple[float, float]]] = {}
     for index, column in enumerate(columns):
         swept = [row for row in rows if row["sweep"] is not None and row["sweep"][0] == column]
-        colours = _colours(swept)
         for panel, (metric, label) in enumerate(metrics.items()):
             axes = grid[0][panel] if wide else grid[panel][index]
-            _curves(axes, _main_pass(swept), metric, colours)
+            ends[axes] = _curves(axes, _main_pass(swept), metric, _colours(rows))
             axes.set_ylabel(label if wide or index == 0 else "")
             axes.set_xlabel(column.partition(",")[0] + (" of an image" if column.startswith("regions") else ""))
             if not wide and panel == 0:
                 axes.set_title(column.partition(", ")[2], weight="bold", size=10)
+    for axes, lines in ends.items():  # limits that panels share are known now
+        _finish(axes, lines, _colours(rows))
     figure.subplots_adjust(0.07, 0.12 if wide else 0.08, 0.88 if wide else 0.9, 0.83 if wide else 0.87, 0.5, 0.25)
     title = f"{rows[0]['op']}: {_fixed(rows, columns[0])}"
     figure.suptitle(title, x=0.012, y=0.99, ha="left", va="top", weight="bold", size=12)
@@ -162,8 +164,8 @@ def scaling(rows: list[Row], columns: list[str], conditions: str) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, rows: list[Row], metric: str, colours: dict[str, str]) -> None:
-    """One line for each implementation, named at its end; a cross ends a line whose larger cases were skipped."""
+def _curves(axes: Axes, rows: list[Row], metric: str, colours: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """One line for each implementation; returns where each ends."""
     ends: dict[str, tuple[float, float]] = {}
     for name in dict.fromkeys(row["impl"] for row in rows):
         points = sorted((row["sweep"][1], row[metric]) for row in rows if row["impl"] == name and row[metric])
@@ -178,18 +180,28 @@ def _curves(axes: Axes, rows: list[Row], metric: str, colours: dict[str, str]) -
     axes.set_xticks(sizes)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
+    return ends
+
+
+def _finish(axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Limits of at least a decade, round ticks, names at the right edge, crosses where larger cases were skipped."""
     low, high = map(math.log, axes.get_ylim())
+    missing = max(0.0, math.log(10) - (high - low))
+    low, high = low - missing / 2, high + missing / 2
+    axes.set_ylim(math.exp(low), math.exp(high))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < math.log(300) else (1,)))
+    largest = axes.get_xticks()[-1]
     at = math.inf
     edge = axes.get_yaxis_transform()
-    # names at the right edge, one below another, in the order that the lines would have there
+    # one below another, in the order that the lines would have there
     for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1] / item[1][0], reverse=True):
-        if x < sizes[-1]:
+        if x < largest:
             axes.plot(x, y, "x", color=colours[name], markersize=9, markeredgewidth=2)
-        at = min(math.log(y * sizes[-1] / x), high, at - (high - low) * 0.065)
+        at = min(math.log(y * largest / x), high, at - (high - low) * 0.065)
         axes.annotate(name, (1.0, math.exp(at)), (5, 0), edge, textcoords="offset points", va="center",
                       color=colours[name], size=9, weight="bold" if name == OURS else "normal")  # fmt: skip
 

@@ -156,7 +156,7 @@ def over_regions(shape: Shape, regions: int, kind: str) -> Case:
     return Case(
         f"{regions} {kind}, features {'×'.join(map(str, shape))} NCHW, over regions",
         partial(make_inputs, shape, regions, "NCHW"),
-        tuple(i for i in implementations if i.name != "torch.compile"),  # it is einsum's product again
+        implementations[:2],  # the limit is one of forward alone, and compiling leaves the same product
         sweep=(f"regions, {kind}", regions),
     )
 
