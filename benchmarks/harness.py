@@ -163,7 +163,7 @@ def _figures(
     case: Case, implementation: Implementation, each: str, times: dict[tuple[str, str], list[float]], peaks: Peaks
 ) -> Row:
     name = implementation.name
-    p20, median, p80 = (round(float(p), 5) for p in np.percentile(times[name, each], (20, 50, 80)))
+    p20, median, p80 = (float(f"{p:.5g}") for p in np.percentile(times[name, each], (20, 50, 80)))
     flops, ours = implementation.flops and case.flops.get(each), times.get((OURS, each))
     return {
         "median_ms": median,
@@ -171,7 +171,7 @@ def _figures(
         "p80_ms": p80,
         "peak_mib": round(peaks[name, each], 2) if (name, each) in peaks else None,
         "gflops": round(flops / median / 1e6, 1) if flops else None,
-        "ratio": round(float(np.median(ours)) / median, 4) if ours else None,
+        "ratio": float(f"{np.median(ours) / median:.4g}") if ours else None,
     }
 
 
@@ -189,7 +189,7 @@ def _judge(rows: list[Row], targets: Sequence[Target]) -> None:
         else:
             value = row[target.metric]
         if value is not None:
-            judged = {"metric": target.metric, "limit": target.limit, "value": round(value, 4)}
+            judged = {"metric": target.metric, "limit": target.limit, "value": float(f"{value:.4g}")}
             row.setdefault("targets", []).append(judged | {"met": value <= target.limit})
 
 

@@ -29,6 +29,7 @@ def command(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op, plain", [("info_nce", "eager"), ("region_pool", "einsum"), ("queue", "eager")])
 def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) -> None:
     printed = command(
