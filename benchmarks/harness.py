@@ -59,10 +59,11 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
     options = tyro.cli(Options, prog=f"python -m {module}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    meta = metadata(options)  # before: the load is the others' now
     rows = run(module, cases(), options)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": metadata(options), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
         print(f"\nwrote {options.json}")
 
 
