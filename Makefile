@@ -1,5 +1,6 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
 # make test    the whole default test suite
+# make bench   every benchmark, into benchmarks/results: about ten minutes on an otherwise idle machine
 # make lint    ruff and clang-format;   make format    the same, changing files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
@@ -9,13 +10,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(or $(MASKCO_CUDA),AUTO)-$(or $(MASKCO_WERROR),OFF)
 CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/peers
+	for op in info_nce region_pool queue; do \
+		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
+	done
+	$(BIN)/python -m benchmarks.plot benchmarks/results/*_cpu.json
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .
@@ -32,6 +39,10 @@ $(INSTALLED): $(VENV)/tools $(CSRC)
 	@rm -f $(VENV)/installed*
 	$(BIN)/pip install -q 'torch>=2.11' 'torchvision>=0.26' 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.24' ninja
 	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/peers: $(INSTALLED)
+	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
 	@touch $@
 
 $(VENV)/tools: | $(VENV)/bin/python

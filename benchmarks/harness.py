@@ -1,0 +1,254 @@
+"""Runs the cases of one op: checks that implementations agree, times them, measures memory, prints, writes JSON."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+import maskco
+from benchmarks import table
+from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Inputs, Passes, Target
+from benchmarks.memory import PeakMemory, Peaks
+from benchmarks.timing import clock, time_passes
+
+PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+PASSES = (FORWARD, BACKWARD, BOTH)
+Row = dict[str, Any]
+
+
+@dataclass
+class Options:
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None
+    """CPU threads; torch's own choice if left out."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Run every case in this dtype instead of its own."""
+    case: str = ""
+    """Only cases whose name contains this."""
+    impl: str = ""
+    """Only implementations whose name contains this, and ours."""
+    repeats: int = 7
+    """Samples of each row; the median and the 20th and 80th percentiles are reported."""
+    sweeps: bool = False
+    """The scaling sweeps too (for the plots)."""
+    memory: bool = True
+    """Measure peak memory as well."""
+    quick: bool = False
+    """Small cases and short samples: shows that everything runs. The figures mean little."""
+    json: Path | None = None
+    """Write the rows here."""
+
+
+def main(module: str, cases: Callable[[], list[Case]]) -> None:
+    """The command line of the benchmark `module`; `cases()` declares what it compares."""
+    options = tyro.cli(Options, prog=f"python -m {module}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    meta = metadata(options)  # before: the load is the others' now
+    rows = run(module, cases(), options)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+        print(f"\nwrote {options.json}")
+
+
+def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
+    device = torch.device(options.device)
+    suite = "quick" if options.quick else "full"
+    chosen = [c for c in cases if options.case in c.name and suite in c.suites and (options.sweeps or c.sweep is None)]
+    if not chosen:
+        sys.exit(f"no case of {module} fits; there are: {', '.join(c.name for c in cases)}")
+    memory = PeakMemory(module, device, torch.get_num_threads())
+    table.print_heading(_device_name(device), torch.get_num_threads())
+    rows: list[Row] = []
+    for case in chosen:
+        found = _run_case(module, case, options, device, memory)
+        table.print_case(case.name, found)
+        rows += found
+    memory.close()
+    return rows
+
+
+def _run_case(module: str, case: Case, options: Options, device: torch.device, memory: PeakMemory) -> list[Row]:
+    dtype = case.dtype if options.dtype is None else getattr(torch, options.dtype)
+    wanted = {BOTH} if case.sweep else set(PASSES)
+    listed = [
+        i
+        for i in case.implementations
+        if (options.impl in i.name or i.name == OURS)
+        and i.only_on in (None, device.type)
+        and not (options.quick and "compile" in i.name)  # compiling takes longer than all the rest
+    ]
+    inputs = case.make_inputs(device, dtype)
+    torch._dynamo.reset()  # or else the next shape would be compiled as a dynamic one
+    built, failed = _build([i for i in listed if not i.skip], inputs, dtype)
+    repeats, sample_ms = (3, 1) if options.quick else (options.repeats, 10)
+    times, not_timed = time_passes(built, device, wanted, repeats, sample_ms)
+    failed |= not_timed | {i.name: i.skip for i in listed if i.skip}
+    if OURS in failed:
+        raise RuntimeError(f"{case.name}: {OURS} could not run: {failed[OURS]}")
+    measured = {i.name: built[i.name] for i in listed if i.memory and i.name not in failed} if options.memory else {}
+    peaks = memory.measure(case.name, measured, wanted, dtype) if measured else {}
+
+    rows: list[Row] = []
+    for implementation in listed:
+        name = implementation.name
+        common = {"op": module.split(".")[-1], "case": case.name, "dtype": str(dtype).removeprefix("torch.")}
+        common |= {"device": device.type, "impl": name, "sweep": list(case.sweep) if case.sweep else None}
+        if name in failed:
+            rows.append(common | {"skipped": failed[name]})
+            continue
+        note = "; ".join(filter(None, (implementation.note, built[name].note)))
+        rows += [
+            common | {"pass": each, "note": note} | _figures(case, implementation, each, times, peaks)
+            for each in PASSES
+            if (name, each) in times
+        ]
+    if device.type == "cpu" and dtype == case.dtype and not options.quick:
+        _judge(rows, case.targets)
+    return rows
+
+
+def _build(
+    listed: list[Implementation], inputs: Inputs, dtype: torch.dtype
+) -> tuple[dict[str, Passes], dict[str, str]]:
+    """Those that could be built, checked against ours; and why the others could not."""
+    built: dict[str, Passes] = {}
+    failed: dict[str, str] = {}
+    expected: list[Tensor] = []
+    for implementation in listed:  # ours is the first
+        try:
+            passes = implementation.build(inputs)
+            results = _results(passes, implementation.agrees)
+        except ImportError as error:
+            failed[implementation.name] = f"not installed ({error.name})"
+            continue
+        except Exception as error:
+            failed[implementation.name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            continue
+        built[implementation.name] = passes
+        expected = expected or results
+        for result, other in zip(results, expected, strict=False):
+            error = float((result.double() - other.double()).abs().max() / other.double().abs().max())
+            if not error <= TOLERANCE[dtype]:
+                raise AssertionError(f"{implementation.name} and {OURS} differ by {error:.2g} of the largest value")
+    return built, failed
+
+
+def _results(passes: Passes, compared: str) -> list[Tensor]:
+    """The result, and its gradients."""
+    if compared == "":
+        return []
+    if passes.training is None or passes.backward is None:
+        return [passes.forward()]
+    result = passes.training()
+    return [result.detach(), *(passes.backward(result) if compared == "gradients" else ())]
+
+
+def _figures(
+    case: Case, implementation: Implementation, each: str, times: dict[tuple[str, str], list[float]], peaks: Peaks
+) -> Row:
+    name = implementation.name
+    p20, median, p80 = (float(f"{p:.5g}") for p in np.percentile(times[name, each], (20, 50, 80)))
+    flops, ours = implementation.flops and case.flops.get(each), times.get((OURS, each))
+    return {
+        "median_ms": median,
+        "p20_ms": p20,
+        "p80_ms": p80,
+        "peak_mib": round(peaks[name, each], 2) if (name, each) in peaks else None,
+        "gflops": round(flops / median / 1e6, 1) if flops else None,
+        "ratio": float(f"{np.median(ours) / median:.4g}") if ours else None,
+    }
+
+
+def _judge(rows: list[Row], targets: Sequence[Target]) -> None:
+    """Puts into each row its targets, what was reached, and whether that is enough."""
+    by_key = {(row["impl"], row.get("pass")): row for row in rows}
+    for target in targets:
+        row, ours = by_key.get((target.implementation, target.on)), by_key[OURS, target.on]
+        if row is None:
+            continue
+        if target.metric == "peak_ratio":
+            value = ours["peak_mib"] / row["peak_mib"] if row["peak_mib"] and ours["peak_mib"] is not None else None
+        elif target.metric.startswith("of "):
+            value = row["median_ms"] / by_key[target.implementation, target.metric.removeprefix("of ")]["median_ms"]
+        else:
+            value = row[target.metric]
+        if value is not None:
+            judged = {"metric": target.metric, "limit": target.limit, "value": float(f"{value:.4g}")}
+            row.setdefault("targets", []).append(judged | {"met": value <= target.limit})
+
+
+def metadata(options: Options) -> dict[str, Any]:
+    """What it takes to know later what the figures mean."""
+    device = torch.device(options.device)
+    return {
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": _device_name(device),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "mm_gflops": _mm_gflops(device),
+        "repeats": options.repeats,
+        "quick": options.quick,
+        "build": maskco.build_info(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+        | {"maskco": maskco.__version__}
+        | {name: v for name in PEERS if (v := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """With "-dirty" if tracked files other than the results are changed; None without git."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        unchanged = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"])
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("" if unchanged.returncode == 0 else "-dirty")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _mm_gflops(device: torch.device, size: int = 1024, repeats: int = 20) -> float:
+    """GFLOP/s of the fastest of some float32 products [size, size] @ [size, size]: what torch's mm can do here."""
+    mark, elapsed = clock(device)
+    a, b = torch.randn(2, size, size, device=device)
+    out, best = torch.empty_like(a), float("inf")
+    for _ in range(repeats):
+        start = mark()
+        torch.mm(a, b, out=out)
+        best = min(best, elapsed(start, mark()))
+    return round(2 * size**3 / best / 1e6, 1)

@@ -1,0 +1,58 @@
+"""Prints the rows of a benchmark as a table of at most 120 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.cases import OURS
+
+Row = dict[str, Any]
+COLUMNS = f"{'pass':<7} {'ms':>9} {'p20 – p80':>19} {'GFLOP/s':>8} {'peak MiB':>9} {'ours/this':>9}  target"
+SHORT = {
+    "ratio": "",
+    "peak_mib": "peak",
+    "peak_ratio": "peak ratio",
+    "of forward": "of fwd",
+    "of forward+backward": "of both",
+}
+PASS = {"forward": "fwd", "backward": "bwd", "forward+backward": "both"}
+
+
+def print_heading(device: str, threads: int) -> None:
+    print(f"{device}, {threads} thread{'s' * (threads != 1)}; median time and peak memory above the inputs")
+
+
+def print_case(name: str, rows: list[Row]) -> None:
+    print(f"\n{name}, {rows[0]['dtype']}\n{'':<25}{COLUMNS}", flush=True)
+    previous = ""
+    notes: dict[str, str] = {}
+    for row in rows:
+        label = row["impl"] if row["impl"] != previous else ""
+        previous = row["impl"]
+        if "skipped" in row:
+            print(f"{label:<24} not run: {row['skipped']}"[:120])
+            continue
+        if row["note"]:
+            notes[row["impl"]] = row["note"]
+        spread = f"{_ms(row['p20_ms'])} – {_ms(row['p80_ms'])}"
+        figures = (
+            f"{_ms(row['median_ms']):>9} {spread:>19} {_number(row['gflops'], 0):>8} {_number(row['peak_mib'], 1):>9}"
+        )
+        ratio = None if row["impl"] == OURS else row["ratio"]
+        targets = ", ".join(_target(t) for t in row.get("targets", ()))
+        print(f"{label:<24} {PASS[row['pass']]:<7} {figures} {_number(ratio, 3):>9}  {targets}".rstrip())
+    for implementation, note in notes.items():
+        print(f"  {implementation}: {note}")
+
+
+def _target(target: dict[str, Any]) -> str:
+    text = f"{SHORT[target['metric']]} ≤ {target['limit']:.3g} {'✓' if target['met'] else '✗'}".strip()
+    return text if target["metric"] == "ratio" else f"{text} ({target['value']:.3g})"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.4f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

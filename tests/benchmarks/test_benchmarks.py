@@ -1,0 +1,143 @@
+"""The benchmarks run, write what README.md says, and notice what they must: wrong peers, missed targets, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Passes, Target, differentiable
+from benchmarks.harness import Options, run
+from benchmarks.memory import PeakMemory, resident_peak
+from benchmarks.timing import fastest, time_passes
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+linux_only = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs")
+
+
+def command(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op, plain", [("info_nce", "eager"), ("region_pool", "einsum"), ("queue", "eager")])
+def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) -> None:
+    printed = command(
+        f"benchmarks.{op}", "--quick", "--sweeps", "--threads", "1", "--json", str(tmp_path / "rows.json")
+    )
+    result = json.loads((tmp_path / "rows.json").read_text())
+    meta, rows = result["meta"], [row for row in result["rows"] if "skipped" not in row]
+    assert meta["threads"] == 1 and meta["quick"] and meta["mm_gflops"] > 0
+    assert meta["versions"]["torch"] == torch.__version__
+    assert {OURS, plain} <= {row["impl"] for row in rows}
+    expected = {FORWARD} if op == "queue" else {FORWARD, BACKWARD, BOTH}
+    assert {row["pass"] for row in rows if row["impl"] == OURS} == expected
+    for row in rows:
+        assert row["op"] == op and row["device"] == "cpu" and row["case"] in printed
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        ours = next((r for r in rows if (r["case"], r["pass"], r["impl"]) == (row["case"], row["pass"], OURS)), None)
+        assert ours is None or row["ratio"] == pytest.approx(ours["median_ms"] / row["median_ms"], rel=1e-2)
+        if row["impl"] == OURS and row["pass"] != BACKWARD and os.access("/proc/self/clear_refs", os.W_OK):
+            assert row["peak_mib"] is not None
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("  ")) <= 120
+
+    command("benchmarks.plot", str(tmp_path / "rows.json"), "--out", str(tmp_path))
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert "rows_ratios.png" in pictures
+    assert ("rows_over_K.png" in pictures) == (op == "info_nce")
+
+
+def one_case(*others: Implementation, targets: tuple[Target, ...] = ()) -> Case:
+    """`maskco` is x·x here."""
+    ours = Implementation(OURS, differentiable(lambda x: (x * x).sum(), ["x"]))
+    return Case("squares", lambda device, dtype: {"x": torch.ones(1000, dtype=dtype)}, (ours, *others), targets=targets)
+
+
+OPTIONS = Options(repeats=3, memory=False)
+
+
+def test_an_implementation_with_other_results_is_refused() -> None:
+    wrong_value = Implementation("wrong", differentiable(lambda x: (x * x).sum() * 1.01, ["x"]))
+    wrong_gradient = Implementation("wrong", differentiable(lambda x: x.sum(), ["x"]))  # 1·1 = 1
+    for wrong in (wrong_value, wrong_gradient):
+        with pytest.raises(AssertionError, match=r"wrong and maskco differ by"):
+            run("tests", [one_case(wrong)], OPTIONS)
+
+
+def test_what_cannot_run_is_a_row_that_says_why() -> None:
+    def missing(inputs: dict) -> Passes:
+        import no_such_package  # noqa: F401
+
+    def fails(inputs: dict) -> Passes:
+        raise RuntimeError("no compiler\nfound")
+
+    others = (
+        Implementation("absent", missing),
+        Implementation("broken", fails),
+        Implementation("big", fails, skip="big"),
+    )
+    rows = run("tests", [one_case(*others)], OPTIONS)
+    reasons = {row["impl"]: row["skipped"] for row in rows if "skipped" in row}
+    assert reasons == {
+        "absent": "not installed (no_such_package)",
+        "broken": "RuntimeError: no compiler",
+        "big": "big",
+    }
+    with pytest.raises(RuntimeError, match="squares: maskco could not run: RuntimeError: no compiler"):
+        run("tests", [Case("squares", lambda *_: {}, (Implementation(OURS, fails),))], OPTIONS)
+
+
+def test_targets_are_met_or_missed() -> None:
+    slow = Implementation("slow", differentiable(lambda x: sum((x * x).sum() for _ in range(50)) / 50, ["x"]))
+    targets = (Target(0.5, "slow"), Target(1e-6, "slow"), Target(0.99, metric="of forward+backward", on=FORWARD))
+    rows = run("tests", [one_case(slow, targets=targets)], OPTIONS)
+    judged = {(row["impl"], row["pass"]): [t["met"] for t in row["targets"]] for row in rows if "targets" in row}
+    assert judged == {("slow", BOTH): [True, False], (OURS, FORWARD): [True]}
+
+
+def test_times_follow_the_work() -> None:
+    small, large = torch.randn(64, 64), torch.randn(512, 512)
+    passes = {"small": Passes(lambda: small @ small), "large": Passes(lambda: large @ large)}  # 512 times the work
+    times, failed = time_passes(passes, CPU, {FORWARD, BOTH}, repeats=3, sample_ms=1)
+    assert not failed and set(times) == {("small", FORWARD), ("large", FORWARD)}
+    assert min(times["large", FORWARD]) > 10 * max(times["small", FORWARD])
+    assert fastest({512: lambda: large @ large, 64: lambda: small @ small}, CPU) == 64
+
+
+def known_peaks() -> list[float]:
+    """MiB of: two tensors of 32 MiB one after the other; two at once; none."""
+
+    def one() -> float:
+        return float(torch.ones(32 << 18).sum())
+
+    return [
+        resident_peak(lambda: (one(), one())),
+        resident_peak(lambda: torch.ones(32 << 18).add(1)),
+        resident_peak(lambda: None),
+    ]
+
+
+@linux_only
+def test_peak_memory_counts_what_lives_at_once() -> None:
+    memory = PeakMemory("benchmarks.queue", CPU, threads=1)
+    try:
+        names = {OURS: None, "eager": None}  # the helper process builds its own
+        peaks = memory.measure("256 into 65536×128", names, {FORWARD}, torch.float32)
+        in_turn, at_once, none = memory._pool.submit(known_peaks).result()  # in the same process
+    finally:
+        memory.close()
+    assert set(peaks) == {(OURS, FORWARD), ("eager", FORWARD)}
+    assert peaks[OURS, FORWARD] < 1  # the queue of 32 MiB is not copied
+    assert in_turn == pytest.approx(32, abs=1)
+    assert at_once == pytest.approx(64, abs=1)
+    assert none < 0.5
