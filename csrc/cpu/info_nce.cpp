@@ -154,16 +154,16 @@ struct Cut {
   int64_t rows, blocks;  // queries of a block
   int64_t keys, ranges;  // keys of a range, a multiple of the tile
 
-  Cut(int64_t n, int64_t key_count, int64_t row_bytes) {
+  Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes) {
     constexpr int64_t kPasses = 16;           // enough that a few threads end together
-    constexpr int64_t kLeastTiles = 8;        // a range should be worth its start and its merge
+    constexpr int64_t kLeastWork = 1 << 20;   // multiplications: a range should be worth its start and its merge
     constexpr int64_t kStateBytes = 4 << 20;  // bound on what the ranges' states take together
     blocks = (n + kRowBlock - 1) / kRowBlock;
     rows = round_up((n + blocks - 1) / blocks, kRowStep);
     const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile;
-    ranges = std::min(
-        {(kPasses + blocks - 1) / blocks, tiles / kLeastTiles, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
-    ranges = std::max<int64_t>(ranges, 1);
+    ranges = std::min({(kPasses + blocks - 1) / blocks, n * key_count * c / kLeastWork,
+                       kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
+    ranges = std::clamp<int64_t>(ranges, 1, std::max<int64_t>(tiles, 1));
     keys = (tiles + ranges - 1) / ranges * kKeyTile;
   }
 };
@@ -231,7 +231,7 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
   const int64_t n = queries.n, c = queries.c, padded = queries.padded;
   const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
   const std::vector<T> panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
-  const Cut cut(n, keys.count, (queries.sums ? width : 1) * sizeof(T));
+  const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T));
   std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
   std::vector<int64_t> range_rank(cut.ranges * padded);
   auto range_sums = uninitialised<T>(queries.sums ? cut.ranges * padded * width : 0);
@@ -330,11 +330,11 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const Kernels<T> kernel = kernels<T>(scalar_type_of<T>);
   const int64_t width = round_up(c, kernel.panel);
   const std::vector<T> panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
-  std::vector<T> wide(round_up(n, kRowStep) * width, T(0));
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t x = 0; x < c; x++) wide[i * width + x] = q[i * c + x] * inverse;
+  std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
+  if (c != width)
+    for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
   const std::vector<T> lse = padded_values(data<const T>(lse_row), n, T(kLog2E));
-  const std::vector<T> upstream = padded_values(data<const T>(grad_loss), n, T(1));
+  const std::vector<T> upstream = padded_values(data<const T>(grad_loss), n, inverse);
 
   Tensor grad_keys = torch::stable::new_empty(query, {keys_in.size(0), c});
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
@@ -343,8 +343,9 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
-    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), panels.data(), wide.data(), n, c,
-                         id_pointer(query_ids), lse.data(), upstream.data(), grad, workspace.get()});
+    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), panels.data(),
+                         c == width ? q : wide.data(), n, c, id_pointer(query_ids), lse.data(), upstream.data(), grad,
+                         workspace.get()});
   });
   return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
 }

@@ -53,11 +53,11 @@ struct KeyGradientPass {
   Keys keys;
   int64_t first_key, last_key;
   const T* query;       // [N rounded up / panel, C, panel], scaled
-  const T* query_wide;  // [N rounded up, C rounded up], divided by the temperature
+  const T* query_wide;  // [N, C rounded up], as it is
   int64_t n, c;
   const int64_t* query_ids;  // [N] or null
   const T* lse;              // [N rounded up], in units of log 2
-  const T* grad_loss;        // [N rounded up]
+  const T* grad_loss;        // [N rounded up], divided by the temperature
   T* grad_keys;              // [K, C]
   T* workspace;              // pass_workspace() elements
 };

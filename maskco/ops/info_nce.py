@@ -257,10 +257,12 @@ def register(namespace: str) -> None:
         if need_query:
             grads[0] = (grad_query * grad_loss[:, None]).to(query.dtype)
         if need_positive:
-            grad = weight * torch.expm1(-loss)[:, None] * wide  # (p_+ - 1) q / tau
+            own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
                 args = (grad_loss, lse, wide, positive.to(wide.dtype), True, query_ids, query_ids, None)
-                grad = grad + ops.info_nce_bwd_keys(*args, ctx.temperature, tensor)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor).addcmul_(own, wide)
+            else:
+                grad = own * wide
             grads[1] = grad.to(positive.dtype)
         if need_queue:
             args = (grad_loss, lse, query, queue, False, query_ids, queue_ids, valid)
