@@ -1,6 +1,8 @@
-// The Python module object of `_C` and of `_C_cuda`: build facts only. Importing it registers the ops it is linked
-// with.
+// The Python module object of `_C` and of `_C_cuda`: build facts, and what they meet here. Importing it registers the
+// ops it is linked with.
 #include <pybind11/pybind11.h>
+
+#include "cpu/instruction_set.h"
 
 namespace py = pybind11;
 
@@ -27,6 +29,8 @@ PYBIND11_MODULE(MASKCO_MODULE, m) {
 #ifdef MASKCO_CUDA_ARCHS
         info["cuda_archs"] = MASKCO_CUDA_ARCHS;
         info["cuda_compiler"] = MASKCO_CUDA_COMPILER;
+#else
+        info["cpu_kernels"] = maskco::instruction_set_name();  // what the CPU ops run with here
 #endif
         return info;
       },

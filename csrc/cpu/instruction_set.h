@@ -20,11 +20,29 @@ inline InstructionSet instruction_set() {
                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                            __builtin_cpu_supports("avx512cd")))
       return InstructionSet::Avx2;
-    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::Avx512Bf16 : InstructionSet::Avx512;
+    if (asked("avx512") || !__builtin_cpu_supports("avx512bf16")) return InstructionSet::Avx512;
+    return InstructionSet::Avx512Bf16;
   }();
   return best;
 #else
   return InstructionSet::Baseline;
+#endif
+}
+
+inline const char* instruction_set_name() {
+#if defined(__x86_64__)
+  switch (instruction_set()) {
+    case InstructionSet::Avx512Bf16:
+      return "AVX-512 with bfloat16";
+    case InstructionSet::Avx512:
+      return "AVX-512";
+    case InstructionSet::Avx2:
+      return "AVX2";
+    default:
+      return "SSE2";
+  }
+#else
+  return "the compiler's default";
 #endif
 }
 
