@@ -27,12 +27,12 @@ bench: $(VENV)/peers
 lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
 
 # torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
 $(INSTALLED): $(VENV)/tools $(CSRC)

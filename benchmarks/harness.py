@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     meta = metadata(options)  # before: the load is the others' now
+    if meta["multiply_add_gflops"]:
+        print(
+            f"one core's multiply-adds: at most {meta['multiply_add_gflops']} GFLOP/s in float32; "
+            f"torch.mm on {meta['threads']}: {meta['mm_gflops']}"
+        )
     rows = run(module, cases(), options)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +211,7 @@ def metadata(options: Options) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "mm_gflops": _mm_gflops(device),
+        "multiply_add_gflops": _multiply_add_gflops() if device.type == "cpu" else None,
         "repeats": options.repeats,
         "quick": options.quick,
         "build": maskco.build_info(),
@@ -252,3 +259,17 @@ def _mm_gflops(device: torch.device, size: int = 1024, repeats: int = 20) -> flo
         torch.mm(a, b, out=out)
         best = min(best, elapsed(start, mark()))
     return round(2 * size**3 / best / 1e6, 1)
+
+
+def _multiply_add_gflops() -> float | None:
+    """GFLOP/s of float32 multiply-adds in one core's registers, by multiply_add.cpp; None without a C++ compiler."""
+    compiler = os.environ.get("CXX", "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "multiply_add"
+        source = Path(__file__).parent / "multiply_add.cpp"
+        try:
+            subprocess.run([compiler, "-O3", "-march=native", "-std=c++17", source, "-o", program], check=True)
+            return float(subprocess.run([program], capture_output=True, check=True).stdout)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"multiply_add.cpp was not run: {error}", file=sys.stderr)
+            return None
