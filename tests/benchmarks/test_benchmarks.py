@@ -37,7 +37,7 @@ def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) ->
     )
     result = json.loads((tmp_path / "rows.json").read_text())
     meta, rows = result["meta"], [row for row in result["rows"] if "skipped" not in row]
-    assert meta["threads"] == 1 and meta["quick"] and meta["multiply_add_gflops"] > meta["mm_gflops"] > 0
+    assert meta["threads"] == 1 and meta["quick"] and meta["mm_gflops"] > 0 and meta["multiply_add_gflops"] > 0
     assert meta["versions"]["torch"] == torch.__version__
     assert {OURS, plain} <= {row["impl"] for row in rows}
     expected = {FORWARD} if op == "queue" else {FORWARD, BACKWARD, BOTH}
