@@ -7,6 +7,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -25,10 +29,11 @@ using torch::stable::Tensor;
 template <class S>
 struct RegionKernels {
   using T = typename Accumulator<S>::type;
-  int64_t lanes;
-  void (*pool)(const WeightsView<T>& weights, const Columns<const S>& x, T* out, int64_t out_stride);
-  void (*spread)(const WeightsView<T>& weights, const BlockView& entries, const T* g, int64_t g_stride,
-                 const Columns<S>& x);
+  int64_t strip;  // channels that are read and written at a time: rows of sums and of g have a multiple of it
+  // sums[r] += the weighted pixels from first up to last
+  void (*pool)(const WeightsView<T>& weights, const FeatureMap<const S>& x, int64_t first, int64_t last, T* sums,
+               int64_t sums_stride);
+  void (*spread)(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x);
 };
 
 namespace portable {
@@ -71,32 +76,17 @@ const RegionKernels<S>& kernels() {
   return best;
 }
 
-// Positions along one or two tensor dimensions as one index: i -> (i / inner) * outer_stride + (i % inner) * stride
-struct Axis {
-  int64_t size, inner, outer_stride, stride;
-  bool uniform() const { return inner == size; }
-};
 Axis pixel_axis(const Tensor& t) {  // of [..., H, W]
   const int64_t h = t.size(-2), w = t.size(-1), row = t.stride(-2), column = t.stride(-1);
-  if (h == 1 || row == column * w) return {h * w, h * w, 0, column};
-  if (w == 1) return {h, h, 0, row};
+  if (h == 1 || row == column * w) return {h * w, Axis::ONE_STRIDE, 0, column};
+  if (w == 1) return {h, Axis::ONE_STRIDE, 0, row};
   return {h * w, w, row, column};
 }
-
-// Features [B, pixels, columns] by their strides. With the axes swapped the same code sums over channels instead.
 template <class S>
-struct FeatureMap {
-  const S* data;
-  const S* end;  // behind the last element
-  int64_t images, image_stride;
-  Axis pixels, columns;
-};
-template <class S>
-FeatureMap<S> feature_map(const Tensor& t) {  // [B, C, H, W]
-  const S* data = static_cast<const S*>(t.const_data_ptr());
-  int64_t last = 0;
-  for (int64_t d = 0; d < 4; d++) last += (t.size(d) - 1) * t.stride(d);
-  return {data, data + last + 1, t.size(0), t.stride(0), pixel_axis(t), {t.size(1), t.size(1), 0, t.stride(1)}};
+FeatureMap<S> feature_map(const Tensor& t) {  // [B, C, H, W], of the first image
+  return {static_cast<S*>(const_cast<void*>(t.const_data_ptr())),
+          pixel_axis(t),
+          {t.size(1), Axis::ONE_STRIDE, 0, t.stride(1)}};
 }
 
 // run(image, first column, last column)
@@ -119,90 +109,74 @@ void for_each_task(int64_t images, int64_t columns, int64_t work, const F& run) 
     torch::stable::parallel_for(0, tasks, 1, range);
 }
 
-// out[regions, columns] = the weighted sums of these columns, by the kernel where it may read whole blocks of them
-template <class S, class T>
-void pool_columns(const RegionWeights<T>& weights, const Columns<const S>& x, T* out, int64_t out_stride) {
-  const WeightsView<T> view = weights.view();
-  kernels<S>().pool(view, x, out, out_stride);
-  if (!x.pixels_contiguous) return;
-  for (int64_t r = 0; r < view.regions; r++) {
-    T* sums = out + r * out_stride;
-    int bad = 0;
-    for (int64_t j = 0; j < x.columns; j++) bad |= !(sums[j] - sums[j] == T(0));
-    for (int64_t j = 0; bad && j < x.columns; j++)
-      if (!std::isfinite(sums[j])) sums[j] = weights.exact(r, x.data + j * x.column_stride, x.pixel_stride);
-  }
+// of one image
+template <class S>
+FeatureMap<S> channel_range(FeatureMap<S> x, int64_t image_offset, int64_t first, int64_t last) {
+  x.data += image_offset;
+  if (x.channels.uniform())
+    x.data += first * x.channels.stride;
+  else
+    x.channels.begin = first;
+  x.channels.size = last - first;
+  return x;
 }
 
-// For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, sums[regions,
-// last - first]).
+// For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, weights, sums,
+// stride) with sums[regions, stride] of the channels from first up to last.
 template <class S, class Build, class Finish>
-void pool_regions(const FeatureMap<S>& x, int64_t work, const Build& build, const Finish& finish) {
+void pool_regions(int64_t images, int64_t image_stride, const FeatureMap<const S>& x, int64_t work, const Build& build,
+                  const Finish& finish) {
   using T = typename Accumulator<S>::type;
-  const bool plain = x.pixels.uniform() && x.columns.uniform();
-  const bool interleaved = plain && x.columns.stride == 1 && x.pixels.stride != 1;
-  const bool planar = plain && x.pixels.stride == 1;
-  const int64_t lanes = interleaved ? 1 : kernels<T>().lanes;  // (those of S: both have accumulators of T)
-  for_each_task(x.images, x.columns.size, work, [&](int64_t image, int64_t first, int64_t last) {
-    RegionWeights<T> weights(lanes, x.pixels.size);
+  for_each_task(images, x.channels.size, work, [&](int64_t image, int64_t first, int64_t last) {
+    Weights<T> weights(x.pixels.size);
     build(image, weights);
-    const int64_t columns = last - first;
-    std::vector<T> sums(weights.regions() * columns);
-    const S* data = x.data + image * x.image_stride;
-    int64_t direct = 0;  // columns that the kernel reads in place
-    if (planar || interleaved) {
-      direct = columns;
-      while (direct && !weights.fits(x.end - (data + (first + direct - 1) * x.columns.stride))) direct--;
-      pool_columns<S>(
-          weights, {data + first * x.columns.stride, x.pixels.size, direct, x.pixels.stride, x.columns.stride, planar},
-          sums.data(), columns);
+    const int64_t stride = padded(last - first, kernels<S>().strip), regions = weights.regions();
+    Buffer<T> sums(padded(regions, 4) * stride), part;
+    const auto channels = channel_range(x, image * image_stride, first, last);
+    // Sums of sums: the error of one long sum in float32 grows with its length.
+    const int64_t chunk = std::max<int64_t>(2048, 8 * regions);
+    for (int64_t p = 0; p < x.pixels.size; p += chunk) {
+      if (p) part.assign(sums.size(), T(0));
+      T* target = p ? part.data() : sums.data();
+      kernels<S>().pool(weights.view(), channels, p, std::min(p + chunk, x.pixels.size), target, stride);
+      for (size_t i = 0; i < part.size(); i++) sums[i] += part[i];
     }
-    constexpr int64_t TILE = 8;
-    const int64_t padded = (x.pixels.size + lanes - 1) / lanes * lanes;
-    std::vector<T> tile(direct < columns ? TILE * padded : 0);
-    for (int64_t j = direct; j < columns; j += TILE) {
-      const int64_t count = std::min(TILE, columns - j);
-      for (int64_t i = 0; i < count; i++) {
-        const int64_t c = first + j + i;
-        const S* column = data + c / x.columns.inner * x.columns.outer_stride + c % x.columns.inner * x.columns.stride;
-        T* target = tile.data() + i * padded;
-        for (int64_t p = 0; p < x.pixels.size; p += x.pixels.inner, column += x.pixels.outer_stride)
-          for (int64_t q = 0; q < x.pixels.inner; q++) *target++ = T(column[q * x.pixels.stride]);
-      }
-      pool_columns<T>(weights, {tile.data(), x.pixels.size, count, 1, padded, true}, sums.data() + j, columns);
-    }
-    finish(image, first, last, sums.data());
+    finish(image, first, last, weights, sums.data(), stride);
   });
 }
 
-// The gradient for the features: build(image, weights) as above; fill(image, first, last, g[regions, last - first])
-// gives the regions' gradients. x: [B, C, H, W], contiguous or channels_last; every element is written.
+// The gradient for the features: build(image, weights) as above; fill(image, first, last, g, stride) gives the regions'
+// gradients g[regions, stride]. x: [B, C, H, W], contiguous or channels_last; every element is written.
 template <class S, class Build, class Fill>
 void spread_regions(const Tensor& x, int64_t work, const Build& build, const Fill& fill) {
   using T = typename Accumulator<S>::type;
-  const int64_t pixels = x.size(2) * x.size(3);
+  const FeatureMap<S> map = feature_map<S>(x);
+  const int64_t pixels = map.pixels.size;
   if (pixels == 0) return;
-  const bool planar = x.is_contiguous();
-  const int64_t pixel_stride = planar ? 1 : x.size(1), column_stride = planar ? pixels : 1;
-  const int64_t lanes = planar ? kernels<S>().lanes : 1;
-  S* data = static_cast<S*>(x.mutable_data_ptr());
   for_each_task(x.size(0), x.size(1), work, [&](int64_t image, int64_t first, int64_t last) {
-    RegionWeights<T> weights(lanes, pixels);
+    Weights<T> weights(pixels);
     build(image, weights);
-    const int64_t columns = last - first;
-    std::vector<T> g(weights.regions() * columns);
-    fill(image, first, last, g.data());
-    const auto blocks = weights.by_block();
-    S* target = data + image * x.size(1) * pixels + first * column_stride;
-    kernels<S>().spread(weights.view(), blocks.view(), g.data(), columns,
-                        {target, pixels, columns, pixel_stride, column_stride, planar});
+    const int64_t stride = padded(last - first, kernels<S>().strip);
+    Buffer<T> g(weights.regions() * stride);
+    fill(image, first, last, g.data(), stride);
+    kernels<S>().spread(weights.view(), g.data(), stride, channel_range(map, image * x.size(1) * pixels, first, last));
   });
 }
 
+// The features' gradient, in their layout. Fresh memory of this size costs more in page faults, at 4 KiB each, than in
+// arithmetic; large pages take a quarter of that where the system grants them on request.
 Tensor new_features(const Tensor& like, const std::vector<int64_t>& size, bool channels_last) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor t = torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                  channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+#ifdef __linux__
+  constexpr uintptr_t HUGE_PAGE = 2 << 20;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t begin = (data + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const uintptr_t end = (data + t.numel() * t.element_size()) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return t;
 }
 
 }  // namespace

@@ -2,8 +2,9 @@
 // namespace and under a target each, with VECTOR_BYTES set. So no include guard, and nothing here but what must be
 // compiled so.
 //
-// Both are sums over the entries of a block-sparse weight matrix (region_weights.h), along the axis that is contiguous:
-// with pixels side by side an entry is a vector of pixels, with channels side by side it is one pixel.
+// Every loop sees features as rows, pixels by channels, in strips of STRIP channels that stay in registers. Maps whose
+// channels lie side by side are read and written in place; all others, and 16-bit types, pass through a small tile,
+// which NCHW enters and leaves by a transposition in registers.
 
 template <class T>
 struct VectorOf {
@@ -13,6 +14,11 @@ template <class T>
 using Vector = typename VectorOf<T>::type;
 template <class T>
 constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
+
+constexpr int ROWS = 4, VECTORS = VECTOR_BYTES == 64 ? 4 : 3;  // of sums that a product keeps in registers
+template <class T>
+constexpr int64_t STRIP = VECTORS * LANES<T>;
+constexpr int64_t DENSE_BLOCK = 32;  // pixels of a tile for a product; for lists it is LANES
 
 #define MASKCO_REGION_INLINE static inline __attribute__((always_inline))
 
@@ -43,7 +49,7 @@ MASKCO_REGION_INLINE void load(const Half* p, Vector<float>& v) {
                                       sign);
 }
 template <class T, class S>
-MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
+MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count = LANES<T>) {
   if constexpr (std::is_same_v<S, T>) {
     if (count >= LANES<T>) {
       *reinterpret_cast<Vector<T>*>(p) = v;
@@ -59,191 +65,271 @@ MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count) {
   }
 }
 
-// Of groups of G lanes in a and b, side by side, the first halves plus the second halves.
-template <int G, class T, size_t... I>
-MASKCO_REGION_INLINE void fold(const Vector<T>& a, const Vector<T>& b, Vector<T>& out, std::index_sequence<I...>) {
+// The lanes of a and b in turn, of their lower or upper halves.
+template <int UPPER, class T, size_t... I>
+MASKCO_REGION_INLINE void interleave(const Vector<T>& a, const Vector<T>& b, Vector<T>& out,
+                                     std::index_sequence<I...>) {
+  constexpr int L = LANES<T>;
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // that GCC has only its own older builtin
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef Index Indices __attribute__((vector_size(sizeof(Vector<T>))));
-  out = __builtin_shuffle(a, b, Indices{Index(I / (G / 2) * G + I % (G / 2))...}) +
-        __builtin_shuffle(a, b, Indices{Index(I / (G / 2) * G + I % (G / 2) + G / 2)...});
+  out = __builtin_shuffle(a, b, Indices{Index(I % 2 * L + UPPER * (L / 2) + I / 2)...});
 #else
-  out = __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2))...) +
-        __builtin_shufflevector(a, b, int(I / (G / 2) * G + I % (G / 2) + G / 2)...);
+  out = __builtin_shufflevector(a, b, int(I % 2 * L + UPPER * (L / 2) + I / 2)...);
 #endif
 }
-// out[j] = the sum over the lanes of sum[j], for J vectors at a time: about three instructions each. G lanes are left.
-template <int J, int G, class T>
-MASKCO_REGION_INLINE void add_lanes(Vector<T>* sum, T* out, int64_t count) {
-  constexpr auto lanes = std::make_index_sequence<LANES<T>>();
-  if constexpr (G == 1) {
-    for (int j = 0; j < J; j++) store<T>(sum[j], out + j * LANES<T>, count - j * LANES<T>);
-  } else if constexpr (J == 1) {
-    fold<G, T>(sum[0], sum[0], sum[0], lanes);
-    add_lanes<1, G / 2, T>(sum, out, count);
-  } else {
-    for (int j = 0; j < J; j += 2) fold<G, T>(sum[j], sum[j + 1], sum[j / 2], lanes);
-    add_lanes<J / 2, G / 2, T>(sum, out, count);
+template <class T>
+MASKCO_REGION_INLINE void transpose(Vector<T> (&rows)[LANES<T>]) {
+  constexpr int L = LANES<T>;
+  constexpr auto lanes = std::make_index_sequence<L>();
+#pragma GCC unroll 4
+  for (int step = 1; step < L; step *= 2) {
+    Vector<T> next[L];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; i++) {
+      interleave<0, T>(rows[i], rows[i + L / 2], next[2 * i], lanes);
+      interleave<1, T>(rows[i], rows[i + L / 2], next[2 * i + 1], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) rows[i] = next[i];
   }
 }
 
-// out[i][j] = Σ_k w[i][k] x[k, j], k contiguous, for J columns and the I regions from `region` (I > 1: of equal
-// entries)
-template <int I, int J, class S, class T>
-MASKCO_REGION_INLINE void dot(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride, T* out,
-                              int64_t out_stride) {
-  Vector<T> sum[I][J] = {};
-  const int64_t begin = weights.begin[region], count = weights.begin[region + 1] - begin;
-  const T* w = weights.weight + begin * LANES<T>;
-  const int64_t* block = weights.block + begin;
-  for (int64_t e = 0; e < count; e++, w += LANES<T>) {
-    Vector<T> factor[I], value[J];
-    for (int i = 0; i < I; i++) load(w + i * count * LANES<T>, factor[i]);
-    const S* p = x + block[e] * LANES<T>;
-    for (int j = 0; j < J; j++) load(p + j * column_stride, value[j]);
-    for (int i = 0; i < I; i++)
-      for (int j = 0; j < J; j++) sum[i][j] += factor[i] * value[j];
-  }
-  for (int i = 0; i < I; i++) add_lanes<J, LANES<T>, T>(sum[i], out + i * out_stride, J);
-}
-template <int I, class S, class T>
-MASKCO_REGION_INLINE void dot_columns(const WeightsView<T>& weights, int64_t region, const S* x, int64_t column_stride,
-                                      int64_t columns, T* out, int64_t out_stride) {
-  constexpr int J = I == 1 ? 8 : 4;
-  int64_t j = 0;
-  for (; j + J <= columns; j += J)
-    dot<I, J>(weights, region, x + j * column_stride, column_stride, out + j, out_stride);
-  for (; j < columns; j++) dot<I, 1>(weights, region, x + j * column_stride, column_stride, out + j, out_stride);
-}
+struct Tile {
+  int64_t pixel, pixels, channel, channels;  // first and number
+};
 
-// out[i][j] = Σ_k w[i][k] x[k, j], j contiguous, for J vectors of columns and I regions as above
-template <int I, int J, class S, class T>
-MASKCO_REGION_INLINE void axpy(const WeightsView<T>& weights, int64_t region, const S* x, int64_t row_stride, T* out,
-                               int64_t out_stride) {
-  Vector<T> sum[I][J] = {};
-  const int64_t begin = weights.begin[region], count = weights.begin[region + 1] - begin;
-  const T* w = weights.weight + begin;
-  const int64_t* pixel = weights.block + begin;
-  for (int64_t e = 0; e < count; e++) {
-    const S* p = x + pixel[e] * row_stride;
-    Vector<T> value[J];
-    for (int j = 0; j < J; j++) load(p + j * LANES<T>, value[j]);
-    for (int i = 0; i < I; i++)
-      for (int j = 0; j < J; j++) sum[i][j] += w[i * count + e] * value[j];
-  }
-  for (int i = 0; i < I; i++)
-    for (int j = 0; j < J; j++) store<T>(sum[i][j], out + i * out_stride + j * LANES<T>, LANES<T>);
-}
-template <int J, class S, class T>
-MASKCO_REGION_INLINE void axpy_regions(const WeightsView<T>& weights, const S* x, int64_t row_stride, T* out,
-                                       int64_t out_stride) {
-  constexpr int64_t I = VECTOR_BYTES == 64 ? 4 : 2;
-  int64_t i = 0;
-  if constexpr (J <= 4)
-    for (; weights.dense && i + I <= weights.regions; i += I)
-      axpy<I, J>(weights, i, x, row_stride, out + i * out_stride, out_stride);
-  for (; i < weights.regions; i++) axpy<1, J>(weights, i, x, row_stride, out + i * out_stride, out_stride);
-}
-
+// The features of a tile as rows, at most STRIP wide: in place, or in `buffer` (where anything may stand behind the
+// last channel).
 template <class S, class T>
-static void pool(const WeightsView<T>& weights, const Columns<const S>& x, T* out, int64_t out_stride) {
-  const int64_t regions = weights.regions;
-  if (x.pixels_contiguous) {
-    constexpr int64_t I = VECTOR_BYTES == 64 ? 4 : 2, TILE = 8;
-    for (int64_t j = 0; j < x.columns; j += TILE) {  // a few columns stay in the cache for all regions
-      const int64_t columns = x.columns - j < TILE ? x.columns - j : TILE;
-      const S* p = x.data + j * x.column_stride;
-      int64_t i = 0;
-      for (; weights.dense && i + I <= regions; i += I)
-        dot_columns<I>(weights, i, p, x.column_stride, columns, out + i * out_stride + j, out_stride);
-      for (; i < regions; i++)
-        dot_columns<1>(weights, i, p, x.column_stride, columns, out + i * out_stride + j, out_stride);
-    }
-    return;
-  }
+MASKCO_REGION_INLINE const T* read_rows(const FeatureMap<const S>& x, const Tile& t, T* buffer, int64_t& stride) {
+  const int64_t p = t.pixel, count = t.pixels, j = t.channel, width = t.channels;
   constexpr int64_t L = LANES<T>;
-  int64_t j = 0;
-  for (; !weights.dense && j + 8 * L <= x.columns; j += 8 * L)
-    axpy_regions<8>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
-  for (; j + 4 * L <= x.columns; j += 4 * L) axpy_regions<4>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
-  for (; j + L <= x.columns; j += L) axpy_regions<1>(weights, x.data + j, x.pixel_stride, out + j, out_stride);
-  for (; j < x.columns; j++)
-    for (int64_t i = 0; i < regions; i++) {
-      T sum = 0;
-      for (int64_t e = weights.begin[i]; e < weights.begin[i + 1]; e++)
-        sum += weights.weight[e] * T(x.data[weights.block[e] * x.pixel_stride + j]);
-      out[i * out_stride + j] = sum;
+  if constexpr (std::is_same_v<S, T>) {
+    if (x.channels_side_by_side() && width == STRIP<T>) {
+      stride = x.pixels.stride;
+      return x.data + p * stride + j;
     }
-}
-
-// x[k, j] = Σ_i w[i][k] g[i][j]: each block of pixels gathers from the regions that have an entry there
-template <int J, class S, class T>
-MASKCO_REGION_INLINE void gather_pixels(const WeightsView<T>& weights, const BlockView& entries, const T* g,
-                                        int64_t g_stride, S* x, int64_t column_stride, int64_t pixels) {
-  for (int64_t b = 0; b * LANES<T> < pixels; b++) {
-    Vector<T> sum[J] = {};
-    for (int64_t e = entries.begin[b]; e < entries.begin[b + 1]; e++) {
-      const T* row = g + entries.region[e] * g_stride;
-      Vector<T> w;
-      load(weights.weight + entries.entry[e] * LANES<T>, w);
-      for (int j = 0; j < J; j++) sum[j] += row[j] * w;
-    }
-    for (int j = 0; j < J; j++) store<T>(sum[j], x + j * column_stride + b * LANES<T>, pixels - b * LANES<T>);
   }
-}
-template <int J, class S, class T>
-MASKCO_REGION_INLINE void gather_channels(const WeightsView<T>& weights, const BlockView& entries, const T* g,
-                                          int64_t g_stride, S* x, int64_t pixel_stride, int64_t pixels) {
-  for (int64_t k = 0; k < pixels; k++) {
-    Vector<T> sum[J] = {};
-    for (int64_t e = entries.begin[k]; e < entries.begin[k + 1]; e++) {
-      const T* row = g + entries.region[e] * g_stride;
-      const T w = weights.weight[entries.entry[e]];
-      for (int j = 0; j < J; j++) {
-        Vector<T> value;
-        load(row + j * LANES<T>, value);
-        sum[j] += w * value;
+  stride = STRIP<T>;
+  for (int64_t c = 0; c < width; c += L) {
+    const int64_t rest = width - c < L ? width - c : L;
+    if (x.pixels_side_by_side() && rest == L && count >= L) {
+      for (int64_t q = 0; q < count; q += L) {
+        const int64_t from = q + L <= count ? q : count - L;  // the last pixels once more rather than one by one
+        Vector<T> rows[L];
+        for (int64_t l = 0; l < L; l++) load(x.data + (j + c + l) * x.channels.stride + p + from, rows[l]);
+        transpose<T>(rows);
+        for (int64_t l = 0; l < L; l++) store<T>(rows[l], buffer + (from + l) * STRIP<T> + c);
+      }
+    } else if (x.channels_side_by_side() && rest == L) {
+      for (int64_t q = 0; q < count; q++) {
+        Vector<T> row;
+        load(x.data + (p + q) * x.pixels.stride + j + c, row);
+        store<T>(row, buffer + q * STRIP<T> + c);
+      }
+    } else {
+      for (int64_t l = 0; l < rest; l++) {
+        const S* from = x.data + x.channels.offset(j + c + l) + x.pixels.offset(p);
+        for (int64_t q = 0, inner = p % x.pixels.inner; q < count; q++, from += x.pixels.stride) {
+          buffer[q * STRIP<T> + c + l] = T(*from);
+          if (++inner == x.pixels.inner) from += x.pixels.outer_stride - inner * x.pixels.stride, inner = 0;
+        }
       }
     }
-    for (int j = 0; j < J; j++) store<T>(sum[j], x + k * pixel_stride + j * LANES<T>, LANES<T>);
+  }
+  return buffer;
+}
+// The way back, for a map with its pixels side by side.
+template <class S, class T>
+MASKCO_REGION_INLINE void write_rows(const T* buffer, const FeatureMap<S>& x, const Tile& t) {
+  const int64_t p = t.pixel, count = t.pixels, j = t.channel, width = t.channels;
+  constexpr int64_t L = LANES<T>;
+  for (int64_t c = 0; c < width; c += L) {
+    if (width - c >= L && count >= L) {
+      for (int64_t q = 0; q < count; q += L) {
+        const int64_t from = q + L <= count ? q : count - L;
+        Vector<T> rows[L];
+        for (int64_t l = 0; l < L; l++) load(buffer + (from + l) * STRIP<T> + c, rows[l]);
+        transpose<T>(rows);
+        for (int64_t l = 0; l < L; l++) store<T>(rows[l], x.data + (j + c + l) * x.channels.stride + p + from);
+      }
+    } else {
+      for (int64_t l = c; l < width && l < c + L; l++)
+        for (int64_t q = 0; q < count; q++) x.data[(j + l) * x.channels.stride + p + q] = S(buffer[q * STRIP<T> + l]);
+    }
   }
 }
 
-template <class S, class T>
-static void spread(const WeightsView<T>& weights, const BlockView& entries, const T* g, int64_t g_stride,
-                   const Columns<S>& x) {
-  int64_t j = 0;
-  if (x.pixels_contiguous) {
-    for (; j + 8 <= x.columns; j += 8)
-      gather_pixels<8>(weights, entries, g + j, g_stride, x.data + j * x.column_stride, x.column_stride, x.pixels);
-    for (; j < x.columns; j++)
-      gather_pixels<1>(weights, entries, g + j, g_stride, x.data + j * x.column_stride, x.column_stride, x.pixels);
+// sum[i] += Σ_k a[i, k] b[k], rows of J vectors
+template <int I, int J, class T>
+MASKCO_REGION_INLINE void multiply(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_depth,
+                                   int64_t depth, Vector<T> (&sum)[I][J]) {
+  for (int64_t k = 0; k < depth; k++) {
+    Vector<T> row[J];
+    for (int j = 0; j < J; j++) load(b + k * b_depth + j * LANES<T>, row[j]);
+    for (int i = 0; i < I; i++)
+      for (int j = 0; j < J; j++) sum[i][j] += a[i * a_row + k * a_depth] * row[j];
+  }
+}
+
+// sums[r] += Σ_p weight[r, p] row[p]
+template <class T>
+MASKCO_REGION_INLINE void pool_rows(const WeightsView<T>& weights, const Tile& t, const T* rows, int64_t stride,
+                                    T* sums, int64_t sums_stride) {
+  constexpr int64_t L = LANES<T>;
+  if (weights.matrix) {
+    for (int64_t r = 0; r < weights.regions; r += ROWS) {  // (both have rows to spare)
+      Vector<T> sum[ROWS][VECTORS];
+      for (int i = 0; i < ROWS; i++)
+        for (int v = 0; v < VECTORS; v++) load(sums + (r + i) * sums_stride + v * L, sum[i][v]);
+      multiply<ROWS, VECTORS>(weights.matrix + r * weights.stride + t.pixel, weights.stride, 1, rows, stride, t.pixels,
+                              sum);
+      for (int i = 0; i < ROWS; i++)
+        for (int v = 0; v < VECTORS; v++) store<T>(sum[i][v], sums + (r + i) * sums_stride + v * L);
+    }
     return;
   }
-  constexpr int64_t L = LANES<T>;
-  for (; j + 8 * L <= x.columns; j += 8 * L)
-    gather_channels<8>(weights, entries, g + j, g_stride, x.data + j, x.pixel_stride, x.pixels);
-  for (; j + L <= x.columns; j += L)
-    gather_channels<1>(weights, entries, g + j, g_stride, x.data + j, x.pixel_stride, x.pixels);
-  for (; j < x.columns; j++)
-    for (int64_t k = 0; k < x.pixels; k++) {
-      T sum = 0;
-      for (int64_t e = entries.begin[k]; e < entries.begin[k + 1]; e++)
-        sum += weights.weight[entries.entry[e]] * g[entries.region[e] * g_stride + j];
-      x.data[k * x.pixel_stride + j] = S(sum);
+  for (int64_t q = 0; q < t.pixels; q++)
+    for (int64_t e = weights.begin[t.pixel + q]; e < weights.begin[t.pixel + q + 1]; e++) {
+      T* const sum = sums + weights.entries[e].region * sums_stride;
+      for (int v = 0; v < VECTORS; v++) {
+        Vector<T> value, total;
+        load(rows + q * stride + v * L, value);
+        load(sum + v * L, total);
+        total += weights.entries[e].weight * value;
+        store<T>(total, sum + v * L);
+      }
     }
 }
 
-#define MASKCO_REGION_KERNELS(S, T)                                                                               \
-  void pool_##S(const WeightsView<T>& w, const Columns<const S>& x, T* out, int64_t stride) {                     \
-    pool(w, x, out, stride);                                                                                      \
-  }                                                                                                               \
-  void spread_##S(const WeightsView<T>& w, const BlockView& e, const T* g, int64_t stride, const Columns<S>& x) { \
-    spread(w, e, g, stride, x);                                                                                   \
-  }                                                                                                               \
-  template <>                                                                                                     \
-  RegionKernels<S> kernels<S>() {                                                                                 \
-    return {LANES<T>, &pool_##S, &spread_##S};                                                                    \
+// Into the second-level cache. A tile has dozens of rows, more streams than the hardware follows.
+template <class S>
+MASKCO_REGION_INLINE void prefetch(const FeatureMap<const S>& x, const Tile& t) {
+  constexpr int64_t LINE = 64 / int64_t(sizeof(S));
+  const bool across = x.channels_side_by_side();
+  const int64_t rows = across ? t.pixels : t.channels, length = across ? t.channels : t.pixels;
+  const int64_t stride = across ? x.pixels.stride : x.channels.stride;
+  const S* from = x.data + t.pixel * x.pixels.stride + t.channel * x.channels.stride;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < length; i += LINE) __builtin_prefetch(from + r * stride + i, 0, 2);
+}
+
+template <class S, class T>
+static void pool(const WeightsView<T>& weights, const FeatureMap<const S>& x, int64_t first, int64_t last, T* sums,
+                 int64_t sums_stride) {
+  // Blocks of pixels by strips of channels, in the order of memory. A rest of less than a vector of pixels joins the
+  // block before it.
+  constexpr int64_t L = LANES<T>;
+  const int64_t block = weights.matrix ? DENSE_BLOCK : L, columns = x.channels.size;
+  const int64_t blocks = last - first < block + L ? 1 : (last - first - L) / block + 1;
+  const int64_t strips = (columns + STRIP<T> - 1) / STRIP<T>, tiles = blocks * strips;
+  const bool across = x.channels_side_by_side();
+  const auto at = [&](int64_t i) __attribute__((always_inline)) {
+    if (i >= tiles) return Tile{last, 0, 0, 0};
+    const int64_t b = across ? i / strips : i % blocks, j = (across ? i % strips : i / blocks) * STRIP<T>;
+    const int64_t p = first + b * block;
+    return Tile{p, b + 1 < blocks ? block : last - p, j, columns - j < STRIP<T> ? columns - j : STRIP<T>};
+  };
+  const auto wanted = [&](const Tile& t) __attribute__((always_inline)) {
+    return weights.matrix || weights.begin[t.pixel] < weights.begin[t.pixel + t.pixels];
+  };
+  alignas(64) T buffer[(DENSE_BLOCK + L) * STRIP<T>] = {};
+  Tile tile = at(0), next = at(1);
+  for (int64_t i = 0; i < tiles; i++) {
+    const Tile ahead = at(i + 2);
+    if (wanted(ahead)) prefetch(x, ahead);
+    if (wanted(tile)) {
+      int64_t stride;
+      const T* rows = read_rows(x, tile, buffer, stride);
+      pool_rows(weights, tile, rows, stride, sums + tile.channel, sums_stride);
+    }
+    tile = next, next = ahead;
+  }
+}
+
+// out[i] = Σ_k a[k, i] b[k], rows of `columns`; b may be read a vector further
+template <int I, class S, class T>
+MASKCO_REGION_INLINE void product_rows(const T* a, int64_t a_depth, const T* b, int64_t b_depth, int64_t depth, S* out,
+                                       int64_t out_row, int64_t columns) {
+  int64_t j = 0;
+  for (; j + STRIP<T> <= columns; j += STRIP<T>) {
+    Vector<T> sum[I][VECTORS] = {};
+    multiply<I, VECTORS>(a, 1, a_depth, b + j, b_depth, depth, sum);
+    for (int i = 0; i < I; i++)
+      for (int v = 0; v < VECTORS; v++) store<T>(sum[i][v], out + i * out_row + j + v * LANES<T>);
+  }
+  for (; j < columns; j += LANES<T>) {
+    Vector<T> sum[I][1] = {};
+    multiply<I, 1>(a, 1, a_depth, b + j, b_depth, depth, sum);
+    for (int i = 0; i < I; i++) store<T>(sum[i][0], out + i * out_row + j, columns - j);
+  }
+}
+template <class S, class T>
+MASKCO_REGION_INLINE void product(const T* a, int64_t a_depth, const T* b, int64_t b_depth, int64_t depth, S* out,
+                                  int64_t out_row, int64_t rows, int64_t columns) {
+  int64_t i = 0;
+  for (; i + ROWS <= rows; i += ROWS)
+    product_rows<ROWS>(a + i, a_depth, b, b_depth, depth, out + i * out_row, out_row, columns);
+  for (; i < rows; i++) product_rows<1>(a + i, a_depth, b, b_depth, depth, out + i * out_row, out_row, columns);
+}
+
+// x[p] = Σ_r weight[r, p] g[r]: each pixel gathers from the regions that it belongs to
+template <class S, class T>
+static void spread(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x) {
+  constexpr int64_t L = LANES<T>;
+  const int64_t pixels = x.pixels.size, columns = x.channels.size;
+  const bool in_place = x.channels_side_by_side();
+  if (weights.matrix && in_place)
+    return product(weights.matrix, weights.stride, g, g_stride, weights.regions, x.data, x.pixels.stride, pixels,
+                   columns);
+  if (weights.matrix)
+    return product(g, g_stride, weights.matrix, weights.stride, weights.regions, x.data, x.channels.stride, columns,
+                   pixels);
+  const auto gather = [&](int64_t p, int64_t j, Vector<T>(&sum)[VECTORS]) __attribute__((always_inline)) {
+    for (int64_t e = weights.begin[p]; e < weights.begin[p + 1]; e++) {
+      const T* row = g + weights.entries[e].region * g_stride + j;
+      for (int v = 0; v < VECTORS; v++) {
+        Vector<T> value;
+        load(row + v * L, value);
+        sum[v] += weights.entries[e].weight * value;
+      }
+    }
+  };
+  if (in_place) {
+    for (int64_t p = 0; p < pixels; p++)
+      for (int64_t j = 0; j < columns; j += STRIP<T>) {
+        Vector<T> sum[VECTORS] = {};
+        gather(p, j, sum);
+        for (int64_t v = 0; v < VECTORS && j + v * L < columns; v++)
+          store<T>(sum[v], x.data + p * x.pixels.stride + j + v * L, columns - j - v * L);
+      }
+    return;
+  }
+  alignas(64) T buffer[2 * L * STRIP<T>];
+  for (int64_t j = 0; j < columns; j += STRIP<T>)
+    for (int64_t p = 0, count; p < pixels; p += count) {
+      count = pixels - p < 2 * L ? pixels - p : L;
+      for (int64_t q = 0; q < count; q++) {
+        Vector<T> sum[VECTORS] = {};
+        gather(p + q, j, sum);
+        for (int64_t v = 0; v < VECTORS; v++) store<T>(sum[v], buffer + q * STRIP<T> + v * L);
+      }
+      write_rows(buffer, x, Tile{p, count, j, columns - j < STRIP<T> ? columns - j : STRIP<T>});
+    }
+}
+
+#define MASKCO_REGION_KERNELS(S, T)                                                                          \
+  void pool_##S(const WeightsView<T>& w, const FeatureMap<const S>& x, int64_t first, int64_t last, T* sums, \
+                int64_t stride) {                                                                            \
+    pool(w, x, first, last, sums, stride);                                                                   \
+  }                                                                                                          \
+  void spread_##S(const WeightsView<T>& w, const T* g, int64_t stride, const FeatureMap<S>& x) {             \
+    spread(w, g, stride, x);                                                                                 \
+  }                                                                                                          \
+  template <>                                                                                                \
+  RegionKernels<S> kernels<S>() {                                                                            \
+    return {STRIP<T>, &pool_##S, &spread_##S};                                                               \
   }
 template <class S>
 RegionKernels<S> kernels();

@@ -1,9 +1,10 @@
-// box_pool and masked_pool on the CPU. Both are sums over features with the block-sparse weights of each image's
-// regions (region_weights.h): here those are made from boxes, masks and label maps, and region_engine.h does the sums.
+// box_pool and masked_pool on the CPU. Both are sums over features with the weights of each image's regions: here those
+// are made from boxes, masks and label maps (region_weights.h), and region_engine.h does the sums.
 #include "common/region_pool.h"
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -50,20 +51,22 @@ struct BoxList {
     for (int64_t r = 0; r < t.size(0); r++) members[next[int64_t(boxes[r * 5])]++] = r;
   }
 
-  void build(int64_t image, RegionWeights<T>& weights) const {
+  void build(int64_t image, Weights<T>& weights) const {
     AxisWeights<T> rows, columns;
-    for (int64_t m = begin[image]; m < begin[image + 1]; m++) {
-      const T* box = boxes.data() + members[m] * 5;
-      const auto& across = columns.compute(box[1], box[3], grid, width);
-      const auto& down = rows.compute(box[2], box[4], grid, height);
-      if (!rows.finite || !columns.finite) {
-        if (height > 0 && width > 0) weights.set(0, T(NAN));
-      } else {
+    const int64_t first = begin[image];
+    weights.list(begin[image + 1] - first, [&](const auto& visit) {
+      for (int64_t m = first; m < begin[image + 1]; m++) {
+        const T* box = boxes.data() + members[m] * 5;
+        const auto& across = columns.compute(box[1], box[3], grid, width);
+        const auto& down = rows.compute(box[2], box[4], grid, height);
+        if (!rows.finite || !columns.finite) {
+          if (height > 0 && width > 0) visit(0, m - first, T(NAN));
+          continue;
+        }
         for (const auto& y : down)
-          for (const auto& x : across) weights.set(y.index * width + x.index, y.weight * x.weight);
+          for (const auto& x : across) visit(y.index * width + x.index, m - first, y.weight * x.weight);
       }
-      weights.end_region();
-    }
+    });
   }
 };
 
@@ -79,11 +82,11 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
                           features.size(2), features.size(3));
     S* out = static_cast<S*>(output.mutable_data_ptr());
     pool_regions<S>(
-        feature_map<S>(features), boxes.size(0) * channels * 16,
-        [&](int64_t image, RegionWeights<T>& weights) { list.build(image, weights); },
-        [&](int64_t image, int64_t first, int64_t last, const T* sums) {
-          for (int64_t m = list.begin[image]; m < list.begin[image + 1]; m++)
-            for (int64_t c = first; c < last; c++) out[list.members[m] * channels + c] = S(*sums++);
+        features.size(0), features.stride(0), feature_map<const S>(features), boxes.size(0) * channels * 16,
+        [&](int64_t image, Weights<T>& weights) { list.build(image, weights); },
+        [&](int64_t image, int64_t first, int64_t last, const Weights<T>&, const T* sums, int64_t stride) {
+          for (int64_t m = list.begin[image]; m < list.begin[image + 1]; m++, sums += stride)
+            for (int64_t c = first; c < last; c++) out[list.members[m] * channels + c] = S(sums[c - first]);
         });
   });
   return output;
@@ -102,11 +105,10 @@ Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<
     const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
     const int64_t row = grad_output.stride(0), column = grad_output.stride(1);
     spread_regions<S>(
-        grad_features, grad_features.numel(),
-        [&](int64_t image, RegionWeights<T>& weights) { list.build(image, weights); },
-        [&](int64_t image, int64_t first, int64_t last, T* g) {
-          for (int64_t m = list.begin[image]; m < list.begin[image + 1]; m++)
-            for (int64_t c = first; c < last; c++) *g++ = T(grad[list.members[m] * row + c * column]);
+        grad_features, grad_features.numel(), [&](int64_t image, Weights<T>& weights) { list.build(image, weights); },
+        [&](int64_t image, int64_t first, int64_t last, T* g, int64_t stride) {
+          for (int64_t m = list.begin[image]; m < list.begin[image + 1]; m++, g += stride)
+            for (int64_t c = first; c < last; c++) g[c - first] = T(grad[list.members[m] * row + c * column]);
         });
   });
   return grad_features;
@@ -120,7 +122,7 @@ struct MaskList {
   int64_t regions;
 
   template <class T>
-  void build(int64_t image, RegionWeights<T>& weights) const {
+  void build(int64_t image, Weights<T>& weights) const {
     switch (masks.scalar_type()) {
       case ScalarType::Bool:
         return choose<T>(image, weights);
@@ -145,50 +147,34 @@ struct MaskList {
     const M* p = static_cast<const M*>(masks.const_data_ptr()) + offset;
     const Axis axis = pixel_axis(masks);
     for (int64_t i = 0; i < axis.size; i += axis.inner, p += axis.outer_stride)
-      for (int64_t k = 0; k < axis.inner; k++) f(i + k, p[k * axis.stride]);
+      for (int64_t k = 0; k < std::min(axis.inner, axis.size - i); k++) f(i + k, p[k * axis.stride]);
   }
   template <class T>
-  void choose(int64_t image, RegionWeights<T>& weights) const {
-    for (int64_t r = 0; r < regions; r++) {
-      for_each_pixel<bool>(image * masks.stride(0) + r * masks.stride(1), [&](int64_t pixel, bool chosen) {
-        if (chosen) weights.set(pixel, T(1));
-      });
-      weights.end_region();
-    }
+  void choose(int64_t image, Weights<T>& weights) const {
+    weights.list(regions, [&](const auto& visit) {
+      for (int64_t r = 0; r < regions; r++)
+        for_each_pixel<bool>(image * masks.stride(0) + r * masks.stride(1), [&](int64_t pixel, bool chosen) {
+          if (chosen) visit(pixel, r, T(1));
+        });
+    });
   }
   template <class M, class T>
-  void weigh(int64_t image, RegionWeights<T>& weights) const {
-    for (int64_t r = 0; r < regions; r++) {
-      T* row = weights.add_dense_region();
+  void weigh(int64_t image, Weights<T>& weights) const {
+    T* row = weights.make_matrix(regions);
+    for (int64_t r = 0; r < regions; r++, row += weights.row_stride())
       for_each_pixel<M>(image * masks.stride(0) + r * masks.stride(1),
                         [&](int64_t pixel, M weight) { row[pixel] = T(weight); });
-    }
   }
   template <class M, class T>
-  void label(int64_t image, RegionWeights<T>& weights) const {
-    std::vector<int64_t> begin(regions + 1);  // pixels by region: a counting sort
-    const int64_t offset = image * masks.stride(0);
-    const auto valid = [&](M label) { return int64_t(label) >= 0 && int64_t(label) < regions; };
-    for_each_pixel<M>(offset, [&](int64_t, M label) {
-      if (valid(label)) begin[int64_t(label) + 1]++;
+  void label(int64_t image, Weights<T>& weights) const {
+    weights.list(regions, [&](const auto& visit) {
+      for_each_pixel<M>(image * masks.stride(0), [&](int64_t pixel, M label) {
+        const int64_t region = label;
+        if (region >= 0 && region < regions) visit(pixel, region, T(1));
+      });
     });
-    for (int64_t r = 0; r < regions; r++) begin[r + 1] += begin[r];
-    std::vector<int64_t> pixels(begin.back()), next(begin.begin(), begin.end() - 1);
-    for_each_pixel<M>(offset, [&](int64_t pixel, M label) {
-      if (valid(label)) pixels[next[int64_t(label)]++] = pixel;
-    });
-    for (int64_t r = 0; r < regions; r++) {
-      for (int64_t i = begin[r]; i < begin[r + 1]; i++) weights.set(pixels[i], T(1));
-      weights.end_region();
-    }
   }
 };
-
-// 1, or 1 / area for a mean; an empty region's mean is 0
-template <class T>
-T region_scale(T area, bool mean) {
-  return !mean ? T(1) : area == T(0) ? T(0) : T(1) / area;
-}
 
 std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor& masks,
                                            std::optional<int64_t> num_regions, bool mean) {
@@ -202,25 +188,45 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
     using T = typename Accumulator<S>::type;
     S* out = static_cast<S*>(output.mutable_data_ptr());
     T* areas = static_cast<T*>(area.mutable_data_ptr());
-    for_each_task(images, 1, features.size(0) * regions * features.size(2) * features.size(3),
-                  [&](int64_t image, int64_t, int64_t) {
-                    RegionWeights<T> weights(1, features.size(2) * features.size(3));
-                    list.build(image, weights);
-                    for (int64_t r = 0; r < regions; r++) areas[image * regions + r] = weights.total(r);
-                  });
     pool_regions<S>(
-        feature_map<S>(features), features.numel(),
-        [&](int64_t image, RegionWeights<T>& weights) { list.build(image, weights); },
-        [&](int64_t image, int64_t first, int64_t last, const T* sums) {
-          for (int64_t r = image * regions; r < (image + 1) * regions; r++) {
-            const bool empty = mean && areas[r] == T(0);
-            const T divisor = mean ? areas[r] : T(1);
-            for (int64_t c = first; c < last; c++, sums++) out[r * channels + c] = S(empty ? T(0) : *sums / divisor);
+        images, features.stride(0), feature_map<const S>(features), features.numel(),
+        [&](int64_t image, Weights<T>& weights) { list.build(image, weights); },
+        [&](int64_t image, int64_t first, int64_t last, const Weights<T>& weights, const T* sums, int64_t stride) {
+          const std::vector<T> totals = weights.totals();
+          for (int64_t r = 0; r < regions; r++, sums += stride) {
+            if (first == 0) areas[image * regions + r] = totals[r];
+            const bool empty = mean && totals[r] == T(0);
+            const T divisor = mean ? totals[r] : T(1);
+            S* row = out + (image * regions + r) * channels;
+            for (int64_t c = first; c < last; c++) row[c] = S(empty ? T(0) : sums[c - first] / divisor);
           }
         });
   });
   return {output, area};
 }
+
+// grad_output [B, R, C], divided by the areas for a mean; none for an empty region
+template <class S, class T>
+struct RegionGradient {
+  const S* data;
+  int64_t image_stride, region_stride, channel_stride, regions;
+  const T* area;  // [B, R], or null for a sum
+
+  RegionGradient(const Tensor& t, const Tensor& areas, bool mean)
+      : data(static_cast<const S*>(t.const_data_ptr())),
+        image_stride(t.stride(0)),
+        region_stride(t.stride(1)),
+        channel_stride(t.stride(2)),
+        regions(t.size(1)),
+        area(mean ? static_cast<const T*>(areas.const_data_ptr()) : nullptr) {}
+
+  bool empty(int64_t image, int64_t r) const { return area && area[image * regions + r] == T(0); }
+  void copy(int64_t image, int64_t r, int64_t first, int64_t last, T* out) const {  // channels first .. last
+    const S* row = data + image * image_stride + r * region_stride;
+    const T scale = empty(image, r) ? T(0) : area ? T(1) / area[image * regions + r] : T(1);
+    for (int64_t c = first; c < last; c++) out[c - first] = scale == T(0) ? T(0) : scale * T(row[c * channel_stride]);
+  }
+};
 
 Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Tensor& area,
                        std::vector<int64_t> feature_size, bool channels_last, bool mean) {
@@ -231,18 +237,11 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
   dispatch(grad_output.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
-    const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
-    const T* areas = static_cast<const T*>(area.const_data_ptr());
+    const RegionGradient<S, T> gradient(grad_output, area, mean);
     spread_regions<S>(
-        grad_features, grad_features.numel(),
-        [&](int64_t image, RegionWeights<T>& weights) { list.build(image, weights); },
-        [&](int64_t image, int64_t first, int64_t last, T* g) {
-          for (int64_t r = 0; r < regions; r++) {
-            const S* row = grad + image * grad_output.stride(0) + r * grad_output.stride(1);
-            const T scale = region_scale(areas[image * regions + r], mean);
-            for (int64_t c = first; c < last; c++)
-              *g++ = scale == T(0) ? T(0) : scale * T(row[c * grad_output.stride(2)]);
-          }
+        grad_features, grad_features.numel(), [&](int64_t image, Weights<T>& weights) { list.build(image, weights); },
+        [&](int64_t image, int64_t first, int64_t last, T* g, int64_t stride) {
+          for (int64_t r = 0; r < regions; r++, g += stride) gradient.copy(image, r, first, last, g);
         });
   });
   return grad_features;
@@ -259,33 +258,25 @@ Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, 
   dispatch(features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
-    const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
+    const RegionGradient<S, T> gradient(grad_output, area, mean);
     const S* pooled = static_cast<const S*>(output.const_data_ptr());
-    const T* areas = static_cast<const T*>(area.const_data_ptr());
     S* out = static_cast<S*>(grad_masks.mutable_data_ptr());
-    const auto g = [&](int64_t image, int64_t r, int64_t c) {
-      const int64_t offset = image * grad_output.stride(0) + r * grad_output.stride(1) + c * grad_output.stride(2);
-      const T scale = region_scale(areas[image * regions + r], mean);
-      return scale == T(0) ? T(0) : scale * T(grad[offset]);
-    };
-    FeatureMap<S> map = feature_map<S>(features);
-    std::swap(map.pixels, map.columns);
+    FeatureMap<const S> map = feature_map<const S>(features);
+    std::swap(map.pixels, map.channels);
     pool_regions<S>(
-        map, features.numel(),
-        [&](int64_t image, RegionWeights<T>& weights) {
-          for (int64_t r = 0; r < regions; r++) {
-            T* row = weights.add_dense_region();
-            for (int64_t c = 0; c < channels; c++) row[c] = g(image, r, c);
-          }
+        images, features.stride(0), map, features.numel(),
+        [&](int64_t image, Weights<T>& weights) {
+          T* row = weights.make_matrix(regions);
+          for (int64_t r = 0; r < regions; r++, row += weights.row_stride()) gradient.copy(image, r, 0, channels, row);
         },
-        [&](int64_t image, int64_t first, int64_t last, const T* sums) {
-          for (int64_t r = 0; r < regions; r++) {
+        [&](int64_t image, int64_t first, int64_t last, const Weights<T>& weights, const T* sums, int64_t stride) {
+          const T* g = weights.view().matrix;
+          for (int64_t r = 0; r < regions; r++, sums += stride, g += weights.row_stride()) {
             const int64_t row = image * regions + r;
-            const bool empty = mean && areas[row] == T(0);
+            const bool empty = gradient.empty(image, r);
             T own = 0;
-            for (int64_t c = 0; mean && !empty && c < channels; c++)
-              own += g(image, r, c) * T(pooled[row * channels + c]);
-            for (int64_t p = first; p < last; p++, sums++) out[row * pixels + p] = S(empty ? T(0) : *sums - own);
+            for (int64_t c = 0; mean && !empty && c < channels; c++) own += g[c] * T(pooled[row * channels + c]);
+            for (int64_t p = first; p < last; p++) out[row * pixels + p] = S(empty ? T(0) : sums[p - first] - own);
           }
         });
   });

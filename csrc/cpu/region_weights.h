@@ -1,39 +1,15 @@
-// The weights of one image's regions as a block-sparse matrix [regions, pixels]: of every region only the blocks of
-// `lanes` consecutive pixels that it touches. Boxes, masks and label maps differ in how it is filled, and in nothing
-// else. The matrix remembers which pixels a region touches (a touched pixel may weigh 0), since a NaN elsewhere in a
-// block, or behind the last pixel, must not reach the region: see `exact`.
+// The weights of one image's regions, made from boxes, masks or label maps, and the features that they weigh.
+//
+// Soft masks weigh every pixel: a matrix. Boxes, bool masks and label maps choose pixels, so there each pixel lists the
+// regions that it belongs to, and NaN in the features (or Inf in a gradient) stays with those.
 #pragma once
-#include <cmath>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "../common/roi_samples.h"
 
 namespace maskco {
-
-template <class T>
-struct WeightsView {
-  const int64_t* begin;  // [regions + 1], into the entries
-  const int64_t* block;  // [entries], ascending within a region
-  const T* weight;       // [entries, lanes]
-  int64_t regions;
-  bool dense;  // every region has every block
-};
-
-struct BlockView {        // the same entries by block, regions ascending within each
-  const int64_t* begin;   // [blocks + 1]
-  const int64_t* entry;   // [entries]
-  const int64_t* region;  // [entries]
-};
-
-// Features of one image, or of a range of its channels. One of the strides is 1.
-template <class S>
-struct Columns {
-  S* data;
-  int64_t pixels, columns;
-  int64_t pixel_stride, column_stride;
-  bool pixels_contiguous;
-};
 
 template <class S>
 struct Accumulator {
@@ -44,87 +20,98 @@ struct Accumulator<double> {
   using type = double;
 };
 
-template <class T>
-class RegionWeights {
- public:
-  RegionWeights(int64_t lanes, int64_t pixels) : lanes_(lanes), pixels_(pixels) {}
+// Positions along one or two tensor dimensions as one index.
+struct Axis {
+  static constexpr int64_t ONE_STRIDE = INT64_MAX;
+  int64_t size, inner, outer_stride, stride, begin = 0;
+  bool uniform() const { return inner == ONE_STRIDE; }
+  int64_t offset(int64_t i) const {
+    i += begin;
+    return uniform() ? i * stride : i / inner * outer_stride + i % inner * stride;
+  }
+};
 
-  // A region's pixels are set in ascending order.
-  void set(int64_t pixel, T weight) {
-    const int64_t block = pixel / lanes_;
-    if (block_.size() == size_t(begin_.back()) || block_.back() != block) {
-      block_.push_back(block);
-      weight_.resize(weight_.size() + lanes_, T(0));
-      touched_.push_back(0);
-    }
-    weight_[weight_.size() - lanes_ + pixel % lanes_] = weight;
-    touched_.back() |= 1u << (pixel % lanes_);
+// Features of one image, or of a range of its channels.
+template <class S>
+struct FeatureMap {
+  S* data;
+  Axis pixels, channels;
+  bool channels_side_by_side() const { return pixels.uniform() && channels.uniform() && channels.stride == 1; }
+  bool pixels_side_by_side() const { return pixels.uniform() && channels.uniform() && pixels.stride == 1; }
+};
+
+template <class T>
+struct WeightsView {
+  struct Entry {
+    int64_t region;
+    T weight;
+  };
+  int64_t regions;
+  const T* matrix;       // [regions, pixels], or null; with zeros behind both: see Weights
+  int64_t stride;        // of its rows
+  const int64_t* begin;  // [pixels + 1], into the entries
+  const Entry* entries;  // by pixel, regions ascending
+};
+
+inline int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Memory that starts with a cache line: vectors that cross one are read and written in two goes.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t LINE{64};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), LINE)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, LINE); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T>
+using Buffer = std::vector<T, LineAllocator<T>>;
+
+template <class T>
+class Weights {
+ public:
+  using Entry = typename WeightsView<T>::Entry;
+
+  explicit Weights(int64_t pixels) : pixels_(pixels) {}
+
+  // Rows [regions, row_stride()] to be filled; multiples of what the kernels take at a time.
+  T* make_matrix(int64_t regions) {
+    regions_ = regions;
+    matrix_.assign(padded(regions, 4) * row_stride() + 1, T(0));
+    return matrix_.data();
   }
-  // A region that touches every pixel: its weights [pixels], to be written.
-  T* add_dense_region() {
-    const int64_t blocks = (pixels_ + lanes_ - 1) / lanes_, rest = pixels_ - (blocks - 1) * lanes_;
-    const size_t first = weight_.size();
-    weight_.resize(first + blocks * lanes_, T(0));
-    for (int64_t b = 0; b < blocks; b++) {
-      block_.push_back(b);
-      touched_.push_back((1u << (b + 1 < blocks ? lanes_ : rest)) - 1);
-    }
-    end_region();
-    return weight_.data() + first;
+  int64_t row_stride() const { return padded(pixels_, 16); }
+
+  // for_each(visit) calls visit(pixel, region, weight) for all entries, regions ascending; it runs twice.
+  template <class F>
+  void list(int64_t regions, const F& for_each) {
+    regions_ = regions;
+    begin_.assign(pixels_ + 2, 0);  // one further: the next slot of each pixel becomes the end of its list
+    for_each([&](int64_t pixel, int64_t, T) { begin_[pixel + 2]++; });
+    for (int64_t p = 0; p < pixels_; p++) begin_[p + 2] += begin_[p + 1];
+    entries_.resize(begin_[pixels_ + 1]);
+    for_each([&](int64_t pixel, int64_t region, T weight) { entries_[begin_[pixel + 1]++] = {region, weight}; });
   }
-  void end_region() { begin_.push_back(int64_t(block_.size())); }
 
   WeightsView<T> view() const {
-    const int64_t blocks = (pixels_ + lanes_ - 1) / lanes_;
-    return {begin_.data(), block_.data(), weight_.data(), regions(), int64_t(block_.size()) == regions() * blocks};
+    return {regions_, matrix_.empty() ? nullptr : matrix_.data(), row_stride(), begin_.data(), entries_.data()};
   }
-  int64_t regions() const { return int64_t(begin_.size()) - 1; }
+  int64_t regions() const { return regions_; }
 
-  T total(int64_t region) const {  // the sum of its weights
-    double sum = 0;                // in float32, counting stops at 2^24 pixels
-    for (int64_t i = begin_[region] * lanes_; i < begin_[region + 1] * lanes_; i++) sum += weight_[i];
-    return T(sum);
-  }
-
-  // out[region] of one column, term by term over the touched pixels only
-  template <class S>
-  T exact(int64_t region, const S* column, int64_t pixel_stride) const {
-    T sum = 0;
-    for (int64_t e = begin_[region]; e < begin_[region + 1]; e++)
-      for (int64_t l = 0; l < lanes_; l++)
-        if (touched_[e] >> l & 1) sum += weight_[e * lanes_ + l] * T(column[(block_[e] * lanes_ + l) * pixel_stride]);
-    return sum;
-  }
-
-  // Whether the blocks of a column, which are read whole, end within `available` elements from its first one.
-  bool fits(int64_t available) const { return lanes_ == 1 || (pixels_ + lanes_ - 1) / lanes_ * lanes_ <= available; }
-
-  // The entries by block (a counting sort).
-  struct Blocks {
-    std::vector<int64_t> begin, entry, region;
-    BlockView view() const { return {begin.data(), entry.data(), region.data()}; }
-  };
-  Blocks by_block() const {
-    const size_t entries = block_.size();
-    Blocks out{std::vector<int64_t>((pixels_ + lanes_ - 1) / lanes_ + 1), std::vector<int64_t>(entries),
-               std::vector<int64_t>(entries)};
-    for (int64_t b : block_) out.begin[b + 1]++;
-    for (size_t b = 1; b < out.begin.size(); b++) out.begin[b] += out.begin[b - 1];
-    std::vector<int64_t> next(out.begin.begin(), out.begin.end() - 1);
-    for (int64_t r = 0; r < regions(); r++)
-      for (int64_t e = begin_[r]; e < begin_[r + 1]; e++) {
-        const int64_t slot = next[block_[e]]++;
-        out.entry[slot] = e;
-        out.region[slot] = r;
-      }
-    return out;
+  std::vector<T> totals() const {        // of each region
+    std::vector<double> sums(regions_);  // in float32, counting stops at 2^24 pixels
+    for (int64_t r = 0; r < regions_ && !matrix_.empty(); r++)
+      for (int64_t p = 0; p < pixels_; p++) sums[r] += matrix_[r * row_stride() + p];
+    for (const Entry& e : entries_) sums[e.region] += e.weight;
+    return {sums.begin(), sums.end()};
   }
 
  private:
-  int64_t lanes_, pixels_;
-  std::vector<int64_t> begin_{0}, block_;
-  std::vector<T> weight_;
-  std::vector<uint32_t> touched_;  // [entries], a bit per lane: at most 16 lanes (64 bytes of float32)
+  int64_t pixels_, regions_ = 0;
+  Buffer<T> matrix_;
+  std::vector<int64_t> begin_;
+  std::vector<Entry> entries_;
 };
 
 // The rows (or columns) that the sample points of a box touch, ascending, and their shares of the mean.
