@@ -46,26 +46,35 @@ struct RoiSamples {
   MASKCO_HOST_DEVICE bool inside(T position) const { return position >= T(-1) && position <= T(size); }
   MASKCO_HOST_DEVICE T share() const { return T(1) / (T(bins) * T(per_bin)); }
 
-  // A superset, as [first, last), of the points of a bin with low <= position <= high: a box costs no more than
-  // the map, unless it reaches a million times as far.
+  // Within a bin positions rise or fall with i, rounding included: points are found by bisection, so that a box costs
+  // no more than the map however far it reaches.
+
+  // The first i of [from, to) whose position has reached `bound`, or with `passed` left it behind.
+  MASKCO_HOST_DEVICE long long reach(long long bin, long long from, long long to, T bound, bool passed) const {
+    while (from < to) {
+      const long long middle = from + (to - from) / 2;
+      const T at = position(bin, middle);
+      if (at == bound ? !passed : (at > bound) == (bin_size >= T(0)))
+        to = middle;
+      else
+        from = middle + 1;
+    }
+    return from;
+  }
+  // A superset, as [first, last), of the points of a bin with low <= position <= high.
   MASKCO_HOST_DEVICE void range(long long bin, T low, T high, long long* first, long long* last) const {
     *first = 0, *last = per_bin;
-    const double step = double(bin_size) / double(per_bin);
-    if (per_bin <= 4 || step == 0) return;
-    const double origin = double(start) + double(bin) * double(bin_size) + 0.5 * step;
-    double from = (double(low) - origin) / step, to = (double(high) - origin) / step;
-    if (from > to) {
-      const double swap = from;
-      from = to, to = swap;
-    }
-    // float32 positions far from the map are coarse: allow for their rounding
-    const double slack =
-        2 + 1e-6 * (double(bin_size < 0 ? -bin_size : bin_size) * double(bins) + double(start < 0 ? -start : start)) /
-                (step < 0 ? -step : step);
-    from -= slack, to += slack;
-    if (from > 0) *first = from < double(per_bin) ? (long long)(from) : per_bin;
-    if (to < double(per_bin)) *last = to > 0 ? (long long)(to) + 1 : 0;
-    if (*last > per_bin) *last = per_bin;
+    if (per_bin <= 4) return;
+    const bool rising = bin_size >= T(0);
+    *first = reach(bin, 0, per_bin, rising ? low : high, false);
+    *last = reach(bin, *first, per_bin, rising ? high : low, true);
+    if (*first > 0) --*first;  // one more at each end, should two calls of position() be contracted differently
+    if (*last < per_bin) ++*last;
+  }
+  // Behind the points that share the position of point i: far from the map float32 positions are coarse.
+  MASKCO_HOST_DEVICE long long run_end(long long bin, long long i, long long last) const {
+    const T here = position(bin, i);
+    return i + 1 >= last || position(bin, i + 1) != here ? i + 1 : reach(bin, i + 2, last, here, true);
   }
 
   // The two rows that a point lies between, and the share of the upper one's neighbour below.

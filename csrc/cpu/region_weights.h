@@ -131,14 +131,15 @@ class AxisWeights {
     for (int64_t bin = 0; bin < samples.bins; bin++) {
       long long first, last;
       samples.range(bin, T(-1), T(size), &first, &last);
-      for (long long i = first; i < last; i++) {
-        const T position = samples.position(bin, i);
+      for (long long i = first, end; i < last; i = end) {
+        end = samples.run_end(bin, i, last);
+        const T position = samples.position(bin, i), points = T(end - i);
         if (!samples.inside(position)) continue;
         long long row, next;
         T fraction;
         samples.rows(position, &row, &next, &fraction);
-        add(row, 1 - fraction);
-        if (next != row) add(next, fraction);
+        add(row, points * (1 - fraction));
+        if (next != row) add(next, points * fraction);
       }
     }
     for (int64_t i = 0; i < size; i++)

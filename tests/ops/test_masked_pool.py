@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from peak_memory import peak_mib
 
 from maskco.ops import masked_pool, reference
 from tolerance import assert_as_good_as
@@ -147,6 +148,37 @@ def test_nan_and_inf(device, simulated, kind, layout):
         assert torch.equal(output.isfinite(), truth.isfinite())
         if kind == "soft":
             assert not output[1, :, 2].isfinite()[:-1].any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_gradient_reaches_the_pixels_that_it_reaches_in_plain_torch(
+    device, simulated, kind, layout, reduction
+):
+    small = {"channels": 3, "height": 3, "width": 6, "regions": 3} if simulated else {}
+    features, masks, num_regions = case(kind, layout=layout, device=device, **small)
+    if kind == "soft":
+        masks[:, 0, 1] = 0  # 0 · Inf is NaN; bool masks and labels keep it out
+    gradients = []
+    for function, x, m in ((masked_pool, features, masks), (reference.masked_pool, features.cpu(), masks.cpu())):
+        x = x.detach().requires_grad_()
+        output = function(x, m, num_regions=num_regions, reduction=reduction)
+        upstream = torch.ones_like(output)
+        upstream[1, 0, 1] = math.inf
+        gradients += torch.autograd.grad(output, x, upstream)
+    torch.testing.assert_close(gradients[0].cpu(), gradients[1], equal_nan=True)
+    assert not gradients[1].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_copy_of_the_features(kind, layout):
+    features, masks, num_regions = case(kind, batch=4, channels=256, height=64, width=64, layout=layout)
+    size = features.numel() * features.element_size() / 2**20
+    with_gradients(masked_pool, features, masks, num_regions)
+    assert peak_mib(lambda: masked_pool(features, masks, num_regions=num_regions)) < size / 5
+    assert size / 2 < peak_mib(lambda: with_gradients(masked_pool, features, masks, num_regions)) < 1.3 * size
 
 
 @pytest.mark.parametrize("kind", KINDS)
