@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -70,7 +71,7 @@ inline int64_t check_masked_pool_fwd(const Tensor& features, const Tensor& masks
   check_feature_map(features);
   check_dim(masks, num_regions ? 3 : 4, "masks");
   const int64_t regions = num_regions ? *num_regions : masks.size(1);
-  STD_TORCH_CHECK(regions >= 0, "num_regions must not be negative, got ", regions);
+  STD_TORCH_CHECK(regions >= 0 && regions <= INT32_MAX, "num_regions must be from 0 to 2^31 - 1, got ", regions);
   check_masks(masks, features, {features.size(0), features.size(1), features.size(2), features.size(3)}, regions);
   return regions;
 }

@@ -12,7 +12,6 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -89,18 +88,18 @@ FeatureMap<S> feature_map(const Tensor& t) {  // [B, C, H, W], of the first imag
           {t.size(1), Axis::ONE_STRIDE, 0, t.stride(1)}};
 }
 
-// run(image, first column, last column)
+// run(image, first channel, last channel), for every image even where it has no channels
 template <class F>
-void for_each_task(int64_t images, int64_t columns, int64_t work, const F& run) {
-  if (images == 0 || columns == 0) return;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t splits = std::max<int64_t>(1, std::min((columns + 63) / 64, (2 * threads + images - 1) / images));
-  const int64_t width = ((columns + splits - 1) / splits + 63) / 64 * 64, per_image = (columns + width - 1) / width;
+void for_each_task(int64_t images, int64_t channels, int64_t work, const F& run) {
+  if (images == 0) return;
+  const int64_t threads = torch::stable::get_num_threads(), steps = std::max<int64_t>(1, (channels + 63) / 64);
+  const int64_t splits = std::min(steps, (2 * threads + images - 1) / images);
+  const int64_t width = (steps + splits - 1) / splits * 64, per_image = (steps * 64 + width - 1) / width;
   const int64_t tasks = images * per_image;
   const auto range = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t first = task % per_image * width;
-      run(task / per_image, first, std::min(first + width, columns));
+      run(task / per_image, first, std::min(first + width, channels));
     }
   };
   if (work < 32768)

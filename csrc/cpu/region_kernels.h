@@ -65,34 +65,43 @@ MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count = LANES<
   }
 }
 
-// The lanes of a and b in turn, of their lower or upper halves.
-template <int UPPER, class T, size_t... I>
-MASKCO_REGION_INLINE void interleave(const Vector<T>& a, const Vector<T>& b, Vector<T>& out,
+// The even (ODD 0) or odd units of UNIT lanes of a, then of b, within each group of GROUP lanes.
+template <int GROUP, int UNIT, int ODD>
+constexpr int unit_lane(int lane, int lanes) {
+  const int unit = lane % GROUP / UNIT, half = GROUP / UNIT / 2;
+  return unit / half * lanes + lane / GROUP * GROUP + (unit % half * 2 + ODD) * UNIT + lane % UNIT;
+}
+template <int GROUP, int UNIT, int ODD, class T, size_t... I>
+MASKCO_REGION_INLINE void take_units(const Vector<T>& a, const Vector<T>& b, Vector<T>& out,
                                      std::index_sequence<I...>) {
-  constexpr int L = LANES<T>;
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // that GCC has only its own older builtin
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef Index Indices __attribute__((vector_size(sizeof(Vector<T>))));
-  out = __builtin_shuffle(a, b, Indices{Index(I % 2 * L + UPPER * (L / 2) + I / 2)...});
+  out = __builtin_shuffle(a, b, Indices{Index(unit_lane<GROUP, UNIT, ODD>(I, LANES<T>))...});
 #else
-  out = __builtin_shufflevector(a, b, int(I % 2 * L + UPPER * (L / 2) + I / 2)...);
+  out = __builtin_shufflevector(a, b, unit_lane<GROUP, UNIT, ODD>(I, LANES<T>)...);
 #endif
+}
+// A transposition of N by N units in each group, of N rows that lie STEP apart.
+template <int GROUP, int UNIT, int STEP, class T>
+MASKCO_REGION_INLINE void transpose_units(Vector<T>* rows) {
+  constexpr int N = GROUP / UNIT;
+  constexpr auto lanes = std::make_index_sequence<LANES<T>>();
+  for (int round = 1; round < N; round *= 2) {
+    Vector<T> next[N];
+    for (int i = 0; i < N / 2; i++) {
+      take_units<GROUP, UNIT, 0, T>(rows[2 * i * STEP], rows[(2 * i + 1) * STEP], next[i], lanes);
+      take_units<GROUP, UNIT, 1, T>(rows[2 * i * STEP], rows[(2 * i + 1) * STEP], next[i + N / 2], lanes);
+    }
+    for (int i = 0; i < N; i++) rows[i * STEP] = next[i];
+  }
 }
 template <class T>
 MASKCO_REGION_INLINE void transpose(Vector<T> (&rows)[LANES<T>]) {
-  constexpr int L = LANES<T>;
-  constexpr auto lanes = std::make_index_sequence<L>();
-#pragma GCC unroll 4
-  for (int step = 1; step < L; step *= 2) {
-    Vector<T> next[L];
-#pragma GCC unroll 8
-    for (int i = 0; i < L / 2; i++) {
-      interleave<0, T>(rows[i], rows[i + L / 2], next[2 * i], lanes);
-      interleave<1, T>(rows[i], rows[i + L / 2], next[2 * i + 1], lanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) rows[i] = next[i];
-  }
+  constexpr int L = LANES<T>, E = 16 / int(sizeof(T));  // within 16 bytes first: shuffles across are slower on x86
+  for (int i = 0; i < L; i += E) transpose_units<E, 1, 1, T>(rows + i);
+  if constexpr (L > E)
+    for (int i = 0; i < E; i++) transpose_units<L, E, E, T>(rows + i);
 }
 
 struct Tile {
@@ -192,7 +201,7 @@ MASKCO_REGION_INLINE void pool_rows(const WeightsView<T>& weights, const Tile& t
   }
   for (int64_t q = 0; q < t.pixels; q++)
     for (int64_t e = weights.begin[t.pixel + q]; e < weights.begin[t.pixel + q + 1]; e++) {
-      T* const sum = sums + weights.entries[e].region * sums_stride;
+      T* const sum = sums + int64_t(weights.entries[e].region) * sums_stride;
       for (int v = 0; v < VECTORS; v++) {
         Vector<T> value, total;
         load(rows + q * stride + v * L, value);
@@ -288,7 +297,7 @@ static void spread(const WeightsView<T>& weights, const T* g, int64_t g_stride, 
                    pixels);
   const auto gather = [&](int64_t p, int64_t j, Vector<T>(&sum)[VECTORS]) __attribute__((always_inline)) {
     for (int64_t e = weights.begin[p]; e < weights.begin[p + 1]; e++) {
-      const T* row = g + weights.entries[e].region * g_stride + j;
+      const T* row = g + int64_t(weights.entries[e].region) * g_stride + j;
       for (int v = 0; v < VECTORS; v++) {
         Vector<T> value;
         load(row + v * L, value);

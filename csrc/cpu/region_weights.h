@@ -43,7 +43,7 @@ struct FeatureMap {
 template <class T>
 struct WeightsView {
   struct Entry {
-    int64_t region;
+    int32_t region;  // (8 bytes in float32: masks that overlap have many entries)
     T weight;
   };
   int64_t regions;
@@ -91,7 +91,8 @@ class Weights {
     for_each([&](int64_t pixel, int64_t, T) { begin_[pixel + 2]++; });
     for (int64_t p = 0; p < pixels_; p++) begin_[p + 2] += begin_[p + 1];
     entries_.resize(begin_[pixels_ + 1]);
-    for_each([&](int64_t pixel, int64_t region, T weight) { entries_[begin_[pixel + 1]++] = {region, weight}; });
+    for_each(
+        [&](int64_t pixel, int64_t region, T weight) { entries_[begin_[pixel + 1]++] = {int32_t(region), weight}; });
   }
 
   WeightsView<T> view() const {

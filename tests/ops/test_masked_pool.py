@@ -8,6 +8,7 @@ import pytest
 import torch
 from peak_memory import peak_mib
 
+from maskco import _ext
 from maskco.ops import masked_pool, reference
 from tolerance import assert_as_good_as
 
@@ -203,6 +204,15 @@ def test_empty(device, kind, shape, memory_format):
     tensors = with_gradients(masked_pool, features, masks, regions if kind == "labels" else None)
     assert tensors[0].shape == (batch, regions, channels)
     assert not any(t.any() for t in tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_area(device, simulated, kind):
+    for channels in (0, 2) if simulated else (0, 2, 300):  # (the last is shared by several threads)
+        features, masks, regions = case(kind, channels=channels, height=3, width=4, device=device)
+        _, area = _ext.kernels(features.device).masked_pool_fwd(features, masks, regions, True)
+        chosen = masks[:, None] == torch.arange(regions, device=device)[:, None, None] if regions else masks
+        torch.testing.assert_close(area, chosen.sum((-2, -1)).to(area.dtype))
 
 
 def test_layout_of_the_gradient():
