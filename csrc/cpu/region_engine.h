@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "instruction_set.h"
 #include "region_weights.h"
 
 namespace maskco {
@@ -65,10 +66,8 @@ template <class S>
 const RegionKernels<S>& kernels() {
   static const RegionKernels<S> best = [] {
 #ifdef MASKCO_X86_TARGETS
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq"))
-      return avx512::kernels<S>();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels<S>();
+    if (instruction_set() >= InstructionSet::Avx512) return avx512::kernels<S>();
+    if (instruction_set() == InstructionSet::Avx2) return avx2::kernels<S>();
 #endif
     return portable::kernels<S>();
   }();
