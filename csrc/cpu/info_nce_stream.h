@@ -68,13 +68,33 @@ int64_t pass_workspace(int64_t c) {
   return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
 }
 
+// Brings the next tile of keys into the second-level cache, a few lines with every register tile. Several rows are read
+// at once, a stream each, and end before the hardware has learnt to run ahead of them.
+struct Ahead {
+  const char* next;
+  int64_t bytes;  // each time
+
+  template <class Tile, class Operand = typename Tile::Operand>
+  static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
+    const int64_t times = kKeyTile / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
+    const int64_t bytes = tile_stride == width ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;  // no gaps
+    return {reinterpret_cast<const char*>(tile + kKeyTile * tile_stride), (bytes + times - 1) / times};
+  }
+  MASKCO_INLINE void fetch() {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
+    next += bytes;
+  }
+};
+
 // logits [n rounded up, panel], in rows of `stride`
 template <class Tile, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
-                                int64_t depth, typename Tile::T* logits, int64_t stride) {
-  for (int64_t j = 0; j < n; j += Tile::kRows)
+                                int64_t depth, typename Tile::T* logits, int64_t stride, Ahead& ahead) {
+  for (int64_t j = 0; j < n; j += Tile::kRows) {
+    ahead.fetch();
     Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * stride, stride, depth,
                    false);
+  }
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
@@ -150,9 +170,10 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
     const Operand* tile = key_rows<Tile>(pass.keys, k0, n, c, key_width, buffer, tile_stride);
     int64_t value_stride = tile_stride;
     const Operand* values = pass.sums ? value_rows<Tile>(tile, n, c, width, values_buffer, value_stride) : nullptr;
+    Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, pass.rows);
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
-      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits, kPanel);
+      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits, kPanel, ahead);
       if constexpr (kDepth == 2)
         for (int64_t l = 0; l < round_up(n, 2) * kPanel; l += Lane::kCount) Lane::at(logits + l) *= pass.scale;
       exclude(logits, kPanel, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
@@ -184,10 +205,11 @@ MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
     int64_t tile_stride;
     const T* tile = key_rows<Tile>(pass.keys, k0, n, c, c, buffer, tile_stride);
     std::fill_n(gradient, kKeyTile * width, T(0));
+    Ahead ahead = Ahead::of<Tile>(tile, tile_stride, c, pass.n);
     for (int64_t i0 = 0; i0 < pass.n; i0 += kQueryGroup) {
       const int64_t queries = std::min(kQueryGroup, pass.n - i0);
       for (int64_t i = 0; i < queries; i += kPanel)
-        panel_logits<Tile>(tile, tile_stride, n, pass.query + (i0 + i) * c, c, logits + i, kQueryGroup);
+        panel_logits<Tile>(tile, tile_stride, n, pass.query + (i0 + i) * c, c, logits + i, kQueryGroup, ahead);
       exclude(logits, kQueryGroup, pass.keys, k0, n, pass.query_ids, i0, queries);
       for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < queries; i += Lane::kCount) {
