@@ -1,0 +1,154 @@
+// InfoNCE on tensor cores, host side: which features the kernels take, how the keys are split, two launches forward and
+// one for the keys' gradient.
+#include <algorithm>
+#include <limits>
+
+#include "info_nce_flash.h"
+#include "kernels/info_nce_combine.cuh"
+#include "kernels/info_nce_flash.cuh"
+
+namespace maskco {
+namespace {
+
+// f(Flash<product, C>) for the dtype and C; false for what there is no kernel for
+template <class Product, class F>
+bool dispatch_channels(int64_t channels, F&& f) {
+  switch (channels) {
+    case 32:
+      return f(Flash<Product, 32>{}), true;
+    case 64:
+      return f(Flash<Product, 64>{}), true;
+    case 96:
+      return f(Flash<Product, 96>{}), true;
+    case 128:
+      return f(Flash<Product, 128>{}), true;
+    case 192:
+      return f(Flash<Product, 192>{}), true;
+    case 256:
+      return f(Flash<Product, 256>{}), true;
+    default:
+      return false;
+  }
+}
+template <class F>
+bool dispatch_flash(ScalarType dtype, bool allow_tf32, int64_t channels, F&& f) {
+  if (dtype == ScalarType::Half) return dispatch_channels<HalfProduct<__half>>(channels, f);
+  if (dtype == ScalarType::BFloat16) return dispatch_channels<HalfProduct<__nv_bfloat16>>(channels, f);
+  if (dtype != ScalarType::Float) return false;
+  return allow_tf32 ? dispatch_channels<Tf32Product<1>>(channels, f) : dispatch_channels<Tf32Product<3>>(channels, f);
+}
+
+bool aligned_rows(const Tensor& t) {
+  return t.stride(1) == 1 && t.stride(0) * t.element_size() % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
+}
+
+template <class T>
+FlashFeatures<T> flash_features(const Tensor& t, const std::optional<Tensor>& ids) {
+  return {device_ptr<const T>(t), t.stride(0), t.size(0), optional_ptr<int64_t>(ids)};
+}
+
+unsigned grid_size(int64_t rows, int64_t block_rows) {
+  const int64_t blocks = ceil_div(rows, block_rows);
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "info_nce: ", rows,
+                  " rows are more than a grid takes");
+  return static_cast<unsigned>(blocks);
+}
+
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+             "info_nce: shared memory");
+}
+
+// Parts that the keys are cut into, so that one wave of blocks fills the GPU.
+template <class Kernel>
+int num_splits(Kernel* kernel, int threads, size_t shared_bytes, int64_t row_blocks, int64_t tiles) {
+  int blocks_per_sm = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, threads, shared_bytes),
+             "info_nce: occupancy");
+  const int64_t slots = int64_t(blocks_per_sm) * device_attribute(cudaDevAttrMultiProcessorCount);
+  return static_cast<int>(std::clamp<int64_t>(slots / row_blocks, 1, std::min<int64_t>(tiles, kMaxSplits)));
+}
+
+}  // namespace
+
+bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys) {
+  const int64_t c = query.size(1);
+  return query.size(0) > 0 && dispatch_flash(query.scalar_type(), true, c, [](auto) {}) && aligned_rows(query) &&
+         (positive == nullptr || aligned_rows(*positive)) && (keys == nullptr || aligned_rows(*keys)) &&
+         device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
+    const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
+    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
+    const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
+    const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32) {
+  const int64_t n = query.size(0), c = query.size(1), num_local = local_negatives ? local_negatives->size(1) : 0;
+  auto new_floats = [&](torch::headeronly::IntHeaderOnlyArrayRef size) {
+    return torch::stable::new_empty(query, size, ScalarType::Float);
+  };
+  Tensor loss = new_floats({n}), lse = new_floats({n}), positive_logit = new_floats({n});
+  Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
+  Tensor grad_query = new_floats({need_grad ? n : 0, c});
+  Tensor positive_product = new_floats({n}), local_weights = new_floats({n, num_local});
+  const Temperature<float> tau{temperature, optional_ptr<float>(temperature_tensor)};
+  const cudaStream_t stream = current_stream(query);
+
+  dispatch_flash(query.scalar_type(), allow_tf32, c, [&](auto flash) {
+    using F = decltype(flash);
+    using T = typename F::T;
+    const auto kernel = need_grad ? &info_nce_flash_kernel<F, true> : &info_nce_flash_kernel<F, false>;
+    constexpr size_t shared_bytes = sizeof(FlashForwardShared<F>);
+    allow_shared_memory(kernel, shared_bytes);
+    const unsigned row_blocks = grid_size(n, F::kRows);
+    const int64_t tiles = ceil_div(queue ? queue->size(0) : 0, F::kColumns) + (in_batch ? ceil_div(n, F::kColumns) : 0);
+    const int num = num_splits(kernel, F::kThreads, shared_bytes, row_blocks, std::max<int64_t>(tiles, 1));
+    Tensor split_max = new_floats({num, n}), split_sum = new_floats({num, n});
+    Tensor split_rank = torch::stable::new_empty(query, {num, n}, ScalarType::Long);
+    Tensor weighted = new_floats({need_grad ? num : 0, n, c});
+    const FlashSplits splits{device_ptr<float>(split_max), device_ptr<float>(split_sum),
+                             device_ptr<int64_t>(split_rank), need_grad ? device_ptr<float>(weighted) : nullptr};
+
+    kernel<<<dim3(row_blocks, num), F::kThreads, shared_bytes, stream>>>(
+        flash_features<T>(query, query_ids), flash_features<T>(positive, query_ids),
+        queue ? flash_features<T>(*queue, queue_ids) : FlashFeatures<T>{nullptr, 0, 0, nullptr},
+        optional_ptr<int64_t>(valid), in_batch, tau, device_ptr<float>(positive_product), splits);
+    check_cuda(cudaGetLastError(), "info_nce: flash");
+
+    info_nce_combine_kernel<T><<<grid_size(n, 1), kInfoNceThreads, 0, stream>>>(
+        device_ptr<const T>(query), device_ptr<const T>(positive), optional_ptr<T>(local_negatives),
+        device_ptr<const float>(positive_product), splits, num, tau, device_ptr<float>(local_weights),
+        device_ptr<float>(loss), device_ptr<float>(lse), device_ptr<float>(positive_logit), device_ptr<int64_t>(rank),
+        need_grad ? device_ptr<float>(grad_query) : nullptr, c, num_local, query.stride(0), positive.stride(0),
+        num_local ? local_negatives->stride(0) : 0, num_local ? local_negatives->stride(1) : 0,
+        num_local ? local_negatives->stride(2) : 0);
+    check_cuda(cudaGetLastError(), "info_nce: combine");
+  });
+  return {loss, lse, positive_logit, rank, grad_query};
+}
+
+Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& query, const Tensor& keys,
+                           bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
+                           const std::optional<Tensor>& valid, double temperature,
+                           const std::optional<Tensor>& temperature_tensor, bool allow_tf32) {
+  Tensor grad_keys = torch::stable::new_empty(keys, {keys.size(0), keys.size(1)});
+  if (grad_keys.numel() == 0) return grad_keys;
+  dispatch_flash(query.scalar_type(), allow_tf32, query.size(1), [&](auto flash) {
+    using F = decltype(flash);
+    using T = typename F::T;
+    const auto kernel = &info_nce_flash_keys_kernel<F>;
+    constexpr size_t shared_bytes = sizeof(FlashKeysShared<F>);
+    allow_shared_memory(kernel, shared_bytes);
+    kernel<<<grid_size(keys.size(0), F::kRows), F::kThreads, shared_bytes, current_stream(query)>>>(
+        flash_features<T>(keys, key_ids), flash_features<T>(query, query_ids), optional_ptr<int64_t>(valid), in_batch,
+        Temperature<float>{temperature, optional_ptr<float>(temperature_tensor)}, device_ptr<const float>(lse),
+        device_ptr<const float>(grad_loss), device_ptr<T>(grad_keys), grad_loss.stride(0));
+    check_cuda(cudaGetLastError(), "info_nce: flash keys");
+  });
+  return grad_keys;
+}
+
+}  // namespace maskco
