@@ -62,14 +62,11 @@ void allow_shared_memory(Kernel* kernel, size_t bytes) {
              "info_nce: shared memory");
 }
 
-// Parts that the keys are cut into, so that one wave of blocks fills the GPU.
-template <class Kernel>
-int num_splits(Kernel* kernel, int threads, size_t shared_bytes, int64_t row_blocks, int64_t tiles) {
-  int blocks_per_sm = 0;
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, threads, shared_bytes),
-             "info_nce: occupancy");
+// Parts that the keys are cut into, so that one wave of blocks fills the GPU; each must be worth its start and merge.
+int num_splits(int64_t row_blocks, int64_t tiles, int blocks_per_sm) {
+  constexpr int64_t kLeastTiles = 4;
   const int64_t slots = int64_t(blocks_per_sm) * device_attribute(cudaDevAttrMultiProcessorCount);
-  return static_cast<int>(std::clamp<int64_t>(slots / row_blocks, 1, std::min<int64_t>(tiles, kMaxSplits)));
+  return static_cast<int>(std::clamp<int64_t>(std::min(slots / row_blocks, tiles / kLeastTiles), 1, kMaxSplits));
 }
 
 }  // namespace
@@ -101,27 +98,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     using F = decltype(flash);
     using T = typename F::T;
     const auto kernel = need_grad ? &info_nce_flash_kernel<F, true> : &info_nce_flash_kernel<F, false>;
-    constexpr size_t shared_bytes = sizeof(FlashForwardShared<F>);
+    const size_t shared_bytes = flash_shared_bytes<FlashForwardShared<F>>(query_ids.has_value());
     allow_shared_memory(kernel, shared_bytes);
     const unsigned row_blocks = grid_size(n, F::kRows);
     const int64_t tiles = ceil_div(queue ? queue->size(0) : 0, F::kColumns) + (in_batch ? ceil_div(n, F::kColumns) : 0);
-    const int num = num_splits(kernel, F::kThreads, shared_bytes, row_blocks, std::max<int64_t>(tiles, 1));
-    Tensor split_max = new_floats({num, n}), split_sum = new_floats({num, n});
-    Tensor split_rank = torch::stable::new_empty(query, {num, n}, ScalarType::Long);
-    Tensor weighted = new_floats({need_grad ? num : 0, n, c});
-    const FlashSplits splits{device_ptr<float>(split_max), device_ptr<float>(split_sum),
-                             device_ptr<int64_t>(split_rank), need_grad ? device_ptr<float>(weighted) : nullptr};
-
+    const int num = num_splits(row_blocks, tiles, F::kShape.blocks_per_sm);
+    Tensor split_rows = new_floats({num, n, sizeof(FlashRow) / sizeof(float)});
+    Tensor split_sums = new_floats({need_grad ? num : 0, n, c});
     kernel<<<dim3(row_blocks, num), F::kThreads, shared_bytes, stream>>>(
         flash_features<T>(query, query_ids), flash_features<T>(positive, query_ids),
         queue ? flash_features<T>(*queue, queue_ids) : FlashFeatures<T>{nullptr, 0, 0, nullptr},
-        optional_ptr<int64_t>(valid), in_batch, tau, device_ptr<float>(positive_product), splits);
+        optional_ptr<int64_t>(valid), in_batch, tau, device_ptr<float>(positive_product),
+        device_ptr<FlashRow>(split_rows), device_ptr<float>(split_sums));
     check_cuda(cudaGetLastError(), "info_nce: flash");
 
     info_nce_combine_kernel<T><<<grid_size(n, 1), kInfoNceThreads, 0, stream>>>(
         device_ptr<const T>(query), device_ptr<const T>(positive), optional_ptr<T>(local_negatives),
-        device_ptr<const float>(positive_product), splits, num, tau, device_ptr<float>(local_weights),
-        device_ptr<float>(loss), device_ptr<float>(lse), device_ptr<float>(positive_logit), device_ptr<int64_t>(rank),
+        device_ptr<const float>(positive_product), device_ptr<const FlashRow>(split_rows),
+        device_ptr<const float>(split_sums), num, tau, device_ptr<float>(local_weights), device_ptr<float>(loss),
+        device_ptr<float>(lse), device_ptr<float>(positive_logit), device_ptr<int64_t>(rank),
         need_grad ? device_ptr<float>(grad_query) : nullptr, c, num_local, query.stride(0), positive.stride(0),
         num_local ? local_negatives->stride(0) : 0, num_local ? local_negatives->stride(1) : 0,
         num_local ? local_negatives->stride(2) : 0);
@@ -140,7 +135,7 @@ Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Ten
     using F = decltype(flash);
     using T = typename F::T;
     const auto kernel = &info_nce_flash_keys_kernel<F>;
-    constexpr size_t shared_bytes = sizeof(FlashKeysShared<F>);
+    const size_t shared_bytes = flash_shared_bytes<FlashKeysShared<F>>(query_ids && key_ids);
     allow_shared_memory(kernel, shared_bytes);
     kernel<<<grid_size(keys.size(0), F::kRows), F::kThreads, shared_bytes, current_stream(query)>>>(
         flash_features<T>(keys, key_ids), flash_features<T>(query, query_ids), optional_ptr<int64_t>(valid), in_batch,

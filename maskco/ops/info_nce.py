@@ -60,7 +60,8 @@ def info_nce(
         reduction: "mean", "sum" or "none". The mean over no queries is 0.
         return_stats: also return the `InfoNCEStats`.
 
-    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64). All float inputs must have one
+    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64), and so do products of float32,
+    unless torch.set_float32_matmul_precision allows TF32; weights of 16-bit keys are rounded to 16 bits on CUDA. All float inputs must have one
     dtype; under autocast they follow the queue (which is thus never copied), or else the widest of them. Gradients
     reach every float input that requires them; one for the queue costs a second pass, which reads it again. Pushing
     new keys into a queue without gradient between loss and backward does not change any gradient. Bit for bit
@@ -209,10 +210,14 @@ def _one_dtype(
     return query, positive, queue, None if local_negatives is None else local_negatives.to(dtype)
 
 
-@torch.compiler.assume_constant_result  # (torch.compile guards the setting itself, but cannot trace this)
 def _allow_tf32() -> bool:
     """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
+# torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
+_allow_tf32._dynamo_marked_constant = True
 
 
 def _accumulation_dtype(features: Tensor) -> torch.dtype:

@@ -15,7 +15,9 @@ __global__ void __launch_bounds__(kInfoNceThreads)
                             const T* positive,              // [N, C]
                             const T* local_negatives,       // [N, M, C]
                             const float* positive_product,  // [N]: query · positive
-                            FlashSplits splits, int num_splits, Temperature<float> temperature,
+                            const FlashRow* split_rows,     // [S, N]
+                            const float* split_sums,        // [S, N, C]
+                            int num_splits, Temperature<float> temperature,
                             float* local_weights,   // [N, M] workspace
                             float* loss,            // [N]
                             float* lse,             // [N]
@@ -47,8 +49,9 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     }
   }
   for (int split = threadIdx.x; split < num_splits; split += kInfoNceThreads) {
-    max = fmaxf(max, splits.max[split * n + i]);
-    above += splits.rank[split * n + i];
+    const FlashRow row = split_rows[split * n + i].load();
+    max = fmaxf(max, row.max);
+    above += row.rank;
   }
   max = block_max(max);
   above = block_sum(above);
@@ -59,10 +62,10 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     sum += weights[m];
   }
   for (int split = threadIdx.x; split < num_splits; split += kInfoNceThreads) {
-    const float own_sum = splits.sum[split * n + i], own_max = splits.max[split * n + i];
-    const float factor = own_sum == 0 ? 0.0f : exp2f((isinf(own_max) ? 0.0f : own_max) - shift);
+    const FlashRow row = split_rows[split * n + i].load();
+    const float factor = row.sum == 0 ? 0.0f : exp2f((isinf(row.max) ? 0.0f : row.max) - shift);
     split_scale[split] = factor;
-    sum += own_sum == 0 ? 0.0f : own_sum * factor;
+    sum += row.sum == 0 ? 0.0f : row.sum * factor;
   }
   sum = block_sum(sum);
 
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   for (int split = team; split < num_splits && team < teams; split += teams) {
     const float factor = split_scale[split];
     if (factor == 0) continue;  // (nothing of it counts: a block without keys)
-    const float4 w = reinterpret_cast<const float4*>(splits.weighted + (split * n + i) * channels)[member];
+    const float4 w = reinterpret_cast<const float4*>(split_sums + (split * n + i) * channels)[member];
     mine.x += w.x * factor, mine.y += w.y * factor, mine.z += w.z * factor, mine.w += w.w * factor;
   }
   partial[threadIdx.x] = mine;

@@ -8,6 +8,7 @@
 //
 // Logits and maxima are in base 2 here, multiplied by log2(e): the GPU's own exponential is 2^x.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "info_nce.cuh"
@@ -23,18 +24,18 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // warp are faster, until their sums (rows · C / 32 registers a thread) leave no room for anything else.
 struct FlashShape {
   int warps;
-  int row_blocks;  // of 16 rows, a warp
-  int columns;     // of a tile
+  int row_blocks;     // of 16 rows, a warp
+  int columns;        // of a tile
+  int blocks_per_sm;  // that registers must leave room for
 };
 constexpr FlashShape flash_shape(int element_size, int channels) {
   if (element_size == 2) {
-    if (channels <= 64) return {4, 2, 64};
-    if (channels <= 128) return {4, 2, 32};
-    return {8, 1, channels <= 192 ? 64 : 32};
+    if (channels <= 128) return {4, 2, 32, channels <= 32 ? 3 : 2};
+    return {8, 1, channels <= 192 ? 64 : 32, 1};
   }
-  if (channels <= 64) return {4, 2, 32};
-  if (channels <= 128) return {8, 1, 32};
-  return {4, 1, channels <= 192 ? 32 : 16};
+  if (channels <= 64) return {4, 2, 32, channels <= 32 ? 3 : 2};
+  if (channels <= 128) return {8, 1, 32, 1};
+  return {4, 1, channels <= 192 ? 32 : 16, 1};
 }
 
 __device__ __forceinline__ float exp2_approximate(float x) {
@@ -280,32 +281,41 @@ __device__ __forceinline__ int64_t valid_count(int64_t count, const int64_t* val
   return *valid < 0 ? 0 : *valid;
 }
 
-// What each split of the keys makes of each query.
-struct FlashSplits {
-  float* max;       // [S, N]: of the negatives' logits, in base 2
-  float* sum;       // [S, N]: of 2^(s - max) over the negatives
-  int64_t* rank;    // [S, N]: negatives with a larger logit than the positive's
-  float* weighted;  // [S, N, C]: sum of 2^(s - max) · key; null without gradient
+// What one split of the keys makes of one query.
+struct alignas(16) FlashRow {
+  float max;     // of the negatives' logits, in base 2
+  float sum;     // of 2^(s - max) over the negatives
+  int64_t rank;  // negatives with a larger logit than the positive's
+
+  // in one access of 16 bytes
+  __device__ FlashRow load() const {
+    const float4 bits = *reinterpret_cast<const float4*>(this);
+    return reinterpret_cast<const FlashRow&>(bits);
+  }
+  __device__ void store(const FlashRow& row) {
+    *reinterpret_cast<float4*>(this) = reinterpret_cast<const float4&>(row);
+  }
 };
 
+// The ids come last: without them a block takes less, and on 8.6 and 8.9 one more fits for C = 128.
 template <class F>
 struct FlashForwardShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
-  int64_t column_ids[kFlashStages][F::kColumns];
-  int64_t row_ids[F::kRows];
   float row_positive[F::kRows];
+  int64_t row_ids[F::kRows];
+  int64_t column_ids[kFlashStages][F::kColumns];
 };
-
 // Block (x, y): kRows queries from x · kRows on, and the y-th of gridDim.y equal parts of the tiles of all keys, which
 // are those of the queue and then, with `in_batch`, the positives.
 template <typename F, bool kGradient, typename T = typename F::T>
-__global__ void __launch_bounds__(F::kThreads)
+__global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     info_nce_flash_kernel(FlashFeatures<T> query, FlashFeatures<T> positive, FlashFeatures<T> queue,
                           const int64_t* valid,  // one element, or null
                           bool in_batch, Temperature<float> temperature,
                           float* positive_product,  // [N]: query · positive
-                          FlashSplits splits) {
+                          FlashRow* split_rows,     // [S, N], S = gridDim.y
+                          float* split_sums) {      // [S, N, C]: of 2^(s - max) · key
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashForwardShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -378,11 +388,13 @@ __global__ void __launch_bounds__(F::kThreads)
     max[block][half] = -INFINITY;
   });
 
+  const bool idle = first_row + F::warp_row() >= query.count;  // a warp that only helps with the copies
   for (int64_t tile = first_tile; tile < last_tile; tile++) {
     wait_for_copies<0>();
     __syncthreads();  // this tile is there, and nobody reads the one before, which the next one replaces
     if (tile + 1 < last_tile) load_keys(tile + 1);
     commit_copies();
+    if (idle) continue;
     const int stage = tile % kFlashStages;
     const uint32_t column_tile = column_tiles + stage * F::kColumnTileBytes;
 
@@ -417,13 +429,9 @@ __global__ void __launch_bounds__(F::kThreads)
     const int64_t row = first_row + F::row(block, half);
     if (row >= query.count) return;
     const int64_t entry = blockIdx.y * query.count + row;
-    if (threadIdx.x % 4 == 0) {
-      splits.max[entry] = max[block][half];
-      splits.sum[entry] = row_sum;
-      splits.rank[entry] = row_rank;
-    }
+    if (threadIdx.x % 4 == 0) split_rows[entry].store({max[block][half], row_sum, row_rank});
     if constexpr (kGradient) {
-      float* out = splits.weighted + entry * F::kChannels;
+      float* out = split_sums + entry * F::kChannels;
 #pragma unroll
       for (int channels = 0; channels < F::kChannelBlocks; channels++) {
         const auto& w = weighted[block][channels];
@@ -437,22 +445,27 @@ template <class F>
 struct FlashKeysShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
-  int64_t column_ids[kFlashStages][F::kColumns];
-  int64_t row_ids[F::kRows];
   float2 column_share[kFlashStages][F::kColumns];  // of each query: log2 |grad_loss / temperature| - lse, and the sign
+  int64_t row_ids[F::kRows];
+  int64_t column_ids[kFlashStages][F::kColumns];
 };
+template <class Shared>
+constexpr int flash_shared_bytes(bool with_ids) {
+  return with_ids ? sizeof(Shared) : offsetof(Shared, row_ids);
+}
 
 // The recompute pass for the keys' own gradient, with queries and keys in changed places: for key j
 // sum_i grad_i / temperature · e^(s_ij - lse_i) · q_i. Upstream gradients and softmax are one exponential, so that a
 // running maximum keeps the weights in the range of 16 bits here as well. Block x: kRows keys from x · kRows on.
 template <typename F, typename T = typename F::T>
-__global__ void __launch_bounds__(F::kThreads) info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
-                                                                          const int64_t* valid,  // one element, or null
-                                                                          bool in_batch, Temperature<float> temperature,
-                                                                          const float* lse,        // [N]
-                                                                          const float* grad_loss,  // [N]
-                                                                          T* grad_keys,            // [K, C]
-                                                                          int64_t grad_stride) {
+__global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
+    info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
+                               const int64_t* valid,  // one element, or null
+                               bool in_batch, Temperature<float> temperature,
+                               const float* lse,        // [N]
+                               const float* grad_loss,  // [N]
+                               T* grad_keys,            // [K, C]
+                               int64_t grad_stride) {
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
