@@ -1,5 +1,5 @@
-// InfoNCE on tensor cores, host side: which features the kernels take, how the keys are split, two launches forward and
-// one for the keys' gradient.
+// InfoNCE on tensor cores, host side: which features the kernels take, how the work is split, two launches each way
+// (one for the keys' gradient where the keys alone fill the GPU).
 #include <algorithm>
 #include <limits>
 
@@ -62,7 +62,8 @@ void allow_shared_memory(Kernel* kernel, size_t bytes) {
              "info_nce: shared memory");
 }
 
-// Parts that the keys are cut into, so that one wave of blocks fills the GPU; each must be worth its start and merge.
+// Parts that the columns are cut into, so that one wave of blocks fills the GPU; each must be worth its start and
+// merge.
 int num_splits(int64_t row_blocks, int64_t tiles, int blocks_per_sm) {
   constexpr int64_t kLeastTiles = 4;
   const int64_t slots = int64_t(blocks_per_sm) * device_attribute(cudaDevAttrMultiProcessorCount);
@@ -137,11 +138,22 @@ Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Ten
     const auto kernel = &info_nce_flash_keys_kernel<F>;
     const size_t shared_bytes = flash_shared_bytes<FlashKeysShared<F>>(query_ids && key_ids);
     allow_shared_memory(kernel, shared_bytes);
-    kernel<<<grid_size(keys.size(0), F::kRows), F::kThreads, shared_bytes, current_stream(query)>>>(
+    const unsigned row_blocks = grid_size(keys.size(0), F::kRows);
+    const int num = num_splits(row_blocks, ceil_div(query.size(0), F::kColumns), F::kShape.blocks_per_sm);
+    Tensor split_gradients =
+        torch::stable::new_empty(query, {num > 1 ? num : 0, keys.size(0), keys.size(1)}, ScalarType::Float);
+    const cudaStream_t stream = current_stream(query);
+    kernel<<<dim3(row_blocks, num), F::kThreads, shared_bytes, stream>>>(
         flash_features<T>(keys, key_ids), flash_features<T>(query, query_ids), optional_ptr<int64_t>(valid), in_batch,
         Temperature<float>{temperature, optional_ptr<float>(temperature_tensor)}, device_ptr<const float>(lse),
-        device_ptr<const float>(grad_loss), device_ptr<T>(grad_keys), grad_loss.stride(0));
+        device_ptr<const float>(grad_loss), grad_loss.stride(0), device_ptr<T>(grad_keys),
+        num > 1 ? device_ptr<float>(split_gradients) : nullptr);
     check_cuda(cudaGetLastError(), "info_nce: flash keys");
+    if (num == 1) return;
+    const int64_t elements = grad_keys.numel();
+    info_nce_sum_splits_kernel<T><<<grid_size(elements, 4 * kInfoNceThreads), kInfoNceThreads, 0, stream>>>(
+        device_ptr<const float>(split_gradients), device_ptr<T>(grad_keys), num, elements);
+    check_cuda(cudaGetLastError(), "info_nce: sum splits");
   });
   return grad_keys;
 }

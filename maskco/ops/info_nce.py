@@ -275,8 +275,9 @@ def register(namespace: str) -> None:
         if need_positive:
             own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
-                args = (grad_loss, lse, wide, positive.to(wide.dtype), True, query_ids, query_ids, None)
-                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32).addcmul_(own, wide)
+                args = (grad_loss, lse, query, positive, True, query_ids, query_ids, None)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+                grad = grad.to(wide.dtype).addcmul_(own, wide)
             else:
                 grad = own * wide
             grads[1] = grad.to(positive.dtype)

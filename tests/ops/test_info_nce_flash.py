@@ -55,10 +55,8 @@ def check(case: dict, kind: str, grad: tuple[str, ...] = ()) -> dict[str, torch.
     for name, value in actual.items():
         if name != "rank":
             assert_as_good_as(value, same[name], truth[name], value.dtype, name)
-        elif kind == "tf32":  # logits that rounding brings above or below the positive's
-            assert float((value - truth[name]).abs().double().mean()) < 0.5
-        else:
-            assert torch.equal(value, truth[name])
+        else:  # rounding takes a logit now and then from one side of the positive's to the other
+            assert float((value - truth[name]).abs().double().mean()) < (0.5 if kind == "tf32" else 0.02)
     return actual
 
 
@@ -84,9 +82,10 @@ def test_every_set_of_keys(device, options):
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (129, 123), (252, 507)])
-def test_ragged_sizes(device, n, k):
+def test_ragged_sizes(device, simulated, n, k):
     torch.manual_seed(0)
     check(make_case(device, torch.float16, n=n, k=k, c=32, m=1, valid=k), "float16", FEATURES)
+    assert ("sum_splits" in kernels(simulated)) == (n == 252)  # eight tiles of queries are worth two splits
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-// The last step of the flash kernels' forward pass: each query's splits, local negatives and positive become its loss,
-// log-sum-exp, rank and gradient. One block a query, everything in a fixed order.
+// The last step of the flash kernels, which merges what their splits have left, in a fixed order.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "info_nce_flash.cuh"
 
@@ -9,6 +9,8 @@ namespace maskco {
 
 constexpr int kMaxSplits = 1024;
 
+// Forward: each query's splits, local negatives and positive become its loss, log-sum-exp, rank and gradient. One block
+// a query.
 template <typename T>
 __global__ void __launch_bounds__(kInfoNceThreads)
     info_nce_combine_kernel(const T* query,                 // [N, C]
@@ -101,6 +103,24 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     const float key = convert<float>(positive[i * positive_row_stride + c]);
     grad_query[i * channels + c] = (key_sum - sum * key) * to_gradient;
   }
+}
+
+// The keys' own gradient: the sum of the splits.
+template <typename T>
+__global__ void __launch_bounds__(kInfoNceThreads)
+    info_nce_sum_splits_kernel(const float* split_gradients,  // [S, E], E a multiple of 4
+                               T* grad_keys,                  // [E]
+                               int num_splits, int64_t elements) {
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kInfoNceThreads + threadIdx.x) * 4;
+  if (first >= elements) return;
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (int split = 0; split < num_splits; split++) {
+    const float4 part = *reinterpret_cast<const float4*>(split_gradients + split * elements + first);
+    sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+  }
+  alignas(16) T out[4] = {convert<T>(sum.x), convert<T>(sum.y), convert<T>(sum.z), convert<T>(sum.w)};
+  using Words = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+  *reinterpret_cast<Words*>(grad_keys + first) = *reinterpret_cast<const Words*>(out);
 }
 
 }  // namespace maskco

@@ -35,7 +35,7 @@ constexpr FlashShape flash_shape(int element_size, int channels) {
   }
   if (channels <= 64) return {4, 2, 32, channels <= 32 ? 3 : 2};
   if (channels <= 128) return {8, 1, 32, 1};
-  return {4, 1, channels <= 192 ? 32 : 16, 1};
+  return {4, 1, 16, channels <= 192 ? 2 : 1};
 }
 
 __device__ __forceinline__ float exp2_approximate(float x) {
@@ -456,7 +456,8 @@ constexpr int flash_shared_bytes(bool with_ids) {
 
 // The recompute pass for the keys' own gradient, with queries and keys in changed places: for key j
 // sum_i grad_i / temperature · e^(s_ij - lse_i) · q_i. Upstream gradients and softmax are one exponential, so that a
-// running maximum keeps the weights in the range of 16 bits here as well. Block x: kRows keys from x · kRows on.
+// running maximum keeps the weights in the range of 16 bits here as well. Block (x, y): kRows keys from x · kRows on
+// and the y-th of gridDim.y equal parts of the queries.
 template <typename F, typename T = typename F::T>
 __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
@@ -464,8 +465,10 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                                bool in_batch, Temperature<float> temperature,
                                const float* lse,        // [N]
                                const float* grad_loss,  // [N]
-                               T* grad_keys,            // [K, C]
-                               int64_t grad_stride) {
+                               int64_t grad_stride,
+                               T* grad_keys,              // [K, C], or
+                               float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
+
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -473,10 +476,11 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * F::kRows, count = valid_count(keys.count, valid);
   const bool with_ids = keys.ids != nullptr && query.ids != nullptr;
   const int64_t tiles = first_row < count ? (query.count + F::kColumns - 1) / F::kColumns : 0;
+  const int64_t first_tile = tiles * blockIdx.y / gridDim.y, last_tile = tiles * (blockIdx.y + 1) / gridDim.y;
 
   auto share_of = [&](int64_t tile) {
     const int64_t i = tile * F::kColumns + threadIdx.x;
-    if (tile >= tiles || threadIdx.x >= F::kColumns || i >= query.count) return make_float2(-INFINITY, 1);
+    if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return make_float2(-INFINITY, 1);
     const float weight = grad_loss[i * grad_stride] / tau;
     return make_float2(log2f(fabsf(weight)) - lse[i] * kLog2E, weight < 0 ? -1 : 1);
   };
@@ -500,9 +504,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     shared.row_ids[threadIdx.x] = row < count ? keys.ids[row] : 0;
   }
   commit_copies();
-  if (tiles > 0) load_queries(0);
+  if (first_tile < last_tile) load_queries(first_tile);
   commit_copies();
-  store_share(0, share_of(0));
+  store_share(first_tile, share_of(first_tile));
   wait_for_copies<1>();
   __syncthreads();
 
@@ -511,10 +515,10 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   typename F::Sums gradient = {};
   F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
 
-  for (int64_t tile = 0; tile < tiles; tile++) {
+  for (int64_t tile = first_tile; tile < last_tile; tile++) {
     wait_for_copies<0>();
     __syncthreads();
-    if (tile + 1 < tiles) load_queries(tile + 1);
+    if (tile + 1 < last_tile) load_queries(tile + 1);
     commit_copies();
     const float2 next_share = share_of(tile + 1);  // on its way during the products
     const int stage = tile % kFlashStages;
@@ -542,27 +546,35 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     store_share(tile + 1, next_share);
   }
 
-  // Through the warp's own part of the tile of rows, so that whole chunks are written.
+  // Directly, or through the warp's own part of the tile of rows, so that whole chunks are written.
   __syncwarp();
   F::for_each_row([&](int block, int half) {
     const int row = F::row(block, half);
     const float factor = exp2_approximate(F::shift(max[block][half]));
 #pragma unroll
     for (int channels = 0; channels < F::kChannelBlocks; channels++) {
-      const auto& sums = gradient[block][channels];
-      const int bytes = F::column(channels, 0) * sizeof(T);
-      T* to = reinterpret_cast<T*>(shared.rows + F::offset(row, bytes / 16) + bytes % 16);
-      to[0] = convert<T>(sums[2 * half] * factor);
-      to[1] = convert<T>(sums[2 * half + 1] * factor);
+      float2 sums =
+          make_float2(gradient[block][channels][2 * half] * factor, gradient[block][channels][2 * half + 1] * factor);
+      if (first_row + row >= count) sums = make_float2(0, 0);
+      const int channel = F::column(channels, 0);
+      if (split_gradients == nullptr) {
+        const int bytes = channel * sizeof(T);
+        T* to = reinterpret_cast<T*>(shared.rows + F::offset(row, bytes / 16) + bytes % 16);
+        to[0] = convert<T>(sums.x);
+        to[1] = convert<T>(sums.y);
+      } else if (first_row + row < keys.count) {
+        float* to = split_gradients + (blockIdx.y * keys.count + first_row + row) * F::kChannels + channel;
+        *reinterpret_cast<float2*>(to) = sums;
+      }
     }
   });
+  if (split_gradients != nullptr) return;
   __syncwarp();
   for (int i = threadIdx.x % 32; i < F::kWarpRows * F::kChunks; i += 32) {
     const int row = F::warp_row() + i / F::kChunks, chunk = i % F::kChunks;
     if (first_row + row >= keys.count) break;
-    uint4 value = *reinterpret_cast<const uint4*>(shared.rows + F::offset(row, chunk));
-    if (first_row + row >= count) value = make_uint4(0, 0, 0, 0);
-    *reinterpret_cast<uint4*>(grad_keys + (first_row + row) * F::kChannels + chunk * (16 / sizeof(T))) = value;
+    *reinterpret_cast<uint4*>(grad_keys + (first_row + row) * F::kChannels + chunk * (16 / sizeof(T))) =
+        *reinterpret_cast<const uint4*>(shared.rows + F::offset(row, chunk));
   }
 }
 
