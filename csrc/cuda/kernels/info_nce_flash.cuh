@@ -8,6 +8,7 @@
 //
 // Logits and maxima are in base 2 here, multiplied by log2(e): the GPU's own exponential is 2^x.
 #pragma once
+#include <climits>
 #include <cstddef>
 #include <cstdint>
 
@@ -130,7 +131,7 @@ struct Flash {
   // The rows' operands stay in registers where they are few.
   using RowOperand = typename Product::template Operand<4>;
   using ColumnOperand = typename Product::template Operand<2>;
-  static constexpr bool kRowsInRegisters = sizeof(T) == 2 && kRowBlocks * kSteps * 4 <= 48;
+  static constexpr bool kRowsInRegisters = sizeof(T) == 2 && kRowBlocks * kSteps * 4 <= 32;
   struct Rows {
     uint32_t address;
     uint32_t kept[kRowsInRegisters ? kRowBlocks : 1][kRowsInRegisters ? kSteps : 1][4];
@@ -232,6 +233,20 @@ struct Flash {
         }
       }
     }
+  }
+
+  // No weight for columns from `limit` on, nor where column - row is `diagonal` ..
+  __device__ __forceinline__ static void exclude(Logits& s, int limit, int diagonal) {
+    for_each_logit([&](int block, int j, int i) {
+      const int c = column(j, i);
+      if (c >= limit || c - row(block, i / 2) == diagonal) s[block][j][i] = -INFINITY;
+    });
+  }
+  // .. nor where the column has the row's id.
+  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, const int64_t* column_ids) {
+    for_each_logit([&](int block, int j, int i) {
+      if (column_ids[column(j, i)] == row_ids[row(block, i / 2)]) s[block][j][i] = -INFINITY;
+    });
   }
 
   // What is subtracted in the exponent: an infinite maximum makes weights infinite or 0, not NaN.
@@ -380,13 +395,10 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   __syncwarp();
 
   const typename F::Rows rows(row_tile);
-  typename F::PerRow positive_logit, max, sum = {};
+  typename F::PerRow max, sum = {};
   int rank[F::kRowBlocks][2] = {};
   typename F::Sums weighted = {};  // (without gradient it stays zero, and takes no registers)
-  F::for_each_row([&](int block, int half) {
-    positive_logit[block][half] = shared.row_positive[F::row(block, half)];
-    max[block][half] = -INFINITY;
-  });
+  F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
 
   const bool idle = first_row + F::warp_row() >= query.count;  // a warp that only helps with the copies
   for (int64_t tile = first_tile; tile < last_tile; tile++) {
@@ -403,17 +415,17 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     F::for_each_logit([&](int block, int j, int i) { s[block][j][i] *= scale; });
     const Keys keys = keys_of(tile);
     const bool own = keys.own && keys.first < first_row + F::kRows && first_row < keys.first + F::kColumns;
-    if (own || keys.ids != nullptr || keys.first + F::kColumns > keys.count) {
-      F::for_each_logit([&](int block, int j, int i) {
-        const int row = F::row(block, i / 2), column = F::column(j, i);
-        const int64_t key = keys.first + column;
-        if (key >= keys.count || (own && key == first_row + row) ||
-            (keys.ids != nullptr && shared.column_ids[stage][column] == shared.row_ids[row]))
-          s[block][j][i] = -INFINITY;
-      });
-    }
-    F::for_each_logit(
-        [&](int block, int j, int i) { rank[block][i / 2] += s[block][j][i] > positive_logit[block][i / 2]; });
+    if (own || keys.first + F::kColumns > keys.count)
+      F::exclude(s, min(keys.count - keys.first, int64_t(F::kColumns)), own ? first_row - keys.first : INT_MIN);
+    if (keys.ids != nullptr) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
+    F::for_each_row([&](int block, int half) {
+      const float positive_logit = shared.row_positive[F::row(block, half)];  // (registers are scarce)
+#pragma unroll
+      for (int j = 0; j < F::kColumnBlocks; j++) {
+        rank[block][half] += s[block][j][2 * half] > positive_logit;
+        rank[block][half] += s[block][j][2 * half + 1] > positive_logit;
+      }
+    });
     F::weigh(s, max, weighted, [&](int block, int half, float shrink) { sum[block][half] *= shrink; });
     F::for_each_logit([&](int block, int j, int i) { sum[block][i / 2] += s[block][j][i]; });
     if constexpr (kGradient) F::accumulate(weighted, s, column_tile);
@@ -531,14 +543,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
       s[block][j][i] = s[block][j][i] * scale + shared.column_share[stage][F::column(j, i)].x;
     });
     const bool own = in_batch && first < first_row + F::kRows && first_row < first + F::kColumns;
-    if (own || with_ids || first + F::kColumns > query.count) {
-      F::for_each_logit([&](int block, int j, int i) {
-        const int row = F::row(block, i / 2), column = F::column(j, i);
-        if (first + column >= query.count || (own && first + column == first_row + row) ||
-            (with_ids && shared.column_ids[stage][column] == shared.row_ids[row]))
-          s[block][j][i] = -INFINITY;
-      });
-    }
+    if (own || first + F::kColumns > query.count)
+      F::exclude(s, min(query.count - first, int64_t(F::kColumns)), own ? first_row - first : INT_MIN);
+    if (with_ids) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
     F::weigh(s, max, gradient, [](int, int, float) {});
     F::for_each_logit(
         [&](int block, int j, int i) { s[block][j][i] *= shared.column_share[stage][F::column(j, i)].y; });
