@@ -38,6 +38,16 @@ bool dispatch_flash(ScalarType dtype, bool allow_tf32, int64_t channels, F&& f) 
   return allow_tf32 ? dispatch_channels<Tf32Product<1>>(channels, f) : dispatch_channels<Tf32Product<3>>(channels, f);
 }
 
+// Tensor-core code for the current device is in this build.
+bool compiled_for_device() {
+  const int capability = 100 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+                         10 * device_attribute(cudaDevAttrComputeCapabilityMinor);
+  for (int arch : {__CUDA_ARCH_LIST__}) {
+    if (800 <= arch && arch <= capability) return true;
+  }
+  return false;
+}
+
 bool aligned_rows(const Tensor& t) {
   return t.stride(1) == 1 && t.stride(0) * t.element_size() % 16 == 0 &&
          reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
@@ -76,7 +86,7 @@ bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys
   const int64_t c = query.size(1);
   return query.size(0) > 0 && dispatch_flash(query.scalar_type(), true, c, [](auto) {}) && aligned_rows(query) &&
          (positive == nullptr || aligned_rows(*positive)) && (keys == nullptr || aligned_rows(*keys)) &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+         compiled_for_device();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(

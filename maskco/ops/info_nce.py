@@ -61,11 +61,11 @@ def info_nce(
         return_stats: also return the `InfoNCEStats`.
 
     Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64), and so do products of float32,
-    unless torch.set_float32_matmul_precision allows TF32; weights of 16-bit keys are rounded to 16 bits on CUDA. All float inputs must have one
-    dtype; under autocast they follow the queue (which is thus never copied), or else the widest of them. Gradients
-    reach every float input that requires them; one for the queue costs a second pass, which reads it again. Pushing
-    new keys into a queue without gradient between loss and backward does not change any gradient. Bit for bit
-    repeatable. There is no second derivative.
+    unless torch.set_float32_matmul_precision allows TF32; on CUDA the softmax weights of 16-bit keys have 16 bits, too.
+    All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
+    widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
+    reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
+    gradient. Bit for bit repeatable. There is no second derivative.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).

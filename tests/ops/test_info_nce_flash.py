@@ -81,6 +81,20 @@ def test_every_set_of_keys(device, options):
     check(case, "bfloat16", tuple(name for name in FEATURES if case[name] is not None))
 
 
+def test_temperature_tensor(device):
+    torch.manual_seed(0)
+    case = make_case(device, torch.bfloat16, c=32) | {"temperature": torch.tensor(0.3)}
+    check(case, "bfloat16", (*FEATURES, "temperature"))
+
+
+def test_empty_queue(device, simulated):
+    query, positive, queue = (unit(n, 32).requires_grad_() for n in (3, 3, 0))
+    loss = info_nce(query, positive, queue, reduction="none")
+    assert kernels(simulated) == ["flash", "combine"] and torch.equal(loss, torch.zeros(3))
+    loss.sum().backward()
+    assert not query.grad.any() and queue.grad.shape == (0, 32)
+
+
 @pytest.mark.parametrize("n, k", [(1, 1), (129, 123), (252, 507)])
 def test_ragged_sizes(device, simulated, n, k):
     torch.manual_seed(0)
@@ -312,3 +326,14 @@ def test_precision_follows_torchs_setting(device, monkeypatch):
         finally:
             torch.set_float32_matmul_precision(before)
     assert error["highest"] < 2e-6 < 1e-5 < error["high"] < 1e-3
+
+
+def test_opcheck(device):
+    torch.manual_seed(0)
+    case = make_case(device, torch.float16, n=4, c=32, k=10, valid=8)
+    inputs = [case[name].requires_grad_() for name in FEATURES]
+    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
+    torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
+    query, keys = unit(4, 32).half(), unit(10, 32).half()
+    args = (torch.rand(4), torch.rand(4), query, keys, False, None, None, torch.tensor(8), 0.2, None, False)
+    torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)

@@ -85,10 +85,11 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   const int team_size = channels / 4, teams = kInfoNceThreads / team_size;
   const int team = threadIdx.x / team_size, member = threadIdx.x % team_size;
   float4 mine = make_float4(0, 0, 0, 0);
-  for (int split = team; split < num_splits && team < teams; split += teams) {
+#pragma unroll 8  // loads that do not wait for each other
+  for (int split = team; split < (team < teams ? num_splits : 0); split += teams) {
     const float factor = split_scale[split];
-    if (factor == 0) continue;  // (nothing of it counts: a block without keys)
-    const float4 w = reinterpret_cast<const float4*>(split_sums + (split * n + i) * channels)[member];
+    float4 w = make_float4(0, 0, 0, 0);  // (a split without keys or without weight is not read)
+    if (factor != 0) w = reinterpret_cast<const float4*>(split_sums + (split * n + i) * channels)[member];
     mine.x += w.x * factor, mine.y += w.y * factor, mine.z += w.z * factor, mine.w += w.w * factor;
   }
   partial[threadIdx.x] = mine;
