@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                           float* positive_product,  // [N]: query · positive
                           FlashRow* split_rows,     // [S, N], S = gridDim.y
                           float* split_sums) {      // [S, N, C]: of 2^(s - max) · key
+#if __CUDA_ARCH__ >= 800                            // the host does not launch it elsewhere
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashForwardShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
       }
     }
   });
+#endif
 }
 
 template <class F>
@@ -217,6 +219,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                                T* grad_keys,              // [K, C], or
                                float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
 
+#if __CUDA_ARCH__ >= 800  // the host does not launch it elsewhere
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -319,6 +322,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     *reinterpret_cast<uint4*>(grad_keys + (first_row + row) * F::kChannels + chunk * (16 / sizeof(T))) =
         *reinterpret_cast<const uint4*>(shared.rows + F::offset(row, chunk));
   }
+#endif
 }
 
 }  // namespace maskco

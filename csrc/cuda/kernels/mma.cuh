@@ -10,13 +10,6 @@
 
 #include "convert.cuh"
 
-// The host chooses these kernels from 8.0 on; code for older GPUs only has to compile.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-#define MASKCO_PTX(...) asm volatile(__VA_ARGS__)
-#else
-#define MASKCO_PTX(...) __trap()
-#endif
-
 namespace maskco {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -28,46 +21,48 @@ template <int kBytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool inside) {
   const int size = inside ? kBytes : 0;
   if constexpr (kBytes == 16) {  // .cg: past the first-level cache
-    MASKCO_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
   } else {
-    MASKCO_PTX("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(size) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(size)
+                 : "memory");
   }
 }
-__device__ __forceinline__ void commit_copies() { MASKCO_PTX("cp.async.commit_group;" :: : "memory"); }
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // until at most kPending of the groups committed last are under way
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
-  MASKCO_PTX("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Four 8 x 8 matrices of 16 bits; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t address) {
-  MASKCO_PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]),
-             "=r"(m[3]) : "r"(address) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
 }
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&m)[4], uint32_t address) {
-  MASKCO_PTX("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(m[0]), "=r"(m[1]),
-             "=r"(m[2]), "=r"(m[3]) : "r"(address) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
 }
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
-  uint32_t x = 0;
-  MASKCO_PTX("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
   return x;
 }
 
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
-  uint32_t rounded = 0;
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(x)));
-#endif
   return rounded;
 }
 
-#define MASKCO_MMA(shape_and_types, sums, a, b)                                                                      \
-  MASKCO_PTX("mma.sync.aligned." shape_and_types                                                                     \
-             " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"((sums)[0]),                   \
-             "+f"((sums)[1]), "+f"((sums)[2]), "+f"((sums)[3]) : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), \
-             "r"((b)[0]), "r"((b)[1]))
+#define MASKCO_MMA(shape_and_types, sums, a, b)                                                                       \
+  asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"((sums)[0]), "+f"((sums)[1]), "+f"((sums)[2]), "+f"((sums)[3])                                   \
+               : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "r"((b)[0]), "r"((b)[1]))
 
 // Both products below have
 //   element           the type of the factors in memory
