@@ -24,7 +24,7 @@ constexpr FlashShape flash_shape(int element_size, int channels) {
     if (channels <= 128) return {4, 2, 32, channels <= 32 ? 3 : 2};
     return {8, 1, channels <= 192 ? 64 : 32, 1};
   }
-  if (channels <= 64) return {4, 2, 32, channels <= 32 ? 3 : 2};
+  if (channels <= 64) return {4, 2, 32, 2};
   if (channels <= 128) return {8, 1, 32, 1};
   return {4, 1, 16, channels <= 192 ? 2 : 1};
 }
@@ -60,6 +60,9 @@ struct Flash {
   }
   static_assert(kColumns * kChunks % kThreads == 0 && kRows * kChunks % kThreads == 0);
   static_assert(kRows <= kThreads && kColumns <= kThreads);  // a thread for each id
+
+  // (an int counts the tiles of any memory)
+  __device__ __forceinline__ static int tiles(int64_t count) { return (count + kColumns - 1) / kColumns; }
 
   // Rows first, first + 1 .. of [count, C] into a tile; zeros from `count` on.
   template <int kTileRows>
@@ -156,7 +159,7 @@ struct Flash {
     const uint32_t address = tile + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int i = 0; i < kRowBlocks * kColumnBlocks * 4; i++) (&s[0][0][0])[i] = 0;
-#pragma unroll
+#pragma unroll 4  // further ahead, loads would take the registers of the sums
     for (int step = 0; step < kSteps; step++) {
       RowOperand a[kRowBlocks];
 #pragma unroll
@@ -257,7 +260,8 @@ struct Flash {
       top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
       max[block][half] = top;
-      shrink[block][half] = before == -INFINITY ? 0.0f : exp2_approximate(shift(before) - shift(top));
+      const float factor = exp2_approximate(shift(before) - shift(top));
+      shrink[block][half] = before == -INFINITY ? 0.0f : factor;
       grown |= shrink[block][half] != 1;
       rescale(block, half, shrink[block][half]);
     });

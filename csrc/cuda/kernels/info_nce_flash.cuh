@@ -31,6 +31,15 @@ __device__ __forceinline__ int64_t valid_count(int64_t count, const int64_t* val
   return *valid < 0 ? 0 : *valid;
 }
 
+// The first tile of this block's split, or of the one `after` it.
+__device__ __forceinline__ int split_begin(int tiles, int after) {
+  return static_cast<int64_t>(tiles) * (blockIdx.y + after) / gridDim.y;
+}
+
+// `condition`, the same in all threads, as a vote: ptxas for 10.0 and later then does not peel the first tile off the
+// loop, for which registers do not suffice.
+__device__ __forceinline__ bool loop_on(bool condition) { return __any_sync(0xffffffff, condition); }
+
 // What one split of the keys makes of one query.
 struct alignas(16) FlashRow {
   float max;     // of the negatives' logits, in base 2
@@ -74,9 +83,8 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   const float scale = kLog2E / temperature.get();
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * F::kRows;
   const int64_t queue_count = valid_count(queue.count, valid);
-  const int64_t queue_tiles = (queue_count + F::kColumns - 1) / F::kColumns;
-  const int64_t tiles = queue_tiles + (in_batch ? (positive.count + F::kColumns - 1) / F::kColumns : 0);
-  const int64_t first_tile = tiles * blockIdx.y / gridDim.y, last_tile = tiles * (blockIdx.y + 1) / gridDim.y;
+  const int queue_tiles = F::tiles(queue_count), tiles = queue_tiles + (in_batch ? F::tiles(positive.count) : 0);
+  const int first_tile = split_begin(tiles, 0), last_tile = split_begin(tiles, 1);
 
   struct Keys {
     bool own;  // key i is query i's positive
@@ -84,18 +92,18 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     int64_t row_stride, first, count;
     const int64_t* ids;
   };
-  auto keys_of = [&](int64_t tile) {
+  auto keys_of = [&](int tile) {
     const bool own = tile >= queue_tiles;
     return Keys{own,
                 own ? positive.rows : queue.rows,
                 own ? positive.row_stride : queue.row_stride,
-                (own ? tile - queue_tiles : tile) * F::kColumns,
+                int64_t(own ? tile - queue_tiles : tile) * F::kColumns,
                 own ? positive.count : queue_count,
                 query.ids == nullptr ? nullptr
                 : own                ? query.ids
                                      : queue.ids};
   };
-  auto load_keys = [&](int64_t tile) {
+  auto load_keys = [&](int tile) {
     const int stage = tile % kFlashStages;
     const Keys keys = keys_of(tile);
     F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, keys.rows, keys.row_stride, keys.first,
@@ -138,7 +146,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
 
   const bool idle = first_row + F::warp_row() >= query.count;  // a warp that only helps with the copies
-  for (int64_t tile = first_tile; tile < last_tile; tile++) {
+  for (int tile = first_tile; loop_on(tile < last_tile); tile++) {
     wait_for_copies<0>();
     __syncthreads();  // this tile is there, and nobody reads the one before, which the next one replaces
     if (tile + 1 < last_tile) load_keys(tile + 1);
@@ -226,21 +234,21 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   const float tau = temperature.get(), scale = kLog2E / tau;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * F::kRows, count = valid_count(keys.count, valid);
   const bool with_ids = keys.ids != nullptr && query.ids != nullptr;
-  const int64_t tiles = first_row < count ? (query.count + F::kColumns - 1) / F::kColumns : 0;
-  const int64_t first_tile = tiles * blockIdx.y / gridDim.y, last_tile = tiles * (blockIdx.y + 1) / gridDim.y;
+  const int tiles = first_row < count ? F::tiles(query.count) : 0;
+  const int first_tile = split_begin(tiles, 0), last_tile = split_begin(tiles, 1);
 
-  auto share_of = [&](int64_t tile) {
-    const int64_t i = tile * F::kColumns + threadIdx.x;
+  auto share_of = [&](int tile) {
+    const int64_t i = int64_t(tile) * F::kColumns + threadIdx.x;
     if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return make_float2(-INFINITY, 1);
     const float weight = grad_loss[i * grad_stride] / tau;
     return make_float2(log2f(fabsf(weight)) - lse[i] * kLog2E, weight < 0 ? -1 : 1);
   };
-  auto store_share = [&](int64_t tile, float2 share) {
+  auto store_share = [&](int tile, float2 share) {
     if (threadIdx.x < F::kColumns) shared.column_share[tile % kFlashStages][threadIdx.x] = share;
   };
-  auto load_queries = [&](int64_t tile) {
+  auto load_queries = [&](int tile) {
     const int stage = tile % kFlashStages;
-    const int64_t first = tile * F::kColumns, i = first + threadIdx.x;
+    const int64_t first = int64_t(tile) * F::kColumns, i = first + threadIdx.x;
     F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, query.rows, query.row_stride, first,
                                   query.count);
     if (with_ids && threadIdx.x < F::kColumns) {
@@ -266,7 +274,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   typename F::Sums gradient = {};
   F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
 
-  for (int64_t tile = first_tile; tile < last_tile; tile++) {
+  for (int tile = first_tile; loop_on(tile < last_tile); tile++) {
     wait_for_copies<0>();
     __syncthreads();
     if (tile + 1 < last_tile) load_queries(tile + 1);
@@ -274,7 +282,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     const float2 next_share = share_of(tile + 1);  // on its way during the products
     const int stage = tile % kFlashStages;
     const uint32_t column_tile = column_tiles + stage * F::kColumnTileBytes;
-    const int64_t first = tile * F::kColumns;
+    const int64_t first = int64_t(tile) * F::kColumns;
 
     typename F::Logits s;
     F::multiply(s, rows, column_tile);
