@@ -362,7 +362,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     double temperature,
     const std::optional<Tensor>&
         temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
-    bool need_grad) {
+    bool need_grad, bool /* allow_tf32 */) {
   check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &forward<double> : &forward<float>;
   return run(query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature,
@@ -377,7 +377,7 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
                          const std::optional<Tensor>& query_ids,  // [N] int64
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
-                         double temperature, const std::optional<Tensor>& temperature_tensor) {
+                         double temperature, const std::optional<Tensor>& temperature_tensor, bool /* allow_tf32 */) {
   check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &backward_keys<double> : &backward_keys<float>;
   return run(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor);

@@ -51,6 +51,17 @@ inline void check_on_device(const Tensor& t, const Tensor& like, const char* nam
   STD_TORCH_CHECK(on_device(t) && t.get_device_index() == like.get_device_index(), name,
                   " must be on the same CUDA device as the first argument");
 }
+// of the current device (cheap: the driver keeps these)
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
+  return value;
+}
+template <class T>
+const T* optional_ptr(const std::optional<Tensor>& t) {
+  return t ? device_ptr<const T>(*t) : nullptr;
+}
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace maskco

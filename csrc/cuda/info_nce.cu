@@ -1,4 +1,5 @@
-// InfoNCE on CUDA, host side of the general path: streams the keys in tiles, two ATen products and one kernel a tile.
+// InfoNCE on CUDA: the choice between the flash kernels (info_nce_flash.cu) and the general path, and the host side of
+// the latter: streams the keys in tiles, two ATen products and one kernel a tile.
 //
 // What stays between tiles is O(N C); the workspace is a tile of logits [N, T] and, where keys must be converted or end
 // at a `valid` that only the device knows, a tile of keys [T, C]. Nothing waits for the device. The products are in
@@ -11,6 +12,7 @@
 #include "common/dispatch.h"
 #include "common/info_nce.h"
 #include "host.h"
+#include "info_nce_flash.h"
 #include "kernels/info_nce.cuh"
 
 namespace maskco {
@@ -22,11 +24,6 @@ constexpr int64_t kLeastKeys = 128, kMostKeys = 4096;  // of one tile
 
 template <class T>
 constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
-template <class T>
-const T* optional_ptr(const std::optional<Tensor>& t) {
-  return t ? device_ptr<const T>(*t) : nullptr;
-}
 
 dim3 one_block_each(int64_t rows) {
   STD_TORCH_CHECK(rows <= std::numeric_limits<int32_t>::max(), "info_nce: more than 2^31 - 1 queries");
@@ -180,10 +177,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     double temperature,
     const std::optional<Tensor>&
         temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
-    bool need_grad) {
+    bool need_grad,
+    bool allow_tf32) {  // the flash kernels' products of float32; ATen's follow torch's own setting
   check_on_device(query, query, "query");
   check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
   DeviceGuard guard(query);
+  if ((queue || in_batch) && flash_takes(query, &positive, queue ? &*queue : nullptr)) {
+    return flash_forward(query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature,
+                         temperature_tensor, need_grad, allow_tf32);
+  }
   return dispatch_floating<__half, __nv_bfloat16>(query.scalar_type(), [&](auto tag) {
     return forward<typename decltype(tag)::type>(query, positive, queue, local_negatives, in_batch, query_ids,
                                                  queue_ids, valid, temperature, temperature_tensor, need_grad);
@@ -198,10 +200,14 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
                          const std::optional<Tensor>& query_ids,  // [N] int64
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
-                         double temperature, const std::optional<Tensor>& temperature_tensor) {
+                         double temperature, const std::optional<Tensor>& temperature_tensor, bool allow_tf32) {
   check_on_device(query, query, "query");
   check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   DeviceGuard guard(query);
+  if (flash_takes(query, nullptr, &keys)) {
+    return flash_backward_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature,
+                               temperature_tensor, allow_tf32);
+  }
   return dispatch_floating<__half, __nv_bfloat16>(query.scalar_type(), [&](auto tag) {
     return backward_keys<typename decltype(tag)::type>(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid,
                                                        temperature, temperature_tensor);

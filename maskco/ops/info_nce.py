@@ -60,11 +60,12 @@ def info_nce(
         reduction: "mean", "sum" or "none". The mean over no queries is 0.
         return_stats: also return the `InfoNCEStats`.
 
-    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64). All float inputs must have one
-    dtype; under autocast they follow the queue (which is thus never copied), or else the widest of them. Gradients
-    reach every float input that requires them; one for the queue costs a second pass, which reads it again. Pushing
-    new keys into a queue without gradient between loss and backward does not change any gradient. Bit for bit
-    repeatable. There is no second derivative.
+    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64), and so do products of float32,
+    unless torch.set_float32_matmul_precision allows TF32; on CUDA the softmax weights of 16-bit keys have 16 bits, too.
+    All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
+    widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
+    reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
+    gradient. Bit for bit repeatable. There is no second derivative.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).
@@ -115,6 +116,7 @@ def info_nce(
             scalar,
             temperature_tensor,
             need_grad,
+            _allow_tf32(),
         )
     if reduction == "mean":
         loss = loss.sum() / max(query.shape[0], 1)
@@ -208,12 +210,22 @@ def _one_dtype(
     return query, positive, queue, None if local_negatives is None else local_negatives.to(dtype)
 
 
+def _allow_tf32() -> bool:
+    """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
+# torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
+_allow_tf32._dynamo_marked_constant = True
+
+
 def _accumulation_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
 def _fake_fwd(
-    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need
+    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need, tf32
 ):
     n, c = query.shape
     dtype = _accumulation_dtype(query)
@@ -222,12 +234,16 @@ def _fake_fwd(
     return loss, lse, positive_logit, rank, query.new_empty((n if need else 0, c), dtype=dtype)
 
 
-def _fake_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor):
+def _fake_bwd_keys(
+    grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor, tf32
+):
     return torch.empty_like(keys, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _ = inputs
+    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = (
+        inputs
+    )
     loss, lse, positive_logit, rank, grad_query = output
     ctx.mark_non_differentiable(lse, positive_logit, rank, grad_query)
     ctx.set_materialize_grads(False)
@@ -235,7 +251,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.queue_needs_grad = ctx.needs_input_grad[2]
     saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
     ctx.save_for_backward(query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue)
-    ctx.in_batch, ctx.temperature = in_batch, temperature
+    ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
 
 
 def register(namespace: str) -> None:
@@ -246,27 +262,28 @@ def register(namespace: str) -> None:
         if torch.is_grad_enabled():  # grad_query would count as a constant, and the second derivative be wrong
             raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
         if grad_loss is None:
-            return (None,) * 11
+            return (None,) * 12
         query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue = ctx.saved_tensors
         queue, query_ids, queue_ids, valid = saved_queue
         need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
         tau = ctx.temperature if tensor is None else tensor
         weight = (grad_loss / tau)[:, None]  # [N, 1]: d loss / d (query · key)
         wide = query.to(grad_query.dtype)
-        grads: list[Tensor | None] = [None] * 11
+        grads: list[Tensor | None] = [None] * 12
         if need_query:
             grads[0] = (grad_query * grad_loss[:, None]).to(query.dtype)
         if need_positive:
             own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
-                args = (grad_loss, lse, wide, positive.to(wide.dtype), True, query_ids, query_ids, None)
-                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor).addcmul_(own, wide)
+                args = (grad_loss, lse, query, positive, True, query_ids, query_ids, None)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+                grad = grad.to(wide.dtype).addcmul_(own, wide)
             else:
                 grad = own * wide
             grads[1] = grad.to(positive.dtype)
         if need_queue:
             args = (grad_loss, lse, query, queue, False, query_ids, queue_ids, valid)
-            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor)
+            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
         if need_local:
             # [N, M]; no einsum, which a backward inside an autocast block would run in 16 bits
             logits = (wide[:, None] * local_negatives.to(wide.dtype)).sum(2) / tau

@@ -32,7 +32,7 @@ CALLS = {
     "expanded ids": ("queue_push_", (KEYS, CURSOR, ROWS, False, IDS.expand(3), IDS.expand(8), True), "queue_ids"),
     "a positive of other dtype": (
         "info_nce_fwd",
-        (ROWS, ROWS.double(), KEYS, None, False, None, None, None, 1.0, None, True),
+        (ROWS, ROWS.double(), KEYS, None, False, None, None, None, 1.0, None, True, False),
         "positive",
     ),
 }  # fmt: skip

@@ -294,9 +294,19 @@ def test_no_second_derivative():
 def test_opcheck(need_grad):
     case = make_case(n=4, c=6, k=10, valid=8)
     inputs = [case[name].requires_grad_(need_grad) for name in FEATURES]
-    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), need_grad)
+    args = (
+        *inputs,
+        True,
+        case["query_ids"],
+        case["queue_ids"],
+        case["valid"],
+        1.0,
+        torch.tensor(0.3),
+        need_grad,
+        False,
+    )
     opcheck(torch.ops.maskco.info_nce_fwd, args)
-    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, None, 0.2, None)
+    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, None, 0.2, None, False)
     opcheck(torch.ops.maskco.info_nce_bwd_keys, args)
 
 

@@ -172,9 +172,9 @@ def test_opcheck(device):
     torch.manual_seed(0)
     case = make_case(device, n=4, c=6, k=10, valid=8)
     inputs = [case[name].requires_grad_() for name in FEATURES]
-    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True)
+    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
-    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, torch.tensor(8), 0.2, None)
+    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, torch.tensor(8), 0.2, None, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)
 
 
@@ -191,6 +191,6 @@ DIRECT = {
 
 @pytest.mark.parametrize("args, message", DIRECT.values(), ids=DIRECT.keys())
 def test_direct_calls_are_guarded(device, args, message):
-    defaults = (None, None, None, None, False, None, None, None, 0.2, None, True)
+    defaults = (None, None, None, None, False, None, None, None, 0.2, None, True, False)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.maskco_sim.info_nce_fwd(*args, *defaults[len(args) :])

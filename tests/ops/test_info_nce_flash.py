@@ -1,0 +1,339 @@
+"""The tensor-core kernels of info_nce: every variant's values and gradients, which features they take, what they cost.
+
+Everything here runs the compiled kernels on the simulated device. The contract that all devices and paths share is in
+test_info_nce.py, the general CUDA path in test_info_nce_sim.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+from test_info_nce import CASES, FEATURES, make_case, run, unit
+
+from maskco.ops import info_nce, reference
+from tolerance import assert_as_good_as
+
+pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
+
+CHANNELS = (32, 64, 96, 128, 192, 256)
+KINDS = ("float16", "bfloat16", "tf32", "float32")  # float32: three TF32 products, "highest" precision
+
+
+@pytest.fixture
+def kind(request, monkeypatch) -> str:
+    if request.param == "tf32":
+        monkeypatch.setattr(importlib.import_module("maskco.ops.info_nce"), "_allow_tf32", lambda: True)
+    return request.param
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, indirect=True)
+
+
+def dtype_of(kind: str) -> torch.dtype:
+    return torch.float32 if kind == "tf32" else getattr(torch, kind)
+
+
+def round_to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """As cvt.rna.tf32 does."""
+    return ((x.detach().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def kernels(simulated) -> list[str]:
+    return [launch.kernel.split("info_nce_")[1].split("_kernel")[0] for launch in simulated.launches]
+
+
+def check(case: dict, kind: str, grad: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """The op, plain torch on features rounded as the products round them, and float64 on the features as given."""
+    floats = {k: v for k, v in case.items() if torch.is_tensor(v) and v.is_floating_point()}
+    rounded = {k: round_to_tf32(v) for k, v in floats.items()} if kind == "tf32" else {}
+    wide = case | {k: v.double() for k, v in floats.items()}
+    actual = run(info_nce, case, grad)
+    same, truth = run(reference.info_nce, case | rounded, grad), run(reference.info_nce, wide, grad)
+    for name, value in actual.items():
+        if name != "rank":
+            assert_as_good_as(value, same[name], truth[name], value.dtype, name)
+        else:  # rounding takes a logit now and then from one side of the positive's to the other
+            assert float((value - truth[name]).abs().double().mean()) < (0.5 if kind == "tf32" else 0.02)
+    return actual
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+@pytest.mark.parametrize("c", CHANNELS)
+@every_kind
+def test_every_variant(device, simulated, kind, c, gradient):
+    """All keys, ids and a `valid` inside a tile; four splits; parts of two blocks of 64 queries."""
+    torch.manual_seed(0)
+    n = 69 if c >= 192 and kind in ("float32", "tf32") else 21
+    case = make_case(device, dtype_of(kind), n=n, c=c, k=507, valid=491)
+    check(case, kind, FEATURES if gradient else ())
+    assert kernels(simulated) == ["flash", "combine"] + ["flash_keys"] * 2 * gradient
+    assert simulated.launches[0].report.bank_conflict_factor == 1
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_every_set_of_keys(device, options):
+    torch.manual_seed(0)
+    dropped = {name: options[name] for name in options if name == "queue_ids"}
+    case = make_case(device, torch.bfloat16, c=32, **{k: v for k, v in options.items() if k not in dropped}) | dropped
+    check(case, "bfloat16", tuple(name for name in FEATURES if case[name] is not None))
+
+
+def test_temperature_tensor(device):
+    torch.manual_seed(0)
+    case = make_case(device, torch.bfloat16, c=32) | {"temperature": torch.tensor(0.3)}
+    check(case, "bfloat16", (*FEATURES, "temperature"))
+
+
+def test_empty_queue(device, simulated):
+    query, positive, queue = (unit(n, 32).requires_grad_() for n in (3, 3, 0))
+    loss = info_nce(query, positive, queue, reduction="none")
+    assert kernels(simulated) == ["flash", "combine"] and torch.equal(loss, torch.zeros(3))
+    loss.sum().backward()
+    assert not query.grad.any() and queue.grad.shape == (0, 32)
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (129, 123), (252, 507)])
+def test_ragged_sizes(device, simulated, n, k):
+    torch.manual_seed(0)
+    check(make_case(device, torch.float16, n=n, k=k, c=32, m=1, valid=k), "float16", FEATURES)
+    assert ("sum_splits" in kernels(simulated)) == (n == 252)  # eight tiles of queries are worth two splits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, k", [(64, 2048), (300, 1999)])
+@pytest.mark.parametrize("c", CHANNELS)
+@every_kind
+def test_larger_sizes(device, kind, c, n, k):
+    torch.manual_seed(0)
+    check(make_case(device, dtype_of(kind), n=n, k=k, c=c, valid=k - 9, temperature=0.07), kind, FEATURES)
+
+
+@pytest.mark.parametrize("arch, schedule", [("sm_90", "forward"), ("sm_86", "reverse"), ("sm_80", "random")])
+@pytest.mark.parametrize("c", [32, 256])
+@every_kind
+def test_any_order_of_warps_gives_the_same_bits(device, kind, c, arch, schedule):
+    import ptxsim
+
+    torch.manual_seed(0)
+    case = make_case(device, dtype_of(kind), n=18, k=300, c=c, m=2, valid=290)
+    expected = run(info_nce, case, FEATURES)
+    with ptxsim.device(arch, strict=True, schedule=schedule):
+        result = run(info_nce, case, FEATURES)
+    assert all(torch.equal(result[name], expected[name]) for name in expected)
+
+
+def test_launches_and_shared_memory(device, simulated):
+    torch.manual_seed(0)
+    query, positive, queue = (unit(n, 256).bfloat16() for n in (9, 9, 600))
+    loss = info_nce(query.requires_grad_(), positive, queue, in_batch=True, local_negatives=unit(9, 2, 256).bfloat16())
+    assert kernels(simulated) == ["flash", "combine"]
+    assert simulated.launches[0].grid == (1, 5, 1)  # 20 tiles of 32 keys
+    assert 48 * 1024 < simulated.launches[0].shared <= 99 * 1024
+    simulated.launches.clear()
+    loss.backward()
+    assert kernels(simulated) == []  # the gradient is there already
+
+    loss = info_nce(query, positive, queue.requires_grad_())
+    simulated.launches.clear()
+    loss.backward()
+    assert kernels(simulated) == ["flash_keys"]
+
+
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_realistic_sizes_read_what_they_must(device, simulated, kind):
+    """Sectors, bank conflicts and coalescing where the loops dominate; one block row of a larger batch."""
+    torch.manual_seed(0)
+    query, positive, queue = (unit(n, 128, dtype=dtype_of(kind)) for n in (128, 128, 2048))
+    info_nce(query.requires_grad_(), positive, queue.requires_grad_()).backward()
+    assert kernels(simulated) == ["flash", "combine", "flash_keys"]
+    for launch in simulated.launches:
+        assert launch.report.bank_conflict_factor <= 1.1, launch.name
+        assert launch.report.load_efficiency >= 0.9 and launch.report.store_efficiency >= 0.9, launch.name
+    features = 2048 * 128 * queue.element_size()
+    splits = simulated.launches[0].grid[1]
+    rows = 128 * 128 * query.element_size() * 2 * splits  # each split reads the queries and positives again
+    assert simulated.launches[0].report.global_load_bytes <= 1.05 * (features + rows)
+
+
+def unaligned(features: torch.Tensor) -> torch.Tensor:
+    """The same in rows that start two bytes after a boundary."""
+    return torch.cat([features[:, -1:], features], 1)[:, 1:]
+
+
+@pytest.mark.parametrize("change", ["transposed", "query", "positive", "queue", "channels", "float64"])
+def test_what_the_kernels_cannot_read_takes_the_general_path(device, simulated, change):
+    torch.manual_seed(0)
+    dtype = torch.float64 if change == "float64" else torch.float16
+    case = make_case(device, dtype, n=5, c=40 if change == "channels" else 32, k=50, valid=44)
+    expected = reference.info_nce(**case)
+    if change == "transposed":
+        case["queue"] = case["queue"].T.contiguous().T
+    elif change in FEATURES:
+        case[change] = unaligned(case[change])
+    loss, stats = info_nce(**case, reduction="none", return_stats=True)
+    assert kernels(simulated)[0] == "start" and kernels(simulated)[-1] == "finish"
+    torch.testing.assert_close((loss, *stats), expected)
+
+    keys = case["queue"].detach().requires_grad_()
+    info_nce(case["query"], case["positive"], keys).backward()
+    assert ("flash_keys" in kernels(simulated)) == (change == "positive")  # which its gradient does not need
+
+
+def test_rows_of_a_wider_buffer_are_read_in_place(device, simulated):
+    torch.manual_seed(0)
+    case = make_case(device, torch.float16, n=5, c=32, k=50, valid=44)
+    for name in ("query", "positive", "queue"):
+        wider = torch.full((len(case[name]), 48), math.nan, dtype=torch.float16)
+        wider[:, 8:40] = case[name]
+        case[name] = wider[:, 8:40]
+    case["local_negatives"] = case["local_negatives"].transpose(0, 2).contiguous().transpose(0, 2)
+    weights = torch.linspace(0.5, 2, 5)
+    expected = run(reference.info_nce, case)["loss"]
+    query, queue = case["query"].detach().requires_grad_(), case["queue"].detach().requires_grad_()
+    loss = info_nce(**case | {"query": query, "queue": queue}, reduction="none")
+    (loss * weights).sum().backward()
+    torch.testing.assert_close(loss, expected)
+    assert kernels(simulated) == ["flash", "combine", "flash_keys"]
+    dense = run(info_nce, case, ("query", "queue"))
+    assert torch.equal(query.grad, dense["grad_query"]) and torch.equal(queue.grad, dense["grad_queue"])
+
+
+@every_kind
+def test_rows_past_valid_may_hold_anything(device, kind):
+    torch.manual_seed(0)
+    case = make_case(device, dtype_of(kind), c=32, m=0, ids=False)
+    clean = run(info_nce, case, ("query", "queue"))
+    case["queue"][40:] = math.nan
+    dirty = run(info_nce, case, ("query", "queue"))
+    assert all(torch.equal(clean[name], dirty[name]) for name in clean)
+    assert not dirty["grad_queue"][40:].any()
+
+
+@pytest.mark.parametrize("valid", [-1, 0, 1, 64, 600, 700])
+def test_valid_is_read_on_the_device(device, valid):
+    torch.manual_seed(0)
+    case = make_case(device, torch.bfloat16, n=5, c=32, k=600, in_batch=False, ids=False, valid=valid)
+    inside = case | {"valid": torch.tensor(min(max(valid, 0), 600))}
+    actual = run(info_nce, case, ("query", "queue"))
+    expected = run(reference.info_nce, inside, ("query", "queue"))
+    for name in ("loss", "lse", "rank"):
+        torch.testing.assert_close(actual[name], expected[name])
+    for name in ("grad_query", "grad_queue"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=2e-2, atol=2e-3)
+
+
+@every_kind
+def test_nan_in_a_query_stays_in_its_row(device, kind):
+    torch.manual_seed(0)
+    case = make_case(device, dtype_of(kind), n=7, c=32, m=0, ids=False, in_batch=False)
+    clean = run(info_nce, case, ("query", "queue"))
+    case["query"][3, 5] = math.nan
+    result = run(info_nce, case, ("query", "queue"))
+    rest = torch.arange(7) != 3
+    for name in ("loss", "lse", "positive_logit", "grad_query"):
+        assert bool(result[name][3].isnan().all()), name
+        assert torch.equal(result[name][rest], clean[name][rest]), name
+    assert bool(result["grad_queue"][:40].isnan().all()) and not result["grad_queue"][40:].any()
+
+
+@pytest.mark.parametrize("where", ["queue", "positive", "local_negatives", "query"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_nan_and_inf_end_as_in_the_reference(device, dtype, where, bad):
+    torch.manual_seed(0)
+    case = make_case(device, dtype, n=3, c=32, k=6, m=2, ids=False, in_batch=False, valid=6)
+    for name in FEATURES:
+        case[name].abs_()
+    case[where].view(-1, 32)[0, 1] = bad
+    actual, expected = run(info_nce, case), run(reference.info_nce, case)
+    for name in ("loss", "lse", "positive_logit", "rank"):
+        torch.testing.assert_close(
+            actual[name], expected[name], equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("kind", ["tf32", "float32"], indirect=True)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_and_inf_of_float32_reach_the_loss(device, kind, bad):
+    """Three products make NaN of an infinite factor, whose rest is infinity - infinity."""
+    case = make_case(device, n=3, c=32, k=6, m=2, ids=False, in_batch=False, valid=6)
+    case["query"].abs_()
+    case["queue"][0, 1] = bad
+    assert not info_nce(**case, reduction="none").isfinite().any()
+
+
+@every_kind
+def test_logits_that_overflow(device, kind):
+    """From finite features to infinite logits (not in float16's range), and far beyond what exp can take."""
+    torch.manual_seed(0)
+    case = make_case(device, dtype_of(kind), n=4, c=32, m=0, ids=False, in_batch=False)
+    hot = run(info_nce, case | {"temperature": 1e-4})
+    truth = run(reference.info_nce, {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
+                                     for k, v in case.items()} | {"temperature": 1e-4})  # fmt: skip
+    torch.testing.assert_close(hot["loss"].double(), truth["loss"], rtol=2e-3, atol=1 if kind != "tf32" else 10)
+    if kind != "float16":
+        case["query"], case["queue"] = case["query"].abs() * 1e30, case["queue"].abs() * 1e30
+        loss = info_nce(**case, reduction="none")
+        assert bool(loss.isposinf().all())
+
+
+@every_kind
+def test_gradient_keeps_its_precision_when_the_positive_wins(device, kind):
+    """Loss and gradient of 1e-9: in 16 bits, too, weights are relative to the largest negative, not to the positive."""
+    torch.manual_seed(0)
+    dtype = dtype_of(kind)
+    query = unit(4, 32).to(dtype)
+    case = make_case(device, dtype, n=4, c=32, k=300, m=0, valid=300, ids=False, in_batch=False, temperature=0.045)
+    case |= {"query": query, "positive": query.clone(), "queue": (case["queue"] * 0.1).to(dtype)}
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    truth = run(reference.info_nce, wide, ("query",))
+    assert truth["loss"].detach().max() < 1e-6
+    options = (None, False, None, None, None, 0.045, None, True, kind == "tf32")
+    loss, *_, grad = torch.ops.maskco_sim.info_nce_fwd(case["query"], case["positive"], case["queue"], *options)
+    torch.testing.assert_close(loss.double(), truth["loss"].detach(), rtol=1e-3, atol=0)
+    grad = grad * torch.linspace(0.5, 2, 4)[:, None]
+    torch.testing.assert_close(
+        grad.double(), truth["grad_query"], rtol=2e-2, atol=2e-2 * float(truth["grad_query"].abs().max())
+    )
+
+
+def test_scaled_losses_do_not_overflow_the_keys_gradient(device):
+    """GradScaler's 65536 makes upstream gradients that float16 cannot hold; the keys' own gradients it can."""
+    torch.manual_seed(0)
+    case = make_case(device, torch.float16, n=6, c=32, k=400, m=0, valid=400, ids=False, in_batch=False)
+    gradients = []
+    for scale in (1, 65536):
+        queue = case["queue"].clone().requires_grad_()
+        (info_nce(**case | {"queue": queue}, reduction="sum") * scale).backward()
+        gradients.append(queue.grad.double() / scale)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-6)
+
+
+def test_precision_follows_torchs_setting(device, monkeypatch):
+    torch.manual_seed(0)
+    case = make_case(device, n=6, c=64, k=200, m=0, valid=200, ids=False, in_batch=False)
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    truth = reference.info_nce(**wide)[1]
+    error = {}
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            error[precision] = float((run(info_nce, case)["lse"].double() - truth).abs().max())
+        finally:
+            torch.set_float32_matmul_precision(before)
+    assert error["highest"] < 2e-6 < 1e-5 < error["high"] < 1e-3
+
+
+def test_opcheck(device):
+    torch.manual_seed(0)
+    case = make_case(device, torch.float16, n=4, c=32, k=10, valid=8)
+    inputs = [case[name].requires_grad_() for name in FEATURES]
+    args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
+    torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
+    query, keys = unit(4, 32).half(), unit(10, 32).half()
+    args = (torch.rand(4), torch.rand(4), query, keys, False, None, None, torch.tensor(8), 0.2, None, False)
+    torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)
