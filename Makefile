@@ -1,6 +1,6 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
 # make test    the whole default test suite
-# make bench   every benchmark, into benchmarks/results: about ten minutes on an otherwise idle machine
+# make bench   every benchmark, into benchmarks/results: about a quarter of an hour on an otherwise idle machine
 # make lint    ruff and clang-format;   make format    the same, changing files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
