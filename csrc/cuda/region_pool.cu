@@ -126,8 +126,8 @@ int64_t place_weights(Plan& plan, const Map& map, int64_t tiles, int64_t size, i
 }
 template <class Plan>
 void count_tiles(Plan& plan, const Map& map) {
-  plan.tiles_j = ceil_div(map.j.size, plan.tiling.tile_j);
-  plan.tiles_k = ceil_div(map.k.size, plan.tiling.tile_k);
+  plan.tiles_j = int32_t(ceil_div(map.j.size, plan.tiling.tile_j));
+  plan.tiles_k = int32_t(ceil_div(map.k.size, plan.tiling.tile_k));
 }
 
 // `lists`: lists of regions, one for each image (and one of the boxes without)
@@ -138,7 +138,7 @@ void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const M
   PoolPlan plan{};
   plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), kTileJ, kTileBytes);
   count_tiles(plan, map);
-  plan.tiles_j = std::max<int64_t>(1, plan.tiles_j);  // (areas are wanted even of no channels)
+  plan.tiles_j = std::max(1, plan.tiles_j);  // (areas are wanted even of no channels)
   int64_t bytes = place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), sizeof(S), sizeof(T), scratch);
   plan.sums_at = int32_t(round_up(bytes, 16));
   bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
@@ -272,7 +272,7 @@ void launch_label_pool(const Labels& labels, const Tensor& x, bool mean, const T
   PoolPlan plan{};
   plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), 32, kTileBytes);
   count_tiles(plan, map);
-  plan.tiles_j = std::max<int64_t>(1, plan.tiles_j);
+  plan.tiles_j = std::max(1, plan.tiles_j);
   plan.weights_stride = int32_t(plan.tiling.tile_k);
   plan.weights_at = int32_t(2 * tile_bytes(plan.tiling, sizeof(S)));
   plan.sums_at = int32_t(round_up(plan.weights_at + 2 * plan.weights_stride * int64_t(sizeof(int32_t)), 16));
@@ -284,6 +284,7 @@ void launch_label_pool(const Labels& labels, const Tensor& x, bool mean, const T
 std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor& masks,
                                            std::optional<int64_t> num_regions, bool mean) {
   const int64_t regions = check_masked_pool_fwd(features, masks, num_regions);
+  STD_TORCH_CHECK(regions < (int64_t(1) << 31), "there must be fewer than 2^31 regions, got ", regions);
   const int64_t images = features.size(0), channels = features.size(1);
   DeviceGuard guard(features);
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});

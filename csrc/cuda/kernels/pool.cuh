@@ -10,10 +10,14 @@
 
 namespace maskco {
 
+// Blocks of an SM at least. (Sums in float64 take twice the registers.)
+template <typename T>
+inline constexpr int kResident = sizeof(T) == 8 ? 1 : 2;
+
 // What a block of pool_kernel does, and where things lie in its shared memory (bytes). Made by the host.
 struct PoolPlan {
   Tiling tiling;
-  int64_t tiles_j, tiles_k;                 // of an image
+  int32_t tiles_j, tiles_k;                 // of an image
   int32_t j_per_block;                      // tiles of j that a block takes one after the other …
   bool weights_stay;                        // … with the same weights, those of all pixels of the image
   int32_t weights_stride;                   // pixels of a row of weights
@@ -25,6 +29,7 @@ template <bool kStrict, typename S, typename T>
 __device__ __forceinline__ void accumulate(const Tiling& t, const S* tile, const T* w, int w_stride, int count,
                                            int count_k, int count_j, T (&acc)[kRegions][kLaneChannels]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 1
   for (int k = warp * kStep<S>; k < count_k && count_j > 0; k += kTileWarps * kStep<S>) {
     T x[kLaneChannels][kStep<S>];
 #pragma unroll
@@ -77,12 +82,13 @@ __device__ __forceinline__ void sum_over_warps(const Tiling& t, const T (&acc)[k
 }
 
 template <typename T, typename S, typename Weights>
-__global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, PoolPlan plan, Map map,
-                                                               const S* x,      // [B][k, j]
-                                                               const T* shift,  // [regions] or null, subtracted
-                                                               bool mean,    // divide by the areas (0 where that is 0)
-                                                               T* area_out,  // [regions]: Σ_k w, if Weights have areas
-                                                               S* pooled)    // [regions, J]
+__global__ void __launch_bounds__(kTileThreads, kResident<T>)
+    pool_kernel(Weights weights, PoolPlan plan, Map map,
+                const S* x,      // [B][k, j]
+                const T* shift,  // [regions] or null, subtracted
+                bool mean,       // divide by the areas (0 where that is 0)
+                T* area_out,     // [regions]: Σ_k w, if Weights have areas
+                S* pooled)       // [regions, J]
 {
   static_assert(kTileThreads == 4 * kTileJ);
   extern __shared__ __align__(16) unsigned char memory[];
@@ -97,22 +103,29 @@ __global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, 
   __shared__ int32_t extent[2];
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t groups = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
-  const int64_t b = blockIdx.x / groups, first_j = blockIdx.x % groups * plan.j_per_block;
-  const int64_t last_j = min(first_j + plan.j_per_block, plan.tiles_j);
+  const int32_t groups = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
+  // (in shared memory, or they would have registers all the time)
   __shared__ Regions regions;
-  if (threadIdx.x == 0) regions = weights.regions(b);
+  __shared__ const S* image;
+  __shared__ int32_t b, first_j, last_j, first_k, last_k;
+  if (threadIdx.x == 0) {
+    b = blockIdx.x / groups;
+    regions = weights.regions(b);
+    image = x + b * map.image_stride;
+    first_j = blockIdx.x % groups * plan.j_per_block;
+    last_j = min(first_j + plan.j_per_block, plan.tiles_j);
+  }
   __syncthreads();
-  const S* image = x + b * map.image_stride;
 
-  for (int64_t chunk = 0; chunk < regions.count; chunk += kRegions) {
-    const int count = int(min(int64_t(kRegions), regions.count - chunk));
+  for (int32_t chunk = 0; chunk < regions.count; chunk += kRegions) {
+    const int count = min(kRegions, regions.count - chunk);
     __syncthreads();
     if (threadIdx.x < count) rows[threadIdx.x] = weights.row(regions.first + chunk + threadIdx.x);
     __syncthreads();
     if (b >= map.images) {  // boxes of no image
       for (int r = 0; r < count; r++) {
-        for (int64_t j = first_j * t.tile_j + threadIdx.x; j < min(last_j * t.tile_j, map.j.size); j += kTileThreads) {
+        for (int64_t j = int64_t(first_j) * t.tile_j + threadIdx.x; j < min(int64_t(last_j) * t.tile_j, map.j.size);
+             j += kTileThreads) {
           pooled[rows[r] * map.j.size + j] = convert<S>(T(not_a_number()));
         }
       }
@@ -120,31 +133,41 @@ __global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, 
     }
     int64_t from = 0, to = map.k.size;
     weights.prepare(rows, count, scratch, extent, &from, &to);
-    const int64_t first_k = from / t.tile_k, last_k = (to + t.tile_k - 1) / t.tile_k;
+    if (Weights::kHasArea && threadIdx.x < count) area[threadIdx.x] = T(0);  // (of no pixels)
+    if (threadIdx.x == 0) {
+      first_k = int32_t(from / t.tile_k);
+      last_k = int32_t((to + t.tile_k - 1) / t.tile_k);
+    }
+    __syncthreads();
     if (plan.weights_stay) {
-      stage_weights<S>(weights, rows, scratch, count, 0, int(map.k.size), staged, plan.weights_stride);
+      stage_weights<S>(weights, b, rows, scratch, count, 0, int(map.k.size), staged, plan.weights_stride);
     }
 
-    const auto pixels = [&](int64_t tile) { return int(min(int64_t(t.tile_k), map.k.size - tile * t.tile_k)); };
-    const auto channels = [&](int64_t tile) { return int(min(int64_t(t.tile_j), map.j.size - tile * t.tile_j)); };
-    const auto fetch = [&](int64_t tile_j, int64_t tile_k, int buffer) {
-      fetch_tile(map, t, image, tile_k * t.tile_k, tile_j * t.tile_j, pixels(tile_k), channels(tile_j),
-                 tiles + buffer * tile_size);
+    const auto pixels = [&](int32_t tile) {
+      return int(min(int64_t(t.tile_k), map.k.size - int64_t(tile) * t.tile_k));
+    };
+    const auto channels = [&](int32_t tile) {
+      return int(min(int64_t(t.tile_j), map.j.size - int64_t(tile) * t.tile_j));
+    };
+    const auto fetch = [&](int32_t tile_j, int32_t tile_k, int buffer) {
+      fetch_tile(map, t, image, int64_t(tile_k) * t.tile_k, int64_t(tile_j) * t.tile_j, pixels(tile_k),
+                 channels(tile_j), tiles + buffer * tile_size);
       commit_copies();
     };
-    const auto stage = [&](int64_t tile_k, int buffer) {  // the weights of a tile, unless they stay
+    const auto stage = [&](int32_t tile_k, int buffer) {  // the weights of a tile, unless they stay
       T* at = staged + (plan.weights_stay ? tile_k * t.tile_k : int64_t(buffer) * kRegions * plan.weights_stride);
       if (!plan.weights_stay) {
-        stage_weights<S>(weights, rows, scratch, count, tile_k * t.tile_k, pixels(tile_k), at, plan.weights_stride);
+        stage_weights<S>(weights, b, rows, scratch, count, int64_t(tile_k) * t.tile_k, pixels(tile_k), at,
+                         plan.weights_stride);
       }
       return at;
     };
 
     int buffer = 0;
     if (first_k < last_k) fetch(first_j, first_k, buffer);
-    for (int64_t tile_j = first_j; tile_j < last_j; tile_j++) {
-      T acc[kRegions][kLaneChannels] = {}, total[kRegions / 4], areas[kRegions / kTileWarps] = {};
-      for (int64_t tile_k = first_k; tile_k < last_k; tile_k++) {
+    for (int32_t tile_j = first_j; tile_j < last_j; tile_j++) {
+      T acc[kRegions][kLaneChannels] = {}, total[kRegions / 4];
+      for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
         const T* w = stage(tile_k, buffer);
         wait_for_copies();
         __syncthreads();
@@ -152,25 +175,15 @@ __global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, 
         if (!ends || tile_j + 1 < last_j) fetch(tile_j + ends, ends ? first_k : tile_k + 1, buffer ^ 1);
         const int count_k = pixels(tile_k);
         if (Weights::kHasArea && tile_j == first_j) {
-#pragma unroll
-          for (int n = 0; n < kRegions / kTileWarps; n++) {
-            const int r = warp + n * kTileWarps;
-            for (int k = lane; r < count && k < count_k; k += 32) areas[n] += w[r * plan.weights_stride + k];
+          for (int r = warp; r < count; r += kTileWarps) {
+            T sum = 0;
+            for (int k = lane; k < count_k; k += 32) sum += w[r * plan.weights_stride + k];
+            sum = warp_sum(sum);
+            if (lane == 0) area[r] += sum;
           }
         }
         accumulate<false>(t, tiles + buffer * tile_size, w, plan.weights_stride, count, count_k, channels(tile_j), acc);
         buffer ^= 1;
-      }
-      if (Weights::kHasArea && tile_j == first_j) {
-#pragma unroll
-        for (int n = 0; n < kRegions / kTileWarps; n++) {
-          const int r = warp + n * kTileWarps;
-          const T sum = warp_sum(areas[n]);
-          if (r < count && lane == 0) {
-            area[r] = sum;
-            if (tile_j == 0) area_out[rows[r]] = sum;
-          }
-        }
       }
       sum_over_warps(t, acc, count, sums, total);
       bool finite = true;
@@ -182,7 +195,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, 
 #pragma unroll
           for (int c = 0; c < kLaneChannels; c++) acc[r][c] = T(0);
         }
-        for (int64_t tile_k = first_k; tile_k < last_k; tile_k++) {
+        for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
           fetch(tile_j, tile_k, buffer ^ 1);
           const T* w = stage(tile_k, buffer ^ 1);
           wait_for_copies();
@@ -193,11 +206,13 @@ __global__ void __launch_bounds__(kTileThreads, 2) pool_kernel(Weights weights, 
         }
         sum_over_warps(t, acc, count, sums, total);
       }
-      const int64_t j = tile_j * t.tile_j + threadIdx.x % kTileJ;
+      const int64_t j = int64_t(tile_j) * t.tile_j + threadIdx.x % kTileJ;
 #pragma unroll
       for (int g = 0; g < kRegions / 4; g++) {
         const int r = 4 * g + threadIdx.x / kTileJ;
-        if (r >= count || threadIdx.x % kTileJ >= channels(tile_j)) continue;
+        if (r >= count) continue;
+        if (Weights::kHasArea && tile_j == 0 && threadIdx.x % kTileJ == 0) area_out[rows[r]] = area[r];
+        if (threadIdx.x % kTileJ >= channels(tile_j)) continue;
         T sum = total[g];
         if (Weights::kHasArea && mean) sum = area[r] == T(0) ? T(0) : sum / area[r];
         if (shift) sum -= shift[rows[r]];
@@ -250,14 +265,15 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   __shared__ int32_t pixels_of[kTileWarps][kLabels<T>];
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t b = blockIdx.x / plan.tiles_j, tile_j = blockIdx.x % plan.tiles_j;
-  const int count_j = int(min(int64_t(t.tile_j), map.j.size - tile_j * t.tile_j));
+  const int32_t b = blockIdx.x / plan.tiles_j, tile_j = blockIdx.x % plan.tiles_j;
+  const int count_j = int(min(int64_t(t.tile_j), map.j.size - int64_t(tile_j) * t.tile_j));
   const S* image = x + b * map.image_stride;
   T* own = sums + warp * kLabels<T> * 32 + lane;
 
-  const auto pixels = [&](int64_t tile) { return int(min(int64_t(t.tile_k), map.k.size - tile * t.tile_k)); };
-  const auto fetch = [&](int64_t tile, int buffer) {
-    fetch_tile(map, t, image, tile * t.tile_k, tile_j * t.tile_j, pixels(tile), count_j, tiles + buffer * tile_size);
+  const auto pixels = [&](int32_t tile) { return int(min(int64_t(t.tile_k), map.k.size - int64_t(tile) * t.tile_k)); };
+  const auto fetch = [&](int32_t tile, int buffer) {
+    fetch_tile(map, t, image, int64_t(tile) * t.tile_k, int64_t(tile_j) * t.tile_j, pixels(tile), count_j,
+               tiles + buffer * tile_size);
     commit_copies();
   };
   for (int64_t chunk = 0; chunk < labels.count; chunk += kLabels<T>) {
@@ -265,11 +281,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     for (int r = 0; r < count; r++) own[r * 32] = T(0);
     for (int n = threadIdx.x; n < kTileWarps * kLabels<T>; n += kTileThreads) pixels_of[0][n] = 0;
     if (plan.tiles_k > 0) fetch(0, 0);
-    for (int64_t tile = 0; tile < plan.tiles_k; tile++) {
+    for (int32_t tile = 0; tile < plan.tiles_k; tile++) {
       const int buffer = int(tile % 2), count_k = pixels(tile);
       int32_t* here = staged + buffer * plan.weights_stride;
       for (int k = threadIdx.x; k < plan.weights_stride; k += kTileThreads) {
-        const int64_t label = k < count_k ? labels(b, tile * t.tile_k + k) - chunk : -1;
+        const int64_t label = k < count_k ? labels(b, int64_t(tile) * t.tile_k + k) - chunk : -1;
         here[k] = label >= 0 && label < count ? int32_t(label) : -1;
       }
       wait_for_copies();
@@ -308,9 +324,9 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         total += sums[(other * kLabels<T> + r) * 32 + lane];
         area += pixels_of[other][r];
       }
-      const int64_t row = b * labels.count + chunk + r;
+      const int64_t row = int64_t(b) * labels.count + chunk + r;
       if (mean) total = area == 0 ? T(0) : total / T(area);
-      if (lane < count_j) pooled[row * map.j.size + tile_j * t.tile_j + lane] = convert<S>(total);
+      if (lane < count_j) pooled[row * map.j.size + int64_t(tile_j) * t.tile_j + lane] = convert<S>(total);
       if (tile_j == 0 && lane == 0) area_out[row] = T(area);
     }
     __syncthreads();
@@ -327,9 +343,10 @@ __global__ void __launch_bounds__(kTileThreads)
   const int lane = threadIdx.x % 32;
   const int64_t step = int64_t(gridDim.x) * kTileWarps;
   for (int64_t i = int64_t(blockIdx.x) * kTileWarps + threadIdx.x / 32; i < regions; i += step) {
+    const auto row = weights.of(i / weights.per_image, i);
     T sum = 0;
     for (int64_t c = lane; c < channels; c += 32) {
-      const T w = weights.weight(i, c);
+      const T w = row(c);
       if (!is_left_out(w)) sum += w * convert<T>(values[i * channels + c]);
     }
     sum = warp_sum(sum);

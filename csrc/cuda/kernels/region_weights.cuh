@@ -37,7 +37,8 @@ __device__ T warp_sum(T v) {
 }
 
 struct Regions {  // of an image
-  int64_t first, count;
+  int64_t first;
+  int32_t count;
 };
 
 // Of each box: first and last touched row and column. None: the last is -1.
@@ -132,7 +133,7 @@ struct BoxWeights {
   bool staged;  // a chunk's shares fit into shared memory
   static constexpr bool kHasArea = false;
 
-  __device__ Regions regions(int64_t b) const { return {starts[b], starts[b + 1] - starts[b]}; }
+  __device__ Regions regions(int64_t b) const { return {starts[b], int32_t(starts[b + 1] - starts[b])}; }
   __device__ int64_t row(int64_t n) const { return order[n]; }
   // Brings a chunk's shares to `scratch`; narrows [*from, *to) to the pixels of rows that its boxes touch.
   __device__ void prepare(const int64_t* rows, int count, T* scratch, int32_t* extent, int64_t* from,
@@ -154,11 +155,18 @@ struct BoxWeights {
     *to = int64_t(extent[1] + 1) * width;
     *from = min(int64_t(extent[0]) * width, *to);
   }
-  __device__ T operator()(const int64_t* rows, const T* scratch, int r, int64_t k) const {
-    const uint32_t y = uint32_t(k) / uint32_t(width), x = uint32_t(k) - y * uint32_t(width);
-    const T* down = staged ? scratch + r * int(height + width) : shares + rows[r] * (height + width);
-    const T dy = down[y], dx = down[height + x];
-    return dy < T(0) || dx < T(0) ? left_out<T>() : dy * dx;
+  struct Row {
+    const T *down, *across;
+    uint32_t width;
+    __device__ T operator()(int64_t k) const {
+      const uint32_t y = uint32_t(k) / width, x = uint32_t(k) - y * width;
+      const T dy = down[y], dx = across[x];
+      return dy < T(0) || dx < T(0) ? left_out<T>() : dy * dx;
+    }
+  };
+  __device__ Row of(int64_t, int64_t row, const T* scratch, int r) const {
+    const T* down = staged ? scratch + r * int(height + width) : shares + row * (height + width);
+    return {down, down + height, uint32_t(width)};
   }
   __device__ int64_t grad_row(int64_t, int64_t row) const { return row; }
   __device__ T divided(T g, int64_t) const { return g; }
@@ -174,14 +182,22 @@ struct MaskWeights {
   const T* area;      // [B, R], or null for sums (and in the forward pass, which makes it)
   static constexpr bool kHasArea = true;
 
-  __device__ Regions regions(int64_t b) const { return {b * per_image, per_image}; }
+  __device__ Regions regions(int64_t b) const { return {b * per_image, int32_t(per_image)}; }
   __device__ int64_t row(int64_t n) const { return n; }
   __device__ void prepare(const int64_t*, int, T*, int32_t*, int64_t*, int64_t*) const {}
-  __device__ T operator()(const int64_t* rows, const T*, int r, int64_t k) const {
-    const int64_t b = rows[0] / per_image;
-    const int64_t at = b * image_stride + (rows[r] - b * per_image) * region_stride + pixels.offset(k);
-    if (soft) return convert<T>(static_cast<const S*>(masks)[at]) + T(0);  // (no -0.0)
-    return static_cast<const bool*>(masks)[at] ? T(1) : left_out<T>();
+  struct Row {
+    const S* soft;  // one of the two
+    const bool* hard;
+    Axis pixels;
+    __device__ T operator()(int64_t k) const {
+      const int64_t at = pixels.offset(k);
+      if (soft) return convert<T>(soft[at]) + T(0);  // (no -0.0)
+      return hard[at] ? T(1) : left_out<T>();
+    }
+  };
+  __device__ Row of(int64_t b, int64_t row, const T*, int) const {
+    const int64_t at = b * image_stride + grad_row(b, row) * region_stride;
+    return {soft ? static_cast<const S*>(masks) + at : nullptr, static_cast<const bool*>(masks) + at, pixels};
   }
   __device__ int64_t grad_row(int64_t b, int64_t row) const { return row - b * per_image; }
   __device__ T divided(T g, int64_t row) const { return !area ? g : area[row] == T(0) ? T(0) : g / area[row]; }
@@ -196,28 +212,38 @@ struct GradWeights {
   const T* area;      // [B, R], or null for sums
   static constexpr bool kHasArea = false;
 
-  __device__ Regions regions(int64_t b) const { return {b * per_image, per_image}; }
+  __device__ Regions regions(int64_t b) const { return {b * per_image, int32_t(per_image)}; }
   __device__ int64_t row(int64_t n) const { return n; }
   __device__ void prepare(const int64_t*, int, T*, int32_t*, int64_t*, int64_t*) const {}
-  __device__ T operator()(const int64_t* rows, const T*, int r, int64_t c) const { return weight(rows[r], c); }
-  __device__ T weight(int64_t row, int64_t c) const {
-    const int64_t b = row / per_image, at = b * image_stride + (row - b * per_image) * region_stride;
-    if (area && area[row] == T(0)) return left_out<T>();
-    const T g = convert<T>(grad_output[at + c * channel_stride]);
-    return (area ? g / area[row] : g) + T(0);
+  struct Row {
+    const S* g;
+    int64_t stride;
+    T area;
+    __device__ T operator()(int64_t c) const {
+      return area == T(0) ? left_out<T>() : convert<T>(g[c * stride]) / area + T(0);
+    }
+  };
+  __device__ Row of(int64_t b, int64_t row, const T* = nullptr, int = 0) const {
+    const int64_t at = b * image_stride + (row - b * per_image) * region_stride;
+    return {grad_output + at, channel_stride, area ? area[row] : T(1)};
   }
 };
 
 // Fills w[kRegions][stride] with a chunk's weights of `count_k` pixels from k on; whole steps of them, and regions up
 // to the next multiple of four, are filled up with left_out.
 template <typename S, typename T, typename Weights>
-__device__ __forceinline__ void stage_weights(const Weights& weights, const int64_t* rows, const T* scratch, int count,
-                                              int64_t k, int count_k, T* w, int stride) {
+__device__ __forceinline__ void stage_weights(const Weights& weights, int64_t b, const int64_t* rows, const T* scratch,
+                                              int count, int64_t k, int count_k, T* w, int stride) {
   const int padded = (count_k + kStep<S> - 1) / kStep<S> * kStep<S>;
   for (int r = threadIdx.x / 32; r < (count + 3) / 4 * 4; r += kTileWarps) {
+    if (r >= count) {
+      for (int i = threadIdx.x % 32; i < padded; i += 32) w[r * stride + i] = left_out<T>();
+      continue;
+    }
+    const auto row = weights.of(b, rows[r], scratch, r);
 #pragma unroll 4
     for (int i = threadIdx.x % 32; i < padded; i += 32) {
-      w[r * stride + i] = r < count && i < count_k ? weights(rows, scratch, r, k + i) : left_out<T>();
+      w[r * stride + i] = i < count_k ? row(k + i) : left_out<T>();
     }
   }
 }

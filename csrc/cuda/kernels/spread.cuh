@@ -9,7 +9,7 @@ namespace maskco {
 // What a block of spread_kernel does, and where things lie in its shared memory (bytes), behind a tile of sums.
 struct SpreadPlan {
   Tiling tiling;  // (stride_k, stride_j and access are those of a tile of sums)
-  int64_t tiles_j, tiles_k;
+  int32_t tiles_j, tiles_k;
   int32_t j_per_block, k_per_block;  // tiles
   bool weights_stay;                 // those of all pixels of the image are in shared memory
   bool grads_stay;                   // label maps: all labels' gradients are in shared memory
@@ -42,7 +42,7 @@ __device__ __forceinline__ void weigh(const T* w, int w_stride, int count, const
 }
 
 template <typename T, typename S, typename Weights>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, kResident<T>)
     spread_kernel(Weights weights, SpreadPlan plan, Map map,
                   const S* grad,  // [B, R, J]; for boxes [R, J] and grad_image 0
                   int64_t grad_image, int64_t grad_region, int64_t grad_channel,
@@ -58,27 +58,34 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   __shared__ int32_t extent[2];
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t groups_j = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
-  const int64_t groups_k = (plan.tiles_k + plan.k_per_block - 1) / plan.k_per_block;
-  const int64_t b = blockIdx.x / (groups_j * groups_k), in_image = blockIdx.x % (groups_j * groups_k);
-  const int64_t first_j = in_image / groups_k * plan.j_per_block, first_k = in_image % groups_k * plan.k_per_block;
-  const int64_t last_j = min(first_j + plan.j_per_block, plan.tiles_j);
-  const int64_t last_k = min(first_k + plan.k_per_block, plan.tiles_k);
+  const int32_t groups_j = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
+  const int32_t groups_k = (plan.tiles_k + plan.k_per_block - 1) / plan.k_per_block;
+  // (in shared memory, or they would have registers all the time)
   __shared__ Regions regions;
-  if (threadIdx.x == 0) regions = weights.regions(b);
+  __shared__ S* image;
+  __shared__ int32_t b, first_j, last_j, first_k, last_k;
+  if (threadIdx.x == 0) {
+    b = blockIdx.x / (groups_j * groups_k);
+    const int32_t in_image = blockIdx.x % (groups_j * groups_k);
+    regions = weights.regions(b);
+    image = x + b * map.image_stride;
+    first_j = in_image / groups_k * plan.j_per_block;
+    last_j = min(first_j + plan.j_per_block, plan.tiles_j);
+    first_k = in_image % groups_k * plan.k_per_block;
+    last_k = min(first_k + plan.k_per_block, plan.tiles_k);
+  }
   __syncthreads();
   const bool one_chunk = regions.count <= kRegions;
-  S* image = x + b * map.image_stride;
 
   T g[kRegions][kLaneChannels];
-  for (int64_t tile_j = first_j; tile_j < last_j; tile_j++) {
-    const int64_t j = tile_j * t.tile_j;
+  for (int32_t tile_j = first_j; tile_j < last_j; tile_j++) {
+    const int64_t j = int64_t(tile_j) * t.tile_j;
     const int count_j = int(min(int64_t(t.tile_j), map.j.size - j));
-    for (int64_t tile_k = first_k; tile_k < last_k; tile_k++) {
-      const int64_t k = tile_k * t.tile_k;
+    for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
+      const int64_t k = int64_t(tile_k) * t.tile_k;
       const int count_k = int(min(int64_t(t.tile_k), map.k.size - k));
-      for (int64_t chunk = 0; chunk == 0 || chunk < regions.count; chunk += kRegions) {
-        const int count = int(min(int64_t(kRegions), regions.count - chunk));
+      for (int32_t chunk = 0; chunk == 0 || chunk < regions.count; chunk += kRegions) {
+        const int count = min(kRegions, regions.count - chunk);
         const bool first = tile_j == first_j && tile_k == first_k;
         if (first || !one_chunk) {
           __syncthreads();
@@ -99,9 +106,9 @@ __global__ void __launch_bounds__(kTileThreads, 2)
           grads[r][c] = value;
         }
         if (!plan.weights_stay) {
-          stage_weights<S>(weights, rows, scratch, count, k, count_k, staged, plan.weights_stride);
+          stage_weights<S>(weights, b, rows, scratch, count, k, count_k, staged, plan.weights_stride);
         } else if (first || !one_chunk) {
-          stage_weights<S>(weights, rows, scratch, count, 0, int(map.k.size), staged, plan.weights_stride);
+          stage_weights<S>(weights, b, rows, scratch, count, 0, int(map.k.size), staged, plan.weights_stride);
         }
         __syncthreads();
 #pragma unroll
@@ -112,6 +119,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
           }
         }
         const T* w = staged + (plan.weights_stay ? k : 0);
+#pragma unroll 1
         for (int i = warp * kStep<S>; i < count_k; i += kTileWarps * kStep<S>) {
           T out[kLaneChannels][kStep<S>];
           weigh<false>(w + i, plan.weights_stride, count, g, out);
@@ -149,13 +157,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   T* grads = reinterpret_cast<T*>(memory + plan.scratch_at);               // [R, kTileJ], if it stays
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t groups_k = (plan.tiles_k + plan.k_per_block - 1) / plan.k_per_block;
-  const int64_t b = blockIdx.x / (plan.tiles_j * groups_k), in_image = blockIdx.x % (plan.tiles_j * groups_k);
-  const int64_t j = in_image / groups_k * t.tile_j, first_k = in_image % groups_k * plan.k_per_block;
-  const int64_t last_k = min(first_k + plan.k_per_block, plan.tiles_k);
+  const int32_t groups_k = (plan.tiles_k + plan.k_per_block - 1) / plan.k_per_block;
+  const int32_t b = blockIdx.x / (plan.tiles_j * groups_k), in_image = blockIdx.x % (plan.tiles_j * groups_k);
+  const int64_t j = int64_t(in_image / groups_k) * t.tile_j;
+  const int32_t first_k = in_image % groups_k * plan.k_per_block;
+  const int32_t last_k = min(first_k + plan.k_per_block, plan.tiles_k);
   const int count_j = int(min(int64_t(t.tile_j), map.j.size - j));
   const auto value = [&](int64_t label, int c) {
-    const T size = area ? area[b * labels.count + label] : T(1);
+    const T size = area ? area[int64_t(b) * labels.count + label] : T(1);
     if (size == T(0) || c >= count_j) return T(0);
     return convert<T>(grad[b * grad_image + label * grad_region + (j + c) * grad_channel]) / size;
   };
@@ -163,8 +172,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     grads[n] = value(n / kTileJ, n % kTileJ);
   }
 
-  for (int64_t tile_k = first_k; tile_k < last_k; tile_k++) {
-    const int64_t k = tile_k * t.tile_k;
+  for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
+    const int64_t k = int64_t(tile_k) * t.tile_k;
     const int count_k = int(min(int64_t(t.tile_k), map.k.size - k));
     __syncthreads();
     for (int i = threadIdx.x; i < plan.weights_stride; i += kTileThreads) {

@@ -23,11 +23,8 @@ struct Axis {
   int64_t size, inner, outer_stride, stride;
   __device__ int64_t offset(int64_t i) const {
     if (inner == size) return i * stride;
-    if (((i | inner) >> 32) == 0) {  // a 64-bit division costs several times as much
-      const uint32_t q = uint32_t(i) / uint32_t(inner);
-      return q * outer_stride + (uint32_t(i) - q * uint32_t(inner)) * stride;
-    }
-    return i / inner * outer_stride + i % inner * stride;
+    const uint32_t q = uint32_t(i) / uint32_t(inner);  // (of two dimensions: below 2^31)
+    return q * outer_stride + (uint32_t(i) - q * uint32_t(inner)) * stride;
   }
 };
 
@@ -47,11 +44,6 @@ struct Tiling {
   int32_t access;              // bytes of one access to a lane's pixels in shared memory: 16, 8, 0: by elements
   int32_t lane_j, next_j;      // a lane's channels are lane * lane_j + c * next_j: 1 and 32, or 2 and 1
   uint32_t pieces, inverse;    // copies of a run, and ceil(2^32 / pieces)
-};
-
-template <typename S, int kCount>
-struct alignas(sizeof(S) * kCount) Pack {
-  S value[kCount];
 };
 
 template <int kBytes>
