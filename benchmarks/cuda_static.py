@@ -333,9 +333,7 @@ def main() -> None:
         rows = [(case, row) for case in cases for row in simulate(case)]
     case_rows = [row for _, row in rows]
     predictions = [predict(case, row) for case, row in rows]
-    print(
-        f"{'simulated':<52} {'pass':<9} {'sectors':>7} {'coalesc.':>8} {'banks':>6} {'launches':>8}   PREDICTED µs"
-    )
+    print(f"{'simulated':<52} {'pass':<9} {'sectors':>7} {'coalesc.':>8} {'banks':>6} {'launches':>8}   PREDICTED µs")
     for row, prediction in zip(case_rows, predictions, strict=True):
         times = "  ".join(f"{gpu} {prediction[gpu]['us']:g} ({prediction[gpu]['bound']})" for gpu in GPUS)
         counts = f"{row['sectors']:>7.2f} {row['coalescing']:>8.2f} {row['bank_conflicts']:>6.2f} {row['launches']:>8}"

@@ -92,15 +92,9 @@ int64_t tile_bytes(const Tiling& t, int64_t held) {
   return round_up((t.along_k ? int64_t(t.tile_j) * t.stride_j : int64_t(t.tile_k) * t.stride_k) * held, 16);
 }
 
-int64_t processors(const Tensor& t) {
-  int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, std::max(0, int(t.get_device_index()))),
-             "region pooling");
-  return count;
-}
 // How many items a block takes, so that there are about four blocks for every SM.
-int64_t per_block(int64_t items, int64_t most, const Tensor& on) {
-  return std::max<int64_t>(1, std::min(most, items / (4 * processors(on))));
+int64_t per_block(int64_t items, int64_t most) {
+  return std::max<int64_t>(1, std::min(most, items / (4 * device_attribute(cudaDevAttrMultiProcessorCount))));
 }
 
 template <class... Parameters, class... Arguments>
@@ -142,7 +136,7 @@ void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const M
   int64_t bytes = place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), sizeof(S), sizeof(T), scratch);
   plan.sums_at = int32_t(round_up(bytes, 16));
   bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
-  plan.j_per_block = plan.weights_stay ? int32_t(per_block(lists * plan.tiles_j, plan.tiles_j, x)) : 1;
+  plan.j_per_block = plan.weights_stay ? int32_t(per_block(lists * plan.tiles_j, plan.tiles_j)) : 1;
   launch("pool_kernel", &pool_kernel<T, S, Weights>, lists * ceil_div(plan.tiles_j, plan.j_per_block), kTileThreads,
          bytes, x, weights, plan, map, device_ptr<const S>(x), shift, mean, area, device_ptr<S>(pooled));
 }
@@ -159,9 +153,9 @@ void launch_spread(const char* name, Kernel kernel, const Weights& weights, int6
   const int64_t tiles = map.images * plan.tiles_j * plan.tiles_k;
   plan.grads_stay = scratch > 0;
   const bool stay = plan.weights_stay && plan.tiles_k < 4;
-  plan.k_per_block = int32_t(stay ? plan.tiles_k : per_block(tiles, plan.tiles_k, x));
+  plan.k_per_block = int32_t(stay ? plan.tiles_k : per_block(tiles, plan.tiles_k));
   plan.j_per_block =
-      int32_t(stay && !std::is_same_v<Weights, Labels> ? per_block(map.images * plan.tiles_j, plan.tiles_j, x) : 1);
+      int32_t(stay && !std::is_same_v<Weights, Labels> ? per_block(map.images * plan.tiles_j, plan.tiles_j) : 1);
   launch(name, kernel, map.images * ceil_div(plan.tiles_j, plan.j_per_block) * ceil_div(plan.tiles_k, plan.k_per_block),
          kTileThreads, bytes, x, weights, plan, map, device_ptr<const S>(grad), grad_image, grad_region, grad_channel,
          more..., device_ptr<S>(x));
@@ -284,7 +278,6 @@ void launch_label_pool(const Labels& labels, const Tensor& x, bool mean, const T
 std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor& masks,
                                            std::optional<int64_t> num_regions, bool mean) {
   const int64_t regions = check_masked_pool_fwd(features, masks, num_regions);
-  STD_TORCH_CHECK(regions < (int64_t(1) << 31), "there must be fewer than 2^31 regions, got ", regions);
   const int64_t images = features.size(0), channels = features.size(1);
   DeviceGuard guard(features);
   Tensor output = torch::stable::new_empty(features, {images, regions, channels});

@@ -99,14 +99,15 @@ __global__ void __launch_bounds__(kBoxThreads) box_weights_kernel(
       for (long long bin = 0; bin < samples.bins; bin++) {
         long long first, last;
         samples.range(bin, low, high, &first, &last);
-        for (long long n = first; n < last; n++) {
-          const T position = samples.position(bin, n);
+        for (long long n = first, end; n < last; n = end) {
+          end = samples.run_end(bin, n, last);
+          const T position = samples.position(bin, n), points = T(end - n);
           if (!samples.inside(position)) continue;
           long long below, above;
           T fraction;
           samples.rows(position, &below, &above, &fraction);
-          if (below == at) share = (share < T(0) ? T(0) : share) + (T(1) - fraction);
-          if (above == at && above != below) share = (share < T(0) ? T(0) : share) + fraction;
+          if (below == at) share = (share < T(0) ? T(0) : share) + points * (T(1) - fraction);
+          if (above == at && above != below) share = (share < T(0) ? T(0) : share) + points * fraction;
         }
       }
       if (share >= T(0)) share *= samples.share();
