@@ -217,9 +217,13 @@ def size_of(tensor: torch.Tensor) -> int:
 
 
 def summary(case: Case, on: str, launches: list[Any], least_bytes: int) -> Row:
+    """The counts of all launches together, without the polls of a grid barrier: how many there are says nothing."""
     reports = [launch.report for launch in launches]
-    sectors = sum(r.global_load_sectors + r.global_store_sectors for r in reports)
-    main = max(reports, key=lambda r: r.global_load_sectors + r.global_store_sectors)
+    accesses = [a for r in reports for a in r.accesses() if "sectors" in a and "acquire" not in a["op"]]
+    sectors, least_sectors = (sum(a[key] for a in accesses) for key in ("sectors", "min_sectors"))
+    wavefronts, least_wavefronts = (
+        sum(getattr(r, key) for r in reports) for key in ("shared_wavefronts", "shared_min_wavefronts")
+    )
     return {
         "case": case.name,
         "pass": on,
@@ -227,11 +231,11 @@ def summary(case: Case, on: str, launches: list[Any], least_bytes: int) -> Row:
         "launches": len(launches),
         "least_bytes": least_bytes,
         "sectors": round(32 * sectors / least_bytes, 3),
-        "coalescing": round(min(main.load_efficiency, main.store_efficiency), 3),
-        "bank_conflicts": round(main.bank_conflict_factor, 3),
+        "coalescing": round(least_sectors / sectors, 3),
+        "bank_conflicts": round(wavefronts / least_wavefronts, 3) if least_wavefronts else 1.0,
         "flops": sum(r.flops for r in reports),
         "warp_instructions": sum(r.warp_instructions for r in reports),
-        "shared_wavefronts": sum(r.shared_wavefronts for r in reports),
+        "shared_wavefronts": wavefronts,
         "kernels": [
             {"kernel": short_name(x.kernel), "grid": x.grid[0], "block": x.block[0], "dynamic_shared": x.shared}
             for x in launches

@@ -2,6 +2,7 @@
 // capturable in a CUDA graph.
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -108,15 +109,18 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
   check_cuda(cudaGetLastError(), name);
 }
 
-// Where a block's weights, sums and shares lie behind its tiles. Returns the bytes in all.
+// Places the weights behind the tiles: `pixel_bytes` for each pixel of the map if there are few and all pixels may have
+// theirs at once, else of a tile, `buffers` times. Then the scratch. Returns the bytes in all.
 template <class Plan>
-int64_t place_weights(Plan& plan, const Map& map, int64_t tiles, int64_t size, int64_t sum_size, int64_t scratch) {
-  const int64_t pixels = round_up(map.k.size, 16 / size);
-  plan.weights_stay = kRegions * pixels * sum_size <= kStayingWeights;
-  plan.weights_stride = int32_t(plan.weights_stay ? std::max<int64_t>(pixels, 1) : plan.tiling.tile_k);
+int64_t place_weights(Plan& plan, const Map& map, int64_t tiles, int64_t step, int64_t pixel_bytes, bool may_stay,
+                      int64_t buffers, int64_t scratch) {
+  const int64_t pixels = std::max<int64_t>(1, round_up(map.k.size, step));
+  plan.weights_stay = may_stay && pixels * pixel_bytes <= kStayingWeights;
+  plan.weights_stride = int32_t(plan.weights_stay ? pixels : plan.tiling.tile_k);
   plan.weights_at = int32_t(tiles);
-  plan.scratch_at = int32_t(tiles + kRegions * plan.weights_stride * sum_size * (plan.weights_stay ? 1 : 2));
-  return plan.scratch_at + scratch;
+  plan.scratch_at =
+      int32_t(round_up(tiles + plan.weights_stride * pixel_bytes * (plan.weights_stay ? 1 : buffers), 16));
+  return plan.scratch_at + round_up(scratch, 16);
 }
 template <class Plan>
 void count_tiles(Plan& plan, const Map& map) {
@@ -133,9 +137,9 @@ void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const M
   plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), kTileJ, kTileBytes);
   count_tiles(plan, map);
   plan.tiles_j = std::max(1, plan.tiles_j);  // (areas are wanted even of no channels)
-  int64_t bytes = place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), sizeof(S), sizeof(T), scratch);
-  plan.sums_at = int32_t(round_up(bytes, 16));
-  bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
+  plan.sums_at = int32_t(place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), kStep<S>,
+                                       kRegions * int64_t(sizeof(T)), true, 2, scratch));
+  const int64_t bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
   plan.j_per_block = plan.weights_stay ? int32_t(per_block(lists * plan.tiles_j, plan.tiles_j)) : 1;
   launch("pool_kernel", &pool_kernel<T, S, Weights>, lists * ceil_div(plan.tiles_j, plan.j_per_block), kTileThreads,
          bytes, x, weights, plan, map, device_ptr<const S>(x), shift, mean, area, device_ptr<S>(pooled));
@@ -149,13 +153,14 @@ void launch_spread(const char* name, Kernel kernel, const Weights& weights, int6
   SpreadPlan plan{};
   plan.tiling = make_tiling(map, device_ptr<S>(x), sizeof(S), sizeof(T), kTileJ, kSumTileBytes);
   count_tiles(plan, map);
-  const int64_t bytes = place_weights(plan, map, tile_bytes(plan.tiling, sizeof(T)), sizeof(S), sizeof(T), scratch);
+  constexpr bool kLabelMap = std::is_same_v<Weights, Labels>;
+  const int64_t bytes = place_weights(plan, map, tile_bytes(plan.tiling, sizeof(T)), kStep<S>,
+                                      kLabelMap ? sizeof(int32_t) : kRegions * sizeof(T), !kLabelMap, 1, scratch);
+  plan.grads_stay = kLabelMap && scratch > 0;
   const int64_t tiles = map.images * plan.tiles_j * plan.tiles_k;
-  plan.grads_stay = scratch > 0;
   const bool stay = plan.weights_stay && plan.tiles_k < 4;
   plan.k_per_block = int32_t(stay ? plan.tiles_k : per_block(tiles, plan.tiles_k));
-  plan.j_per_block =
-      int32_t(stay && !std::is_same_v<Weights, Labels> ? per_block(map.images * plan.tiles_j, plan.tiles_j) : 1);
+  plan.j_per_block = int32_t(stay ? per_block(map.images * plan.tiles_j, plan.tiles_j) : 1);
   launch(name, kernel, map.images * ceil_div(plan.tiles_j, plan.j_per_block) * ceil_div(plan.tiles_k, plan.k_per_block),
          kTileThreads, bytes, x, weights, plan, map, device_ptr<const S>(grad), grad_image, grad_region, grad_channel,
          more..., device_ptr<S>(x));

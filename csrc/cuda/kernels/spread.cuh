@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   extern __shared__ __align__(16) unsigned char memory[];
   const Tiling& t = plan.tiling;
   T* tile = reinterpret_cast<T*>(memory);
-  int32_t* staged = reinterpret_cast<int32_t*>(memory + plan.weights_at);  // [weights_stride] labels
+  int32_t* staged = reinterpret_cast<int32_t*>(memory + plan.weights_at);  // [tile_k] labels
   T* grads = reinterpret_cast<T*>(memory + plan.scratch_at);               // [R, kTileJ], if it stays
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int64_t k = int64_t(tile_k) * t.tile_k;
     const int count_k = int(min(int64_t(t.tile_k), map.k.size - k));
     __syncthreads();
-    for (int i = threadIdx.x; i < plan.weights_stride; i += kTileThreads) {
+    for (int i = threadIdx.x; i < t.tile_k; i += kTileThreads) {
       staged[i] = i < count_k ? int32_t(labels(b, k + i)) : -1;
     }
     __syncthreads();

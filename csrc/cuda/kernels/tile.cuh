@@ -129,11 +129,11 @@ __device__ __forceinline__ void store_runs(const Map& map, const Tiling& t, S* i
         const auto in = *reinterpret_cast<const Pack<T, kCount>*>(from + i);
 #pragma unroll
         for (int n = 0; n < kCount; n++) out.value[n] = convert<S>(in.value[n]);
-      } else {  // two reads: four lanes begin with the first half, the next four with the second, so that no two meet
-                // in a bank
+      } else {  // two reads: of eight lanes some begin with the second half, so that no two meet in a bank
         constexpr int kHalf = 16 / sizeof(T);
         static_assert(kCount == 2 * kHalf);
-        const bool swapped = threadIdx.x / 4 % 2;
+        const uint32_t unit = uint32_t(from + i - tile) / kHalf;  // (the strides of rows are odd)
+        const bool swapped = (unit / 8 ^ unit) % 2;
         const auto one = *reinterpret_cast<const Pack<T, kHalf>*>(from + i + (swapped ? kHalf : 0));
         const auto other = *reinterpret_cast<const Pack<T, kHalf>*>(from + i + (swapped ? 0 : kHalf));
 #pragma unroll
