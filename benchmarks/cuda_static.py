@@ -146,7 +146,11 @@ class Case:
     @property
     def name(self) -> str:
         size = "×".join(map(str, self.full))
-        return f"{self.regions} {self.kind}, {size} {self.layout}, {self.dtype}" if self.regions else f"queue, {size}"
+        return (
+            f"{self.regions} {self.kind}, {size} {self.layout}, {self.dtype}"
+            if self.regions
+            else f"queue, {size}, {self.dtype}"
+        )
 
     @property
     def scale(self) -> float:
@@ -261,7 +265,10 @@ def add_occupancy(cases: Sequence[Row], kernels: Sequence[Row]) -> None:
 
 
 def predict(case: Case, row: Row) -> Row:
-    """PREDICTED microseconds in full size, and what bounds them: at 80% of published rates. Nothing is measured."""
+    """PREDICTED microseconds in full size, and what bounds them: at 80% of published rates. Nothing is measured.
+
+    Without the launches themselves, some microseconds each.
+    """
     prediction: Row = {"case": row["case"], "pass": row["pass"]}
     for gpu, has in GPUS.items():
         per_clock = has["sms"] * has["ghz"] * 1e9 * REACHED

@@ -202,3 +202,24 @@ def test_one_launch_for_masks_and_two_for_boxes(simulated_device):
     output = masked_pool(features.detach(), masks)
     _, backward = launches(lambda: output.sum().backward())
     assert backward == ["total_kernel", "pool_kernel"]
+
+
+@pytest.mark.parametrize("stride", ["image", "channel", "row"])
+def test_offsets_above_2_to_the_31(stride, simulated, device):
+    """Only the pages of the eight elements are ever touched."""
+    import ptxsim
+
+    far = 2**31 + 8
+    strides = {"image": (far, 4, 2, 1), "channel": (4, far, 2, 1), "row": (4, 2, far, 1)}[stride]
+    try:
+        memory = torch.empty(far + 16, dtype=torch.bfloat16)
+    except RuntimeError:
+        pytest.skip("no 4 GiB of address space")
+    features = memory.as_strided((2, 2, 2, 2), strides)
+    with ptxsim.device("sm_80", strict=True, poison=False):
+        features.copy_(torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(0)))
+        boxes = torch.tensor([[0, 0.0, 0.0, 8.0, 8.0], [1, 1.0, 1.0, 6.0, 8.0]])
+        actual = box_pool(features, boxes, **GRID), masked_pool(features, torch.ones(2, 1, 2, 2, dtype=torch.bool))
+    near = features.contiguous()
+    torch.testing.assert_close(actual[0], reference.box_pool(near, boxes, **GRID))
+    torch.testing.assert_close(actual[1][:, 0], near.float().mean((2, 3)).bfloat16())
