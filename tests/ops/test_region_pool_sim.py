@@ -204,6 +204,7 @@ def test_one_launch_for_masks_and_two_for_boxes(simulated_device):
     assert backward == ["total_kernel", "pool_kernel"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", ["image", "channel", "row"])
 def test_offsets_above_2_to_the_31(stride, simulated, device):
     """Only the pages of the eight elements are ever touched."""
