@@ -21,6 +21,13 @@ int64_t resident_blocks(Kernel* kernel, const Tensor& on, int64_t rows) {
   return std::min<int64_t>(ceil_div(rows, kQueuePushThreads / 32), int64_t(processors) * per_processor);
 }
 
+// whether rows at `address` can be read or written by packs of so many bytes, and fit into the registers of a warp
+bool in_packs(const Tensor& rows, const void* address, int64_t pack) {
+  const int64_t row = rows.size(1) * rows.element_size(), stride = rows.stride(0) * rows.element_size();
+  return rows.stride(1) == 1 && row % pack == 0 && (rows.size(0) == 1 || stride % pack == 0) &&
+         reinterpret_cast<uintptr_t>(address) % pack == 0 && row <= 32 * kQueuePushPacks * pack;
+}
+
 void queue_push_(const Tensor& queue, const Tensor& cursor, const Tensor& pushed, bool normalize,
                  const std::optional<Tensor>& pushed_ids, const std::optional<Tensor>& queue_ids, bool wrap) {
   check_queue_push(queue, cursor, pushed, pushed_ids, queue_ids);
@@ -51,9 +58,12 @@ void queue_push_(const Tensor& queue, const Tensor& cursor, const Tensor& pushed
       int64_t queue_row_stride = queue.stride(0), queue_stride = queue.stride(1), cursor_stride = cursor.stride(0);
       int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
       int64_t id_stride = ids ? ids->stride(0) : 0, queue_id_stride = ids ? queue_ids->stride(0) : 0;
-      void* arguments[] = {&queue_rows,    &cursor_rows,    &key_rows,   &new_ids,   &old_ids,          &normalize,
-                           &wrap,          &size,           &count,      &channels,  &queue_row_stride, &queue_stride,
-                           &cursor_stride, &key_row_stride, &key_stride, &id_stride, &queue_id_stride};
+      constexpr int64_t kCount = 16 / std::max(sizeof(Queue), sizeof(Key));
+      bool by_packs =
+          in_packs(queue, queue_rows, kCount * sizeof(Queue)) && in_packs(keys, key_rows, kCount * sizeof(Key));
+      void* arguments[] = {&queue_rows,   &cursor_rows,   &key_rows,       &new_ids,    &old_ids,   &normalize,
+                           &wrap,         &by_packs,      &size,           &count,      &channels,  &queue_row_stride,
+                           &queue_stride, &cursor_stride, &key_row_stride, &key_stride, &id_stride, &queue_id_stride};
       const int64_t blocks = resident_blocks(kernel, queue, std::min(count, size));
       check_cuda(cudaLaunchCooperativeKernel(kernel, dim3(blocks), dim3(kQueuePushThreads), arguments, 0,
                                              current_stream(queue)),

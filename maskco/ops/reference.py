@@ -108,7 +108,7 @@ def _samples(
     extent = end - start if aligned else (end - start).clamp(min=1)
     bins = extent / output_size
     per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bins), 0)
-    point = torch.arange(output_size * per_bin, device=start.device)
+    point = torch.arange(output_size * per_bin, device=start.device, dtype=start.dtype)
     position = start + (point // max(per_bin, 1)) * bins + (point % max(per_bin, 1) + 0.5) * bins / max(per_bin, 1)
     position = position[(position >= -1) & (position <= size)].clamp(min=0)
     low = position.long().clamp(max=size - 1)

@@ -60,6 +60,28 @@ def test_casts_between_all_dtypes(device: torch.device, queue_dtype: torch.dtype
         assert_same_pushes(*queue, [random_keys(4, 21, device, key_dtype)] * 2, normalize=normalize)
 
 
+@pytest.mark.parametrize("channels", [8, 128, 512, 520, 1024, 1032])  # packs of 16 bytes, up to four a lane, or more
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)],
+    ids=str,
+)
+def test_rows_of_whole_packs(device: torch.device, dtypes: tuple[torch.dtype, torch.dtype], channels: int) -> None:
+    batches = [random_keys(3, channels, device, dtypes[1])] * 2
+    assert_same_pushes(*new_queue(5, channels, device, dtypes[0]), batches, normalize=True)
+    queue, cursor, queue_ids = new_queue(5, channels + 1, device, dtypes[0])  # rows that are not aligned
+    assert_same_pushes(queue[:, 1:], cursor, queue_ids, batches, normalize=False)
+
+
+@pytest.mark.parametrize("queue_dtype, key_dtype", list(itertools.product(FLOATS, FLOATS)))
+def test_casts_between_all_dtypes_by_packs(
+    device: torch.device, queue_dtype: torch.dtype, key_dtype: torch.dtype
+) -> None:
+    for normalize in (False, True):
+        queue = new_queue(6, 16, device, queue_dtype)
+        assert_same_pushes(*queue, [random_keys(4, 16, device, key_dtype)] * 2, normalize=normalize)
+
+
 def test_float64_is_normalised_in_float64(device: torch.device) -> None:
     queue, cursor, _ = new_queue(4, 50, device, torch.float64)
     queue_push_(queue, cursor, random_keys(4, 50, device, torch.float64), normalize=True)

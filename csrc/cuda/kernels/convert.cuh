@@ -1,4 +1,4 @@
-// Conversions between the element types and the types that sums run in (float; double for double).
+// Element types: the types that sums run in (float; double for double), conversions, and packs of up to 16 bytes.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -32,5 +32,11 @@ __device__ __forceinline__ To convert(From x) {
     return static_cast<To>(x);
   }
 }
+
+// What a thread reads or writes at once.
+template <typename S, int kCount>
+struct alignas(sizeof(S) * kCount) Pack {
+  S value[kCount];
+};
 
 }  // namespace maskco

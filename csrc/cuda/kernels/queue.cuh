@@ -17,17 +17,62 @@ namespace maskco {
 
 constexpr int kQueuePushThreads = 256;
 
-// max(|key|, 1e-12), as in torch.nn.functional.normalize, in every lane of the warp
-template <typename Acc, typename Key>
-__device__ Acc row_norm(const Key* key, int64_t channels, int64_t stride, int lane) {
-  Acc sum = 0;
-  for (int64_t c = lane; c < channels; c += 32) {
-    const Acc x = convert<Acc>(key[c * stride]);
-    sum += x * x;
-  }
+// Of keys up to this long a lane keeps its part in registers, else they are read again after their norm is known.
+constexpr int kQueuePushPacks = 4;
+
+// A key's norm from a lane's sum of squares: max(|key|, 1e-12), as in torch.nn.functional.normalize, in every lane.
+template <typename Acc>
+__device__ __forceinline__ Acc norm_of(Acc sum) {
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
   const Acc norm = sqrt(sum);
   return norm < Acc(1e-12) ? Acc(1e-12) : norm;  // (a NaN stays one)
+}
+
+// Copies a key into a row, by packs of up to 16 bytes: both are contiguous, aligned, and of whole packs.
+template <typename Acc, typename Queue, typename Key>
+__device__ __forceinline__ void push_packs(Queue* row, const Key* key, int64_t channels, bool normalize, int lane) {
+  constexpr int kCount = 16 / (sizeof(Queue) > sizeof(Key) ? sizeof(Queue) : sizeof(Key));
+  using From = Pack<Key, kCount>;
+  using To = Pack<Queue, kCount>;
+  From held[kQueuePushPacks];
+  const int packs = int(channels / kCount);
+  Acc sum = 0;
+#pragma unroll
+  for (int p = 0; p < kQueuePushPacks; p++) {
+    if (p * 32 + lane >= packs) continue;
+    held[p] = reinterpret_cast<const From*>(key)[p * 32 + lane];
+#pragma unroll
+    for (int n = 0; n < kCount; n++) {
+      const Acc x = convert<Acc>(held[p].value[n]);
+      sum += x * x;
+    }
+  }
+  const Acc norm = normalize ? norm_of(sum) : Acc(1);
+#pragma unroll
+  for (int p = 0; p < kQueuePushPacks; p++) {
+    if (p * 32 + lane >= packs) continue;
+    To out;
+#pragma unroll
+    for (int n = 0; n < kCount; n++) out.value[n] = convert<Queue>(convert<Acc>(held[p].value[n]) / norm);
+    reinterpret_cast<To*>(row)[p * 32 + lane] = out;
+  }
+}
+
+template <typename Acc, typename Queue, typename Key>
+__device__ __forceinline__ void push_elements(Queue* row, const Key* key, int64_t channels, int64_t queue_stride,
+                                              int64_t key_stride, bool normalize, int lane) {
+  Acc norm = 1;
+  if (normalize) {
+    Acc sum = 0;
+    for (int64_t c = lane; c < channels; c += 32) {
+      const Acc x = convert<Acc>(key[c * key_stride]);
+      sum += x * x;
+    }
+    norm = norm_of(sum);
+  }
+  for (int64_t c = lane; c < channels; c += 32) {
+    row[c * queue_stride] = convert<Queue>(convert<Acc>(key[c * key_stride]) / norm);
+  }
 }
 
 template <typename Queue, typename Key>
@@ -38,7 +83,8 @@ __global__ void __launch_bounds__(kQueuePushThreads)
                       const int64_t* ids,  // [B] or null
                       int64_t* queue_ids,  // [K] or null, changed
                       bool normalize,
-                      bool wrap,  // else keys that pass the queue's end are dropped
+                      bool wrap,      // else keys that pass the queue's end are dropped
+                      bool by_packs,  // rows and keys are fit for push_packs
                       int64_t size, int64_t count, int64_t channels, int64_t queue_row_stride, int64_t queue_stride,
                       int64_t cursor_stride, int64_t key_row_stride, int64_t key_stride, int64_t id_stride,
                       int64_t queue_id_stride) {
@@ -59,9 +105,10 @@ __global__ void __launch_bounds__(kQueuePushThreads)
     if (target >= size) target -= size;
     const Key* key = keys + b * key_row_stride;
     Queue* row = queue + target * queue_row_stride;
-    const Acc norm = normalize ? row_norm<Acc>(key, channels, key_stride, lane) : Acc(1);
-    for (int64_t c = lane; c < channels; c += 32) {
-      row[c * queue_stride] = convert<Queue>(convert<Acc>(key[c * key_stride]) / norm);
+    if (by_packs) {
+      push_packs<Acc>(row, key, channels, normalize, lane);
+    } else {
+      push_elements<Acc>(row, key, channels, queue_stride, key_stride, normalize, lane);
     }
     if (ids != nullptr && lane == 0) queue_ids[target * queue_id_stride] = ids[b * id_stride];
   }
