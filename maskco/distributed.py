@@ -15,6 +15,7 @@ Running statistics stay each rank's own, and the checkpoint has rank 0's, as is 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -104,13 +105,15 @@ def _launched_with_others() -> bool:
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """`module` with gradients averaged over ranks, all starting from rank 0's weights and buffers.
+    """`module`, equal on all ranks, with gradients averaged over them.
 
-    Buffers are not broadcast again: the queue's are equal anyway, and a batch norm's are for each rank to keep.
+    Buffers are not broadcast at each step: the queue's stay equal anyway, and a batch norm's are for each rank to keep.
     """
     if not is_distributed():
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from torch 2.14 on
+    buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **buffers)
 
 
 def reduce_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:
