@@ -109,14 +109,15 @@ class Demo:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
     try:
         command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)
         code = command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{who}error: {error}", file=sys.stderr)
         code = 2
     except OSError as error:  # no permission, no space, not a folder: the text names the file
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{who}error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is untouched", file=sys.stderr)

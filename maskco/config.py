@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from maskco.data.views import ViewConfig
 
 FREE_ON_RESUME = frozenset(
-    {"out", "epochs", "device", "threads", "workers", "log_every", "save_every_minutes", "save_every_steps"}
+    {
+        "out",
+        "epochs",
+        "accumulate",
+        "device",
+        "threads",
+        "workers",
+        "log_every",
+        "save_every_minutes",
+        "save_every_steps",
+    }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
-# (epochs) and the rounding of sums (device, threads)
+# (epochs), the rounding of sums (device, threads), and how many pictures a batch norm sees (accumulate; it depends on
+# the number of ranks as well, and a run may go on with other devices than it began with)
 
 
 class UserError(Exception):
@@ -72,6 +83,10 @@ class PretrainConfig:
     """Other regions of the same picture are negatives too, where --regions is 2 or more (ours: yes)."""
     key_group: int = 32
     """Pictures that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
+    shuffle_keys: bool = True
+    """With several ranks, draw them from all ranks' pictures, not each one's own: MoCo's shuffled batch norm."""
+    batch_norm: Literal["local", "sync"] = "local"
+    """Batch statistics of the query branch: of each rank's own pictures, or of all ranks' (CUDA only)."""
 
     # ---- the views
     image_size: int = 224
@@ -101,7 +116,9 @@ class PretrainConfig:
     epochs: int = 200
     """Passes over the pictures."""
     batch_size: int = 256
-    """Pictures in a step."""
+    """Pictures in a step, of all ranks together."""
+    accumulate: int = 1
+    """Take each rank's pictures of a step in so many parts, to save memory. Batch norms see one part at a time."""
     lr: float = 0.03
     """Peak learning rate for 256 pictures a step; it is scaled by batch size / 256, then falls as a cosine to 0."""
     warmup_steps: int = 0
@@ -117,9 +134,9 @@ class PretrainConfig:
     seed: int = 0
     """Fixes weights, order, views and regions."""
     device: str = "auto"
-    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device; torchrun: without a number."""
     workers: int | None = None
-    """Processes that load pictures; default: one a core, at most 8; 0: none."""
+    """Processes that load pictures, for each rank; default: its share of the cores, at most 8; 0: none."""
     threads: int | None = None
     """CPU threads of the training process; default: torch's. Small networks run faster with one and loading workers."""
     log_every: int = 10
@@ -131,12 +148,12 @@ class PretrainConfig:
 
     def check(self) -> None:
         """Raises ConfigError for the first impossible value."""
-        for name in ("method", "mask_head", "amp"):
+        for name in ("method", "mask_head", "batch_norm", "amp"):
             allowed = _choices(name)
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in (
-            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "log_every",
+            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "accumulate", "log_every",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
@@ -217,6 +234,7 @@ def _choices(name: str) -> tuple[str, ...]:
     return {
         "method": ("maskco", "moco_v2"),
         "mask_head": ("conv", "attention", "none"),
+        "batch_norm": ("local", "sync"),
         "amp": ("off", "bf16", "fp16"),
     }[name]
 

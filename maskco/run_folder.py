@@ -96,6 +96,22 @@ class Recorder:
         self._tensorboard.close()
 
 
+class SilentRecorder:
+    """Takes what a `Recorder` takes and writes nothing: all ranks but the first have one. A context manager."""
+
+    def say(self, text: str, *, show: bool = True) -> None:
+        pass
+
+    def add(self, row: dict[str, Any]) -> None:
+        pass
+
+    def __enter__(self) -> SilentRecorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a last line that was cut off while it was written is left out."""
     path = Path(run) / METRICS

@@ -3,6 +3,7 @@
     maskco pretrain --data PHOTOS --out RUN                        # ResNet-50 and MoCo v2's schedule
     maskco pretrain --data PHOTOS --out RUN --encoder resnet18 --epochs 20 --batch-size 64
     maskco pretrain --out RUN --resume                             # goes on where it stopped
+    torchrun --nproc-per-node 8 -m maskco pretrain --data PHOTOS --out RUN    # on 8 GPUs, see distributed.py
 
 or, in Python, `maskco.pretrain(data="PHOTOS", out="RUN", encoder="resnet18", epochs=20)`.
 """
@@ -25,11 +26,22 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from maskco.checkpoint import CHECKPOINT
+from maskco.checkpoint import CHECKPOINT, CheckpointError
 from maskco.config import ConfigError, PretrainConfig, read_config
 from maskco.data.sources import Batch, EpochBatches, PretrainDataset, Source, SourceError, collate, open_source
 from maskco.data.views import TwoViews, Views
-from maskco.run_folder import CONFIG, LOG, Recorder, check_out, clear_out
+from maskco.distributed import (
+    agree,
+    all_or_none,
+    data_parallel,
+    join_lists,
+    local_device,
+    process_group,
+    rank,
+    reduce_gradients,
+    world_size,
+)
+from maskco.run_folder import CONFIG, LOG, Recorder, SilentRecorder, check_out, clear_out
 from maskco.train_state import TrainingError, TrainState
 
 
@@ -79,9 +91,9 @@ def pretrain(
 def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are."""
     config = resolve(config)
-    device = torch.device(config.device)
+    device = local_device(config.device)
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), StopSignals() as stop:
+    with process_group(device), torch.random.fork_rng(devices=seeded_devices(device)), StopSignals() as stop:
         try:
             torch.set_num_threads(config.threads)
             torch.manual_seed(config.seed)
@@ -93,39 +105,59 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
 def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resume: bool, overwrite: bool) -> RunResult:
     # Whatever is wrong with options, folders or data shows before a file is touched.
     out = Path(config.out)
-    check_out(out, resume=resume, overwrite=overwrite)
-    source = open_pictures(config)
-    state = TrainState(config, len(source), device)
-    if resume and (out / CHECKPOINT).exists():
-        state.load(out / CHECKPOINT)
-    elif overwrite:
+    with all_or_none():
+        check_out(out, resume=resume, overwrite=overwrite)
+        check_shares(config)
+        source = open_pictures(config)
+        state = TrainState(config, len(source), device)
+        if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
+            torch.manual_seed(config.seed + rank())
+        if resume and (out / CHECKPOINT).exists():
+            state.load(out / CHECKPOINT)
+    check_equal_start(state)
+    if overwrite and rank() == 0:
         clear_out(out)
+    learner = data_parallel(state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
-    bar = {"total": steps, "initial": state.step, "unit": "step", "disable": None, "dynamic_ncols": True}
-    with Recorder(out, config, state.step) as record, tqdm(**bar) as progress:
+    bar = {"total": steps, "initial": state.step, "unit": "step", "disable": None if rank() == 0 else True}
+    recorder = Recorder(out, config, state.step) if rank() == 0 else SilentRecorder()
+    with recorder as record, tqdm(**bar, dynamic_ncols=True) as progress:
         record.say(
-            f"{config.method} with {config.encoder} on {len(source)} pictures, {device}: "
+            f"{config.method} with {config.encoder} on {len(source)} pictures, "
+            f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
         started = window = saved = time.monotonic()
-        for batch in batches(config, source, state, device) if state.step < steps else ():
+        stopped = 0
+        for micro_batches in batches(config, source, state, device) if state.step < steps else ():
             # ---- learn: nothing here waits for the device
             for group in state.optimizer.param_groups:
                 group["lr"] = lr = state.lr
-            views = to_device(batch.views, device)
-            with torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off"):
-                output = state.method(views)
             state.optimizer.zero_grad()
-            state.scaler.scale(output.loss).backward()
+            state.method.update_momentum_side()
+            outputs = []
+            for batch in micro_batches:
+                views = to_device(batch.views, device)
+                with reduce_gradients(learner, now=batch is micro_batches[-1]):
+                    with torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off"):
+                        output = learner(views, whole_step=False)
+                    state.scaler.scale(output.loss / config.accumulate).backward()
+                outputs.append(output)
+            state.method.queue.push(torch.cat([output.keys for output in outputs]))
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.step += 1
-            state.totals.add(output, state.step)
+            state.totals.add(outputs, state.step)
             progress.update()
 
+            # ---- agree: signals, clocks and failures of one rank are all ranks'
+            failures = [failure for batch in micro_batches for failure in batch.failures]
+            by_time = 0 < 60 * config.save_every_minutes <= time.monotonic() - saved
+            stopped, by_time, failed = agree(stop.signal or 0, by_time, bool(failures))
+
             # ---- tell
-            for name, reason in state.broken.add(config.batch_size, batch.failures):
+            for name, reason in state.broken.add(config.batch_size, join_lists(failures) if failed else []):
                 record.say(f"cannot be used: {name}: {reason}", show=False)
             state.broken.require_few()
             end_of_epoch = state.step % state.steps_per_epoch == 0
@@ -144,26 +176,25 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
 
             # ---- keep
             by_steps = config.save_every_steps and state.step % config.save_every_steps == 0
-            by_time = 0 < 60 * config.save_every_minutes <= time.monotonic() - saved
-            if end_of_epoch or by_steps or by_time or stop.signal:
+            if end_of_epoch or by_steps or by_time or stopped:
                 state.seconds = earlier + time.monotonic() - started
                 state.save(out / CHECKPOINT)
                 saved = time.monotonic()
-            if stop.signal:
+            if stopped:
                 break
         progress.close()
 
         if state.broken.names:
             record.say(f"{len(state.broken)} of {len(source)} pictures could not be used, see {out / LOG}")
         if state.step < steps:
-            name = signal.Signals(stop.signal).name
+            name = signal.Signals(stopped).name
             record.say(f"{name}: saved step {state.step} of {steps}, go on with: maskco pretrain --out {out} --resume")
         elif first_step >= steps:
             record.say(f"this run was finished already, after {state.step} steps; a larger --epochs would go on")
         else:
             record.say(f"finished {steps} steps in {state.seconds:.0f} s: {out / CHECKPOINT}")
         return RunResult(
-            out, state.step, state.totals.last_loss, len(state.broken), stop.signal if state.step < steps else None
+            out, state.step, state.totals.last_loss, len(state.broken), stopped if state.step < steps else None
         )
 
 
@@ -185,12 +216,45 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         raise ConfigError(f"device {config.device!r} cannot be used here; 'auto' takes what there is") from error
     if config.amp == "fp16" and kind != "cuda":
         raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}; choose bf16 or off")
+    if config.batch_norm == "sync" and kind != "cuda":
+        raise ConfigError(
+            f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
+            "leave it at local"
+        )
     data = config.data if config.data == "demo" else str(Path(config.data).expanduser().resolve())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 8) if config.workers is None else config.workers
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
+    workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
     threads = config.threads or torch.get_num_threads()
     out = str(Path(config.out).expanduser())
     return dataclasses.replace(config, device=device, data=data, out=out, threads=threads, workers=workers)
+
+
+def seeded_devices(device: torch.device) -> list[torch.device | int]:
+    """GPUs whose random numbers are put back after the run: one rank of many must not open its neighbours' GPUs."""
+    if world_size() == 1:
+        return list(range(torch.cuda.device_count()))
+    return [device] if device.type == "cuda" else []
+
+
+def check_shares(config: PretrainConfig) -> None:
+    """Raises ConfigError unless the batch can be dealt out equally, to ranks and to --accumulate."""
+    shares = world_size() * config.accumulate
+    if config.batch_size % shares or config.batch_size < 2 * shares:
+        near = shares * max(config.batch_size // shares, 2)
+        raise ConfigError(
+            f"batch_size {config.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
+            f"{config.accumulate}, and leave each part 2 pictures or more: {near} would do"
+        )
+
+
+def check_equal_start(state: TrainState) -> None:
+    """Raises CheckpointError on all ranks unless they all go on from the same step."""
+    latest, earliest = agree(state.step, -state.step)
+    if latest != -earliest:
+        raise CheckpointError(
+            f"out: ranks go on from different steps ({-earliest} and {latest}): name a folder that all machines share"
+        )
 
 
 def open_pictures(config: PretrainConfig) -> Source:
@@ -206,11 +270,15 @@ def open_pictures(config: PretrainConfig) -> Source:
     return source
 
 
-def batches(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Iterator[Batch]:
-    """All batches that are still to come, of all epochs in a row: workers live once and load ahead across epochs."""
+def batches(
+    config: PretrainConfig, source: Source, state: TrainState, device: torch.device
+) -> Iterator[tuple[Batch, ...]]:
+    """This rank's micro-batches of every step still to come, of all epochs in a row: workers live once and load ahead
+    across epochs."""
     first, done = divmod(state.step, state.steps_per_epoch)
+    share = {"rank": rank(), "ranks": world_size(), "parts": config.accumulate}
     orders = (
-        EpochBatches(len(source), config.batch_size, config.seed, epoch, done if epoch == first else 0)
+        EpochBatches(len(source), config.batch_size, config.seed, epoch, done if epoch == first else 0, **share)
         for epoch in range(first, config.epochs)
     )
     loader = DataLoader(
@@ -223,7 +291,7 @@ def batches(config: PretrainConfig, source: Source, state: TrainState, device: t
         generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
     )
     try:
-        yield from loader
+        yield from zip(*[iter(loader)] * config.accumulate, strict=True)  # n in a row at a time
         return
     except RuntimeError as error:  # a worker that dies takes torch's text with it
         if "DataLoader worker" not in str(error):
@@ -258,7 +326,8 @@ def summary(row: dict[str, float], broken: int = 0) -> str:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM in `signal` instead of dying of them. The second one acts as it always did."""
+    """Notes SIGINT and SIGTERM in `signal` instead of dying of them. The second one acts as it always did, but for one
+    rank of several: there the scheduler may send the first and torchrun, which kills in the end, the second."""
 
     signal: int | None = None
 
@@ -270,7 +339,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if world_size() == 1:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError, read_checkpoint, save_checkpoint
 from maskco.config import PretrainConfig, UserError
+from maskco.distributed import gather_in_rank_order, rank, share_batch_statistics, world_size
 from maskco.methods import StepOutput, build_method
 
 
@@ -19,7 +21,11 @@ class TrainingError(UserError, RuntimeError):
 
 
 class TrainState:
-    """Method, optimizer, scaler, totals and random numbers of a run after `step` steps."""
+    """Method, optimizer, scaler, totals and random numbers of a run after `step` steps.
+
+    All ranks hold one, equal but for random numbers, batch norms' running statistics and the totals of their own
+    pictures. What waits for other ranks says so: all of them must call it.
+    """
 
     def __init__(self, config: PretrainConfig, pictures: int, device: torch.device) -> None:
         self.config = config
@@ -27,6 +33,8 @@ class TrainState:
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
         self.method = build_method(config).to(device, memory_format=torch.channels_last).train()
+        if config.batch_norm == "sync":
+            share_batch_statistics(self.method)
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.method.parameters() if parameter.requires_grad],
             lr=config.lr,
@@ -59,31 +67,36 @@ class TrainState:
         return peak * (1 + math.cos(math.pi * (self.step - warmup) / (self.steps - warmup))) / 2
 
     def save(self, path: Path) -> None:
-        """Raises TrainingError, and leaves the checkpoint before alone, if loss or weights are no longer finite."""
+        """Rank 0 writes, but all must call it. Raises TrainingError, and leaves the checkpoint before alone, if loss or
+        weights are no longer finite."""
         self.require_finite_loss()
         sums = [parameter.detach().sum(dtype=torch.float32) for parameter in self.method.parameters()]
         if not bool(torch.stack(sums).isfinite().all()):
             raise self._not_finite("the weights are", self.step)
-        save_checkpoint(
-            path,
-            {
-                "config": self.config.to_dict(),
-                "pictures": self.pictures,
-                "step": self.step,
-                "seconds": self.seconds,
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "totals": self.totals.state_dict(),
-                "broken": self.broken.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
-        )
+        state = {
+            "config": self.config.to_dict(),
+            "pictures": self.pictures,
+            "step": self.step,
+            "seconds": self.seconds,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "totals": self.totals.state_dict(),
+            "broken": self.broken.state_dict(),
+            "random": gather_in_rank_order(torch.get_rng_state()[None]),  # a row for each rank
+            "random_cuda": gather_in_rank_order(torch.cuda.get_rng_state(self.device)[None])
+            if self.device.type == "cuda"
+            else None,
+        }
+        if rank() == 0:
+            save_checkpoint(path, state)
         self.saved_step = self.step
 
     def load(self, path: Path) -> None:
-        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures."""
+        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.
+
+        It may be of a run with more or fewer ranks: the order of pictures does not depend on their number.
+        """
         state = read_checkpoint(path)
         differences = self.config.differences(PretrainConfig.from_dict(state["config"]))
         if differences:
@@ -101,14 +114,18 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        random = state["random"].reshape(-1, len(torch.get_rng_state()))
+        if rank() < len(random):  # a rank more than there were keeps the random numbers that it started with
+            torch.set_rng_state(random[rank()].clone())
+            if self.device.type == "cuda" and state["random_cuda"] is not None:
+                random = state["random_cuda"].reshape(len(random), -1)
+                torch.cuda.set_rng_state(random[rank()].clone(), self.device)
         self.step = self.saved_step = state["step"]
         self.seconds = state["seconds"]
 
     def require_finite_loss(self) -> None:
-        """Waits for the device. Raises TrainingError that names the first step with a loss of NaN or infinity."""
+        """Waits for the device and all ranks. Raises TrainingError that names the first step with a loss of NaN or
+        infinity."""
         step = self.totals.first_bad_step
         if step:
             raise self._not_finite("the loss is", step)
@@ -123,7 +140,10 @@ class TrainState:
 
 
 class Totals:
-    """Sums of loss and contrast accuracy since the last row of metrics, on the device, so that adding never waits."""
+    """Sums of loss and contrast accuracy since the last row of metrics, on the device, so that adding never waits.
+
+    Each rank adds up what it sees itself; reading the totals waits for all of them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, device=device)  # of the steps' loss, top-1 and top-5 share
@@ -131,29 +151,33 @@ class Totals:
         self.count = 0
         self.last_loss = math.nan
 
-    def add(self, output: StepOutput, step: int) -> None:
-        loss, rank = output.loss.detach().float(), output.stats.rank
-        self.sums += torch.stack([loss, (rank < 1).float().mean(), (rank < 5).float().mean()])
+    def add(self, outputs: Sequence[StepOutput], step: int) -> None:
+        """Takes the outputs of one step's micro-batches, which are of one size."""
+        loss = torch.stack([output.loss.detach().float() for output in outputs]).mean()
+        ranks = torch.cat([output.stats.rank for output in outputs])
+        self.sums += torch.stack([loss, (ranks < 1).float().mean(), (ranks < 5).float().mean()])
         bad = (self.bad_step == 0) & ~loss.isfinite()
         self.bad_step += bad * step
         self.count += 1
 
     @property
     def first_bad_step(self) -> int:
-        return int(self.bad_step)
+        return min((step for step in gather_in_rank_order(self.bad_step[None]).tolist() if step), default=0)
 
     def means_and_reset(self) -> dict[str, float]:
-        """Mean loss, accuracy and top5 (percent) of the steps since the last call."""
-        loss, top1, top5 = (self.sums / max(self.count, 1)).tolist()
+        """Mean loss, accuracy and top5 (percent) over all ranks and the steps since the last call."""
+        loss, top1, top5 = (gather_in_rank_order(self.sums[None]).mean(0) / max(self.count, 1)).tolist()
         self.sums.zero_()
         self.count, self.last_loss = 0, loss
         return {"loss": loss, "accuracy": 100 * top1, "top5": 100 * top5}
 
     def state_dict(self) -> dict[str, Tensor | int | float]:
-        return {"sums": self.sums.clone(), "count": self.count, "last_loss": self.last_loss}
+        sums = gather_in_rank_order(self.sums[None]).clone()  # a row for each rank
+        return {"sums": sums, "count": self.count, "last_loss": self.last_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums.copy_(state["sums"])
+        sums = state["sums"].reshape(-1, 3)
+        self.sums.copy_(sums[rank()] if len(sums) == world_size() else sums.mean(0))
         self.count, self.last_loss = state["count"], state["last_loss"]
 
 
@@ -171,7 +195,7 @@ class BrokenPictures:
         return len(self.names)
 
     def add(self, used: int, failures: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Takes one batch's failures, and returns those of pictures that did not fail before. Raises TrainingError."""
+        """Takes the failures of one step's batch, and returns those of pictures that did not fail before."""
         new = {name: reason for name, reason in failures if name not in self.names}
         self.names.update(new)
         self.tried += used + len(failures)

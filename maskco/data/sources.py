@@ -180,10 +180,24 @@ class EpochBatches:
     """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch). The last, incomplete batch is
     dropped. `start_step` leaves out the batches a resumed run has already seen.
 
-    Raises ValueError if not even one batch can be filled.
+    The order is the same for any number of ranks: of each batch, rank r of n takes the r-th of n equal slices, which it
+    gives in `parts` equal lists, one after the other.
+
+    Raises ValueError if not even one batch can be filled, or one cannot be divided by ranks and parts.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, epoch: int, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        start_step: int = 0,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        parts: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > length:
@@ -191,6 +205,8 @@ class EpochBatches:
                 f"batch_size {batch_size} is larger than the data ({length} pictures): "
                 f"lower it to {length} or less, or add pictures"
             )
+        if batch_size % (ranks * parts):
+            raise ValueError(f"batch_size {batch_size} cannot be divided by {ranks} ranks × {parts} parts")
         self.length, self.batch_size, self.seed, self.epoch, self.start_step = (
             length,
             batch_size,
@@ -198,15 +214,19 @@ class EpochBatches:
             epoch,
             start_step,
         )
+        self.rank, self.ranks, self.parts = rank, ranks, parts
 
     def __len__(self) -> int:
-        return max(self.length // self.batch_size - self.start_step, 0)
+        return self.parts * max(self.length // self.batch_size - self.start_step, 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
+        size = self.batch_size // (self.ranks * self.parts)
         for step in range(self.start_step, self.length // self.batch_size):
-            yield [(self.epoch, index) for index in order[step * self.batch_size : (step + 1) * self.batch_size]]
+            for part in range(self.parts):
+                first = step * self.batch_size + (self.rank * self.parts + part) * size
+                yield [(self.epoch, index) for index in order[first : first + size]]
 
 
 def _mix(*numbers: int) -> int:

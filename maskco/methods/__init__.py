@@ -37,6 +37,7 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> n
         "temperature": config.temperature,
         "momentum": config.momentum,
         "key_group": config.key_group,
+        "shuffle_keys": config.shuffle_keys,
     }
     if config.method == "maskco":
         options["mask_head"] = config.mask_head

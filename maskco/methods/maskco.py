@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from maskco import ops
 from maskco.data.views import Views, mask_boxes
 from maskco.methods.step import StepOutput
-from maskco.nn import FeatureQueue, ProjectionHead, create_mask_head, forward_in_groups, momentum_copy, momentum_update_
+from maskco.nn import (
+    FeatureQueue,
+    ProjectionHead,
+    create_mask_head,
+    forward_in_groups,
+    momentum_copy,
+    momentum_update_,
+    shuffled_across_ranks,
+)
 from maskco.nn.encoder import as_encoder
 
 
@@ -30,6 +38,7 @@ class MaskCo(nn.Module):
         queue_size, temperature, momentum: MoCo v2's defaults.
         local_negatives: the other regions of the same picture are negatives too (ours: yes; one region has none).
         key_group: pictures that share batch statistics in the key branch, see `nn.forward_in_groups`; 0: all.
+        shuffle_keys: with several ranks, deal the key pictures out anew between them, see `nn.shuffled_across_ranks`.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class MaskCo(nn.Module):
         momentum: float = 0.999,
         local_negatives: bool = True,
         key_group: int = 32,
+        shuffle_keys: bool = True,
     ) -> None:
         super().__init__()
         self.momentum = momentum
@@ -53,6 +63,7 @@ class MaskCo(nn.Module):
         self.key_head = key_head
         self.local_negatives = local_negatives
         self.key_group = key_group
+        self.shuffle_keys = shuffle_keys
         self.encoder = as_encoder(encoder)
         self.mask_head = create_mask_head(mask_head, self.encoder.channels, depth=mask_head_depth)
         self.projection = ProjectionHead(self.encoder.channels, hidden, dim)
@@ -61,9 +72,13 @@ class MaskCo(nn.Module):
         self.momentum_projection = momentum_copy(self.projection)
         self.queue = FeatureQueue(queue_size, dim)
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of a batch of B pictures with R regions each. Only training moves the momentum side and the queue."""
-        if self.training:
+    def forward(self, views: Views, *, whole_step: bool = True) -> StepOutput:
+        """Loss of a batch of B pictures with R regions each. Only training moves the momentum side and the queue.
+
+        Whoever makes a step of several batches passes `whole_step=False` and moves them by hand: `update_momentum_side`
+        before the first batch, `queue.push` of all batches' keys after the last.
+        """
+        if self.training and whole_step:
             self.update_momentum_side()
         queries = self.encode_queries(views)  # [B * R, D]
         with torch.no_grad():
@@ -77,7 +92,7 @@ class MaskCo(nn.Module):
             temperature=self.temperature,
             return_stats=True,
         )
-        if self.training:
+        if self.training and whole_step:
             self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
         return StepOutput(loss, stats, queries.detach(), keys)
 
@@ -89,12 +104,19 @@ class MaskCo(nn.Module):
 
     def encode_keys(self, views: Views) -> Tensor:
         """The same regions as the momentum side sees them in the whole key view: [B * R, D] unit vectors."""
-        features = forward_in_groups(  # [B, C, h, w]
-            lambda images: self.momentum_mask_head(self.momentum_encoder(images)),
-            views.key,
-            self.key_group if self.training else 0,
-        )
-        return embed_regions(features, views.key_boxes, self.encoder.stride, self.momentum_projection)
+
+        def encode(images: Tensor, boxes: Tensor) -> Tensor:
+            features = forward_in_groups(  # [B, C, h, w]
+                lambda group: self.momentum_mask_head(self.momentum_encoder(group)),
+                images,
+                self.key_group if self.training else 0,
+            )
+            keys = embed_regions(features, boxes, self.encoder.stride, self.momentum_projection)
+            return keys.unflatten(0, boxes.shape[:2])  # [B, R, D]: rows of pictures, which ranks can exchange
+
+        if self.training and self.shuffle_keys:
+            return shuffled_across_ranks(encode, views.key, views.key_boxes).flatten(0, 1)
+        return encode(views.key, views.key_boxes).flatten(0, 1)
 
     def other_regions(self, keys: Tensor, regions: int) -> Tensor | None:
         """For each query the keys of the other regions of its picture: [B * R, R - 1, D]."""

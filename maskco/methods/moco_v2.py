@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from maskco import ops
 from maskco.data.views import Views
 from maskco.methods.step import StepOutput
-from maskco.nn import FeatureQueue, ProjectionHead, forward_in_groups, momentum_copy, momentum_update_
+from maskco.nn import (
+    FeatureQueue,
+    ProjectionHead,
+    forward_in_groups,
+    momentum_copy,
+    momentum_update_,
+    shuffled_across_ranks,
+)
 from maskco.nn.encoder import as_encoder
 
 
@@ -32,26 +39,29 @@ class MoCoV2(nn.Module):
         temperature: float = 0.2,
         momentum: float = 0.999,
         key_group: int = 32,
+        shuffle_keys: bool = True,
     ) -> None:
         super().__init__()
         self.momentum = momentum
         self.temperature = temperature
         self.key_group = key_group
+        self.shuffle_keys = shuffle_keys
         self.encoder = as_encoder(encoder)
         self.projection = ProjectionHead(self.encoder.channels, hidden, dim)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_projection = momentum_copy(self.projection)
         self.queue = FeatureQueue(queue_size, dim)
 
-    def forward(self, views: Views) -> StepOutput:
-        """Loss of one batch of B pictures. Only training mode moves the momentum side and the queue."""
-        if self.training:
-            momentum_update_(self.encoder, self.momentum_encoder, self.momentum)
-            momentum_update_(self.projection, self.momentum_projection, self.momentum)
+    def forward(self, views: Views, *, whole_step: bool = True) -> StepOutput:
+        """Loss of one batch of B pictures. Only training mode moves the momentum side and the queue.
+
+        `whole_step=False` leaves both to the caller, as in `MaskCo`.
+        """
+        if self.training and whole_step:
+            self.update_momentum_side()
         queries = embed_views(self.encoder(views.query), self.projection)  # [B, D]
         with torch.no_grad():
-            features = forward_in_groups(self.momentum_encoder, views.key, self.key_group if self.training else 0)
-            keys = embed_views(features, self.momentum_projection)  # [B, D]
+            keys = self.encode_keys(views)  # [B, D]
         loss, stats = ops.info_nce(
             queries,
             keys,
@@ -60,9 +70,22 @@ class MoCoV2(nn.Module):
             temperature=self.temperature,
             return_stats=True,
         )
-        if self.training:
+        if self.training and whole_step:
             self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
         return StepOutput(loss, stats, queries.detach(), keys)
+
+    def encode_keys(self, views: Views) -> Tensor:
+        """The whole key views as the momentum side sees them: [B, D] unit vectors."""
+
+        def encode(images: Tensor) -> Tensor:
+            features = forward_in_groups(self.momentum_encoder, images, self.key_group if self.training else 0)
+            return embed_views(features, self.momentum_projection)
+
+        return shuffled_across_ranks(encode, views.key) if self.training and self.shuffle_keys else encode(views.key)
+
+    def update_momentum_side(self) -> None:
+        momentum_update_(self.encoder, self.momentum_encoder, self.momentum)
+        momentum_update_(self.projection, self.momentum_projection, self.momentum)
 
 
 def embed_views(features: Tensor, projection: nn.Module) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from maskco.nn.encoder import Encoder, create_encoder
 from maskco.nn.loss import InfoNCE
 from maskco.nn.mask_head import AttentionMaskHead, ConvMaskHead, create_mask_head
-from maskco.nn.momentum import forward_in_groups, momentum_copy, momentum_update_
+from maskco.nn.momentum import forward_in_groups, momentum_copy, momentum_update_, shuffled_across_ranks
 from maskco.nn.projection import ProjectionHead
 from maskco.nn.queue import FeatureQueue
 
@@ -21,4 +21,5 @@ __all__ = [
     "forward_in_groups",
     "momentum_copy",
     "momentum_update_",
+    "shuffled_across_ranks",
 ]

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from maskco.distributed import gather_in_rank_order, own_rows, world_size
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,7 +41,7 @@ def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group
 
     A query and its key in the same batch give each other away through the batch norms' statistics. MoCo shuffles keys
     between its GPUs (32 pictures on each) so that key and query are normalised in different company; this is the same
-    on one device. `group_size` 0, or a batch smaller than two groups: one group.
+    on one device (several: `shuffled_across_ranks`). `group_size` 0, or a batch smaller than two groups: one group.
     """
     groups = len(images) // group_size if group_size else 1
     if groups < 2:
@@ -46,3 +49,23 @@ def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group
     order = torch.randperm(len(images), device=images.device)
     outputs = torch.cat([forward(group) for group in images[order].tensor_split(groups)])
     return outputs[order.argsort()]
+
+
+@torch.no_grad()
+def shuffled_across_ranks(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`forward(*inputs)`, but each rank works on rows drawn from all ranks; outputs return to where the rows came from.
+
+    MoCo's shuffled batch norm (He et al., arXiv 1911.05722, section 3.3): a key is normalised in other company than its
+    query even where a rank has too few pictures for groups. All rows of all inputs travel, the outputs travel back.
+
+    Args:
+        inputs: [B, ...] each, the same B on every rank; memory formats are kept.
+        forward: gives [B, ...] without gradient. On one rank it is called with the inputs themselves.
+    """
+    if world_size() == 1:
+        return forward(*inputs)
+    order = torch.randperm(world_size() * len(inputs[0]), device=inputs[0].device)
+    dist.broadcast(order, 0)  # ranks draw different random numbers
+    mine = own_rows(order)
+    outputs = forward(*(torch.empty_like(rows).copy_(gather_in_rank_order(rows)[mine]) for rows in inputs))
+    return gather_in_rank_order(outputs)[own_rows(order.argsort())]

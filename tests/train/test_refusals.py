@@ -27,9 +27,9 @@ def refused(error: type[Exception], match: str, **options: object) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(pictures, tmp_path, monkeypatch):
     forward, calls = MaskCo.forward, []
 
-    def broken_forward(self, views) -> StepOutput:
+    def broken_forward(self, views, **options) -> StepOutput:
         calls.append(1)
-        output = forward(self, views)
+        output = forward(self, views, **options)
         return output._replace(loss=output.loss * math.nan) if len(calls) == 5 else output
 
     monkeypatch.setattr(MaskCo, "forward", broken_forward)
