@@ -41,13 +41,17 @@ sys.path.insert(0, str(ROOT / "tests"))  # the simulator
 Row = dict[str, Any]
 ARCHS = (80, 86, 89, 90, 100, 120)
 BUDGETS = {
-    "spill_bytes": 0,
+    "spill_bytes": {  # at most, by a part of the kernel's name, on any architecture
+        "info_nce_flash_kernel": 72,
+        "info_nce_absorb_kernel": 64,
+        "": 0,
+    },
     "registers": {  # at most, by a part of the kernel's name; "float64": of kernels that sum in it
         "pool_kernel": 128,
         "spread_kernel": 128,
-        "box_weights_kernel": 64,
+        "box_weights_kernel": 80,
         "total_kernel": 64,
-        "queue_push_kernel": 64,
+        "queue_push_kernel": 80,
         "float64": 208,
     },
     "sectors": 1.15,  # of global memory, over the least
@@ -290,7 +294,7 @@ def broken_by_kernels(kernels: Sequence[Row]) -> list[str]:
     broken = []
     for k in kernels:
         name = f"{k['kernel']} on {k['arch']}"
-        if k["spill_bytes"] > BUDGETS["spill_bytes"]:
+        if k["spill_bytes"] > next(limit for part, limit in BUDGETS["spill_bytes"].items() if part in k["kernel"]):
             broken.append(f"{name} spills {k['spill_bytes']} bytes")
         limits = [limit for part, limit in BUDGETS["registers"].items() if part in k["kernel"]]
         if "double" in k["kernel"]:

@@ -59,8 +59,8 @@ void queue_push_(const Tensor& queue, const Tensor& cursor, const Tensor& pushed
       int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
       int64_t id_stride = ids ? ids->stride(0) : 0, queue_id_stride = ids ? queue_ids->stride(0) : 0;
       constexpr int64_t kCount = 16 / std::max(sizeof(Queue), sizeof(Key));
-      bool by_packs =
-          in_packs(queue, queue_rows, kCount * sizeof(Queue)) && in_packs(keys, key_rows, kCount * sizeof(Key));
+      bool by_packs = kByPacks<Key> && in_packs(queue, queue_rows, kCount * sizeof(Queue)) &&
+                      in_packs(keys, key_rows, kCount * sizeof(Key));
       void* arguments[] = {&queue_rows,   &cursor_rows,   &key_rows,       &new_ids,    &old_ids,   &normalize,
                            &wrap,         &by_packs,      &size,           &count,      &channels,  &queue_row_stride,
                            &queue_stride, &cursor_stride, &key_row_stride, &key_stride, &id_stride, &queue_id_stride};

@@ -41,9 +41,13 @@ int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 // there is one and not two), so that two or more blocks live on an SM of 164 KiB and one on an SM of 100 KiB.
 constexpr int64_t kTileBytes = 26 * 1024, kSumTileBytes = 52 * 1024, kStayingWeights = 16 * 1024,
                   kSharesBytes = 8 * 1024;
+constexpr int64_t kTileRow = 26 * 16;  // bytes of a padded row (which adds 16)
+constexpr int64_t kTilePixels = 96;    // where a tile of the map goes with two tiles of weights
 
-// Tiles of tile_j channels of a map at `address`, of elements of `size` bytes that take `held` bytes in shared memory.
-Tiling make_tiling(const Map& map, const void* address, int64_t size, int64_t held, int64_t tile_j, int64_t bytes) {
+// Tiles of tile_j channels and at most `pixels` pixels of a map at `address`, of elements of `size` bytes that take
+// `held` bytes in shared memory. A tile of whole rows of pixels in one run may have more, up to so many bytes.
+Tiling make_tiling(const Map& map, const void* address, int64_t size, int64_t held, int64_t tile_j, int64_t bytes,
+                   int64_t pixels) {
   const auto contiguous = [](const Axis& axis) { return axis.inner == axis.size && axis.stride == 1; };
   const int64_t step = 16 / size;
   Tiling t{};
@@ -52,7 +56,7 @@ Tiling make_tiling(const Map& map, const void* address, int64_t size, int64_t he
   if (!by_runs) t.along_k = map.k.stride < map.j.stride;
   const Axis &inner = t.along_k ? map.k : map.j, &outer = t.along_k ? map.j : map.k;
 
-  const int64_t sector = 32 / size, longest = 416 / held / sector * sector;  // 26 units of 16 bytes; padding makes 27
+  const int64_t sector = 32 / size, longest = pixels / sector * sector;
   t.tile_j = int32_t(tile_j);
   const int64_t tiles = std::max<int64_t>(1, ceil_div(map.k.size, longest));
   t.tile_k = int32_t(std::max(sector, round_up(ceil_div(map.k.size, tiles), sector)));
@@ -109,13 +113,16 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
   check_cuda(cudaGetLastError(), name);
 }
 
+bool weights_fit(const Map& map, int64_t step, int64_t pixel_bytes) {
+  return round_up(map.k.size, step) * pixel_bytes <= kStayingWeights;
+}
 // Places the weights behind the tiles: `pixel_bytes` for each pixel of the map if there are few and all pixels may have
 // theirs at once, else of a tile, `buffers` times. Then the scratch. Returns the bytes in all.
 template <class Plan>
 int64_t place_weights(Plan& plan, const Map& map, int64_t tiles, int64_t step, int64_t pixel_bytes, bool may_stay,
                       int64_t buffers, int64_t scratch) {
   const int64_t pixels = std::max<int64_t>(1, round_up(map.k.size, step));
-  plan.weights_stay = may_stay && pixels * pixel_bytes <= kStayingWeights;
+  plan.weights_stay = may_stay && weights_fit(map, step, pixel_bytes);
   plan.weights_stride = int32_t(plan.weights_stay ? pixels : plan.tiling.tile_k);
   plan.weights_at = int32_t(tiles);
   plan.scratch_at =
@@ -134,11 +141,13 @@ void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const M
                  const T* shift, bool mean, T* area, const Tensor& pooled) {
   if (pooled.numel() == 0 && (area == nullptr || lists == 0)) return;
   PoolPlan plan{};
-  plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), kTileJ, kTileBytes);
+  const int64_t pixel_bytes = kRegions * sizeof(T), row = kTileRow / sizeof(S);
+  const int64_t most = weights_fit(map, kStep<S>, pixel_bytes) ? row : std::min(row, kTilePixels);
+  plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), kTileJ, kTileBytes, most);
   count_tiles(plan, map);
   plan.tiles_j = std::max(1, plan.tiles_j);  // (areas are wanted even of no channels)
-  plan.sums_at = int32_t(place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), kStep<S>,
-                                       kRegions * int64_t(sizeof(T)), true, 2, scratch));
+  plan.sums_at = int32_t(
+      place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), kStep<S>, pixel_bytes, true, 2, scratch));
   const int64_t bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
   plan.j_per_block = plan.weights_stay ? int32_t(per_block(lists * plan.tiles_j, plan.tiles_j)) : 1;
   launch("pool_kernel", &pool_kernel<T, S, Weights>, lists * ceil_div(plan.tiles_j, plan.j_per_block), kTileThreads,
@@ -151,7 +160,7 @@ void launch_spread(const char* name, Kernel kernel, const Weights& weights, int6
   if (x.numel() == 0) return;
   const Map map = feature_map(x);
   SpreadPlan plan{};
-  plan.tiling = make_tiling(map, device_ptr<S>(x), sizeof(S), sizeof(T), kTileJ, kSumTileBytes);
+  plan.tiling = make_tiling(map, device_ptr<S>(x), sizeof(S), sizeof(T), kTileJ, kSumTileBytes, kTileRow / sizeof(T));
   count_tiles(plan, map);
   constexpr bool kLabelMap = std::is_same_v<Weights, Labels>;
   const int64_t bytes = place_weights(plan, map, tile_bytes(plan.tiling, sizeof(T)), kStep<S>,
@@ -269,7 +278,7 @@ template <class T, class S>
 void launch_label_pool(const Labels& labels, const Tensor& x, bool mean, const Tensor& area, const Tensor& pooled) {
   const Map map = feature_map(x);
   PoolPlan plan{};
-  plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), 32, kTileBytes);
+  plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), 32, kTileBytes, kTileRow / sizeof(S));
   count_tiles(plan, map);
   plan.tiles_j = std::max(1, plan.tiles_j);
   plan.weights_stride = int32_t(plan.tiling.tile_k);

@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-// out[i] = Σ_k w(i, k) values[i, k]: what the gradient of masks is shifted by, for a mean. A warp each.
+// out[i] = Σ_c g[i, c] values[i, c] / area[i], by which the gradient of masks is shifted for a mean. A warp each.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kTileThreads)
     total_kernel(GradWeights<T, S> weights, int64_t regions, int64_t channels,
@@ -346,11 +346,10 @@ __global__ void __launch_bounds__(kTileThreads)
     const auto row = weights.of(i / weights.per_image, i);
     T sum = 0;
     for (int64_t c = lane; c < channels; c += 32) {
-      const T w = row(c);
-      if (!is_left_out(w)) sum += w * convert<T>(values[i * channels + c]);
+      sum += convert<T>(row.g[c * row.stride]) * convert<T>(values[i * channels + c]);
     }
     sum = warp_sum(sum);
-    if (lane == 0) out[i] = sum;
+    if (lane == 0) out[i] = row.area == T(0) ? T(0) : sum / row.area;
   }
 }
 

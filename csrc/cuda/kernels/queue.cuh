@@ -17,15 +17,19 @@ namespace maskco {
 
 constexpr int kQueuePushThreads = 256;
 
+template <typename Key>
+inline constexpr bool kByPacks = sizeof(Key) < 8;  // (float64 would spill)
+
 // Of keys up to this long a lane keeps its part in registers, else they are read again after their norm is known.
 constexpr int kQueuePushPacks = 4;
 
-// A key's norm from a lane's sum of squares: max(|key|, 1e-12), as in torch.nn.functional.normalize, in every lane.
+// From a lane's sum of squares what a key is multiplied by: 1 / max(|key|, 1e-12), as torch.nn.functional.normalize
+// divides, in every lane.
 template <typename Acc>
-__device__ __forceinline__ Acc norm_of(Acc sum) {
+__device__ __forceinline__ Acc scale_of(Acc sum) {
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
   const Acc norm = sqrt(sum);
-  return norm < Acc(1e-12) ? Acc(1e-12) : norm;  // (a NaN stays one)
+  return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // (a NaN stays one)
 }
 
 // Copies a key into a row, by packs of up to 16 bytes: both are contiguous, aligned, and of whole packs.
@@ -47,13 +51,13 @@ __device__ __forceinline__ void push_packs(Queue* row, const Key* key, int64_t c
       sum += x * x;
     }
   }
-  const Acc norm = normalize ? norm_of(sum) : Acc(1);
+  const Acc scale = normalize ? scale_of(sum) : Acc(1);
 #pragma unroll
   for (int p = 0; p < kQueuePushPacks; p++) {
     if (p * 32 + lane >= packs) continue;
     To out;
 #pragma unroll
-    for (int n = 0; n < kCount; n++) out.value[n] = convert<Queue>(convert<Acc>(held[p].value[n]) / norm);
+    for (int n = 0; n < kCount; n++) out.value[n] = convert<Queue>(convert<Acc>(held[p].value[n]) * scale);
     reinterpret_cast<To*>(row)[p * 32 + lane] = out;
   }
 }
@@ -61,17 +65,17 @@ __device__ __forceinline__ void push_packs(Queue* row, const Key* key, int64_t c
 template <typename Acc, typename Queue, typename Key>
 __device__ __forceinline__ void push_elements(Queue* row, const Key* key, int64_t channels, int64_t queue_stride,
                                               int64_t key_stride, bool normalize, int lane) {
-  Acc norm = 1;
+  Acc scale = 1;
   if (normalize) {
     Acc sum = 0;
     for (int64_t c = lane; c < channels; c += 32) {
       const Acc x = convert<Acc>(key[c * key_stride]);
       sum += x * x;
     }
-    norm = norm_of(sum);
+    scale = scale_of(sum);
   }
   for (int64_t c = lane; c < channels; c += 32) {
-    row[c * queue_stride] = convert<Queue>(convert<Acc>(key[c * key_stride]) / norm);
+    row[c * queue_stride] = convert<Queue>(convert<Acc>(key[c * key_stride]) * scale);
   }
 }
 
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kQueuePushThreads)
     if (target >= size) target -= size;
     const Key* key = keys + b * key_row_stride;
     Queue* row = queue + target * queue_row_stride;
-    if (by_packs) {
+    if (kByPacks<Key> && by_packs) {
       push_packs<Acc>(row, key, channels, normalize, lane);
     } else {
       push_elements<Acc>(row, key, channels, queue_stride, key_stride, normalize, lane);
