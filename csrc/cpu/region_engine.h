@@ -30,10 +30,12 @@ template <class S>
 struct RegionKernels {
   using T = typename Accumulator<S>::type;
   int64_t strip;  // channels that are read and written at a time: rows of sums and of g have a multiple of it
-  // sums[r] += the weighted pixels from first up to last
+  int64_t stage;  // elements
+  // sums[r] += the weighted pixels of the blocks from first up to last
   void (*pool)(const WeightsView<T>& weights, const FeatureMap<const S>& x, int64_t first, int64_t last, T* sums,
                int64_t sums_stride);
-  void (*spread)(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x);
+  // x[p] = the weighted sum of g[r]; by way of `stage`, if it is not null, past the caches
+  void (*spread)(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x, S* stage);
 };
 
 namespace portable {
@@ -119,6 +121,13 @@ FeatureMap<S> channel_range(FeatureMap<S> x, int64_t image_offset, int64_t first
   return x;
 }
 
+// Of sums and of gradients: whole strips, and a line more, since rows that lie a power of two apart share a few sets of
+// the cache.
+template <class S>
+int64_t row_stride(int64_t channels) {
+  return padded(channels, kernels<S>().strip) + 64 / sizeof(typename Accumulator<S>::type);
+}
+
 // For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, weights, sums,
 // stride) with sums[regions, stride] of the channels from first up to last.
 template <class S, class Build, class Finish>
@@ -126,17 +135,18 @@ void pool_regions(int64_t images, int64_t image_stride, const FeatureMap<const S
                   const Finish& finish) {
   using T = typename Accumulator<S>::type;
   for_each_task(images, x.channels.size, work, [&](int64_t image, int64_t first, int64_t last) {
-    Weights<T> weights(x.pixels.size);
+    Weights<T> weights(x.pixels.size, ListBy::Block);
     build(image, weights);
-    const int64_t stride = padded(last - first, kernels<S>().strip), regions = weights.regions();
+    const auto view = weights.view();
+    const int64_t stride = row_stride<S>(last - first), regions = weights.regions();
     Buffer<T> sums(padded(regions, 4) * stride), part;
     const auto channels = channel_range(x, image * image_stride, first, last);
     // Sums of sums: the error of one long sum in float32 grows with its length.
-    const int64_t chunk = std::max<int64_t>(2048, 8 * regions);
-    for (int64_t p = 0; p < x.pixels.size; p += chunk) {
-      if (p) part.assign(sums.size(), T(0));
-      T* target = p ? part.data() : sums.data();
-      kernels<S>().pool(weights.view(), channels, p, std::min(p + chunk, x.pixels.size), target, stride);
+    const int64_t blocks = pixel_blocks(x.pixels.size), chunk = std::max<int64_t>(2048, 8 * regions) / PIXEL_BLOCK;
+    for (int64_t b = 0; b < blocks; b += chunk) {
+      if (b) part.assign(sums.size(), T(0));
+      T* target = b ? part.data() : sums.data();
+      kernels<S>().pool(view, channels, b, std::min(b + chunk, blocks), target, stride);
       for (size_t i = 0; i < part.size(); i++) sums[i] += part[i];
     }
     finish(image, first, last, weights, sums.data(), stride);
@@ -151,13 +161,17 @@ void spread_regions(const Tensor& x, int64_t work, const Build& build, const Fil
   const FeatureMap<S> map = feature_map<S>(x);
   const int64_t pixels = map.pixels.size;
   if (pixels == 0) return;
+  constexpr int64_t CACHE = 8 << 20;  // a gradient of more bytes is gone from it before it is read
+  const bool stream = x.numel() * int64_t(sizeof(S)) > CACHE;
   for_each_task(x.size(0), x.size(1), work, [&](int64_t image, int64_t first, int64_t last) {
-    Weights<T> weights(pixels);
+    Weights<T> weights(pixels, ListBy::Pixel);
     build(image, weights);
-    const int64_t stride = padded(last - first, kernels<S>().strip);
+    const int64_t stride = row_stride<S>(last - first);
     Buffer<T> g(weights.regions() * stride);
     fill(image, first, last, g.data(), stride);
-    kernels<S>().spread(weights.view(), g.data(), stride, channel_range(map, image * x.size(1) * pixels, first, last));
+    Buffer<S> stage(stream ? kernels<S>().stage : 0);
+    kernels<S>().spread(weights.view(), g.data(), stride, channel_range(map, image * x.size(1) * pixels, first, last),
+                        stream ? stage.data() : nullptr);
   });
 }
 

@@ -3,8 +3,10 @@
 // Soft masks weigh every pixel: a matrix. Boxes, bool masks and label maps choose pixels, so there each pixel lists the
 // regions that it belongs to, and NaN in the features (or Inf in a gradient) stays with those.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "../common/roi_samples.h"
@@ -40,17 +42,31 @@ struct FeatureMap {
   bool pixels_side_by_side() const { return pixels.uniform() && channels.uniform() && pixels.stride == 1; }
 };
 
+// Sums run over blocks of so many pixels, of which the last is longer by what is too little for a block of its own.
+constexpr int64_t PIXEL_BLOCK = 32, SHORTEST_BLOCK = 16;
+inline int64_t pixel_blocks(int64_t pixels) {
+  return pixels < PIXEL_BLOCK + SHORTEST_BLOCK ? 1 : (pixels - SHORTEST_BLOCK) / PIXEL_BLOCK + 1;
+}
+
+// How weights that choose pixels are listed: for sums over pixels by block of pixels, in runs of one region, whose sum
+// stays in registers; for the way back by pixel.
+enum class ListBy { Block, Pixel };
+
 template <class T>
 struct WeightsView {
   struct Entry {
-    int32_t region;  // (8 bytes in float32: masks that overlap have many entries)
-    T weight;
+    int32_t index;  // of the pixel, where listed by block; else of the region
+    T weight;       // (8 bytes in float32: masks that overlap have many entries)
+  };
+  struct Run {
+    int64_t region, begin;  // of its entries; they end where the next run's begin
   };
   int64_t regions;
   const T* matrix;       // [regions, pixels], or null; with zeros behind both: see Weights
   int64_t stride;        // of its rows
-  const int64_t* begin;  // [pixels + 1], into the entries
-  const Entry* entries;  // by pixel, regions ascending
+  const int64_t* begin;  // [blocks + 1], into runs; or [pixels + 1], into entries
+  const Run* runs;
+  const Entry* entries;
 };
 
 inline int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -73,7 +89,7 @@ class Weights {
  public:
   using Entry = typename WeightsView<T>::Entry;
 
-  explicit Weights(int64_t pixels) : pixels_(pixels) {}
+  Weights(int64_t pixels, ListBy order) : pixels_(pixels), order_(order) {}
 
   // Rows [regions, row_stride()] to be filled; multiples of what the kernels take at a time.
   T* make_matrix(int64_t regions) {
@@ -83,10 +99,35 @@ class Weights {
   }
   int64_t row_stride() const { return padded(pixels_, 16); }
 
-  // for_each(visit) calls visit(pixel, region, weight) for all entries, regions ascending; it runs twice.
+  // for_each(visit) calls visit(pixel, region, weight) for all entries, twice; pixels of a region, and regions of a
+  // pixel, ascend.
   template <class F>
   void list(int64_t regions, const F& for_each) {
     regions_ = regions;
+    if (order_ == ListBy::Block)
+      list_by_block(for_each);
+    else
+      list_by_pixel(for_each);
+  }
+
+  WeightsView<T> view() const {
+    return {regions_,       matrix_.empty() ? nullptr : matrix_.data(), row_stride(), begin_.data(), runs_.data(),
+            entries_.data()};
+  }
+  int64_t regions() const { return regions_; }
+
+  std::vector<T> totals() const {        // of each region; from a matrix or a list by block
+    std::vector<double> sums(regions_);  // in float32, counting stops at 2^24 pixels
+    for (int64_t r = 0; r < regions_ && !matrix_.empty(); r++)
+      for (int64_t p = 0; p < pixels_; p++) sums[r] += matrix_[r * row_stride() + p];
+    for (size_t i = 0; i + 1 < runs_.size(); i++)
+      for (int64_t e = runs_[i].begin; e < runs_[i + 1].begin; e++) sums[runs_[i].region] += entries_[e].weight;
+    return {sums.begin(), sums.end()};
+  }
+
+ private:
+  template <class F>
+  void list_by_pixel(const F& for_each) {
     begin_.assign(pixels_ + 2, 0);  // one further: the next slot of each pixel becomes the end of its list
     for_each([&](int64_t pixel, int64_t, T) { begin_[pixel + 2]++; });
     for (int64_t p = 0; p < pixels_; p++) begin_[p + 2] += begin_[p + 1];
@@ -94,24 +135,43 @@ class Weights {
     for_each(
         [&](int64_t pixel, int64_t region, T weight) { entries_[begin_[pixel + 1]++] = {int32_t(region), weight}; });
   }
-
-  WeightsView<T> view() const {
-    return {regions_, matrix_.empty() ? nullptr : matrix_.data(), row_stride(), begin_.data(), entries_.data()};
+  template <class F>
+  void list_by_block(const F& for_each) {
+    struct Block {
+      int64_t region = -1, runs = 0, entries = 0;  // the last one's; first the numbers, then the next slots
+    };
+    std::vector<Block> blocks(pixel_blocks(pixels_));
+    const auto block_of = [last = int64_t(blocks.size()) - 1, &blocks](int64_t pixel) -> Block& {
+      return blocks[std::min(pixel / PIXEL_BLOCK, last)];
+    };
+    for_each([&](int64_t pixel, int64_t region, T) {
+      Block& block = block_of(pixel);
+      block.runs += block.region != region;
+      block.region = region;
+      block.entries++;
+    });
+    begin_.assign(1, 0);
+    int64_t entries = 0;
+    for (Block& block : blocks) {
+      const int64_t first = begin_.back();
+      begin_.push_back(first + block.runs);
+      block = {-1, first - 1, std::exchange(entries, entries + block.entries)};
+    }
+    runs_.resize(begin_.back() + 1);
+    runs_.back() = {0, entries};
+    entries_.resize(entries);
+    for_each([&](int64_t pixel, int64_t region, T weight) {
+      Block& block = block_of(pixel);
+      if (block.region != region) runs_[++block.runs] = {block.region = region, block.entries};
+      entries_[block.entries++] = {int32_t(pixel), weight};
+    });
   }
-  int64_t regions() const { return regions_; }
 
-  std::vector<T> totals() const {        // of each region
-    std::vector<double> sums(regions_);  // in float32, counting stops at 2^24 pixels
-    for (int64_t r = 0; r < regions_ && !matrix_.empty(); r++)
-      for (int64_t p = 0; p < pixels_; p++) sums[r] += matrix_[r * row_stride() + p];
-    for (const Entry& e : entries_) sums[e.region] += e.weight;
-    return {sums.begin(), sums.end()};
-  }
-
- private:
   int64_t pixels_, regions_ = 0;
+  ListBy order_;
   Buffer<T> matrix_;
   std::vector<int64_t> begin_;
+  std::vector<typename WeightsView<T>::Run> runs_;
   std::vector<Entry> entries_;
 };
 

@@ -87,6 +87,19 @@ def test_ragged_sizes(kind, channels, layout):
     compare(case(kind, batch=3, channels=channels, height=3, width=123, regions=7, layout=layout))
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "channels", "layout"),
+    [
+        ("soft", torch.float32, 521, "nchw"),
+        ("soft", torch.float32, 521, "channels_last"),
+        ("labels", torch.float32, 521, "nchw"),
+        ("labels", torch.bfloat16, 1043, "channels_last"),
+    ],
+)
+def test_values_of_gradients_too_large_for_the_cache(kind, dtype, channels, layout):
+    compare(case(kind, batch=1, channels=channels, height=67, width=61, regions=6, dtype=dtype, layout=layout))
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_gradcheck(layout, reduction):
