@@ -109,19 +109,35 @@ Tensor as_contiguous(const Tensor& t) {
 
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
+// A buffer whose memory is not touched before it is used.
+template <class T>
+std::unique_ptr<T[]> uninitialised(int64_t n) {
+  return std::unique_ptr<T[]>(new T[n]);
+}
+
+// How many items of so many elements are worth a thread.
+int64_t grain(int64_t elements) { return 1 + (1 << 14) / (elements + 1); }
+
 // rows [n, c] -> operands [n rounded up / panel, c / depth, panel], zeros around; times scale, if they are no pairs
 template <class T>
-std::vector<T> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, int64_t depth, T scale) {
-  std::vector<T> out(round_up(n, kRowStep) * ((c + depth - 1) / depth), T(0));
-  if (depth == 2) {  // an operand is as large as a float
-    auto* halves = reinterpret_cast<c10::BFloat16*>(out.data());
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t x = 0; x < c; x++)
-        halves[((i / panel * ((c + 1) / 2) + x / 2) * panel + i % panel) * 2 + x % 2] = rows[i * c + x];
-    return out;
-  }
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t x = 0; x < c; x++) out[(i / panel * c + x) * panel + i % panel] = rows[i * c + x] * scale;
+std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, int64_t depth, T scale) {
+  const int64_t panels = round_up(n, kRowStep) / panel, size = round_up(c, depth) / depth * panel;
+  auto out = uninitialised<T>(panels * size);
+  torch::stable::parallel_for(0, panels, grain(size), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; p++) {
+      const T* row = rows + p * panel * c;
+      const int64_t count = std::clamp<int64_t>(n - p * panel, 0, panel);
+      const auto value = [&](int64_t i, int64_t x) { return i < count && x < c ? row[i * c + x] : T(0); };
+      T* to = out.get() + p * size;
+      auto* halves = reinterpret_cast<c10::BFloat16*>(to);  // a pair is as large as a float
+      if (depth == 2)
+        for (int64_t x = 0; x < round_up(c, 2); x++)
+          for (int64_t i = 0; i < panel; i++) halves[(x / 2 * panel + i) * 2 + x % 2] = value(i, x);
+      else
+        for (int64_t x = 0; x < c; x++)
+          for (int64_t i = 0; i < panel; i++) to[x * panel + i] = value(i, x) * scale;
+    }
+  });
   return out;
 }
 
@@ -141,12 +157,6 @@ T dot(const T* a, const T* b, int64_t c) {
   return sum;
 }
 
-// A buffer whose memory is not touched before it is used.
-template <class T>
-std::unique_ptr<T[]> uninitialised(int64_t n) {
-  return std::unique_ptr<T[]>(new T[n]);
-}
-
 // ---- forward
 
 // How queries and keys are cut into passes.
@@ -156,15 +166,15 @@ struct Cut {
 
   Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes) {
     constexpr int64_t kPasses = 16;           // enough that a few threads end together
-    constexpr int64_t kLeastWork = 1 << 20;   // multiplications: a range should be worth its start and its merge
+    constexpr int64_t kLeastWork = 1 << 20;   // multiplications: a pass should be worth its start and its merge
     constexpr int64_t kStateBytes = 4 << 20;  // bound on what the ranges' states take together
     blocks = (n + kRowBlock - 1) / kRowBlock;
-    rows = round_up((n + blocks - 1) / blocks, kRowStep);
-    const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile;
-    ranges = std::min({(kPasses + blocks - 1) / blocks, n * key_count * c / kLeastWork,
-                       kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
+    const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile, worth = n * key_count * c / kLeastWork;
+    ranges = std::min({(kPasses + blocks - 1) / blocks, worth, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
     ranges = std::clamp<int64_t>(ranges, 1, std::max<int64_t>(tiles, 1));
     keys = (tiles + ranges - 1) / ranges * kKeyTile;
+    blocks = std::max(blocks, std::min(kPasses, worth) / ranges);  // few keys: smaller blocks
+    rows = round_up((n + blocks - 1) / blocks, kRowStep);
   }
 };
 
@@ -199,8 +209,8 @@ struct Queries {
 // Each query's own keys, with which its state starts: the positive, and local negatives [N, M, C].
 template <class T>
 void start(Queries<T>& queries, const T* local_negatives, int64_t m) {
-  const int64_t c = queries.c, grain = 1 + (1 << 14) / (c * (m + 1) + 1);  // queries worth a thread
-  torch::stable::parallel_for(0, queries.n, grain, [&](int64_t begin, int64_t end) {
+  const int64_t c = queries.c;
+  torch::stable::parallel_for(0, queries.n, grain(c * (m + 1)), [&](int64_t begin, int64_t end) {
     std::vector<T> logits(m);
     for (int64_t i = begin; i < end; i++) {
       const T* query = queries.rows + i * c;
@@ -230,7 +240,7 @@ template <class T>
 void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
   const int64_t n = queries.n, c = queries.c, padded = queries.padded;
   const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
-  const std::vector<T> panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
+  const auto panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
   const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T));
   std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
   std::vector<int64_t> range_rank(cut.ranges * padded);
@@ -248,7 +258,7 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
       T* sums = queries.sums ? range_sums.get() + at * width : nullptr;
       if (sums) std::fill_n(sums, round_up(count, kRowStep) * width, T(0));
       kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
-                      panels.data() + first * depth, queries.scale, first, count, c, queries.ids, states, sums,
+                      panels.get() + first * depth, queries.scale, first, count, c, queries.ids, states, sums,
                       workspace.get()});
     }
   });
@@ -299,19 +309,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 
   T *out_loss = data<T>(loss), *out_lse = data<T>(lse), *out_logit = data<T>(positive_logit);
   std::copy_n(queries.rank.data(), n, data<int64_t>(rank));
-  for (int64_t i = 0; i < n; i++) {
-    const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
-    const T behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite logit of the positive
-    const T total = std::exp(-behind) + sum;
-    const T value = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
-    out_loss[i] = value;
-    out_logit[i] = own * ln2;
-    out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
-    if (!need_grad) continue;
-    T* grad = queries.sums + i * c;
-    const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
-    for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
-  }
+  torch::stable::parallel_for(0, n, grain(c), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
+      const T behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite logit of the positive
+      const T total = std::exp(-behind) + sum;
+      const T value = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
+      out_loss[i] = value;
+      out_logit[i] = own * ln2;
+      out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
+      if (!need_grad) continue;
+      T* grad = queries.sums + i * c;
+      const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
+      for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
+    }
+  });
   return {loss, lse, positive_logit, rank, grad_query};
 }
 
@@ -329,7 +341,7 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const T* q = data<const T>(query);
   const Kernels<T> kernel = kernels<T>(scalar_type_of<T>);
   const int64_t width = round_up(c, kernel.panel);
-  const std::vector<T> panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
+  const auto panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
   std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
   if (c != width)
     for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
@@ -340,10 +352,11 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + keys_in.size(0) * c, T(0));
-  const int64_t tiles = (keys.count + kKeyTile - 1) / kKeyTile;
-  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles
+  const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
+  torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
-    kernel.key_gradient({keys, begin * kKeyTile, std::min(keys.count, end * kKeyTile), panels.data(),
+    kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(),
                          c == width ? q : wide.data(), n, c, id_pointer(query_ids), lse.data(), upstream.data(), grad,
                          workspace.get()});
   });
