@@ -23,7 +23,7 @@ from torch import Tensor
 import maskco
 from benchmarks import table
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Inputs, Passes, Target
-from benchmarks.memory import PeakMemory, Peaks
+from benchmarks.memory import PeakMemory, Peaks, keep_freed_memory
 from benchmarks.timing import clock, time_passes
 
 PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
@@ -49,6 +49,8 @@ class Options:
     """The scaling sweeps too (for the plots)."""
     memory: bool = True
     """Measure peak memory as well."""
+    keep_freed: bool = True
+    """On the CPU, let malloc keep freed memory (see benchmarks/README.md)."""
     quick: bool = False
     """Small cases and short samples: shows that everything runs. The figures mean little."""
     json: Path | None = None
@@ -60,6 +62,8 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
     options = tyro.cli(Options, prog=f"python -m {module}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
+        print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
     meta = metadata(options)  # before: the load is the others' now
     if meta["multiply_add_gflops"]:
         print(
@@ -214,6 +218,7 @@ def metadata(options: Options) -> dict[str, Any]:
         "multiply_add_gflops": _multiply_add_gflops() if device.type == "cpu" else None,
         "repeats": options.repeats,
         "quick": options.quick,
+        "keep_freed": options.keep_freed,
         "build": maskco.build_info(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
         | {"maskco": maskco.__version__}

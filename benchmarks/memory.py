@@ -1,4 +1,6 @@
-"""Peak memory of a call above its inputs; everything is counted, whoever allocates it.
+"""What allocators do with memory: kept for reuse while timing, counted while measuring the peak of a call.
+
+The peak is that above the inputs; everything is counted, whoever allocates it.
 
 On CUDA: the caching allocator's high-water mark. On the CPU (Linux): the resident set's (VmHWM), in a process of its
 own whose allocator gives every freed block back at once, so that the mark is neither hidden by nor raised by leftovers.
@@ -22,10 +24,23 @@ import torch
 
 from benchmarks.cases import BOTH, FORWARD, Passes
 
-_M_MMAP_THRESHOLD, _PR_SET_THP_DISABLE = -3, 41  # malloc.h, prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _PR_SET_THP_DISABLE = -1, -3, -4, 41  # malloc.h, prctl.h
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 Peaks = dict[tuple[str, str], float]  # MiB by (implementation, pass)
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc's malloc keep what is freed, as jemalloc, tcmalloc and CUDA's caching allocator do; False elsewhere.
+
+    By default it gives large blocks back to the system, and the pages of every large result are fetched and cleared
+    anew: for all implementations alike, often for longer than they compute, and unevenly on a virtual machine.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 class PeakMemory:
