@@ -1,0 +1,62 @@
+"""`ops.box_pool` and `ops.masked_pool` as modules; they hold no parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from maskco import ops
+
+
+class BoxPool(nn.Module):
+    """The mean of a RoIAlign grid, without the grid: [B, C, H, W] and boxes → [R, C]; see `maskco.ops.box_pool`.
+
+    Arguments stand in the order of `torchvision.ops.RoIAlign`, but `aligned` is on by default, and the last two have
+    defaults.
+    """
+
+    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int = 2, aligned: bool = True) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """boxes: [R, 5] of (image index, x1, y1, x2, y2), or a list of one [Ri, 4] for each image."""
+        return ops.box_pool(
+            features,
+            boxes,
+            spatial_scale=self.spatial_scale,
+            output_size=self.output_size,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
+
+
+class MaskedPool(nn.Module):
+    """The mean (or sum) of the features under each mask: → [B, R, C]; see `maskco.ops.masked_pool`.
+
+    Args:
+        num_regions: how many labels there are, for label maps; None for masks.
+        reduction: "mean" or "sum".
+    """
+
+    def __init__(self, num_regions: int | None = None, reduction: str = "mean") -> None:
+        super().__init__()
+        self.num_regions = num_regions
+        self.reduction = reduction
+
+    def forward(self, features: Tensor, masks: Tensor) -> Tensor:
+        """features [B, C, H, W]; masks [B, R, H, W], soft or bool, or labels [B, H, W]."""
+        return ops.masked_pool(features, masks, num_regions=self.num_regions, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"num_regions={self.num_regions}, reduction={self.reduction!r}"

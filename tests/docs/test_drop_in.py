@@ -1,0 +1,209 @@
+"""Every recipe of docs/drop_in.md, run as it stands there, against the code that it replaces."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop_in.md"
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
+
+
+def recipe(heading: str) -> SimpleNamespace:
+    """What the code below a heading defines, after the page's imports."""
+    imports, *sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    section = next(text for text in sections if text.startswith(heading))
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", imports + section, flags=re.DOTALL):
+        assert block.count("\n") <= 20, f"{heading}: more than 20 lines"
+        exec(block, names)
+    return SimpleNamespace(**names)
+
+
+def rows(count: int, dim: int, seed: int, *, unit: bool = False) -> torch.Tensor:
+    values = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    return (F.normalize(values, dim=1) if unit else values).requires_grad_()
+
+
+def assert_same(ours, theirs, inputs) -> None:
+    """Losses and their gradients for all inputs."""
+    torch.testing.assert_close(ours, theirs)
+    wanted = [x for x in inputs if x.requires_grad]
+    for a, b in zip(torch.autograd.grad(ours, wanted), torch.autograd.grad(theirs, wanted), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_moco():
+    """The original: logits of the positive, then of a clone of the queue; cross-entropy with label 0; then the push."""
+
+    class MoCo(torch.nn.Module):
+        T, forward = 0.07, recipe("MoCo's own code").forward
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder_q, self.encoder_k = torch.nn.Linear(12, 8), torch.nn.Linear(12, 8)
+            self.register_buffer("queue", F.normalize(torch.randn(8, 64), dim=0))
+
+        def _momentum_update_key_encoder(self) -> None: ...
+        def _batch_shuffle_ddp(self, images):
+            return images.flip(0), None
+
+        def _batch_unshuffle_ddp(self, keys, _):
+            return keys.flip(0)
+
+        def _dequeue_and_enqueue(self, keys) -> None:
+            self.queue[:, : len(keys)] = keys.T
+
+    torch.manual_seed(0)
+    model = MoCo()
+    images = torch.randn(2, 16, 12)
+    q = F.normalize(model.encoder_q(images[0]), dim=1)
+    k = F.normalize(model.encoder_k(images[1]), dim=1).detach()
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ model.queue.clone()], dim=1) / model.T
+    expected = F.cross_entropy(logits, torch.zeros(16, dtype=torch.long))
+    loss, accuracy = model(*images)
+    assert torch.equal(model.queue[:, :16], k.T)
+    assert accuracy == (logits.argmax(1) == 0).float().mean()
+    assert_same(loss, expected, list(model.encoder_q.parameters()))
+
+
+def test_lightly_with_a_memory_bank():
+    loss = pytest.importorskip("lightly.loss")
+    ours = recipe("lightly: `NTXentLoss` with a memory bank").NTXentLoss(0.3, (64, 16))
+    theirs = loss.NTXentLoss(0.3, memory_bank_size=(64, 16))
+    for step in range(6):  # 64 rows are full after four
+        out0, out1 = rows(16, 16, 2 * step), rows(16, 16, 2 * step + 1)
+        if step < 4:
+            ours(out0, out1), theirs(out0, out1)
+        else:
+            assert_same(ours(out0, out1), theirs(out0, out1), [out0])
+
+
+def test_lightly_without_a_memory_bank():
+    loss = pytest.importorskip("lightly.loss")
+    out0, out1 = rows(21, 16, 0), rows(21, 16, 1)
+    ours = recipe("lightly, SimCLR").nt_xent(out0, out1, 0.3)
+    assert_same(ours, loss.NTXentLoss(0.3)(out0, out1), [out0, out1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("mode", ["in-batch", "unpaired", "paired"])
+def test_info_nce_pytorch(mode, reduction):
+    peer = pytest.importorskip("info_nce")
+    query, positive = rows(13, 8, 0), rows(13, 8, 1)
+    negatives = {"in-batch": None, "unpaired": rows(40, 8, 2), "paired": rows(13 * 5, 8, 3).detach().view(13, 5, 8)}[
+        mode
+    ]
+    arguments = (query, positive, negatives) if negatives is not None else (query, positive)
+    options = {
+        "temperature": 0.2,
+        "reduction": reduction,
+        "negative_mode": "paired" if mode == "paired" else "unpaired",
+    }
+    ours = recipe("info-nce-pytorch").info_nce_loss(*arguments, **options)
+    assert_same(ours, peer.info_nce(*arguments, **options), arguments)
+
+
+def test_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    ours = recipe("pytorch-metric-learning").CrossBatchMemory(0.2, 8, memory_size=48)
+    theirs = losses.CrossBatchMemory(losses.SupConLoss(0.2), 8, memory_size=48)
+    is_key = torch.arange(24) >= 12
+    for step in range(6):  # wraps after four
+        query, key = rows(12, 8, 2 * step), rows(12, 8, 2 * step + 1).detach()
+        labels = torch.arange(12) + 12 * step
+        expected = theirs(torch.cat([query, key]), labels.repeat(2), enqueue_mask=is_key)
+        assert_same(ours(query, key, labels), expected, [query])
+
+
+def test_open_clip():
+    open_clip = pytest.importorskip("open_clip.loss")
+    image, text = rows(33, 16, 0, unit=True), rows(33, 16, 1, unit=True)
+    scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+    ours = recipe("open_clip: `ClipLoss`").clip_loss(image, text, scale.exp())
+    assert_same(ours, open_clip.ClipLoss()(image, text, scale.exp()), [image, text, scale])
+
+
+def plain_clip_loss(image, text, scale):
+    logits, labels = scale * image @ text.T, torch.arange(len(image))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def test_clip_in_plain_torch():
+    image, text = rows(33, 16, 0, unit=True), rows(33, 16, 1, unit=True)
+    scale = torch.tensor(12.0, requires_grad=True)
+    ours = recipe("open_clip: `ClipLoss`").clip_loss(image, text, scale)
+    assert_same(ours, plain_clip_loss(image, text, scale), [image, text, scale])
+
+
+@pytest.mark.distributed
+def test_clip_on_two_ranks(tmp_path):
+    """The mean of the ranks' losses is the whole batch's; so are the gradients, and open_clip's own where installed."""
+    mp.spawn(_clip_rank, args=(str(tmp_path / "meet"),), nprocs=2)
+
+
+def _clip_rank(rank: int, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        whole = rows(20, 16, 0, unit=True), rows(20, 16, 1, unit=True), torch.tensor(12.0, requires_grad=True)
+        parts = [*(x.detach().chunk(2)[rank].requires_grad_() for x in whole[:2]), whole[2].detach().requires_grad_()]
+        loss = recipe("open_clip on several ranks").distributed_clip_loss(*parts)
+        gradients = torch.autograd.grad(loss, parts)
+        expected = torch.autograd.grad(plain_clip_loss(*whole), whole)
+        for gradient, other in zip(gradients[:2], expected[:2], strict=True):  # summed over ranks, each a mean of half
+            torch.testing.assert_close(gradient / 2, other.chunk(2)[rank], atol=1e-6, rtol=1e-4)
+        sums = torch.stack([loss.detach(), gradients[2]])
+        dist.all_reduce(sums)
+        torch.testing.assert_close(sums / 2, torch.stack([plain_clip_loss(*whole).detach(), expected[2]]))
+        try:
+            from open_clip.loss import ClipLoss
+        except ImportError:
+            return
+        theirs = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=2)(*parts)
+        torch.testing.assert_close(loss, theirs)
+        for gradient, other in zip(gradients, torch.autograd.grad(theirs, parts), strict=True):
+            torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_regions():
+    torch.manual_seed(0)
+    project = torch.nn.Linear(12, 8)
+    features = [torch.randn(3, 12, 5, 5, requires_grad=True) for _ in range(2)]
+    masks = [torch.rand(3, 4, 5, 5) for _ in range(2)]
+    ours = recipe("Regions, as in DetCon").region_loss(*features, *masks, project, 0.1)
+    first, second = (
+        F.normalize(project(torch.einsum("bchw,brhw->brc", f, m) / m.sum((-2, -1))[..., None]).flatten(0, 1), dim=1)
+        for f, m in zip(features, masks, strict=True)
+    )
+    expected = F.cross_entropy(first @ second.T / 0.1, torch.arange(12))
+    assert_same(ours, expected, [*features, *project.parameters()])
+
+
+def test_arrays():
+    query, positive, queue = (rows(n, 8, n, unit=True).detach() for n in (5, 6, 30))
+    loss = recipe("NumPy and CuPy arrays").array_loss
+    torch.testing.assert_close(
+        loss(query.numpy(), positive[:5].numpy(), queue.numpy()), loss(query, positive[:5], queue)
+    )
+
+
+@pytest.mark.cuda
+def test_cupy_arrays():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    cupy = pytest.importorskip("cupy")
+    query, positive, queue = (rows(n, 8, n, unit=True).detach().cuda() for n in (5, 5, 30))
+    loss = recipe("NumPy and CuPy arrays").array_loss
+    actual = loss(*(cupy.from_dlpack(x) for x in (query, positive, queue)))
+    assert actual.is_cuda
+    torch.testing.assert_close(actual, loss(query, positive, queue))
