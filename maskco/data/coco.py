@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskco.data.pictures import read_picture
+from maskco.data.pictures import Picture
 from maskco.data.sources import SourceError
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,10 @@ class CocoSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_picture(self.root / self.names[index])
+        return self.open(index).decode()
+
+    def open(self, index: int) -> Picture:
+        return Picture(self.root / self.names[index])
 
     def name(self, index: int) -> str:
         return self.names[index]

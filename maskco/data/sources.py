@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.data.pictures import EXTENSIONS, PictureError, read_picture
+from maskco.data.pictures import EXTENSIONS, Picture, PictureError
 from maskco.data.views import TwoViews, Views
 
 __all__ = [
@@ -57,6 +57,8 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What to call the picture in a log."""
+
+    # Sources of files also have `open(index) -> Picture`: views that show little of a large picture decode less of it.
 
 
 def open_source(data: str | Path) -> Source:
@@ -94,7 +96,10 @@ class FolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_picture(self.root / self.names[index])
+        return self.open(index).decode()
+
+    def open(self, index: int) -> Picture:
+        return Picture(self.root / self.names[index])
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -164,7 +169,7 @@ class PretrainDataset(Dataset):
         )
 
     def _views(self, index: int, seed: int) -> Views:
-        picture = self.source[index]
+        picture = self.source.open(index) if hasattr(self.source, "open") else self.source[index]
         with torch.random.fork_rng(devices=[]):  # whoever calls this keeps their own random numbers
             torch.default_generator.manual_seed(seed)
             return self.transform(picture)

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import BoundingBoxes
 
-from maskco.data.pictures import PictureError
+from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
+from maskco.data.pictures import Picture, PictureError
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -101,6 +101,12 @@ class Crop(NamedTuple):
     height: int
     width: int
 
+    def shrunk(self, shrink: int, height: int, width: int) -> Crop:
+        """The same part of the picture after it was shrunk to height × width."""
+        rows, columns = min(round(self.height / shrink), height), min(round(self.width / shrink), width)
+        top, left = min(round(self.top / shrink), height - rows), min(round(self.left / shrink), width - columns)
+        return Crop(top, left, rows, columns)
+
 
 class TwoViews:
     """Picture -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
@@ -114,26 +120,42 @@ class TwoViews:
         self.config = config
         size = (config.image_size, config.image_size)
         self._random_crop = v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=config.crop_aspect)
-        offsets = torch.arange(config.image_size, dtype=torch.float32)
-        self._distance2 = (offsets[:, None] - offsets).square()  # [S, S], for the blur
 
-    def __call__(self, image: Image.Image | Tensor) -> Views:
-        """image: an RGB PIL picture or a uint8 tensor [3, H, W]. Raises PictureError if it is too small."""
-        height, width = F.get_size(image)
+    def __call__(self, picture: Picture | Image.Image | Tensor) -> Views:
+        """picture: a picture still to be decoded, an RGB PIL picture, or a uint8 tensor [3, H, W].
+
+        Raises PictureError if it is too small, or cannot be decoded.
+        """
+        height, width = picture.size if isinstance(picture, Picture) else F.get_size(picture)
         if min(height, width) < self.config.min_picture_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
             raise PictureError("picture", reason)
-        query, key = self._crops(image, height, width)
-        regions = BoundingBoxes(self._regions(query, key), format="XYXY", canvas_size=(height, width))
+        query, key = self._crops(height, width)
+        if isinstance(picture, Picture):
+            image, query, key = self._decode(picture, query, key)
+        else:
+            image = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
+        regions = self._regions(query, key)
         query_image, query_boxes = self._view(image, regions, query)
         key_image, key_boxes = self._view(image, regions, key)
         return Views(query_image, key_image, query_boxes, key_boxes)
 
-    def _crops(self, image: Image.Image | Tensor, height: int, width: int) -> tuple[Crop, Crop]:
+    def _decode(self, picture: Picture, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
+        """The picture [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
+        least = min(query.height, query.width, key.height, key.width)
+        shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or least >= shrink * self.config.image_size)
+        image = picture.tensor(shrink)
+        height, width = image.shape[1:]
+        if (height, width) == picture.size:  # nothing was to be gained, or this format cannot
+            return image, query, key
+        return image, *(crop.shrunk(shrink, height, width) for crop in (query, key))
+
+    def _crops(self, height: int, width: int) -> tuple[Crop, Crop]:
         config = self.config
-        query = Crop(**self._random_crop.make_params([image]))
+        size_only = [torch.empty(1, 1, 1).expand(3, height, width)]
+        query = Crop(**self._random_crop.make_params(size_only))
         for _ in range(CROP_TRIES):
-            key = Crop(**self._random_crop.make_params([image]))
+            key = Crop(**self._random_crop.make_params(size_only))
             left, top, right, bottom = _shared(query, key)
             if right <= left or bottom <= top:
                 continue
@@ -181,40 +203,36 @@ class TwoViews:
             regions.append(best)
         return torch.tensor(regions)
 
-    def _view(self, image: Image.Image | Tensor, regions: BoundingBoxes, crop: Crop) -> tuple[Tensor, Tensor]:
+    def _view(self, image: Tensor, regions: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
         """Cut one crop out and augment it: normalised [3, S, S] and the regions [R, 4] in its pixels."""
-        size = [self.config.image_size, self.config.image_size]
-        boxes = F.resized_crop(regions, *crop, size=size)
-        view = F.crop(image, *crop)
-        if not isinstance(view, Tensor):
-            view = F.pil_to_tensor(view)  # only the crop: most of a large picture is never converted
-        view = F.resize(view, size, antialias=True)  # on uint8, which torch resizes several times faster than floats
+        size = self.config.image_size
+        top, left, height, width = crop
+        boxes = regions - torch.tensor((left, top, left, top))
+        boxes.mul_(torch.tensor((size / width, size / height) * 2)).clamp_(0, size)
+        view = F.resize(F.crop(image, *crop), [size, size], antialias=True)
         if _chance(self.config.flip):
-            view, boxes = F.horizontal_flip(view), F.horizontal_flip(boxes)
-        view = self._augment(view.float().div_(255))
-        return (view - _channels(MEAN)).div_(_channels(STD)), boxes.as_subclass(Tensor)
+            x1, y1, x2, y2 = boxes.unbind(1)
+            view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
+        view = self._augment(view.to(torch.float32, memory_format=torch.contiguous_format).div_(255))
+        return (view - _channels(MEAN)).div_(_channels(STD)), boxes
 
     def _augment(self, view: Tensor) -> Tensor:
-        """MoCo v2's colour augmentations. view: [3, S, S] float32 in [0, 1]."""
+        """MoCo v2's colour augmentations. view: [3, S, S] float32 in [0, 1], overwritten; [1, S, S] if it lost colour."""
         config = self.config
         if _chance(config.jitter):
             for step in torch.randperm(4).tolist():
                 if step == 0:
-                    view = F.adjust_brightness(view, _uniform(1 - config.brightness, 1 + config.brightness))
+                    view = scale_from(None, view, _uniform(1 - config.brightness, 1 + config.brightness))
                 elif step == 1:
-                    view = F.adjust_contrast(view, _uniform(1 - config.contrast, 1 + config.contrast))
+                    view = scale_from(mean_grey(view), view, _uniform(1 - config.contrast, 1 + config.contrast))
                 elif step == 2:
-                    view = F.adjust_saturation(view, _uniform(1 - config.saturation, 1 + config.saturation))
+                    view = scale_from(greyscale(view), view, _uniform(1 - config.saturation, 1 + config.saturation))
                 else:
                     view = shift_hue(view, _uniform(-config.hue, config.hue))
         if _chance(config.grayscale):
-            view = F.rgb_to_grayscale(view, num_output_channels=3)
+            view = greyscale(view)
         if _chance(config.blur):
-            sigma = _uniform(*config.blur_sigma) * config.image_size / 224
-            # A Gaussian blur of a small square picture is fastest as two matrix products; the softmax makes each row of
-            # weights sum to 1, so borders neither darken nor need padding.
-            weights = torch.softmax(self._distance2 / (-2 * sigma * sigma), dim=-1)
-            view = weights @ view @ weights.T
+            view = gaussian_blur(view, _uniform(*config.blur_sigma) * config.image_size / 224)
         return view
 
 
@@ -238,22 +256,6 @@ def mask_boxes(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
 def denormalize(images: Tensor) -> Tensor:
     """Normalised views [..., 3, H, W] back to colours in [0, 1], for looking at."""
     return (images * _channels(STD).to(images) + _channels(MEAN).to(images)).clamp(0, 1)
-
-
-def shift_hue(image: Tensor, shift: float) -> Tensor:
-    """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns; brightness and saturation stay.
-
-    The same values as torchvision's `adjust_hue` at about a quarter of its time, which would be half of all
-    augmentation: a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), so only one 3-channel pass follows the hue.
-    """
-    red, green, blue = image.unbind(-3)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # The hue in sixths of a turn, times chroma.
-    hue = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    hue = torch.where(value == red, green - blue, hue).div_(chroma.clamp_min(1e-12))
-    k = (hue + _channels((5 + 6 * shift, 3 + 6 * shift, 1 + 6 * shift))).remainder_(6)
-    return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
 
 
 def _shared(a: Crop, b: Crop) -> tuple[int, int, int, int]:
