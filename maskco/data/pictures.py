@@ -13,8 +13,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision has announced that its decoders will go; Pillow's takes a quarter longer
+    decode_jpeg = None
 
 # What Pillow decodes by itself; matched in any case of letters.
 _FORMATS = "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif"
@@ -71,7 +75,7 @@ class Picture:
 
     def tensor(self, shrink: int = 1) -> Tensor:
         """`decode(shrink)` as uint8 [3, H, W], in memory [H, W, 3]: torch resizes that several times faster."""
-        if self._is_jpeg and shrink == 1 and self._orientation == 1:
+        if decode_jpeg and self._is_jpeg and shrink == 1 and self._orientation == 1:
             try:  # the same pixels, without two copies on the way
                 return decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
             except RuntimeError:

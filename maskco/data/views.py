@@ -120,6 +120,7 @@ class TwoViews:
         self.config = config
         size = (config.image_size, config.image_size)
         self._random_crop = v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=config.crop_aspect)
+        self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
     def __call__(self, picture: Picture | Image.Image | Tensor) -> Views:
         """picture: a picture still to be decoded, an RGB PIL picture, or a uint8 tensor [3, H, W].
@@ -213,11 +214,11 @@ class TwoViews:
         if _chance(self.config.flip):
             x1, y1, x2, y2 = boxes.unbind(1)
             view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
-        view = self._augment(view.to(torch.float32, memory_format=torch.contiguous_format).div_(255))
-        return (view - _channels(MEAN)).div_(_channels(STD)), boxes
+        view = self._augment(view.contiguous() * (1 / 255))
+        return torch.addcmul(self._offset, view, self._scale), boxes
 
     def _augment(self, view: Tensor) -> Tensor:
-        """MoCo v2's colour augmentations. view: [3, S, S] float32 in [0, 1], overwritten; [1, S, S] if it lost colour."""
+        """MoCo v2's colour augmentations of [3, S, S] float32 in [0, 1], overwritten; [1, S, S] if colour was lost."""
         config = self.config
         if _chance(config.jitter):
             for step in torch.randperm(4).tolist():
