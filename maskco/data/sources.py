@@ -1,6 +1,6 @@
 """Where pictures come from, and how they become batches of views.
 
-    source = open_source("photos/")                       # or "demo"
+    source = open_source("photos/")                       # or "demo", COCO, tar shards, torchvision's sets
     dataset = PretrainDataset(source, TwoViews(ViewConfig()), seed=0)
     batches = EpochBatches(len(source), batch_size=256, seed=0, epoch=0)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=8)
@@ -10,6 +10,7 @@ All randomness follows from (seed, epoch, index), so neither the number of worke
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -62,12 +63,63 @@ class Source(Protocol):
 
 
 def open_source(data: str | Path) -> Source:
-    """`"demo"`: the built-in scenes. Anything else: a folder, with every picture below it. Raises SourceError."""
-    if str(data) == "demo":
+    """The pictures that --data names. Raises SourceError.
+
+    | data | read as |
+    |---|---|
+    | `demo` | the built-in scenes |
+    | `torchvision:NAME?option=value` | a set of torchvision's, downloaded if need be |
+    | a URL, `pipe:COMMAND`, or what ends in `.tar` | shards; braces and, if local, * expand |
+    | `….json` | a COCO annotation file: the pictures that it lists |
+    | a folder with `annotations/instances_*.json` | the same; of several files, the one for training |
+    | any other folder | every picture below it |
+    """
+    data = str(data)
+    if data == "demo":
         from maskco.data.demo import DemoSource
 
         return DemoSource()
-    return FolderSource(data)
+    if data.startswith("torchvision:"):
+        from maskco.data.named import NamedSource
+
+        return NamedSource(data)
+    if is_shards(data):
+        from maskco.data.shards import ShardSource
+
+        return ShardSource(data)
+    from maskco.data.coco import CocoSource, annotation_files
+
+    files = [Path(data)] if data.endswith(".json") else annotation_files(data)
+    if len(files) > 1:
+        files = [file for file in files if file.stem.startswith("instances_train")] or files
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"data: {data!r} holds several annotation files ({names}): name one of them")
+    return CocoSource(files[0]) if files else FolderSource(data)
+
+
+def is_shards(data: str) -> bool:
+    """Whether --data names tar shards. (That they are compressed is for ShardSource to say.)"""
+    return is_remote(data) or data.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def is_remote(data: str) -> bool:
+    return data.startswith("pipe:") or "://" in data
+
+
+def locate(data: str) -> str:
+    """--data with an absolute path, if it is one, so that a run can be resumed from any folder."""
+    if data == "demo" or data.startswith("torchvision:") or is_remote(data):
+        return data
+    return str(Path(data).expanduser().resolve())
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of the names of all pictures in their order: equal if a run can go on with them as with the same data."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 class FolderSource:
@@ -81,11 +133,15 @@ class FolderSource:
                 f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes"
             )
         if not self.root.is_dir():
-            raise SourceError(f"data: {str(root)!r} is a file: give the folder that holds the pictures")
+            raise SourceError(
+                f"data: {str(root)!r} is a file: give the folder that holds the pictures, a .tar or a COCO .json"
+            )
         files = sorted(_files_below(self.root))
         self.names = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
         if not files:
             raise SourceError(f"data: {str(root)!r} is empty: give a folder that holds pictures")
+        if not self.names and any(name.endswith(".tar") for name in files):
+            raise SourceError(f"data: {str(root)!r} holds tar files and no pictures: for shards, give '{root}/*.tar'")
         if not self.names:
             raise SourceError(
                 f"data: none of the {len(files)} files below {str(root)!r} is a picture "
