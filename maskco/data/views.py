@@ -11,7 +11,6 @@ How crops come to overlap and how regions are drawn is not in what is known of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,9 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
 from maskco.data.pictures import Picture, PictureError
+from maskco.data.view_config import ViewConfig
+
+__all__ = ["MEAN", "STD", "TwoViews", "ViewConfig", "Views", "denormalize", "mask_boxes"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -38,59 +40,6 @@ class Views(NamedTuple):
     key: Tensor  # [B, 3, S, S]
     query_boxes: Tensor  # [B, R, 4] float32; one sample: [R, 4]
     key_boxes: Tensor  # [B, R, 4]
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """How views and regions are drawn. Augmentation strengths are MoCo v2's; regions and overlap are ours."""
-
-    image_size: int = 224
-    """Side S of both views, in pixels."""
-    regions: int = 1
-    """Regions R a picture (ours)."""
-    region_scale: tuple[float, float] = (0.25, 0.5)
-    """Side of a region (square root of its area) as a share of the query view's side (ours)."""
-    region_aspect: tuple[float, float] = (0.5, 2.0)
-    """Width over height of a region in the query view (ours)."""
-    min_region_pixels: int = 8
-    """Both sides of every region are at least this long in both views (ours)."""
-    max_region_overlap: float = 0.25
-    """Regions of one picture should not exceed this IoU with each other; see `TwoViews` (ours)."""
-    min_overlap: float = 0.25
-    """The area both crops share is at least this share of either crop (ours)."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    """Probability of colour jitter; the next four are its strengths."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of a 224-pixel view; scaled with the view's side, or a 64-pixel view would be mush (scaling: ours)."""
-    min_picture_side: int = 32
-    """Pictures with a shorter side than this are refused (ours)."""
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "regions", "min_region_pixels", "min_picture_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, limit in (("region_scale", 1), ("region_aspect", math.inf), ("crop_scale", 1),
-                            ("crop_aspect", math.inf), ("blur_sigma", math.inf)):  # fmt: skip
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= limit:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit}, got {(low, high)}")
-        for name in ("max_region_overlap", "flip", "jitter", "grayscale", "blur", "min_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.min_region_pixels > self.region_scale[1] * self.image_size:
-            raise ValueError(
-                f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
-                f"{self.region_scale[1] * self.image_size:g} pixels: raise image_size or region_scale"
-            )
 
 
 class Crop(NamedTuple):
