@@ -167,10 +167,7 @@ class PretrainConfig(ViewConfig, Folders):
 
     def view_config(self) -> ViewConfig:
         """How the run's views are drawn. Raises ConfigError."""
-        try:
-            return ViewConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ViewConfig)})
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return view_config(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and `torch.load(weights_only=True)` know."""
@@ -201,6 +198,14 @@ class PretrainConfig(ViewConfig, Folders):
 
 
 OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
+
+
+def view_config(options: ViewConfig) -> ViewConfig:
+    """The view options among others, checked. Raises ConfigError."""
+    try:
+        return ViewConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ViewConfig)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -216,7 +217,7 @@ class PretrainDataset(Dataset):
             chosen = _mix(self.seed, epoch, index, step) % len(self) if step else index
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
-                return Sample(self._views(chosen, _mix(self.seed, epoch, index)), failures)
+                return Sample(self.views(epoch, index, chosen), failures)
             except PictureError as error:
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
@@ -224,11 +225,20 @@ class PretrainDataset(Dataset):
             f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
         )
 
-    def _views(self, index: int, seed: int) -> Views:
-        picture = self.source.open(index) if hasattr(self.source, "open") else self.source[index]
-        with torch.random.fork_rng(devices=[]):  # whoever calls this keeps their own random numbers
-            torch.default_generator.manual_seed(seed)
+    def views(self, epoch: int, index: int, shown: int | None = None) -> Views:
+        """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises PictureError."""
+        shown = index if shown is None else shown
+        picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
+        with seed_from(self.seed, epoch, index):
             return self.transform(picture)
+
+
+@contextmanager
+def seed_from(*numbers: int) -> Iterator[None]:
+    """Random numbers of torch that follow from these numbers; whoever calls this keeps their own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_mix(*numbers))
+        yield
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -80,7 +80,7 @@ class TwoViews:
         if min(height, width) < self.config.min_picture_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
             raise PictureError("picture", reason)
-        query, key = self._crops(height, width)
+        query, key = self.crops(height, width)
         if isinstance(picture, Picture):
             image, query, key = self._decode(picture, query, key)
         else:
@@ -100,7 +100,8 @@ class TwoViews:
             return image, query, key
         return image, *(crop.shrunk(shrink, height, width) for crop in (query, key))
 
-    def _crops(self, height: int, width: int) -> tuple[Crop, Crop]:
+    def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
+        """What the query and the key view show of a picture of this size: the first that a call draws at random."""
         config = self.config
         size_only = [torch.empty(1, 1, 1).expand(3, height, width)]
         query = Crop(**self._random_crop.make_params(size_only))

@@ -112,7 +112,7 @@ def test_crops_share_at_least_the_area_asked_for() -> None:
         transform = TwoViews(replace(PLAIN, min_overlap=overlap))
         torch.manual_seed(2)
         for _ in range(100):
-            a, b = transform._crops(90, 70)
+            a, b = transform.crops(90, 70)
             both = max(min(a.left + a.width, b.left + b.width) - max(a.left, b.left), 0) * max(
                 min(a.top + a.height, b.top + b.height) - max(a.top, b.top), 0
             )
