@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError
 from maskco.config import ConfigError, PretrainConfig, read_config
+from maskco.data.memory import keep_freed_memory
 from maskco.data.sources import (
     Batch,
     EpochBatches,
@@ -295,7 +296,7 @@ def batches(
         batch_sampler=itertools.chain.from_iterable(orders),
         collate_fn=collate,
         num_workers=config.workers,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
     )
@@ -320,8 +321,9 @@ def to_device(views: Views, device: torch.device) -> Views:
     return Views(query, key, *boxes)
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # then SIGALRM ends it
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
@@ -67,8 +67,6 @@ class TwoViews:
 
     def __init__(self, config: ViewConfig) -> None:
         self.config = config
-        size = (config.image_size, config.image_size)
-        self._random_crop = v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=config.crop_aspect)
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
     def __call__(self, picture: Picture | Image.Image | Tensor) -> Views:
@@ -103,10 +101,9 @@ class TwoViews:
     def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
         """What the query and the key view show of a picture of this size: the first that a call draws at random."""
         config = self.config
-        size_only = [torch.empty(1, 1, 1).expand(3, height, width)]
-        query = Crop(**self._random_crop.make_params(size_only))
+        query = self._random_crop(height, width)
         for _ in range(CROP_TRIES):
-            key = Crop(**self._random_crop.make_params(size_only))
+            key = self._random_crop(height, width)
             left, top, right, bottom = _shared(query, key)
             if right <= left or bottom <= top:
                 continue
@@ -120,6 +117,20 @@ class TwoViews:
         top = min(max(query.top + down, 0), height - query.height)
         left = min(max(query.left + right, 0), width - query.width)
         return query, Crop(top, left, query.height, query.width)
+
+    def _random_crop(self, height: int, width: int) -> Crop:
+        """As torchvision's RandomResizedCrop draws it: by area and aspect; where ten of these do not fit, the picture's
+        middle, as much of it as the aspects allow."""
+        area, (least, most) = height * width, self.config.crop_aspect
+        for scale, aspect, down, across in torch.rand(10, 4, dtype=torch.float64).tolist():
+            low, high = self.config.crop_scale
+            target = (low + scale * (high - low)) * area
+            ratio = least * (most / least) ** aspect
+            w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Crop(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w)
+        w, h = min(width, round(height * most)), min(height, round(width / least))
+        return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:
         """Width and height, in pixels of the picture, that any region of these crops should be able to have."""
@@ -160,7 +171,9 @@ class TwoViews:
         top, left, height, width = crop
         boxes = regions - torch.tensor((left, top, left, top))
         boxes.mul_(torch.tensor((size / width, size / height) * 2)).clamp_(0, size)
-        view = F.resize(F.crop(image, *crop), [size, size], antialias=True)
+        view = image[None, :, top : top + height, left : left + width]
+        # as torchvision's resize does, which takes as long again for small pictures
+        view = interpolate(view, (size, size), mode="bilinear", antialias=True)[0]
         if _chance(self.config.flip):
             x1, y1, x2, y2 = boxes.unbind(1)
             view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
