@@ -37,7 +37,10 @@ __all__ = [
     "Source",
     "SourceError",
     "collate",
+    "fingerprint",
+    "locate",
     "open_source",
+    "seed_from",
 ]
 
 REPLACEMENT_TRIES = 32  # pictures tried in place of a broken one before giving up
@@ -100,7 +103,7 @@ def open_source(data: str | Path) -> Source:
 
 
 def is_shards(data: str) -> bool:
-    """Whether --data names tar shards. (That they are compressed is for ShardSource to say.)"""
+    """Whether --data names tar shards. (Compressed ones are for ShardSource to refuse.)"""
     return is_remote(data) or data.endswith((".tar", ".tar.gz", ".tgz"))
 
 

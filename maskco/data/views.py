@@ -172,7 +172,7 @@ class TwoViews:
         boxes = regions - torch.tensor((left, top, left, top))
         boxes.mul_(torch.tensor((size / width, size / height) * 2)).clamp_(0, size)
         view = image[None, :, top : top + height, left : left + width]
-        # as torchvision's resize does, which takes as long again for small pictures
+        # as torchvision's resize, without its dispatch
         view = interpolate(view, (size, size), mode="bilinear", antialias=True)[0]
         if _chance(self.config.flip):
             x1, y1, x2, y2 = boxes.unbind(1)
