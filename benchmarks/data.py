@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import tyro
 from PIL import Image, ImageFilter
@@ -200,6 +201,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as our loading workers do, and here for all: it makes each of them faster
     meta = harness.metadata(harness.Options(repeats=options.repeats))
+    meta["versions"]["pillow"] = PIL.__version__
     meta["pictures"] = min(options.pictures, len(open_source(options.data)))
     try:
         rows = measure(options)
