@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep up to 256 MiB that it frees, where the C library is glibc.
 
     glibc gives the large blocks of pictures back to the system as soon as they are freed, and the next picture's are
-    fetched anew, page by page: a fifth of a loading worker's time. Its own adaption stops short of them.
+    fetched anew, page by page: about a sixth of a loading worker's time. Its own adaption stops short of whole batches.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
