@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(or $(MASKCO_CUDA),AUTO)-$(or $(MASKCO_WERROR),OFF)
 CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
 
+OPS := info_nce region_pool queue
+
 .PHONY: demo test bench lint format clean
 
 demo: $(INSTALLED)
@@ -19,10 +21,10 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/peers
-	for op in info_nce region_pool queue; do \
+	for op in $(OPS); do \
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
 	done
-	$(BIN)/python -m benchmarks.plot benchmarks/results/*_cpu.json
+	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .
