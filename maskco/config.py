@@ -27,10 +27,12 @@ FREE_ON_RESUME = frozenset(
         "log_every",
         "save_every_minutes",
         "save_every_steps",
+        "keep",
+        "compile",
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
-# (epochs), the rounding of sums (device, threads), and how many pictures a batch norm sees (accumulate; it depends on
-# the number of ranks as well, and a run may go on with other devices than it began with)
+# (epochs), the rounding of sums (device, threads, compile), and how many pictures a batch norm sees (accumulate; it
+# depends on the number of ranks as well, and a run may go on with other devices than it began with)
 
 
 class UserError(Exception):
@@ -129,6 +131,8 @@ class PretrainConfig:
     """Of all parameters, norms and biases too, as in MoCo v2."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs CUDA."""
+    compile: bool = False
+    """Run both encoders through torch.compile: the first step takes minutes, the others less."""
 
     # ---- the running
     seed: int = 0
@@ -145,6 +149,8 @@ class PretrainConfig:
     """Also save between the ends of epochs; 0: do not."""
     save_every_steps: int = 0
     """Also save every so many steps; 0: do not."""
+    keep: int = 1
+    """Checkpoints kept: last.pt, and those saved before it as step-N.pt. (No best: the loss does not tell it.)"""
 
     def check(self) -> None:
         """Raises ConfigError for the first impossible value."""
@@ -154,6 +160,7 @@ class PretrainConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in (
             "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "accumulate", "log_every",
+            "keep",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
