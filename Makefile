@@ -21,8 +21,9 @@ test: $(INSTALLED)
 bench: $(VENV)/peers
 	for op in info_nce region_pool queue; do \
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
+		$(BIN)/python -m benchmarks.plot benchmarks/results/$${op}_cpu.json || exit; \
 	done
-	$(BIN)/python -m benchmarks.plot benchmarks/results/*_cpu.json
+	$(BIN)/python -m benchmarks.train_step --json benchmarks/results/train_step_cpu.json
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .
