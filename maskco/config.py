@@ -132,7 +132,7 @@ class PretrainConfig:
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs CUDA."""
     compile: bool = False
-    """Run both encoders through torch.compile: the first step takes minutes, the others less."""
+    """Run both encoders through torch.compile: the first step takes minutes, later ones are faster."""
 
     # ---- the running
     seed: int = 0

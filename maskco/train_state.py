@@ -100,14 +100,14 @@ class TrainState:
             if self.device.type == "cuda"
             else None,
         }
-        bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
-        if bad:
-            raise self._not_finite(f"{bad[0]} is", self.step)
         if rank() == 0:
             self._write(path, state)
         self.saved_step = self.step
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
+        bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
+        if bad:
+            raise self._not_finite(f"{bad[0]} is", self.step)
         try:
             if self.config.keep > 1 and self.saved_step and path.exists():
                 keep_checkpoint(path, self.saved_step)
@@ -118,7 +118,7 @@ class TrainState:
             ) from error
         # Those of later steps are of a run that was put back to an earlier one: for its owner to remove.
         older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
-        for kept in older[: len(older) - (self.config.keep - 1)]:
+        for kept in older[: max(len(older) - (self.config.keep - 1), 0)]:
             kept.unlink()
 
     def load(self, path: Path) -> None:
@@ -140,9 +140,10 @@ class TrainState:
             )
         bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
         if bad:
+            more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise CheckpointError(
-                f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity, as do {len(bad) - 1} more of its "
-                "tensors; put an earlier checkpoint in its place, or start anew with --overwrite"
+                f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
+                "its place, or start anew with --overwrite"
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -176,7 +177,7 @@ class TrainState:
     @property
     def _last_good(self) -> str:
         if not self.saved_step:
-            return "none was saved"
+            return "no checkpoint was saved before"
         return f"the last good checkpoint is {Path(self.config.out, CHECKPOINT)} (step {self.saved_step})"
 
 

@@ -87,8 +87,10 @@ def test_the_newest_checkpoints_are_kept_and_can_be_gone_back_to(pictures, tmp_p
     if not links:
         monkeypatch.setattr(maskco.checkpoint.os, "link", refused)
     run, whole = tmp_path / "run", tmp_path / "whole"
-    pretrain(pictures, run, **{**TINY, "save_every_steps": 1, "keep": 3})
-    assert {step: path.name for step, path in kept_checkpoints(run).items()} == {6: "step-6.pt", 7: "step-7.pt"}
+    pretrain(pictures, run, **{**TINY, "save_every_steps": 1, "keep": 6})
+    assert {step: path.name for step, path in kept_checkpoints(run).items()} == {
+        step: f"step-{step}.pt" for step in (3, 4, 5, 6, 7)
+    }
     assert [load_run(run / name)[2] for name in ("step-6.pt", "step-7.pt", "last.pt")] == [6, 7, 8]
     shutil.copy(run / "step-6.pt", run / "last.pt")
     assert pretrain(out=run, resume=True, keep=2).steps == 8
@@ -115,7 +117,7 @@ def test_a_checkpoint_with_infinity_in_it_is_refused(run, part, name):
     state = read_checkpoint(run / "last.pt")
     part(state)[-1] = math.inf
     save_checkpoint(run / "last.pt", state)
-    with pytest.raises(CheckpointError, match=f"last.pt cannot be gone on from: {name}.* 0 more of its tensors"):
+    with pytest.raises(CheckpointError, match=f"last.pt cannot be gone on from: {name}.*holds NaN or infinity; put"):
         pretrain(out=run, resume=True, epochs=2)
 
 
@@ -130,6 +132,8 @@ def test_infinity_anywhere_in_the_state_is_never_saved(tmp_path):
         state = TrainState(config, 16, torch.device("cpu"))
         state.step = 3
         break_it(state)
-        with pytest.raises(TrainingError, match=r"is no longer finite at step 3, learning rate .*; none was saved"):
+        with pytest.raises(
+            TrainingError, match=r"no longer finite at step 3, learning rate .*; no checkpoint was saved"
+        ):
             state.save(tmp_path / "last.pt")
         assert not (tmp_path / "last.pt").exists()
