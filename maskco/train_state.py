@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskco.checkpoint import (
     CHECKPOINT,
@@ -46,13 +46,7 @@ class TrainState:
         if config.compile:  # in place: parameters keep their names
             self.method.encoder.compile()
             self.method.momentum_encoder.compile()
-        self.optimizer = torch.optim.SGD(
-            [parameter for parameter in self.method.parameters() if parameter.requires_grad],
-            lr=config.lr,
-            momentum=config.sgd_momentum,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",  # which skips steps with infinite fp16 gradients without asking the device
-        )
+        self.optimizer = create_optimizer(self.method, config, fused=device.type == "cuda")
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.totals = Totals(device)
         self.broken = BrokenPictures(pictures)
@@ -179,6 +173,18 @@ class TrainState:
         if not self.saved_step:
             return "no checkpoint was saved before"
         return f"the last good checkpoint is {Path(self.config.out, CHECKPOINT)} (step {self.saved_step})"
+
+
+def create_optimizer(method: nn.Module, config: PretrainConfig, *, fused: bool) -> torch.optim.SGD:
+    """SGD over what the method learns. `fused` asks the device nothing when fp16 gradients overflow."""
+    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        learned, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
+    )
+    if fused and config.sgd_momentum:  # it does not write its buffers in a step that it skips: not even the first time
+        for parameter in learned:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def not_finite(state: dict[str, Any]) -> list[str]:

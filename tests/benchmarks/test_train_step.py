@@ -21,8 +21,16 @@ PARTS = BACKWARD | {"encoder, key", "key groups", "masking", "queue", "momentum 
 PARTS |= {"data", "metrics", "rest of the loop"}
 
 
-def test_parts_add_up_to_the_step_and_groups_to_the_whole():
-    times = measure(Options(**TINY, repeats=3))
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for index in range(16):
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return str(folder)
+
+
+def test_parts_add_up_to_the_step_and_groups_to_the_whole(photos):
+    times = measure(Options(data=photos, **TINY, repeats=3))
     assert {part for part, _ in times} == PARTS
     assert {part for part, direction in times if direction == "backward"} == BACKWARD
     assert all(len(ms) == 3 and min(ms) > 0 for ms in times.values())
@@ -56,12 +64,8 @@ def test_known_times_give_known_shares():
     assert not groups["everything else with the mask head"]["targets"][0]["met"]
 
 
-def test_a_watched_run_learns_what_any_other_does(tmp_path, monkeypatch):
-    random = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for index in range(16):
-        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"photos/{index}.png")
-    options = {**TINY, "data": tmp_path / "photos", "epochs": 1, "lr": 1.0, "workers": 0, "device": "cpu"}
+def test_a_watched_run_learns_what_any_other_does(photos, tmp_path, monkeypatch):
+    options = {**TINY, "data": photos, "epochs": 1, "lr": 1.0, "workers": 0, "device": "cpu"}
     plain = pretrain(out=tmp_path / "plain", **options)
     instrument(Stopwatch(torch.device("cpu"), steps=100), monkeypatch.setattr)
     watched = pretrain(out=tmp_path / "watched", **options)

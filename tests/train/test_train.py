@@ -20,7 +20,7 @@ from maskco.config import PretrainConfig
 from maskco.data.sources import PretrainDataset
 from maskco.methods import METHODS, MaskCo
 from maskco.train import pretrain
-from maskco.train_state import TrainState
+from maskco.train_state import TrainState, create_optimizer
 
 
 def same(first: object, second: object) -> bool:
@@ -152,6 +152,31 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method):
     with waits:
         pretrain(pictures, tmp_path / "other", **{**TINY, "workers": 1, **options})
     assert waits.found == {"_local_scalar_dense"}
+
+
+def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypatch):
+    """The first step, at that, which torch's fused SGD takes as a chance to leave its buffers unwritten."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
+    config = PretrainConfig(data="a", out="b", **TINY)
+    weights = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64)
+        optimizer, scaler = create_optimizer(model, config, fused=fused), torch.amp.GradScaler("cpu")
+        waits = Waits()
+        for factor in (math.inf, 1.0, 2.0):
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(4, 64)).square().sum() * factor).backward()
+            waits.learning = True
+            with waits:
+                scaler.step(optimizer)
+                scaler.update()
+            waits.learning = False
+            assert torch.equal(before, model.weight) == (factor == math.inf)
+        weights[fused] = model.weight.detach()
+        assert bool(waits.found) == (not fused)
+    torch.testing.assert_close(weights[True], weights[False])
 
 
 @pytest.mark.cuda
