@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,8 +15,9 @@ from torch import nn
 from maskco.config import PretrainConfig, UserError
 from maskco.methods import build_method
 
-FORMAT = "maskco run 1"
+FORMAT = "maskco run 2"
 CHECKPOINT = "last.pt"
+KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
 
 
 class CheckpointError(UserError):
@@ -31,18 +34,47 @@ def partial_name(name: str) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one."""
+    """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
+
+    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took.
+    """
     partial = path.with_name(partial_name(path.name))
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values, nothing that needs unpickling."""
-    write_atomically(Path(path), lambda file: torch.save({"format": FORMAT, **state}, file))
+    """Writes tensors and plain values, nothing that needs unpickling. Raises OSError if they cannot be written."""
+    try:
+        write_atomically(Path(path), lambda file: torch.save({"format": FORMAT, **state}, file))
+    except RuntimeError as error:  # torch's zip writer, closing after a write that failed, hides why it did
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def kept_checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints beside a run's last one, by their steps, oldest first."""
+    found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in run.glob(KEPT.format("*")))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def keep_checkpoint(path: Path, step: int) -> None:
+    """Gives the checkpoint at `path`, which is about to be replaced, a second name that holds its step."""
+    kept = path.with_name(KEPT.format(step))
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        with open(path, "rb") as source:
+            write_atomically(kept, lambda file: shutil.copyfileobj(source, file))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -53,8 +85,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the zip and pickle readers raise almost anything
+        copies = [kept.name for kept in kept_checkpoints(path.parent).values() if kept != path]
+        copy = f"copy {copies[-1]} over it" if copies else "restore it from a copy"
         raise CheckpointError(
-            f"{path} cannot be read, damaged or truncated: restore it from a copy, or start again with --overwrite"
+            f"{path} cannot be read, damaged or truncated: {copy}, or start again with --overwrite"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a maskco run ({FORMAT!r})")
@@ -62,11 +96,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_run(run: str | Path) -> tuple[PretrainConfig, nn.Module, int]:
-    """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder.
+    """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
+    from one of its checkpoints.
 
     Raises CheckpointError or ConfigError.
     """
-    state = read_checkpoint(Path(run) / CHECKPOINT)
+    run = Path(run)
+    state = read_checkpoint(run if run.is_file() else run / CHECKPOINT)
     config = PretrainConfig.from_dict(state["config"])
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, pretrained=False)

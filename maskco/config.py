@@ -28,10 +28,12 @@ FREE_ON_RESUME = frozenset(
         "log_every",
         "save_every_minutes",
         "save_every_steps",
+        "keep",
+        "compile",
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
-# (epochs), the rounding of sums (device, threads), and how many pictures a batch norm sees (accumulate; it depends on
-# the number of ranks as well, and a run may go on with other devices than it began with)
+# (epochs), the rounding of sums (device, threads, compile), and how many pictures a batch norm sees (accumulate; it
+# depends on the number of ranks as well, and a run may go on with other devices than it began with)
 
 
 class UserError(Exception):
@@ -112,6 +114,8 @@ class PretrainConfig(ViewConfig, Folders):
     """Of all parameters, norms and biases too, as in MoCo v2."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs CUDA."""
+    compile: bool = False
+    """Run both encoders through torch.compile: the first step takes minutes, later ones are faster."""
 
     # ---- the running
     seed: int = 0
@@ -128,6 +132,8 @@ class PretrainConfig(ViewConfig, Folders):
     """Also save between the ends of epochs; 0: do not."""
     save_every_steps: int = 0
     """Also save every so many steps; 0: do not."""
+    keep: int = 1
+    """Checkpoints kept: last.pt, and those saved before it as step-N.pt. (No best: the loss does not tell it.)"""
 
     def __post_init__(self) -> None:
         """Nothing yet: an option with an impossible value is for `check` to refuse, with all others."""
@@ -139,7 +145,7 @@ class PretrainConfig(ViewConfig, Folders):
                 wanted = f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else OPTIONS[name].type
                 raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         for name in (
-            "mask_head_depth", "dim", "queue_size", "epochs", "accumulate", "log_every",
+            "mask_head_depth", "dim", "queue_size", "epochs", "accumulate", "log_every", "keep",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 import maskco
-from maskco.checkpoint import CHECKPOINT, partial_name, write_atomically
+from maskco.checkpoint import CHECKPOINT, kept_checkpoints, partial_name, write_atomically
 from maskco.config import ConfigError, PretrainConfig, read_config
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def clear_out(out: Path) -> None:
     """Removes a run's own files, and nothing else that lies beside them."""
-    for name in OWN_FILES:
-        path = out / name
+    for path in [*(out / name for name in OWN_FILES), *kept_checkpoints(out).values()]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -70,15 +70,13 @@ class Recorder:
 
     def say(self, text: str, *, show: bool = True) -> None:
         """A line for log.txt and, with `show`, for the terminal, above the progress bar."""
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        append(self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         if show:
             tqdm.write(text, file=sys.stderr)
 
     def add(self, row: dict[str, Any]) -> None:
         """One row of metrics."""
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
+        append(self._metrics, json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step":
                 self._tensorboard.add_scalar(name, value, row["step"])
@@ -89,11 +87,23 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.say(f"stopped by {type(error).__name__}: {error}", show=False)
-        self._metrics.close()
-        self._log.close()
-        self._tensorboard.close()
+        # A full disk must not hide the error that it led to.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            if error is not None:
+                self.say(f"stopped by {type(error).__name__}: {error}", show=False)
+            self._metrics.close()
+            self._log.close()
+            self._tensorboard.close()
+
+
+def append(file: TextIO, text: str) -> None:
+    """Writes at once. An OSError says which file it was, which that of a failing write does not by itself."""
+    try:
+        file.write(text)
+        file.flush()
+    except OSError as error:
+        error.filename = file.name
+        raise
 
 
 class SilentRecorder:

@@ -52,6 +52,7 @@ from maskco.distributed import (
     reduce_gradients,
     world_size,
 )
+from maskco.health import Health
 from maskco.run_folder import CONFIG, LOG, Recorder, SilentRecorder, check_out, clear_out
 from maskco.train_state import TrainingError, TrainState
 
@@ -128,7 +129,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     check_equal_start(state)
     if overwrite and rank() == 0:
         clear_out(out)
-    learner = data_parallel(state.method)
+    learner, health = data_parallel(state.method), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
     bar = {"total": steps, "initial": state.step, "unit": "step", "disable": None if rank() == 0 else True}
@@ -180,6 +181,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                 row |= state.totals.means_and_reset() | {"lr": lr, "pictures_per_s": pictures / (now - window)}
                 state.seconds, window = earlier + now - started, now
                 record.add(row | {"seconds": state.seconds})
+                for warning in health.look(state.step, row["embedding_std"], views):
+                    record.say(f"warning: {warning}")
                 progress.set_postfix_str(summary(row, len(state.broken)))
                 if end_of_epoch:
                     epoch = state.step // state.steps_per_epoch

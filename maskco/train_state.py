@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from maskco.checkpoint import CHECKPOINT, CheckpointError, read_checkpoint, save_checkpoint
+from maskco.checkpoint import (
+    CHECKPOINT,
+    CheckpointError,
+    keep_checkpoint,
+    kept_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
 from maskco.config import PretrainConfig, UserError
 from maskco.distributed import gather_in_rank_order, rank, share_batch_statistics, world_size
+from maskco.health import spread
 from maskco.methods import StepOutput, build_method
 
 
 class TrainingError(UserError, RuntimeError):
-    """The run cannot go on: the loss is not finite, or most pictures are broken."""
+    """The run cannot go on: loss or weights are not finite, most pictures are broken, or nothing can be saved."""
 
 
 class TrainState:
@@ -35,12 +43,10 @@ class TrainState:
         self.method = build_method(config).to(device, memory_format=torch.channels_last).train()
         if config.batch_norm == "sync":
             share_batch_statistics(self.method)
-        self.optimizer = torch.optim.SGD(
-            [parameter for parameter in self.method.parameters() if parameter.requires_grad],
-            lr=config.lr,
-            momentum=config.sgd_momentum,
-            weight_decay=config.weight_decay,
-        )
+        if config.compile:  # in place: parameters keep their names
+            self.method.encoder.compile()
+            self.method.momentum_encoder.compile()
+        self.optimizer = create_optimizer(self.method, config, fused=device.type == "cuda")
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.totals = Totals(device)
         self.broken = BrokenPictures(pictures)
@@ -60,19 +66,19 @@ class TrainState:
     @property
     def lr(self) -> float:
         """The next step's learning rate: a linear warm-up, then a cosine to 0 at the end of the run."""
+        return self._lr_after(self.step)
+
+    def _lr_after(self, step: int) -> float:
         peak = self.config.lr * self.config.batch_size / 256
         warmup = min(self.config.warmup_steps, self.steps - 1)
-        if self.step < warmup:
-            return peak * (self.step + 1) / warmup
-        return peak * (1 + math.cos(math.pi * (self.step - warmup) / (self.steps - warmup))) / 2
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        return peak * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup))) / 2
 
     def save(self, path: Path) -> None:
         """Rank 0 writes, but all must call it. Raises TrainingError, and leaves the checkpoint before alone, if loss or
-        weights are no longer finite."""
+        state are no longer finite, or if it cannot be written."""
         self.require_finite_loss()
-        sums = [parameter.detach().sum(dtype=torch.float32) for parameter in self.method.parameters()]
-        if not bool(torch.stack(sums).isfinite().all()):
-            raise self._not_finite("the weights are", self.step)
         state = {
             "config": self.config.to_dict(),
             "pictures": self.pictures,
@@ -90,8 +96,25 @@ class TrainState:
             else None,
         }
         if rank() == 0:
-            save_checkpoint(path, state)
+            self._write(path, state)
         self.saved_step = self.step
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
+        if bad:
+            raise self._not_finite(f"{bad[0]} is", self.step)
+        try:
+            if self.config.keep > 1 and self.saved_step and path.exists():
+                keep_checkpoint(path, self.saved_step)
+            save_checkpoint(path, state)
+        except OSError as error:
+            raise TrainingError(
+                f"step {self.step} could not be saved ({error.strerror}); {self._last_good}: make room, then --resume"
+            ) from error
+        # Those of later steps are of a run that was put back to an earlier one: for its owner to remove.
+        older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
+        for kept in older[: max(len(older) - (self.config.keep - 1), 0)]:
+            kept.unlink()
 
     def load(self, path: Path) -> None:
         """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.
@@ -110,13 +133,21 @@ class TrainState:
                 f"{path} is of a run on {state['pictures']} pictures, but {self.config.data} holds {self.pictures}: "
                 "put the pictures back as they were, or start another run with another --out"
             )
-        if state.get("fingerprint", self.fingerprint) != self.fingerprint:  # checkpoints of old have none
+        if state["fingerprint"] != self.fingerprint:
             raise CheckpointError(
                 f"{path} is of a run on as many pictures of other names than {self.config.data} holds: "
                 "put the pictures back as they were, or start another run with another --out"
             )
+        bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
+        if bad:
+            more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise CheckpointError(
+                f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
+                "its place, or start anew with --overwrite"
+            )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["fused"] = self.device.type == "cuda"  # the checkpoint may be of another device
         self.scaler.load_state_dict(state["scaler"])
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])
@@ -137,22 +168,55 @@ class TrainState:
             raise self._not_finite("the loss is", step)
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
-        path, lr = Path(self.config.out, CHECKPOINT), self.optimizer.param_groups[0]["lr"]
-        good = f"the last good checkpoint is {path} (step {self.saved_step})" if self.saved_step else "none was saved"
+        lr = self._lr_after(max(step - 1, 0))
         return TrainingError(
-            f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {good}: "
+            f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {self._last_good}: "
             "start anew with --overwrite or another --out, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
+    @property
+    def _last_good(self) -> str:
+        if not self.saved_step:
+            return "no checkpoint was saved before"
+        return f"the last good checkpoint is {Path(self.config.out, CHECKPOINT)} (step {self.saved_step})"
+
+
+def create_optimizer(method: nn.Module, config: PretrainConfig, *, fused: bool) -> torch.optim.SGD:
+    """SGD over what the method learns. `fused` asks the device nothing when fp16 gradients overflow."""
+    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        learned, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
+    )
+    if fused and config.sgd_momentum:  # it does not write its buffers in a step that it skips: not even the first time
+        for parameter in learned:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def not_finite(state: dict[str, Any]) -> list[str]:
+    """The names of those tensors, anywhere in a nested state, that hold NaN or infinity. Waits for the device once."""
+    found = {name: tensor for name, tensor in named_tensors(state) if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist()
+    return [name for name, fine in zip(found, finite, strict=True) if not fine]
+
+
+def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
 
 class Totals:
-    """Sums of loss and contrast accuracy since the last row of metrics, on the device, so that adding never waits.
+    """Sums of loss, contrast accuracy and the embeddings' spread since the last row of metrics, on the device, so that
+    adding never waits.
 
     Each rank adds up what it sees itself; reading the totals waits for all of them.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, device=device)  # of the steps' loss, top-1 and top-5 share
+        self.sums = torch.zeros(4, device=device)  # of the steps' loss, top-1 share, top-5 share, and spread
         self.bad_step = torch.zeros((), dtype=torch.long, device=device)  # the first whose loss is not finite, or 0
         self.count = 0
         self.last_loss = math.nan
@@ -161,7 +225,8 @@ class Totals:
         """Takes the outputs of one step's micro-batches, which are of one size."""
         loss = torch.stack([output.loss.detach().float() for output in outputs]).mean()
         ranks = torch.cat([output.stats.rank for output in outputs])
-        self.sums += torch.stack([loss, (ranks < 1).float().mean(), (ranks < 5).float().mean()])
+        queries = torch.cat([output.queries for output in outputs])
+        self.sums += torch.stack([loss, (ranks < 1).float().mean(), (ranks < 5).float().mean(), spread(queries)])
         bad = (self.bad_step == 0) & ~loss.isfinite()
         self.bad_step += bad * step
         self.count += 1
@@ -171,18 +236,19 @@ class Totals:
         return min((step for step in gather_in_rank_order(self.bad_step[None]).tolist() if step), default=0)
 
     def means_and_reset(self) -> dict[str, float]:
-        """Mean loss, accuracy and top5 (percent) over all ranks and the steps since the last call."""
-        loss, top1, top5 = (gather_in_rank_order(self.sums[None]).mean(0) / max(self.count, 1)).tolist()
+        """Mean loss, accuracy and top5 (percent), and embedding_std (of one rank's queries; spread out it is 1/√dim),
+        over all ranks and the steps since the last call."""
+        loss, top1, top5, std = (gather_in_rank_order(self.sums[None]).mean(0) / max(self.count, 1)).tolist()
         self.sums.zero_()
         self.count, self.last_loss = 0, loss
-        return {"loss": loss, "accuracy": 100 * top1, "top5": 100 * top5}
+        return {"loss": loss, "accuracy": 100 * top1, "top5": 100 * top5, "embedding_std": std}
 
     def state_dict(self) -> dict[str, Tensor | int | float]:
         sums = gather_in_rank_order(self.sums[None]).clone()  # a row for each rank
         return {"sums": sums, "count": self.count, "last_loss": self.last_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        sums = state["sums"].reshape(-1, 3)
+        sums = state["sums"].reshape(-1, len(self.sums))
         self.sums.copy_(sums[rank()] if len(sums) == world_size() else sums.mean(0))
         self.count, self.last_loss = state["count"], state["last_loss"]
 

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import TINY, rows
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskco.train
 from maskco.checkpoint import load_run, read_checkpoint
 from maskco.config import PretrainConfig
 from maskco.data.sources import FolderSource, PretrainDataset
-from maskco.methods import MaskCo
+from maskco.methods import METHODS, MaskCo
 from maskco.train import pretrain
-from maskco.train_state import TrainState
+from maskco.train_state import TrainState, create_optimizer
 
 
 def same(first: object, second: object) -> bool:
@@ -115,6 +117,102 @@ def write(folder: Path, content: bytes) -> Path:
     return path
 
 
+def test_equal_seeds_give_equal_runs_bit_for_bit(pictures, tmp_path):
+    """However pictures are loaded; and another seed gives another run."""
+    runs = [tmp_path / name for name in "abc"]
+    for run, workers, seed in zip(runs, (0, 1, 0), (7, 7, 8), strict=True):
+        pretrain(pictures, run, seed=seed, **{**TINY, "workers": workers})
+    first, second, other = (read_checkpoint(run / "last.pt") | {"config": 0} for run in runs)
+    assert same(first, second) and rows(runs[0]) == rows(runs[1])
+    assert not same(first["method"], other["method"])
+
+
+# What makes the host wait for a device: values and sizes that only it knows.
+WAITS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes every wait between the start of a step and the row of metrics or checkpoint after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learning, self.steps, self.found = False, 0, set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if self.learning and function.overloadpacket.__name__ in WAITS:
+            self.found.add(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
+def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method):
+    """Counted on the CPU, where a wait is a call like any other. Only rows of metrics and checkpoints may wait."""
+    waits, update, tell = Waits(), METHODS[method].update_momentum_side, TrainState.require_finite_loss
+
+    def learn(self) -> None:
+        waits.learning, waits.steps = True, waits.steps + 1
+        update(self)
+
+    def stop(self) -> None:
+        waits.learning = False
+        tell(self)
+
+    monkeypatch.setattr(METHODS[method], "update_momentum_side", learn)
+    monkeypatch.setattr(TrainState, "require_finite_loss", stop)
+    options = {"method": method, "key_group": 2, "accumulate": 2, "amp": "bf16", "batch_size": 8, "log_every": 100}
+    with waits:
+        pretrain(pictures, tmp_path / "run", **{**TINY, "workers": 1, **options})
+    assert waits.steps == 4 and not waits.found
+    monkeypatch.setattr(METHODS[method], "update_momentum_side", lambda self: (learn(self), self.queue.valid.item()))
+    with waits:
+        pretrain(pictures, tmp_path / "other", **{**TINY, "workers": 1, **options})
+    assert waits.found == {"_local_scalar_dense"}
+
+
+def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypatch):
+    """The first step, at that, which torch's fused SGD takes as a chance to leave its buffers unwritten."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
+    config = PretrainConfig(data="a", out="b", **TINY)
+    weights = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64)
+        optimizer, scaler = create_optimizer(model, config, fused=fused), torch.amp.GradScaler("cpu")
+        waits = Waits()
+        for factor in (math.inf, 1.0, 2.0):
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(4, 64)).square().sum() * factor).backward()
+            waits.learning = True
+            with waits:
+                scaler.step(optimizer)
+                scaler.update()
+            waits.learning = False
+            assert torch.equal(before, model.weight) == (factor == math.inf)
+        weights[fused] = model.weight.detach()
+        assert bool(waits.found) == (not fused)
+    torch.testing.assert_close(weights[True], weights[False])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and not os.environ.get("MASKCO_REQUIRE_CUDA"), reason="no CUDA device"
+)
+def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch):
+    update, tell = MaskCo.update_momentum_side, TrainState.require_finite_loss
+    monkeypatch.setattr(
+        MaskCo, "update_momentum_side", lambda self: (torch.cuda.set_sync_debug_mode("error"), update(self))
+    )
+    monkeypatch.setattr(
+        TrainState, "require_finite_loss", lambda self: (torch.cuda.set_sync_debug_mode("default"), tell(self))
+    )
+    options = {"device": "cuda", "key_group": 2, "accumulate": 2, "amp": "fp16", "batch_size": 8, "log_every": 100}
+    try:
+        assert pretrain(pictures, tmp_path / "run", **{**TINY, **options}).steps == 4
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
     config = PretrainConfig(data="a", out="b", **{**TINY, "lr": 0.64, "warmup_steps": 2, "epochs": 3})
     state, rates = TrainState(config, 16, torch.device("cpu")), []
@@ -154,6 +252,22 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(pictures, tmp_path, capfd)
 
 def test_resume_starts_a_run_that_is_not_there(pictures, tmp_path):
     assert pretrain(pictures, tmp_path / "run", resume=True, **{**TINY, "epochs": 1}).steps == 4
+
+
+def test_compiled_encoders_learn_the_same(pictures, tmp_path, monkeypatch):
+    """With the graphs run as they are, since generating code for them takes minutes."""
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend="eager"))
+    torch.compiler.reset()
+    runs = {flag: tmp_path / str(flag) for flag in (False, True)}
+    for flag, run in runs.items():
+        pretrain(pictures, run, compile=flag, **{**TINY, "epochs": 1, "lr": 0.01, "key_group": 2})
+    counts = torch._dynamo.utils.counters["stats"]
+    assert counts["unique_graphs"] >= 2 and not torch._dynamo.utils.counters["graph_break"]
+    assert rows(runs[True])[-1]["loss"] == pytest.approx(rows(runs[False])[-1]["loss"], abs=1e-4)
+    first, second = (read_checkpoint(run / "last.pt")["method"] for run in runs.values())
+    assert first.keys() == second.keys()
+    assert pretrain(out=runs[True], resume=True, compile=False, epochs=2).steps == 8
 
 
 def test_bfloat16_runs(pictures, tmp_path):
