@@ -62,11 +62,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_run(run: str | Path) -> tuple[PretrainConfig, nn.Module, int]:
-    """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder.
+    """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
+    from one of its checkpoints.
 
     Raises CheckpointError or ConfigError.
     """
-    state = read_checkpoint(Path(run) / CHECKPOINT)
+    run = Path(run)
+    state = read_checkpoint(run if run.is_file() else run / CHECKPOINT)
     config = PretrainConfig.from_dict(state["config"])
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, pretrained=False)
