@@ -8,12 +8,13 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, read_config, view_config
 from maskco.data.view_config import ViewConfig
+from maskco.evaluate.options import Detection, Knn, Linear, Regions
 
 
 @dataclass
@@ -67,31 +68,58 @@ class ShowViews(ViewConfig, _Sheet):
 
 @dataclass
 class Evaluate:
-    """Measure a run's encoder against the same encoder untrained."""
+    """Measure encoders: ours, timm's, other projects' checkpoints, side by side in one table."""
+
+    task: Annotated[
+        Annotated[Knn, tyro.conf.subcommand("knn")]
+        | Annotated[Linear, tyro.conf.subcommand("linear")]
+        | Annotated[Regions, tyro.conf.subcommand("regions")]
+        | Annotated[Detection, tyro.conf.subcommand("detection")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def __call__(self) -> int:
+        from maskco.evaluate.run import evaluate
+
+        evaluate(self.task)
+        return 0
+
+
+@dataclass
+class Export:
+    """Write a run's encoder as another library's weights, with a model card beside it."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
-    data: str = "demo"
-    """Labelled scenes to evaluate on."""
+    format: Literal["torchvision", "timm", "detectron2", "safetensors"]
+    """Whose names the tensors get; safetensors: timm's."""
+    out: Path
+    """File to write: .pth, or .safetensors (not for detectron2)."""
 
     def __call__(self) -> int:
-        from maskco.evaluate import evaluate_run
+        from maskco.export import export_run
 
-        evaluate_run(self.run, data=self.data)
+        for path in export_run(self.run, self.format, self.out):
+            print(path)
         return 0
 
 
 @dataclass
 class Report:
-    """Draw a run: curves, masked views with their regions, nearest regions."""
+    """Draw runs beside each other: curves, masked views, nearest regions, spread of embeddings, evaluations."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN …]")]
+    """Run folders."""
+    out: Path | None = None
+    """Folder for report.html and report.png; default: the first run's."""
+    projection: Literal["pca", "tsne"] = "pca"
+    """How regions are laid out in the plane; tsne needs maskco[eval]."""
 
     def __call__(self) -> int:
         from maskco.report import write_report
 
-        print(write_report(self.run))
+        for path in write_report(*self.runs, out=self.out, projection=self.projection):
+            print(path)
         return 0
 
 
@@ -119,7 +147,7 @@ class Demo:
     """Passes over the scenes; default: what two cores do in some minutes."""
 
     def __call__(self) -> int:
-        from maskco.evaluate import evaluate_run
+        from maskco.evaluate.run import evaluate
         from maskco.report import write_report
         from maskco.train import train
 
@@ -132,9 +160,9 @@ class Demo:
             print("     run the same command again to go on")
             return 128 + result.signal
         print("2/3  evaluating the trained encoder against the same encoder untrained", flush=True)
-        evaluate_run(self.out)
+        evaluate(Regions(encoders=(str(self.out),), untrained=True))
         print("3/3  drawing the report", flush=True)
-        report = write_report(self.out)
+        report = write_report(self.out).html
         print(f"\nreport      {report}\nrun folder  {self.out}\ncurves      tensorboard --logdir {self.out}")
         return 0
 
@@ -169,6 +197,7 @@ def commands(arguments: list[str]) -> object:
         Annotated[Pretrain, pretrain]
         | Annotated[ShowViews, tyro.conf.subcommand("views")]
         | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]

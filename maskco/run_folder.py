@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 CONFIG, METRICS, LOG, TENSORBOARD = "config.json", "metrics.jsonl", "log.txt", "tensorboard"
-WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, "evaluation.json", "report.png")
+WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
-OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD)
+OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:

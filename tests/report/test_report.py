@@ -1,8 +1,11 @@
-"""What the report shows, asked of the figure itself, for runs with and without labels, metrics and an evaluation."""
+"""What the report shows, asked of the figure itself, for runs with and without labels, metrics and evaluations."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,11 +18,18 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-import maskco.report
+import maskco.report.runs
+from maskco import cli
 from maskco.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from maskco.config import UserError
+from maskco.data.demo import CLASS_NAMES
 from maskco.data.views import MEAN
-from maskco.evaluate import evaluate_run
-from maskco.report import GREEN, RED, draw_report, smooth, write_report
+from maskco.evaluate.options import Regions
+from maskco.evaluate.results import Row, save_rows
+from maskco.evaluate.run import evaluate
+from maskco.report import draw_report, write_report
+from maskco.report.curves import smooth
+from maskco.report.page import FAINT, GREEN, RED, RUN_COLOURS
 
 
 @pytest.fixture
@@ -28,13 +38,25 @@ def run(folder_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def demo_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same run, but it says it was made on the demo scenes."""
-    monkeypatch.setattr(maskco.report, "LABELLED_SCENES", 40)
+def other(run: Path, tmp_path: Path) -> Path:
+    """The same run under another name, with another seed."""
+    copy = Path(shutil.copytree(run, tmp_path / "another"))
+    change_config(copy, seed=3)
+    return copy
+
+
+def change_config(run: Path, **values) -> None:
     state = read_checkpoint(run / "last.pt")
-    state["config"]["data"] = "demo"
+    state["config"] |= values
     state.pop("format")
     save_checkpoint(run / "last.pt", state)
+
+
+@pytest.fixture
+def demo_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, but it says it was made on the demo scenes."""
+    monkeypatch.setattr(maskco.report.runs, "LABELLED_SCENES", 40)
+    change_config(run, data="demo")
     return run
 
 
@@ -46,29 +68,37 @@ def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.texts)
 
 
+def panel(figure: Figure, label: str):
+    return next(axes for axes in figure.axes if axes.get_label() == label)
+
+
 def frames(figure: Figure) -> dict[str, str]:
     return {
         a.get_label(): to_hex(a.spines["left"].get_edgecolor()) for a in figure.axes if "neighbour" in a.get_label()
     }
 
 
+CURVES = ["loss", "accuracy", "learning rate", "speed"]
+SPREAD = ["variance by axis", "similarity of keys"]
+
+
 def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
     found = labels(figure)
-    assert found[:4] == ["loss", "accuracy", "learning rate", "speed"]
+    assert found[:4] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
     assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(4) for v in ("query", "key")]
-    regions = [axes for axes in figure.axes if axes.get_label().startswith("region")]
+    regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
     assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
     assert "a run" in words(figure) and "step 2" in words(figure)
     assert "query" in words(figure) and "same class" not in words(figure)
-    assert set(frames(figure).values()) == {maskco.report.FAINT}  # no labels: neither right nor wrong
+    assert set(frames(figure).values()) == {FAINT}  # no labels: neither right nor wrong
+    assert_text_on_page(figure)
 
 
 def test_views_show_each_region_in_one_colour_and_hide_it_in_the_query(run: Path) -> None:
     figure = draw_report(run)
-    panels = {axes.get_label(): axes for axes in figure.axes}
     for index in range(4):
-        query, key = panels[f"query view {index}"], panels[f"key view {index}"]
+        query, key = panel(figure, f"query view {index}"), panel(figure, f"key view {index}")
         colours = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
         assert colours[0] == colours[1] and len(set(colours[0])) == 2
         for box in query.patches:
@@ -85,9 +115,8 @@ def test_curves_show_the_logged_values(run: Path) -> None:
     drawn = [line.get_label() for line in accuracy.lines]
     assert "top-1" in drawn and "top-5" in drawn
     chance = next(line for line in accuracy.lines if line.get_label().startswith("chance"))
-    assert chance.get_ydata()[0] == pytest.approx(
-        100 / 66
-    )  # a positive among 64 keys of the queue and one other region
+    # a positive among 64 keys of the queue and one other region
+    assert chance.get_ydata()[0] == pytest.approx(100 / 66)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -97,31 +126,72 @@ def test_few_or_no_logged_rows_are_drawn_all_the_same(run: Path, kept: int) -> N
     loss = draw_report(run).axes[0]
     assert len(loss.lines) == kept
     assert [text.get_text() for text in loss.texts] == ([] if kept else ["no step logged"])
-    assert write_report(run).stat().st_size > 10_000
+    assert write_report(run).png.stat().st_size > 10_000
 
 
-def test_demo_scenes_are_framed_by_whether_the_class_is_right(demo_run: Path) -> None:
-    figure = draw_report(demo_run)
-    assert set(frames(figure).values()) <= {GREEN, RED}
-    names = maskco.report.CLASS_NAMES
-    assert [name for name in names if name in words(figure).splitlines()] == list(names[:6])  # one query for each
-    assert "same class as the query" in words(figure)
-
-
-def test_the_evaluation_is_shown_where_there_is_one(run: Path) -> None:
-    assert "scores" not in labels(draw_report(run))
-    result = evaluate_run(run, train_scenes=60, test_scenes=30, verbose=False)
-    # The run's learning rate was 0: it ends with the weights it began with, and those are the untrained encoder's.
-    assert result.scores["regions"].difference == 0 and result.scores["knn"].difference == 0
-    figure = draw_report(run)
-    assert "scores" in labels(figure)
-    assert f"{result.scores['regions'].trained:.1f}" in words(figure)
-    assert "made at step" not in words(figure)
+def test_several_runs_are_overlaid_and_shown_beside_each_other(run: Path, other: Path) -> None:
+    rows = (other / "metrics.jsonl").read_text().splitlines()
+    (other / "metrics.jsonl").write_text(rows[0] + "\n")
+    figure = draw_report(run, other)
+    loss, accuracy = figure.axes[:2]
+    assert [to_hex(line.get_color()) for line in loss.lines] == [RUN_COLOURS[0]] * 2 + [RUN_COLOURS[1]]
+    assert {line.get_label() for line in accuracy.lines} >= {"a run", "another"}
+    assert {"regions of a run", "regions of another"} <= set(labels(figure))
+    assert labels(figure).count("query view 0") == 2 and labels(figure).count("region 0 query") == 2
+    assert len(panel(figure, "variance by axis").get_legend().get_texts()) == 2
+    assert "Nearest regions: another" in words(figure)
     assert_text_on_page(figure)
 
-    values = json.loads((run / "evaluation.json").read_text())
-    (run / "evaluation.json").write_text(json.dumps(values | {"step": 1}))
-    assert "made at step 1" in words(draw_report(run))
+
+def test_the_spread_is_the_queue_s(run: Path) -> None:
+    """Keys along one axis have effective rank 1; what is not yet valid in the queue is not looked at."""
+    state = read_checkpoint(run / "last.pt")
+    state["method"]["queue.features"].zero_()
+    state["method"]["queue.features"][:32, 0] = torch.linspace(0.5, 1, 32)
+    state["method"]["queue.features"][32:] = torch.nan
+    state["method"]["queue.cursor"].copy_(torch.tensor([32, 32]))
+    state.pop("format")
+    save_checkpoint(run / "last.pt", state)
+    figure = draw_report(run)
+    text = panel(figure, "variance by axis").get_legend().get_texts()[0].get_text()
+    assert text == "a run: effective rank 1.0 of 16"
+
+    state["method"]["queue.cursor"].zero_()
+    save_checkpoint(run / "last.pt", state)
+    axes = panel(draw_report(run), "variance by axis")
+    assert not axes.lines and axes.texts[0].get_text() == "the queue is empty"
+
+
+def test_demo_scenes_are_framed_and_coloured_by_class(demo_run: Path) -> None:
+    figure = draw_report(demo_run)
+    assert set(frames(figure).values()) <= {GREEN, RED}
+    assert set(CLASS_NAMES) <= set(words(figure).splitlines())  # queries, and the legend of the map
+    assert "same class as the query" in words(figure)
+    dots = panel(figure, "regions of a run").collections[0]
+    assert len(np.unique(dots.get_facecolors(), axis=0)) == 10
+    assert_text_on_page(figure)
+
+
+def test_evaluations_are_shown_where_there_are_any(demo_run: Path) -> None:
+    run = demo_run
+    assert not any(name.startswith("scores") for name in labels(draw_report(run)))
+    options = Regions(encoders=(str(run),), untrained=True, train_pictures=60, test_pictures=30)
+    trained, untrained = evaluate(options, verbose=False)
+    assert trained.scores == untrained.scores  # the learning rate was 0: it ends with the weights it began with
+    save_rows(run / "evaluation.json", [Row("detection", "coco", str(run), "a", {"mAP": 12.34}, {"step": 1})])
+    figure = draw_report(run)
+    drawn = [name for name in labels(figure) if name.startswith("scores")]
+    assert drawn == ["scores Regions by frozen features, demo scenes, %", "scores Faster R-CNN, fine-tuned, coco, %"]
+    widths = [bar.get_width() for bar in panel(figure, drawn[0]).patches]
+    assert widths == pytest.approx([trained.scores["linear top-1"]] * 2)
+    text = words(figure)
+    assert f"{trained.scores['kNN top-1']:.1f}" in text and "12.3" in text and "untrained: a run" in text
+    assert "a run: made at step 1" in text
+    assert_text_on_page(figure)
+
+    (run / "evaluation.json").write_text('{"scores": {}}')
+    with pytest.raises(UserError, match="no file of evaluations"):
+        draw_report(run)
 
 
 def assert_text_on_page(figure: Figure) -> None:
@@ -133,31 +203,68 @@ def assert_text_on_page(figure: Figure) -> None:
 
 
 def test_pictures_that_are_gone_leave_the_curves(run: Path) -> None:
-    state = read_checkpoint(run / "last.pt")
-    state["config"]["data"] = "/nowhere/pictures"
-    state.pop("format")
-    save_checkpoint(run / "last.pt", state)
+    change_config(run, data="/nowhere/pictures")
     figure = draw_report(run)
-    assert labels(figure) == ["loss", "accuracy", "learning rate", "speed"]
+    assert labels(figure) == CURVES + SPREAD
     assert "cannot be shown" in words(figure) and "/nowhere/pictures" in words(figure)
 
 
-def test_the_file_is_the_same_every_time_and_nothing_global_changes(run: Path) -> None:
+def test_the_files_are_the_same_every_time_and_nothing_global_changes(run: Path) -> None:
     settings, state = dict(matplotlib.rcParams), torch.random.get_rng_state()
     first = write_report(run)
-    assert first == run / "report.png"
-    second = write_report(run, run / "again.png")
-    assert first.read_bytes() == second.read_bytes()
+    assert first == (run / "report.html", run / "report.png")
+    second = write_report(run, out=run / "made" / "again")
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
     assert dict(matplotlib.rcParams) == settings and torch.equal(torch.random.get_rng_state(), state)
-    with Image.open(first) as picture:
+    with Image.open(first.png) as picture:
         assert picture.width == 1680
         assert np.asarray(picture.convert("L")).std() > 10  # not blank
+
+
+def test_the_html_stands_alone_and_says_what_the_picture_says(run: Path, other: Path) -> None:
+    save_rows(run / "evaluation.json", [
+        Row("regions", "d & e", str(run), "a", {"linear top-1": 41.26, "chance": 10}, {"notes": ["<held out>"]}),
+        Row("regions", "d & e", "timm:resnet50", "resnet50", {"linear top-1": 51.2, "chance": 10}),
+    ])  # fmt: skip
+    text = write_report(run, other).html.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    images = [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]*)"', text)]
+    assert len(images) == text.count("<section>") - 2 == 1 + 2 * 2 + 1 + 1  # less runs and table
+    for image in images:
+        with Image.open(io.BytesIO(image)) as picture:
+            assert picture.width == 1680 and np.asarray(picture.convert("L")).std() > 3
+    assert "<td>41.3</td>" in text and '<td class="best">51.2</td>' in text and "d &amp; e" in text
+    assert "&lt;held out&gt;" in text
+    assert "<td>seed</td><td>0</td><td>3</td>" in text and "<td>dim</td>" not in text  # only what differs
+
+
+def test_t_sne_is_drawn_where_it_can_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    figure = draw_report(run, projection="tsne")
+    dots = panel(figure, "regions of a run").collections[0].get_offsets()
+    assert len(dots) == 16 * 3 and np.isfinite(dots).all() and "t-SNE" in words(figure)
+    with pytest.raises(UserError, match="pca or tsne"):
+        draw_report(run, projection="umap")
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
+    with pytest.raises(UserError, match=r"pip install 'maskco\[eval\]'"):
+        draw_report(run, projection="tsne")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line(run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code in (([run, other, "--out", tmp_path / "both"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["report", *map(str, arguments)])
+        assert stopped.value.code == code
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(tmp_path / "both/report.html"), str(tmp_path / "both/report.png")]
+    assert printed.err == "error: runs: name at least one run folder\n"
 
 
 @pytest.mark.parametrize("length", [1, 2, 39, 40, 500])

@@ -1,4 +1,4 @@
-"""Region features against torchvision, scene by scene, and what extracting them must leave alone."""
+"""Frozen features against torchvision, scene by scene, and what extracting them must leave alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from maskco.data.demo import Scene
+from maskco.data.pictures import PictureError
 from maskco.data.views import MEAN, STD
-from maskco.evaluate import reestimate_batch_norm, region_features
+from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
 from maskco.nn import Encoder
 
 
@@ -41,7 +42,7 @@ def normalised(image: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_features_are_roi_means_of_the_map_in_order(batch_size: int) -> None:
     model = encoder().train()
-    features, labels = region_features(model, scenes(), batch_size=batch_size)
+    features, labels, _ = extract_features(model, scenes(), batch_size=batch_size)
     expected = []
     model.eval()
     with torch.no_grad():
@@ -61,8 +62,8 @@ def test_resizing_takes_the_boxes_along() -> None:
         larger = F.interpolate(image[None].float(), size=(64, 64), mode="bilinear", antialias=True)[0]
         factors = torch.tensor([64 / image.shape[2], 64 / image.shape[1]] * 2)
         by_hand.append(Scene(larger, boxes * factors, labels))
-    features, _ = region_features(encoder(), mixed, image_size=64)
-    torch.testing.assert_close(features, region_features(encoder(), by_hand)[0], rtol=1e-4, atol=1e-5)
+    features = extract_features(encoder(), mixed, Input(64)).x
+    torch.testing.assert_close(features, extract_features(encoder(), by_hand).x, rtol=1e-4, atol=1e-5)
 
 
 def test_the_encoder_is_left_as_it_was() -> None:
@@ -70,7 +71,7 @@ def test_the_encoder_is_left_as_it_was() -> None:
     model.backbone[1].eval()  # a frozen layer in a training model
     modes = [part.training for part in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    region_features(model, scenes())
+    extract_features(model, scenes())
     assert [part.training for part in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -78,14 +79,14 @@ def test_the_encoder_is_left_as_it_was() -> None:
 def test_modes_come_back_after_an_error_too() -> None:
     model = encoder().train()
     with pytest.raises(ValueError, match="pictures of one size"):
-        region_features(model, [*scenes(2), *scenes(2, height=16)])
+        extract_features(model, [*scenes(2), *scenes(2, height=16)])
     assert all(part.training for part in model.modules())
 
 
 @pytest.mark.parametrize("empty", [[], [scenes(1)[0]]])
 def test_scenes_without_boxes_are_refused(empty: list[Scene]) -> None:
     with pytest.raises(ValueError, match="scenes: expected labelled boxes"):
-        region_features(encoder(), empty)
+        extract_features(encoder(), empty)
 
 
 def test_reestimated_statistics_are_those_of_the_scenes() -> None:
@@ -124,3 +125,49 @@ def test_reestimating_leaves_everything_but_the_statistics_alone() -> None:
     assert [part.training for part in model.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
     assert {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+
+
+def test_whole_pictures_are_their_middle_square_undistorted() -> None:
+    """A wide picture's sides are cut off, and the feature is the mean of the map of what is left."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+    middle = wide[:, :, 16:80]
+    boxes, label = torch.tensor([[0.0, 0.0, 96.0, 64.0]]), torch.tensor([5])
+    found = extract_features(encoder(), [Scene(wide, boxes, label)], Input(64, whole=True))
+    with torch.no_grad():
+        expected = encoder().eval()(normalised(middle)).mean((-2, -1))
+    torch.testing.assert_close(found.x, expected)
+    assert found.labels.tolist() == [5]
+
+
+def test_an_encoder_s_own_mean_and_deviation_are_used() -> None:
+    shown = []
+
+    class Spy(Encoder):
+        def forward(self, images: Tensor) -> Tensor:
+            shown.append(images)
+            return super().forward(images)
+
+    scene = scenes(2)[1:]
+    extract_features(Spy(encoder().backbone, channels=10, stride=8), scene, Input(mean=(0.5,) * 3, std=(0.25,) * 3))
+    torch.testing.assert_close(shown[0][0], (scene[0].image / 255 - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_cannot_be_read_are_left_out_and_named(workers: int) -> None:
+    whole = scenes()
+    found = extract_features(encoder(), Broken(whole, [2, 5]), Input(workers=workers), batch_size=2)
+    expected = extract_features(encoder(), [scene for i, scene in enumerate(whole) if i not in (2, 5)])
+    torch.testing.assert_close(found.x, expected.x)
+    assert found.skipped == ["2.png: cut off", "5.png: cut off"]
+
+
+class Broken(list):
+    def __init__(self, whole: list[Scene], broken: list[int]) -> None:
+        super().__init__(whole)
+        self.broken = broken
+
+    def __getitem__(self, index: int) -> Scene:
+        if index in self.broken:
+            raise PictureError(f"{index}.png", "cut off")
+        return super().__getitem__(index)

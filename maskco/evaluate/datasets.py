@@ -1,0 +1,214 @@
+"""Labelled sets, all as scenes: a picture, boxes and a label for each. What lies in a folder tells its layout.
+
+    annotations/instances_*.json        COCO's: train and val parts, or one part
+    train/CLASS/…, val/CLASS/…          pictures by class (or test/ for val/; or CLASS/… alone): one box, all of it
+    "demo"                              the built-in scenes
+
+Where there is no part to test on, a fifth of the pictures is held out for it, always the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from maskco.data.coco import CocoSource, Objects, annotation_files
+from maskco.data.demo import CLASS_NAMES, Scene, demo_scenes
+from maskco.data.sources import FolderSource, Source, SourceError
+from maskco.evaluate.errors import EvaluationError
+
+DEMO_COUNTS = (2000, 1000)  # scenes of each part
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    name: str
+    classes: tuple[str, ...]
+    train: Sequence[Scene]
+    test: Sequence[Scene]
+    has_boxes: bool  # else each picture is of one class
+    notes: tuple[str, ...] = ()  # what a reader of the figures should know
+
+
+@dataclass(frozen=True)
+class Annotated(Sequence[Scene]):
+    """Some pictures of a source as scenes, read when they are asked for. Raises PictureError there."""
+
+    source: Source
+    indices: Sequence[int]
+    labels: Sequence[Tensor]  # of each picture int64 [n]
+    boxes: Sequence[Tensor] | None = None  # of each picture float32 [n, 4]; None: all of it is one box
+    crowds: Sequence[Objects] | None = None  # groups that only detection looks at, and only when it tests
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Scene:
+        picture = self.source[self.indices[index]]
+        image = picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
+        height, width = image.shape[-2:]
+        whole = torch.tensor([[0.0, 0.0, width, height]])
+        return Scene(image, whole if self.boxes is None else self.boxes[index], self.labels[index])
+
+    def take(self, chosen: Sequence[int]) -> Annotated:
+        fields = {"indices": self.indices, "labels": self.labels, "boxes": self.boxes, "crowds": self.crowds}
+        return replace(self, **{name: f and [f[i] for i in chosen] for name, f in fields.items()})
+
+
+def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, test: int | None = None) -> LabelledSet:
+    """The labelled set that `data` names.
+
+    Args:
+        image_size: side of demo scenes in pixels; pictures of files come as they are.
+        train, test: at most so many pictures of each part, spread evenly; None: all.
+
+    Raises:
+        EvaluationError: no such folder or layout, classes without pictures, labels or pictures that are not there.
+    """
+    if data == "demo":
+        counts = [own if asked is None else asked for own, asked in zip(DEMO_COUNTS, (train, test), strict=True)]
+        parts = [demo_scenes(part, n, image_size) for part, n in zip(("train", "test"), counts, strict=True)]
+        return LabelledSet("demo scenes", CLASS_NAMES, *parts, has_boxes=True)
+    root = Path(data)
+    if not root.is_dir():
+        raise EvaluationError(
+            f"data: no such folder {data!r}; name one in COCO's layout, one of pictures by class, or 'demo'"
+        )
+    try:
+        found = _open_coco(root) if annotation_files(root) else _open_classes(root)
+    except SourceError as error:
+        raise EvaluationError(str(error)) from error
+    parts = {"train": (found.train, train), "test": (found.test, test)}
+    return replace(found, **{k: part.take(spread(len(part), n or len(part))) for k, (part, n) in parts.items()})
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` indices, or all if there are fewer, evenly over 0 … length - 1."""
+    count = min(length, count)
+    return [i * length // count for i in range(count)]
+
+
+# --- COCO -----------------------------------------------------------------------------------------------------------
+
+
+def _open_coco(root: Path) -> LabelledSet:
+    files = annotation_files(root)
+    train, test = ([f for f in files if f.stem.startswith(f"instances_{part}")] for part in ("train", "val"))
+    if len(files) == 1:
+        train, test = files, []
+    if len(train) != 1 or len(test) > 1:
+        names = ", ".join(file.name for file in files)
+        raise EvaluationError(f"data: expected one instances_train….json and one instances_val….json, found {names}")
+    source = _coco_source(train[0])
+    whole = _coco_scenes(source)
+    if not test:
+        learnt, held = _hold_out(len(whole))
+        notes = (f"{files[0].name} is the only part: a fifth of its pictures was held out to test on",)
+        return LabelledSet(root.resolve().name, source.categories, whole.take(learnt), whole.take(held), True, notes)
+    other = _coco_source(test[0])
+    if other.categories != source.categories:
+        raise EvaluationError(f"data: {train[0].name} and {test[0].name} do not have the same categories")
+    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True)
+
+
+def _coco_source(path: Path) -> CocoSource:
+    """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
+    source = CocoSource(path)
+    wrong = [f"{count} {what}" for what, count in source.left_out.items() if "without area" not in what]
+    if wrong:
+        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: mend the file")
+    if not source.categories:
+        raise EvaluationError(f"data: {str(path)!r} names no categories")
+    return source
+
+
+def _coco_scenes(source: CocoSource) -> Annotated:
+    objects = source.objects
+    return Annotated(
+        source,
+        range(len(source)),
+        labels=[o.labels[~o.crowd] for o in objects],
+        boxes=[o.boxes[~o.crowd] for o in objects],
+        crowds=[Objects(o.boxes[o.crowd], o.labels[o.crowd], o.crowd[o.crowd]) for o in objects],
+    )
+
+
+# --- pictures by class ----------------------------------------------------------------------------------------------
+
+
+def _open_classes(root: Path) -> LabelledSet:
+    parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
+    whole, classes = _classes_of(parts[0] if parts else root)
+    if len(parts) < 2:
+        learnt, held = _hold_out(len(whole))
+        notes = (f"{parts[0] if parts else root} is the only part: a fifth of its pictures was held out to test on",)
+        return LabelledSet(root.resolve().name, classes, whole.take(learnt), whole.take(held), False, notes)
+    test, own = _classes_of(parts[1])
+    if unknown := sorted(set(own) - set(classes)):
+        raise EvaluationError(f"data: class {unknown[0]!r} of {str(parts[1])!r} has no folder in {str(parts[0])!r}")
+    labels = [torch.tensor([classes.index(own[int(label)])]) for label in test.labels]
+    return LabelledSet(root.resolve().name, classes, whole, replace(test, labels=labels), False)
+
+
+def _classes_of(folder: Path) -> tuple[Annotated, tuple[str, ...]]:
+    """Every picture below `folder`, labelled by the first folder on the way to it."""
+    source = FolderSource(folder)
+    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(classes) < 2:
+        raise EvaluationError(
+            f"data: expected a folder for each class, or COCO's annotations/instances_….json, in {str(folder)!r}"
+        )
+    label_of = {name: label for label, name in enumerate(classes)}
+    firsts = [Path(source.name(index)).parts[0] for index in range(len(source))]
+    if empty := [name for name in classes if name not in firsts]:
+        raise EvaluationError(f"data: class {empty[0]!r} has no picture in {str(folder)!r}")
+    if loose := [source.name(i) for i, first in enumerate(firsts) if first not in label_of]:
+        raise EvaluationError(
+            f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?"
+        )
+    return Annotated(source, range(len(source)), [torch.tensor([label_of[first]]) for first in firsts]), classes
+
+
+def _hold_out(length: int) -> tuple[list[int], list[int]]:
+    if length < 2:
+        raise EvaluationError("data: expected at least two pictures, to learn from one and test on the other")
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
+    count = max(1, length // 5)
+    return sorted(order[count:]), sorted(order[:count])
+
+
+# --- boxes as pictures ----------------------------------------------------------------------------------------------
+
+
+class CutOuts(Sequence[Scene]):
+    """Every box of some scenes cut out as a picture of its own, `size` pixels square: sets with boxes as sets of
+    classified pictures. The scenes must have `.boxes` and `.labels` of each."""
+
+    def __init__(self, scenes: Sequence[Scene], size: int) -> None:
+        self.scenes, self.size = scenes, size
+        self.places = [(i, j) for i, boxes in enumerate(scenes.boxes) for j in range(len(boxes))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Scene:
+        scene, box = self.places[index]
+        image, boxes, labels = self.scenes[scene]
+        cut = cut_out(image, boxes[box], self.size).mul(255).round().byte()
+        return Scene(cut, torch.tensor([[0.0, 0.0, self.size, self.size]]), labels[box, None])
+
+
+def cut_out(image: Tensor, box: Tensor, size: int, context: float = 1.15) -> Tensor:
+    """A square around the box, so that nothing is distorted: uint8 [3, H, W] -> [3, size, size] in [0, 1]."""
+    height, width = image.shape[-2:]
+    x1, y1, x2, y2 = box.tolist()
+    side = context * max(x2 - x1, y2 - y1)
+    theta = torch.tensor([[side / width, 0, (x1 + x2) / width - 1], [0, side / height, (y1 + y2) / height - 1]])
+    grid = F.affine_grid(theta[None], [1, 3, size, size], align_corners=False)
+    return F.grid_sample(image[None] / 255, grid, padding_mode="border", align_corners=False)[0].clamp(0, 1)

@@ -1,0 +1,141 @@
+"""Opens every encoder that can stand in one table: runs of ours, timm's models, other projects' checkpoints.
+
+RUN                    a folder that `maskco pretrain` wrote, or one of its checkpoints
+timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them)
+untrained:RUN_or_NAME  the same architecture with fresh weights; of a run those that it began with
+FILE                   a state dict: torchvision's, timm's, or MoCo's own .pth.tar with its `module.encoder_q.`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from maskco.checkpoint import load_run
+from maskco.config import PretrainConfig
+from maskco.data.views import MEAN, STD
+from maskco.evaluate.errors import EvaluationError
+from maskco.methods import build_method
+from maskco.nn import Encoder, create_encoder
+from maskco.weights import load_named, read_weights, timm_names, whole_model_state
+
+IMAGE_SIZE = 224  # of encoders that are no run's and take any size
+
+
+@dataclass
+class OpenedEncoder:
+    """An encoder with what is needed to use it and to say in a table what it is."""
+
+    name: str  # as the user called it
+    encoder: Encoder
+    architecture: str  # timm's name
+    stage: int = -1
+    output_stride: int | None = None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    image_size: int | None = None  # side in pixels that suits it; None: it has no opinion
+    run: Path | None = None  # folder
+    facts: dict[str, Any] = field(default_factory=dict)  # what else a table's file should say: step, file, digest …
+
+
+def open_encoder(name: str, architecture: str | None = None) -> OpenedEncoder:
+    """The encoder that `name` means; see the top of this file.
+
+    Args:
+        architecture: timm's name for the encoder in a file of weights; None: what the file says (MoCo's does).
+
+    Raises:
+        EvaluationError: `name` is nothing of all that, timm does not know the architecture, or cannot get its weights.
+        WeightsError: the file is unreadable, or of another architecture.
+        CheckpointError, ConfigError: a damaged run.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "timm" and rest:
+        return _of_timm(name, rest, pretrained=True)
+    if kind == "untrained" and rest:
+        return _of_run(name, Path(rest), trained=False) if Path(rest).is_dir() else _of_timm(name, rest)
+    if Path(name).is_dir():
+        return _of_run(name, Path(name))
+    if Path(name).is_file():
+        return _of_file(name, architecture)
+    hint = f"; did you mean timm:{name}?" if timm.is_model(name.split(".")[0]) else ""
+    raise EvaluationError(
+        f"encoder {name!r} is neither a run folder, nor a file of weights, nor timm:NAME or untrained:NAME{hint}"
+    )
+
+
+def untrained_of(opened: OpenedEncoder) -> str:
+    """The name that means the same architecture with fresh weights."""
+    return f"untrained:{opened.run or opened.architecture}"
+
+
+def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
+    """Side in pixels at which the pictures of a run's evaluation should be seen.
+
+    Views are enlarged crops, so objects look larger in them than in whole pictures of the same side. Whole pictures are
+    therefore taken larger, by the mean enlargement (Touvron et al., 2019), up to the next multiple of 32; an encoder of
+    fixed input size gets that.
+    """
+    fixed = getattr(encoder, "image_size", None)
+    enlargement = (sum(config.crop_scale) / 2) ** -0.5
+    return fixed or math.ceil(config.image_size * enlargement / 32) * 32
+
+
+def digest(opened: OpenedEncoder) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of all weights: the same for the same encoder, however named."""
+    sha = hashlib.sha256(f"{opened.architecture} {opened.stage} {opened.output_stride}".encode())
+    for name, value in opened.encoder.state_dict().items():
+        sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _of_run(name: str, run: Path, *, trained: bool = True) -> OpenedEncoder:
+    config, method, step = load_run(run)
+    encoder = method.encoder
+    if not trained:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(config.seed)
+            encoder = build_method(config).encoder.eval()
+    return OpenedEncoder(
+        name=name,
+        encoder=encoder,
+        architecture=config.encoder,
+        stage=config.stage,
+        output_stride=config.output_stride,
+        image_size=scene_size(config, encoder),
+        run=run.parent if run.is_file() else run,
+        facts={"method": config.method, "step": step} if trained else {"method": "untrained", "step": 0},
+    )
+
+
+def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> OpenedEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            encoder = create_encoder(architecture, pretrained=pretrained).eval()
+        except ValueError as error:
+            hint = f"; or take untrained:{architecture}" if pretrained and "downloaded" in str(error) else ""
+            raise EvaluationError(str(error).replace(", or leave out --pretrained", "") + hint) from error
+    config = timm.get_pretrained_cfg(architecture.removeprefix("timm/"))
+    mean, std = (config.mean, config.std) if pretrained else (MEAN, STD)
+    facts = {"method": f"timm, {config.tag or 'default'} weights" if pretrained else "untrained"}
+    return OpenedEncoder(name, encoder, architecture, mean=mean, std=std, image_size=encoder.image_size, facts=facts)
+
+
+def _of_file(name: str, architecture: str | None) -> OpenedEncoder:
+    tensors, facts = read_weights(name)
+    if str(facts.get("format")).startswith("maskco run"):
+        return _of_run(name, Path(name))
+    architecture = architecture or facts.get("arch") or facts.get("architecture")
+    if not isinstance(architecture, str):
+        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as --architecture resnet50")
+    opened = _of_timm(name, architecture)
+    names = timm_names(opened.encoder.backbone, whole_model_state(architecture))
+    opened.facts = {"method": "file of weights", **load_named(opened.encoder.backbone, names, tensors, name)}
+    return opened

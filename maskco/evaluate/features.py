@@ -1,0 +1,174 @@
+"""Frozen features of labelled scenes: of every box, or of every whole picture.
+
+BatchNorm's running statistics can be estimated anew on the training scenes, for all encoders of a table alike: an
+untrained encoder has none (mean 0, variance 1), which would make it look worse than it is, and a trained one has those
+of masked and augmented views. This protocol is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from maskco.data.demo import Scene
+from maskco.data.pictures import PictureError
+from maskco.data.views import MEAN, STD
+from maskco.evaluate.datasets import spread
+from maskco.evaluate.errors import EvaluationError
+from maskco.ops import box_pool
+
+OWN = torch.Generator()  # what loaders draw their workers' seeds from, instead of the caller's random numbers
+
+
+class Input(NamedTuple):
+    """How pictures become the encoder's input."""
+
+    image_size: int | None = None  # None: as they are, which must be of one size
+    whole: bool = False  # a feature for each picture, its middle square seen undistorted; else one for each box,
+    # the picture squeezed to a square so that no box is lost
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    workers: int = 0
+
+
+class Features(NamedTuple):
+    x: Tensor  # [M, C] float32, on the CPU
+    labels: Tensor  # [M] int64
+    skipped: list[str]  # pictures that could not be read, and why
+
+
+def extract_features(
+    encoder: nn.Module,
+    scenes: Sequence[Scene],
+    form: Input = Input(),  # noqa: B008 (immutable)
+    *,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> Features:
+    """The mean of the encoder's feature map over each box, or over each whole picture, scene by scene.
+
+    Args:
+        encoder: maps normalised pictures [B, 3, H, W] to [B, C, h, w] and has `.stride`; used in eval mode, without
+            gradients, on the device of its parameters, and left in the mode it was in.
+        scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
+        progress: the words before a progress bar; None shows no bar.
+
+    Raises:
+        EvaluationError: no scene, none with a box, or pictures of several sizes without `image_size`.
+    """
+    device = next(encoder.parameters()).device
+    features, labels, skipped = [], [], []
+    with _modes(encoder), torch.no_grad():
+        encoder.eval()
+        for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped):
+            maps = encoder(images.to(device))  # [B, C, h, w]
+            if form.whole:
+                pooled = maps.mean((-2, -1))
+            else:
+                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=1 / encoder.stride)
+            features.append(pooled.float().cpu())
+            labels += batch_labels
+    if not features or sum(map(len, features)) == 0:
+        raise EvaluationError(
+            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
+        )
+    return Features(torch.cat(features), torch.cat(labels), skipped)
+
+
+def reestimate_batch_norm(
+    encoder: nn.Module,
+    scenes: Sequence[Scene],
+    form: Input = Input(),  # noqa: B008
+    *,
+    batch_size: int = 64,
+    limit: int = 256,
+) -> None:
+    """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
+
+    At most `limit` scenes are used, spread evenly. All else of the encoder stays as it is; other layers run as in
+    evaluation.
+    """
+    layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not layers:
+        return
+    count = min(len(scenes), limit)
+    count -= count % batch_size if count > batch_size else 0  # a short last batch would weigh as much as a full one
+    chosen = Subset(scenes, spread(len(scenes), count))
+    momentum = [layer.momentum for layer in layers]
+    device = next(encoder.parameters()).device
+    with _modes(encoder), torch.no_grad():
+        encoder.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+            layer.train()
+        for images, _, _ in _batches(chosen, form, batch_size):
+            encoder(images.to(device))
+    for layer, value in zip(layers, momentum, strict=True):
+        layer.momentum = value
+
+
+class _Prepared(Dataset):
+    """Scenes as float32 pictures [3, S, S] in [0, 255] with boxes along, or as the reason why one cannot be read."""
+
+    def __init__(self, scenes: Sequence[Scene], form: Input) -> None:
+        self.scenes, self.form = scenes, form
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor] | str:
+        try:
+            image, boxes, labels = self.scenes[index]
+        except PictureError as error:
+            return str(error)
+        image, boxes, size = image.float(), boxes.float(), self.form.image_size
+        height, width = image.shape[-2:]
+        if size is not None and (height, width) != (size, size):
+            factor = size / min(height, width)
+            new = (round(height * factor), round(width * factor)) if self.form.whole else (size, size)
+            image = F.interpolate(image[None], size=new, mode="bilinear", antialias=True)[0]
+            boxes = boxes * torch.tensor([new[1] / width, new[0] / height] * 2)
+            top, left = (new[0] - size) // 2, (new[1] - size) // 2
+            image = image[:, top : top + size, left : left + size]
+        return image, boxes, labels
+
+
+def _batches(
+    scenes: Sequence[Scene], form: Input, batch_size: int, progress: str | None = None, skipped: list[str] | None = None
+) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """Normalised pictures [B, 3, H, W] float32, with one tensor of boxes and one of labels a picture."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
+    loader = DataLoader(_Prepared(scenes, form), batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+    hidden = None if progress else True  # None: shown on a terminal only
+    for batch in tqdm(loader, desc=progress, disable=hidden, leave=False):
+        usable = [sample for sample in batch if not isinstance(sample, str)]
+        if skipped is not None:
+            skipped += [sample for sample in batch if isinstance(sample, str)]
+        if not usable:
+            continue
+        images, boxes, labels = (list(parts) for parts in zip(*usable, strict=True))
+        if len({image.shape for image in images}) > 1:
+            raise EvaluationError(
+                "scenes: expected pictures of one size, found several; pass image_size to resize them"
+            )
+        yield (torch.stack(images) / 255 - mean) / std, boxes, labels
+
+
+@contextmanager
+def _modes(module: nn.Module) -> Iterator[None]:
+    """Every submodule leaves in the training or eval mode it came with (a frozen BatchNorm stays frozen)."""
+    before = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training

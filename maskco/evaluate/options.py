@@ -1,0 +1,97 @@
+"""The options of each evaluation: plain dataclasses, which the command line shows as they are. Nothing heavy here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What all evaluations share."""
+
+    task: ClassVar[str]
+
+    encoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER [ENCODER …]")]
+    """One or more, a row each: run folders, timm:NAME (downloads its weights), untrained:NAME, files of weights."""
+    data: str = "demo"
+    """Labelled data: a folder in COCO's layout, or of train/CLASS/ and val/CLASS/ pictures, or "demo"."""
+    untrained: bool = False
+    """Add each encoder once more with fresh weights."""
+    architecture: str | None = None
+    """timm's name of the encoder in files of weights that do not say it."""
+    image_size: int | None = None
+    """Side of the pictures; default: what suits the first run named, else 224. The same for all encoders."""
+    train_pictures: int | None = None
+    """At most so many to learn from; default: all, but 2000 scenes of the demo."""
+    test_pictures: int | None = None
+    """At most so many to test on; default: all, but 1000 scenes of the demo."""
+    batch_norm: Literal["data", "stored"] = "data"
+    """Running statistics: estimated anew on the training pictures for every encoder alike, or as they were saved."""
+    out: str | None = None
+    """JSON file to add the rows to; default: evaluation.json in the first run folder named, else here."""
+    device: str = "auto"
+    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    workers: int | None = None
+    """Processes that load pictures; default: as many as cores, at most 8; none for the demo."""
+
+
+@dataclass(kw_only=True)
+class Knn(Evaluation):
+    """Classify pictures by their nearest neighbours among the training pictures (DINO's weighted vote)."""
+
+    task: ClassVar[str] = "knn"
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine / this)."""
+
+
+@dataclass(kw_only=True)
+class Linear(Evaluation):
+    """Classify pictures by a linear classifier on frozen features; the learning rate is swept, none is to be given."""
+
+    task: ClassVar[str] = "linear"
+    epochs: int = 100
+    """Passes over the features."""
+    seed: int = 0
+    """Fixes the held-out share of the training pictures and their order."""
+
+
+@dataclass(kw_only=True)
+class Regions(Evaluation):
+    """Classify boxes from features pooled over them, by a linear classifier and by nearest neighbours."""
+
+    task: ClassVar[str] = "regions"
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine / this)."""
+    epochs: int = 100
+    """Passes of the linear classifier over the features."""
+    seed: int = 0
+    """Fixes the held-out share of the training regions and their order."""
+
+
+@dataclass(kw_only=True)
+class Detection(Evaluation):
+    """Fine-tune Faster R-CNN with a feature pyramid on boxes and measure COCO's mean average precision.
+
+    Goes on where it was interrupted when the same command is given again.
+    """
+
+    task: ClassVar[str] = "detection"
+    epochs: int = 12
+    """Passes over the training pictures; 12 is the usual "1×"."""
+    batch_size: int = 16
+    """Pictures a step."""
+    lr: float = 0.02
+    """Learning rate for 16 pictures a step; scaled to the batch size, a tenth after 2/3 and after 8/9 of the steps."""
+    proposals: int = 512
+    """Boxes a picture that the box head learns from; most of a step's cost on a CPU. Small pictures need fewer."""
+    amp: Literal["off", "bf16"] = "off"
+    """Mixed precision."""
+    seed: int = 0
+    """Fixes the detector's fresh layers, the order of pictures and their flips."""

@@ -1,0 +1,94 @@
+"""The rows of an evaluation: one for each encoder and task, printed as a table and kept in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import maskco
+from maskco.checkpoint import write_atomically
+from maskco.evaluate.errors import EvaluationError
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one encoder scored at one task, with all it takes to know later where the figures come from."""
+
+    task: str
+    data: str
+    encoder: str  # as the user called it
+    architecture: str
+    scores: dict[str, float]  # per cent, by what a table's head calls them
+    details: dict[str, Any] = field(default_factory=dict)  # settings, counts, versions …: plain JSON values
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """A newer row takes the place of an older one with the same key."""
+        return self.task, self.data, self.encoder
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Rows of one task on one data set, the columns as wide as they need to be."""
+    columns = list(dict.fromkeys(name for row in rows for name in row.scores))
+    cells = [["encoder", *columns]]
+    cells += [[row.encoder, *(f"{row.scores[c]:.1f}" if c in row.scores else "" for c in columns)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    ]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+
+
+def save_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Adds rows to a file of them, in place of those with the same keys. Raises EvaluationError for another file."""
+    kept = {row.key: row for row in (load_rows(path) if path.exists() else [])} | {row.key: row for row in rows}
+    content = json.dumps({"rows": [asdict(row) for row in kept.values()]}, indent=2) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(content.encode()))
+
+
+def load_rows(path: Path) -> list[Row]:
+    try:
+        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise EvaluationError(
+            f"{path} is no file of evaluations by this version: move it away, or name another"
+        ) from error
+
+
+def provenance() -> dict[str, Any]:
+    """The versions of what computed, and the commit of the source tree."""
+    packages = ("torchvision", "timm", "torchmetrics", "pycocotools")
+    versions = {"maskco": maskco.__version__, "torch": torch.__version__}
+    versions |= {package: found for package in packages if (found := _version(package))}
+    return {"versions": versions, "commit": commit()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache
+def commit() -> str | None:
+    """The commit of the source tree this file is tracked in, "-dirty" if changed; None for an installed package."""
+    here = Path(__file__).resolve()
+    try:
+        for command in (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty", "--abbrev=12"]):
+            done = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

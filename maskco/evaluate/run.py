@@ -1,0 +1,190 @@
+"""Runs one evaluation of several encoders: opens them, hands each to its task, prints the table, keeps the rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskco.data.demo import Scene
+from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, open_labelled
+from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
+from maskco.evaluate.errors import EvaluationError
+from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
+from maskco.evaluate.knn import knn_accuracy
+from maskco.evaluate.linear import linear_probe
+from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
+from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
+
+SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
+
+Scored = tuple[dict[str, float], dict[str, Any]]  # a row's scores and details
+
+
+def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
+    """Evaluates every encoder that `options` names and adds the rows to a JSON file.
+
+    Args:
+        verbose: show progress and print the table.
+
+    Raises:
+        EvaluationError: unknown or unsuitable data, or encoders; WeightsError: a file that does not fit.
+    """
+    _check(options)
+    device = _device(options.device)
+    encoders = [open_encoder(name, options.architecture) for name in options.encoders]
+    if options.untrained:
+        fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
+        encoders += [open_encoder(name) for name in fresh if name not in options.encoders]
+    runs = [opened for opened in encoders if opened.run is not None]
+    size = options.image_size or next((opened.image_size for opened in runs), IMAGE_SIZE)
+    data = open_labelled(options.data, image_size=size, train=options.train_pictures, test=options.test_pictures)
+    out = Path(options.out) if options.out else Path(runs[0].run if runs else ".", EVALUATION)
+    if out.exists():
+        load_rows(out)  # what cannot be added to should be known before the work
+
+    rows = []
+    for opened in encoders:
+        opened.facts["encoder_sha256"] = digest(opened)  # before batch norms see the data
+        opened.encoder.to(device)
+        try:
+            scores, details = TASKS[options.task](opened, data, options, opened.encoder.image_size or size, verbose)
+        finally:
+            opened.encoder.cpu()
+        row = Row(
+            task=options.task,
+            data=data.name,
+            encoder=opened.name,
+            architecture=opened.architecture,
+            scores=scores,
+            details={
+                **opened.facts,
+                "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")},
+                "image_size": opened.encoder.image_size or size,
+                "pictures": {"train": len(data.train), "test": len(data.test)},
+                **details,
+                "notes": list(data.notes),
+                "device": str(device),
+                **provenance(),
+            },
+        )
+        rows.append(row)
+        save_rows(out, [row])  # each as soon as it is known: the next encoder may take hours
+    if verbose:
+        print(f"{TITLES[options.task]}, {data.name}, {size} px")
+        print(format_table(rows))
+        print("\n".join([*data.notes, f"kept in {out}"]))
+    return rows
+
+
+def _check(options: Evaluation) -> None:
+    if not options.encoders:
+        raise EvaluationError("encoders: name at least one run folder, timm:NAME or file of weights")
+    for name in ("train_pictures", "test_pictures", "k", "temperature", "epochs", "batch_size", "lr", "proposals"):
+        value = getattr(options, name, None)
+        if value is not None and value <= 0:
+            raise EvaluationError(f"{name} must be positive, got {value}")
+    if options.image_size is not None and options.image_size < 16:
+        raise EvaluationError(f"image_size must be at least 16, got {options.image_size}")
+    if options.workers is not None and options.workers < 0:
+        raise EvaluationError(f"workers must be 0 or more, got {options.workers}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluationError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+# --- tasks on frozen features ---------------------------------------------------------------------------------------
+
+
+def _frozen(
+    opened: OpenedEncoder, data: LabelledSet, options: Evaluation, size: int, verbose: bool, *, whole: bool
+) -> tuple[Features, Features, dict[str, Any]]:
+    """Features of both parts, and what a row says of them."""
+    parts: Sequence[Sequence[Scene]] = (data.train, data.test)
+    if whole and data.has_boxes:
+        parts = [CutOuts(part, size) for part in parts]
+    form = Input(size, whole, opened.mean, opened.std, workers(options, data))
+    if options.batch_norm == "data":
+        reestimate_batch_norm(opened.encoder, parts[0], form)
+    train, test = (
+        extract_features(opened.encoder, part, form, progress=f"{opened.name}, {name}" if verbose else None)
+        for name, part in zip(("train", "test"), parts, strict=True)
+    )
+    details: dict[str, Any] = {
+        "rows": {"train": len(train.x), "test": len(test.x)},
+        "channels": train.x.shape[1],
+    }
+    if skipped := train.skipped + test.skipped:
+        details["skipped"] = {"count": len(skipped), "first": skipped[:SHOWN_SKIPPED]}
+    return train, test, details
+
+
+def _chance(train: Features, test: Features) -> float:
+    """Per cent of test rows that always guessing the most frequent class of the training rows gets right."""
+    return 100 * float((test.labels == train.labels.mode().values).double().mean())
+
+
+def _knn(opened: OpenedEncoder, data: LabelledSet, options: Knn, size: int, verbose: bool) -> Scored:
+    train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
+    return {"kNN top-1": _vote(train, test, options), "chance": _chance(train, test)}, details
+
+
+def _linear(opened: OpenedEncoder, data: LabelledSet, options: Linear, size: int, verbose: bool) -> Scored:
+    train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
+    accuracy, probe = _probe(train, test, options)
+    return {"linear top-1": accuracy, "chance": _chance(train, test)}, details | probe
+
+
+def _regions(opened: OpenedEncoder, data: LabelledSet, options: Regions, size: int, verbose: bool) -> Scored:
+    if not data.has_boxes:
+        raise EvaluationError(f"data: regions need boxes, and {data.name} has none: take knn or linear for it")
+    train, test, details = _frozen(opened, data, options, size, verbose, whole=False)
+    accuracy, probe = _probe(train, test, options)
+    scores = {"linear top-1": accuracy, "kNN top-1": _vote(train, test, options), "chance": _chance(train, test)}
+    return scores, details | probe
+
+
+def _vote(train: Features, test: Features, options: Knn | Regions) -> float:
+    k = min(options.k, len(train.x))
+    return knn_accuracy(train.x, train.labels, test.x, test.labels, k=k, temperature=options.temperature)
+
+
+def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[float, dict[str, Any]]:
+    device = _device(options.device)
+    rows = (value.to(device) for value in (train.x, train.labels, test.x, test.labels))
+    probe = linear_probe(*rows, epochs=options.epochs, seed=options.seed)
+    return probe.accuracy, {"probe": {"lr": probe.lr, "held_out_accuracy": probe.held_out_accuracy}}
+
+
+def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, size: int, verbose: bool) -> Scored:
+    from maskco.evaluate.detection import evaluate_detection  # needs [eval]
+
+    folder = (opened.run or Path(options.out or ".").parent) / "detectors"
+    return evaluate_detection(opened, data, options, size, folder, workers(options, data), verbose)
+
+
+def workers(options: Evaluation, data: LabelledSet) -> int:
+    """Processes that load pictures: none where decoding costs nothing."""
+    if options.workers is not None:
+        return options.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8) if isinstance(data.train, Annotated) else 0
+
+
+TASKS = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}
+TITLES = {
+    "knn": "pictures by nearest neighbours, %",
+    "linear": "pictures by a linear classifier, %",
+    "regions": "regions by frozen features, %",
+    "detection": "Faster R-CNN, fine-tuned: COCO's average precision, %",
+}

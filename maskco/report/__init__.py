@@ -1,0 +1,88 @@
+"""One report about a run, or several beside each other, as report.html and report.png.
+
+    write_report("runs/demo")
+    write_report("runs/maskco", "runs/moco_v2", out="comparison")
+
+Curves, masked views, nearest regions, the spread of keys, regions in the plane and, if there are any, evaluations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from maskco.checkpoint import write_atomically
+from maskco.config import ConfigError
+from maskco.data.sources import PictureError
+from maskco.report.curves import Curves, Header
+from maskco.report.embedding import RegionMaps, Spread
+from maskco.report.html import html
+from maskco.report.nearest import nearest_regions
+from maskco.report.page import STYLE, Section, one_page, png
+from maskco.report.pictures import NearestRegions, Note, ViewPairs
+from maskco.report.runs import Run, read_runs
+from maskco.report.scores import Scores, tables
+
+
+class Report(NamedTuple):
+    html: Path
+    png: Path
+
+
+def write_report(*runs: str | Path, out: str | Path | None = None, projection: str = "pca") -> Report:
+    """Draws the report of run folders into `out`, by default the first of them. Returns where its two files lie.
+
+    Args:
+        projection: of regions to the plane, "pca" or "tsne".
+
+    Raises:
+        CheckpointError: a folder holds no checkpoint, or a damaged one.
+        ConfigError, ProjectionError, EvaluationError: no run; no such projection; an unreadable evaluation.json.
+    """
+    if not runs:
+        raise ConfigError("runs: name at least one run folder")
+    opened = read_runs(list(runs))
+    folder = Path(runs[0] if out is None else out)
+    written = Report(folder / "report.html", folder / "report.png")
+    scores = tables(opened)
+    with matplotlib.rc_context(STYLE):
+        sections = draw_sections(opened, projection)
+        document = html(opened, sections, *scores)
+        drawn = png(_figure(opened, sections, *scores))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(written.html, lambda file: file.write(document.encode()))
+    write_atomically(written.png, lambda file: file.write(drawn))
+    return written
+
+
+def draw_report(*runs: str | Path, projection: str = "pca") -> Figure:
+    """The page as a matplotlib figure; every axes carries a label that says what it shows."""
+    opened = read_runs(list(runs))
+    with matplotlib.rc_context(STYLE):
+        return _figure(opened, draw_sections(opened, projection), *tables(opened))
+
+
+def _figure(runs: list[Run], sections: list[Section], found: list, remarks: list[str]) -> Figure:
+    return one_page([Header(runs), *sections, *([Scores(found, remarks)] if found else [])])
+
+
+def draw_sections(runs: list[Run], projection: str) -> list[Section]:
+    """What is to be drawn of the runs: all but their names and the tables."""
+    shared: list[Section] = [Curves(runs), Spread(runs)]
+    own: list[Section] = []
+    mapped = []
+    for run in runs:
+        of = f": {run.name}" if len(runs) > 1 else ""
+        try:
+            views, regions = run.views(), run.regions()
+            own.append(ViewPairs(views, masked=run.config.method == "maskco", of=of))
+            own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
+            mapped.append((run, regions))
+        except (OSError, ValueError, PictureError) as error:  # the pictures may have moved since; curves remain
+            own.append(Note(f"The run's pictures cannot be shown{of}: {error}"))
+    if mapped:
+        own.append(RegionMaps(mapped, projection))
+    return [shared[0], *own, shared[1]]

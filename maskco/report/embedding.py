@@ -1,0 +1,144 @@
+"""Sections that show how embeddings are spread: keys over their dimensions, regions over the plane."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskco.config import UserError
+from maskco.data.demo import CLASS_NAMES
+from maskco.evaluate.datasets import cut_out
+from maskco.report.page import INK, MARGIN, MUTED, WIDTH, Page
+from maskco.report.runs import Regions, Run
+
+PAIRS = 20_000  # random pairs of keys whose similarity is shown
+CLASS_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee7733", "#332288",
+                 "#000000")  # fmt: skip
+
+
+class ProjectionError(UserError, ValueError):
+    """The projection asked for does not exist, or needs a package that is missing."""
+
+
+def variances(keys: Tensor) -> Tensor:
+    """Share of the keys' variance along each principal axis, largest first: [N, D] -> [min(N, D)], of sum 1."""
+    squared = torch.linalg.svdvals((keys - keys.mean(0)).double()).square()
+    return squared / squared.sum().clamp_min(1e-30)
+
+
+def effective_rank(shares: Tensor) -> float:
+    """exp of the entropy: how many axes would hold as much, were they equal (Roy & Vetterli, 2007)."""
+    return float(torch.special.entr(shares).sum().exp())
+
+
+class Spread:
+    """Keys in the queue: a collapsed encoder's lie along few axes and are all alike."""
+
+    title = "Spread of the keys in the queue"
+    remark = "left: flat is spread over all axes, steep is collapse · right: at 1 all keys are alike"
+    height = 2.75
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.keys = {run.name: (run.colour, run.method.queue.features[: int(run.method.queue.valid)]) for run in runs}
+
+    def draw(self, page: Page, top: float) -> None:
+        width = (WIDTH - 2 * MARGIN - 1.2) / 2
+        axis = page.axes(MARGIN + 0.45, top + 0.2, width, 1.95, "variance by axis")
+        similarity = page.axes(MARGIN + 1.2 + width, top + 0.2, width, 1.95, "similarity of keys")
+        for name, (colour, keys) in self.keys.items():
+            if len(keys) < 3:
+                continue
+            shares, generator = variances(keys.float()), torch.Generator().manual_seed(0)
+            label = f"{name}: effective rank {effective_rank(shares):.1f} of {keys.shape[1]}"
+            axis.plot(range(1, len(shares) + 1), 100 * shares.clamp_min(1e-8), color=colour, linewidth=1.8, label=label)
+            axis.axhline(100 / keys.shape[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            first, second = torch.randint(len(keys), (2, PAIRS), generator=generator)
+            unit = F.normalize(keys.float(), dim=1)
+            cosine = (unit[first] * unit[second]).sum(1)[first != second]
+            similarity.hist(
+                cosine.numpy(), 80, range=(-1, 1), density=True, histtype="stepfilled", color=colour, alpha=0.25
+            )
+            similarity.hist(
+                cosine.numpy(), 80, range=(-1, 1), density=True, histtype="step", color=colour, linewidth=1.4
+            )
+        axis.set_title("Variance along each principal axis, %", loc="left", weight="bold", color=INK)
+        axis.set_yscale("log")
+        axis.set_xlabel("axis (dashed: all equal)", fontsize=8, labelpad=1)
+        similarity.set_title("Cosine of two keys at random", loc="left", weight="bold", color=INK)
+        similarity.set(xlim=(-1, 1), yticks=[])
+        if axis.lines:
+            axis.legend(loc="upper right", frameon=False, fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "the queue is empty", ha="center", color=MUTED, transform=axis.transAxes)
+
+
+# --- regions in the plane -------------------------------------------------------------------------------------------
+
+
+def project(features: Tensor, how: str) -> Tensor:
+    """Unit-length features [M, C] -> [M, 2]. Raises ProjectionError.
+
+    Args:
+        how: "pca", the two axes of largest variance, or "tsne", for which scikit-learn is needed.
+    """
+    features = F.normalize(features.double(), dim=1)
+    if how == "pca":
+        centred = features - features.mean(0)
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # [2, C]
+        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # a sign that does not vary
+        return F.pad(centred @ axes.T, (0, 2 - len(axes)))
+    if how != "tsne":
+        raise ProjectionError(f"projection must be pca or tsne, got {how!r}")
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ProjectionError("projection tsne needs scikit-learn: pip install 'maskco[eval]'") from error
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy()))
+
+
+class RegionMaps:
+    """The regions of each run as dots in the plane, those with like features close together."""
+
+    def __init__(self, found: list[tuple[Run, Regions]], how: str) -> None:
+        self.found = found
+        self.points = [project(regions.features, how) for _, regions in found]
+        self.columns = min(3, len(found))
+        self.side = (WIDTH - 2 * MARGIN - 0.35 * (self.columns - 1)) / self.columns
+        self.panel = min(self.side, 3.9) + 0.35
+        self.labelled = any(regions.labels is not None for _, regions in found)
+        self.height = -(-len(found) // self.columns) * self.panel + (0.5 if self.labelled else 0.2)
+        self.title = f"Features of regions, by {'t-SNE' if how == 'tsne' else 'principal components'}"
+        own = "the region's own mean colour"
+        unlabelled = any(regions.labels is None for _, regions in found)
+        self.remark = "colour: " + " or, without labels, ".join(["class"] * self.labelled + [own] * unlabelled)
+
+    def draw(self, page: Page, top: float) -> None:
+        for index, ((run, regions), points) in enumerate(zip(self.found, self.points, strict=True)):
+            left = MARGIN + index % self.columns * (self.side + 0.35)
+            y = top + 0.12 + index // self.columns * self.panel
+            axes = page.axes(left, y, self.side, self.panel - 0.35, f"regions of {run.name}")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.scatter(*points.T.numpy(), s=9, c=_colours(regions), alpha=0.75, linewidths=0)
+            for spine in axes.spines.values():
+                spine.set(visible=True, edgecolor="#eceef2")
+            if len(self.found) > 1:
+                axes.set_title(run.name, loc="left", fontsize=9, weight="bold", color=run.colour, pad=4)
+        if self.labelled:
+            self._legend(page, top + self.height - 0.35)
+
+    def _legend(self, page: Page, y: float) -> None:
+        step = (WIDTH - 2 * MARGIN) / len(CLASS_NAMES)
+        for index, (name, colour) in enumerate(zip(CLASS_NAMES, CLASS_COLOURS, strict=True)):
+            page.text(MARGIN + index * step, y, "●", color=colour, size=9)
+            page.text(MARGIN + index * step + 0.16, y, name, color=MUTED, size=8)
+
+
+def _colours(regions: Regions) -> list:
+    if regions.labels is not None:
+        return [CLASS_COLOURS[label] for label in regions.labels.tolist()]
+    scenes, places = regions.scenes, zip(regions.scene_of.tolist(), regions.boxes, strict=True)
+    means = [cut_out(scenes[i].image, box, 8, context=1).mean((1, 2)).tolist() for i, box in places]
+    return [tuple(channels) for channels in means]

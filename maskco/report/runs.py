@@ -1,0 +1,109 @@
+"""A run as the report sees it: what it was told to do, what it learned, and pictures to show that on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as pictures
+
+from maskco.checkpoint import load_run
+from maskco.config import PretrainConfig
+from maskco.data.demo import Scene, demo_scenes
+from maskco.data.sources import PictureError, PretrainDataset, Source, open_source
+from maskco.data.views import TwoViews, Views
+from maskco.evaluate.datasets import spread
+from maskco.evaluate.encoders import scene_size
+from maskco.evaluate.features import extract_features
+from maskco.report.page import RUN_COLOURS
+from maskco.run_folder import read_metrics
+
+VIEW_PAIRS = 4
+LABELLED_SCENES, PICTURES, REGIONS_A_PICTURE = 300, 128, 3  # among which regions are compared
+
+
+@dataclass
+class Regions:
+    """Regions of some scenes with the encoder's features of them."""
+
+    scenes: list[Scene]
+    features: Tensor  # [M, C]
+    labels: Tensor | None  # [M]; None: nothing is known of them
+
+    @property
+    def boxes(self) -> Tensor:
+        return torch.cat([scene.boxes for scene in self.scenes])  # [M, 4]
+
+    @property
+    def scene_of(self) -> Tensor:
+        counts = torch.tensor([len(scene.boxes) for scene in self.scenes])
+        return torch.arange(len(self.scenes)).repeat_interleave(counts)  # [M]
+
+
+@dataclass
+class Run:
+    path: Path
+    name: str
+    colour: str
+    config: PretrainConfig
+    method: nn.Module
+    step: int
+    rows: list[dict[str, Any]] = field(repr=False)
+
+    def column(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, where it was logged."""
+        rows = [row for row in self.rows if row.get(key) is not None]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    def views(self, count: int = VIEW_PAIRS) -> list[Views]:
+        """Views as the first epoch of training drew them, of pictures spread evenly over the source."""
+        dataset = PretrainDataset(self._source(), TwoViews(self.config.view_config()), self.config.seed)
+        return [dataset[(0, index)].views for index in spread(len(dataset), count)]
+
+    def regions(self) -> Regions:
+        """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own pictures."""
+        size = scene_size(self.config, self.method.encoder)
+        labelled = self.config.data == "demo"
+        if labelled:
+            scenes = list(demo_scenes("test", count=LABELLED_SCENES, image_size=size))
+        else:
+            scenes = _scenes(self._source(), size)
+        features, labels, _ = extract_features(self.method.encoder, scenes)
+        return Regions(scenes, features, labels if labelled else None)
+
+    def _source(self) -> Source | Tensor:
+        """The run's pictures, by index. Of the demo set only the first few, since drawing all takes seconds."""
+        demo = self.config.data == "demo"
+        return demo_scenes("train", count=VIEW_PAIRS).images if demo else open_source(self.config.data)
+
+
+def read_runs(paths: list[str | Path]) -> list[Run]:
+    """Raises CheckpointError if a folder holds no checkpoint, or a damaged one."""
+    runs = []
+    names = [Path(path).resolve().name for path in paths]
+    for path, name, colour in zip(paths, names, (RUN_COLOURS * len(paths))[: len(paths)], strict=True):
+        config, method, step = load_run(path)
+        shown = name if names.count(name) == 1 else str(path)
+        runs.append(Run(Path(path), shown, colour, config, method, step, read_metrics(path)))
+    return runs
+
+
+def _scenes(source: Source, size: int) -> list[Scene]:
+    scenes = []
+    for index in spread(len(source), PICTURES):
+        try:
+            picture = source[index]
+        except PictureError:
+            continue  # training has reported it
+        picture = picture if isinstance(picture, Tensor) else pictures.pil_to_tensor(picture)
+        picture = pictures.center_crop(pictures.resize(picture, [size], antialias=True), [size, size])
+        random = torch.rand(REGIONS_A_PICTURE, 3, generator=torch.Generator().manual_seed(index))
+        side = (0.3 + 0.3 * random[:, :1]) * size
+        corner = random[:, 1:] * (size - side)
+        scenes.append(Scene(picture, torch.cat([corner, corner + side], 1), torch.full((REGIONS_A_PICTURE,), -1)))
+    if not scenes:
+        raise ValueError("none of them could be read")
+    return scenes

@@ -1,0 +1,117 @@
+"""The rows of the runs' evaluation.json: a table for each task and data set beside the same numbers as bars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.ticker import MaxNLocator
+
+from maskco.evaluate.results import EVALUATION, Row, load_rows
+from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page
+from maskco.report.runs import Run
+
+LINE = 0.3
+NAMES = {"knn": "Pictures by nearest neighbours", "linear": "Pictures by a linear classifier",
+         "regions": "Regions by frozen features", "detection": "Faster R-CNN, fine-tuned"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """What some encoders scored at one task on one data set."""
+
+    rows: list[Row]
+    names: list[str]  # of the encoders; a run by its name in the report
+    colours: list[str]
+
+    @property
+    def columns(self) -> list[str]:
+        return [c for c in dict.fromkeys(c for row in self.rows for c in row.scores) if c != "chance"]
+
+    @property
+    def chance(self) -> float | None:
+        return self.rows[0].scores.get("chance")
+
+    @property
+    def title(self) -> str:
+        return f"{NAMES[self.rows[0].task]}, {self.rows[0].data}, %"
+
+
+def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
+    """The tables of all runs' rows, and what to say of those that an older step of a run scored.
+
+    Raises EvaluationError if an evaluation.json is none of this version's.
+    """
+    files = [run.path / EVALUATION for run in runs]
+    found = {row.key: row for file in files if file.exists() for row in load_rows(file)}
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in found.values():
+        groups.setdefault((row.task, row.data), []).append(row)
+    by_path = {str(run.path): run for run in runs}
+    made, remarks = [], []
+    for rows in groups.values():
+        of = [by_path.get(row.encoder) for row in rows]
+        names = [run.name if run else _named(row.encoder, by_path) for run, row in zip(of, rows, strict=True)]
+        made.append(Table(rows, names, [run.colour if run else GREY for run in of]))
+        stale = [(r, row.details.get("step")) for r, row in zip(of, rows, strict=True) if r]
+        remarks += [f"{run.name}: made at step {step:,}" for run, step in stale if step not in (run.step, None)]
+    return made, list(dict.fromkeys(remarks))
+
+
+def _named(encoder: str, by_path: dict[str, Run]) -> str:
+    kind, _, rest = encoder.partition(":")
+    if kind != "untrained":
+        return encoder
+    return f"untrained: {by_path[rest].name if rest in by_path else rest}"
+
+
+class Scores:
+    def __init__(self, found: list[Table], remarks: list[str]) -> None:
+        self.tables = found
+        self.title, self.remark = "Evaluation", " · ".join(remarks)
+        self.height = sum(self._height(table) for table in found) + 0.1
+
+    @staticmethod
+    def _height(table: Table) -> float:
+        return 0.6 + LINE * (len(table.rows) + (table.chance is not None))
+
+    def draw(self, page: Page, top: float) -> None:
+        for table in self.tables:
+            self._draw(page, top, table)
+            top += self._height(table)
+
+    def _draw(self, page: Page, top: float, table: Table) -> None:
+        columns = table.columns
+        rights = [MARGIN + 4.3 + 1.05 * index for index in range(len(columns))]
+        y = top + 0.15
+        page.text(MARGIN, y, table.title, size=9.5, weight="bold")
+        for right, column in zip(rights, columns, strict=True):
+            page.text(right, y, column, size=8.5, color=MUTED, ha="right")
+        for name, colour, row in zip(table.names, table.colours, table.rows, strict=True):
+            y += LINE
+            page.text(MARGIN, y, "■", size=8.5, color=colour)
+            page.text(MARGIN + 0.18, y, shortened(name), size=9.5)
+            for right, column in zip(rights, columns, strict=True):
+                if column in row.scores:
+                    best = row.scores[column] == max(other.scores.get(column, -1) for other in table.rows)
+                    style = {"weight": "bold", "color": BLUE} if best and len(table.rows) > 1 else {"color": INK}
+                    page.text(right, y, f"{row.scores[column]:.1f}", size=9.5, ha="right", **style)
+        if table.chance is not None:
+            page.text(MARGIN + 0.18, y + LINE, "chance, most frequent class", size=9, color=MUTED)
+            page.text(rights[0], y + LINE, f"{table.chance:.1f}", size=9, color=MUTED, ha="right")
+
+        left = MARGIN + 4.3 + 1.05 * max(2, len(columns) - 1) + 0.5  # the bars of most tables below each other
+        rows = len(table.rows)
+        axes = page.axes(left, top + 0.22, WIDTH - MARGIN - left, LINE * rows, f"scores {table.title}")
+        values = [row.scores.get(columns[0], 0.0) for row in table.rows]
+        axes.barh(range(rows), values, 0.62, color=table.colours)
+        if table.chance is not None:
+            axes.axvline(table.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        largest = max([*values, 1.0])
+        axes.set(xlim=(0, 100 if largest > 50 else 1.25 * largest), ylim=(rows - 0.5, -0.5), yticks=[])
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        dashed = "" if table.chance is None else "  (dashed: chance)"
+        axes.set_xlabel(columns[0] + dashed, fontsize=8, labelpad=1)
+
+
+def shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]
