@@ -201,6 +201,27 @@ def test_rows_of_a_wider_buffer_are_read_in_place(device, simulated):
     assert torch.equal(query.grad, dense["grad_query"]) and torch.equal(queue.grad, dense["grad_queue"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [32, 40], ids=["flash", "general"])
+def test_rows_at_offsets_above_2_to_the_31(device, simulated, c):
+    """Only the pages of the rows are ever touched."""
+    import ptxsim
+
+    torch.manual_seed(0)
+    k, stride = 5, 2**29 + 8  # elements
+    try:
+        far = torch.empty((k - 1) * stride + c, dtype=torch.bfloat16).as_strided((k, c), (stride, 1))
+    except RuntimeError:
+        pytest.skip("no 4 GiB of address space")
+    near = make_case(device, torch.bfloat16, n=3, c=c, k=k, m=0, valid=k, ids=False, in_batch=False)
+    with ptxsim.device("sm_80", strict=True, poison=False) as unpoisoned:
+        far.copy_(near["queue"])
+        actual = run(info_nce, near | {"queue": far}, ("query",))
+    assert kernels(unpoisoned)[0] == ("flash" if c == 32 else "start")
+    expected = run(info_nce, near, ("query",))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
 @every_kind
 def test_rows_past_valid_may_hold_anything(device, kind):
     torch.manual_seed(0)
