@@ -205,9 +205,9 @@ def sources() -> list[Path]:
 
 
 def source_hash() -> str:
-    """Of csrc/cuda and csrc/common without comments and white space: what the results are of."""
+    """Of csrc/cuda without comments and white space: what the results are of."""
     found = hashlib.sha256()
-    for path in sorted(path for part in ("cuda", "common") for path in (ROOT / "csrc" / part).rglob("*.*")):
+    for path in sorted((ROOT / "csrc/cuda").rglob("*.*")):
         code = re.sub(r"//.*", "", path.read_text())
         found.update("".join([str(path.relative_to(ROOT)), *code.split()]).encode())
     return found.hexdigest()[:16]

@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                           FlashRow* split_rows,     // [S, N], S = gridDim.y
                           float* split_sums) {      // [S, N, C]: of 2^(s - max) · key
 #if __CUDA_ARCH__ >= 800                            // the host does not launch it elsewhere
+  static_assert(sizeof(FlashForwardShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashForwardShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -234,6 +235,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                                float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
 
 #if __CUDA_ARCH__ >= 800  // the host does not launch it elsewhere
+  static_assert(sizeof(FlashKeysShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
