@@ -67,8 +67,8 @@ struct Flash {
   }
   // A team of threads copies a row, a chunk each, and again until its end.
   static constexpr int kTeam = kWholeLines ? 8 : 4, kPassRows = kThreads / kTeam;
-  static_assert(kRows <= kThreads && kColumns <= kThreads);  // a thread for each id
-  static constexpr int kRowTiles = kRows / kColumns;         // tiles of columns that are as long as a block's rows
+  static_assert(kColumns <= kThreads);                // a thread for each id
+  static constexpr int kRowTiles = kRows / kColumns;  // tiles of columns that are as long as a block's rows
   static_assert(kRowTiles * kColumns == kRows);
 
   // Tiles of `count` columns (an int counts those of any memory), and the columns in the last of them.
@@ -263,10 +263,18 @@ struct Flash {
       if (c >= limit || c - row(block, i / 2) == diagonal) s[block][j][i] = -INFINITY;
     });
   }
-  // .. nor where the column has the row's id.
-  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, const int64_t* column_ids) {
-    for_each_logit([&](int block, int j, int i) {
-      if (column_ids[column(j, i)] == row_ids[row(block, i / 2)]) s[block][j][i] = -INFINITY;
+  // .. nor where the column has the row's id. (The rows' are read from global memory: in shared memory they would cost
+  // SMs of 100 KiB their second block.)
+  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, int row_count,
+                                                 const int64_t* column_ids) {
+    for_each_row([&](int block, int half) {
+      const int r = row(block, half);
+      const int64_t id = r < row_count ? row_ids[r] : 0;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; i++)
+          if (column_ids[column(j, i)] == id) s[block][j][i] = -INFINITY;
     });
   }
 

@@ -56,13 +56,12 @@ struct alignas(16) FlashRow {
   }
 };
 
-// The ids come last: without them a block takes less, and on 8.6 and 8.9 one more fits for C = 128.
+// The ids come last: without them a block takes less.
 template <class F>
 struct FlashForwardShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
   float row_positive[F::kRows];
-  int64_t row_ids[F::kRows];
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 
@@ -118,9 +117,6 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   };
 
   F::template load<F::kRows>(row_tile, query.rows + first_row * query.row_stride, query.row_stride, row_count);
-  const int thread = threadIdx.x;
-  if (query.ids != nullptr && thread < F::kRows)
-    shared.row_ids[thread] = thread < row_count ? (query.ids + first_row)[thread] : 0;
   commit_copies();
   if (first_tile < last_tile) load_keys(first_tile);
   commit_copies();
@@ -163,7 +159,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     const unsigned own = tile - queue_tiles - int(blockIdx.x) * F::kRowTiles;  // which of the tiles of the block's own
     if (own < F::kRowTiles || keys.count < F::kColumns)
       F::exclude(s, keys.count, own < F::kRowTiles ? -int(own) * F::kColumns : INT_MIN);
-    if (keys.ids != nullptr) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
+    if (keys.ids != nullptr) F::exclude(s, query.ids + first_row, row_count, shared.column_ids[stage]);
     typename F::PerRow top;
     F::lane_max(s, top);
     bool above = false;
@@ -211,12 +207,11 @@ struct FlashKeysShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
   float2 column_share[kFlashStages][F::kColumns];  // of each query: log2 |grad_loss / temperature| - lse, and the sign
-  int64_t row_ids[F::kRows];
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 template <class Shared>
 constexpr int flash_shared_bytes(bool with_ids) {
-  return with_ids ? sizeof(Shared) : offsetof(Shared, row_ids);
+  return with_ids ? sizeof(Shared) : offsetof(Shared, column_ids);
 }
 
 // The recompute pass for the keys' own gradient, with queries and keys in changed places: for key j
@@ -271,10 +266,6 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
 
   const int row_count = static_cast<int>(max(int64_t(0), min(int64_t(F::kRows), count - first_row)));
   F::template load<F::kRows>(row_tile, keys.rows + first_row * keys.row_stride, keys.row_stride, row_count);
-  if (with_ids && threadIdx.x < F::kRows) {
-    const int64_t row = first_row + threadIdx.x;
-    shared.row_ids[threadIdx.x] = row < count ? keys.ids[row] : 0;
-  }
   commit_copies();
   if (first_tile < last_tile) load_queries(first_tile);
   commit_copies();
@@ -305,7 +296,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     const unsigned own = tile - int(blockIdx.x) * F::kRowTiles;
     const bool is_own = in_batch && own < F::kRowTiles;
     if (is_own || columns < F::kColumns) F::exclude(s, columns, is_own ? -int(own) * F::kColumns : INT_MIN);
-    if (with_ids) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
+    if (with_ids) F::exclude(s, keys.ids + first_row, row_count, shared.column_ids[stage]);
     typename F::PerRow top;
     F::lane_max(s, top);
     F::weigh(s, top, max, gradient, [](int, int, float) {});
