@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(or $(MASKCO_CUDA),AUTO)-$(or $(MASKCO_WERROR),OFF)
 CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
 
+OPS := info_nce region_pool queue
+
 .PHONY: demo test simulator sanitize bench lint format clean
 
 demo: $(INSTALLED)
@@ -31,10 +33,10 @@ sanitize: $(INSTALLED)
 	done
 
 bench: $(VENV)/peers
-	for op in info_nce region_pool queue; do \
+	for op in $(OPS); do \
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
 	done
-	$(BIN)/python -m benchmarks.plot benchmarks/results/*_cpu.json
+	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, read_config
+from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, read_config, view_config
+from maskco.data.view_config import ViewConfig
 
 
 @dataclass
@@ -30,6 +31,38 @@ class Pretrain(PretrainConfig):
         values = {name: getattr(self, name) for name in PretrainConfig.__dataclass_fields__}
         result = train(PretrainConfig(**values), resume=self.resume, overwrite=self.overwrite)
         return 128 + result.signal if result.signal else 0
+
+
+@dataclass
+class _Sheet:
+    data: str
+    """Pictures, as for pretrain."""
+    out: Path = Path("views.png")
+    """The PNG to write."""
+    count: int = 12
+    """Pictures on it, spread evenly over the data."""
+    seed: int = 0
+    epoch: int = 0
+    """Of the run whose views are shown."""
+
+
+@dataclass
+class ShowViews(ViewConfig, _Sheet):
+    """Draw a contact sheet of views, regions and masks: what a run with these options would show the network."""
+
+    def __post_init__(self) -> None:
+        """Checked by the call, for an error of one line."""
+
+    def __call__(self) -> int:
+        from maskco.sheet import write_sheet
+
+        failures = write_sheet(
+            self.data, view_config(self), self.out, count=self.count, seed=self.seed, epoch=self.epoch
+        )
+        for name, reason in failures:
+            print(f"cannot be used: {name}: {reason}", file=sys.stderr)
+        print(self.out)
+        return 0
 
 
 @dataclass
@@ -134,6 +167,7 @@ def commands(arguments: list[str]) -> object:
     pretrain = tyro.conf.subcommand("pretrain", **({"default": stored} if stored else {}))
     return (
         Annotated[Pretrain, pretrain]
+        | Annotated[ShowViews, tyro.conf.subcommand("views")]
         | Annotated[Evaluate, tyro.conf.subcommand("eval")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]

@@ -9,12 +9,13 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-if TYPE_CHECKING:
-    from maskco.data.views import ViewConfig
+from maskco.data.view_config import ViewConfig
 
 FREE_ON_RESUME = frozenset(
     {
@@ -42,13 +43,19 @@ class ConfigError(UserError, ValueError):
 
 
 @dataclass
-class PretrainConfig:
-    """How to pretrain an encoder on pictures without labels."""
+class Folders:
+    """Where a run reads and writes. A base class, so that these options come first."""
 
     data: str
-    """Folder of pictures (searched recursively, no labels needed), or "demo" for the built-in scenes."""
+    """A folder of pictures, searched recursively; a COCO .json; tar shards such as "cc3m-{0000..0331}.tar" or a URL of
+    them; "torchvision:STL10?split=unlabeled"; or "demo" for the built-in scenes. No labels needed."""
     out: str
     """Run folder: checkpoint, metrics, log. Made if missing."""
+
+
+@dataclass
+class PretrainConfig(ViewConfig, Folders):
+    """How to pretrain an encoder on pictures without labels."""
 
     # ---- what is trained
     method: Literal["maskco", "moco_v2"] = "maskco"
@@ -88,30 +95,6 @@ class PretrainConfig:
     batch_norm: Literal["local", "sync"] = "local"
     """Batch statistics of the query branch: of each rank's own pictures, or of all ranks' (CUDA only)."""
 
-    # ---- the views
-    image_size: int = 224
-    """Side of both views in pixels."""
-    regions: int = 1
-    """Regions masked in each picture (ours)."""
-    region_scale: tuple[float, float] = (0.25, 0.5)
-    """Smallest and largest side of a region as a share of the view's side (ours)."""
-    region_aspect: tuple[float, float] = (0.5, 2.0)
-    """Width over height of a region (ours)."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the picture that a view shows."""
-    jitter: float = 0.8
-    """Probability of colour jitter, by the strengths that follow."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grayscale: float = 0.2
-    """Probability of losing all colour."""
-    blur: float = 0.5
-    """Probability of a Gaussian blur."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-
     # ---- the optimisation
     epochs: int = 200
     """Passes over the pictures."""
@@ -146,32 +129,24 @@ class PretrainConfig:
     save_every_steps: int = 0
     """Also save every so many steps; 0: do not."""
 
+    def __post_init__(self) -> None:
+        """Nothing yet: an option with an impossible value is for `check` to refuse, with all others."""
+
     def check(self) -> None:
         """Raises ConfigError for the first impossible value."""
-        for name in ("method", "mask_head", "batch_norm", "amp"):
-            allowed = _choices(name)
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, kind in get_type_hints(PretrainConfig).items():
+            if not _fits(getattr(self, name), kind):
+                wanted = f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else OPTIONS[name].type
+                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         for name in (
-            "mask_head_depth", "dim", "queue_size", "image_size", "regions", "epochs", "accumulate", "log_every",
+            "mask_head_depth", "dim", "queue_size", "epochs", "accumulate", "log_every",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "key_group", "warmup_steps", "weight_decay", "save_every_minutes", "save_every_steps", "lr", "seed",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0 and math.isfinite(getattr(self, name)), "0 or more")
-        for name in (
-            "jitter",
-            "brightness",
-            "contrast",
-            "saturation",
-            "hue",
-            "grayscale",
-            "blur",
-            "flip",
-            "momentum",
-            "sgd_momentum",
-        ):
+        for name in ("momentum", "sgd_momentum"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("hidden", "output_stride"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
@@ -184,6 +159,7 @@ class PretrainConfig:
             raise ConfigError('data is missing: name a folder of pictures, or "demo"')
         if not str(self.out):
             raise ConfigError("out is missing: name a folder for the run")
+        self.view_config()
 
     def _require(self, name: str, fine: bool, wanted: str) -> None:
         if not fine:
@@ -191,13 +167,7 @@ class PretrainConfig:
 
     def view_config(self) -> ViewConfig:
         """How the run's views are drawn. Raises ConfigError."""
-        from maskco.data.views import ViewConfig  # brings torch: not for --help
-
-        names = {field.name for field in dataclasses.fields(ViewConfig)} & OPTIONS.keys()
-        try:
-            return ViewConfig(**{name: getattr(self, name) for name in names})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(str(error)) from error
+        return view_config(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and `torch.load(weights_only=True)` know."""
@@ -230,13 +200,26 @@ class PretrainConfig:
 OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
 
 
-def _choices(name: str) -> tuple[str, ...]:
-    return {
-        "method": ("maskco", "moco_v2"),
-        "mask_head": ("conv", "attention", "none"),
-        "batch_norm": ("local", "sync"),
-        "amp": ("off", "bf16", "fp16"),
-    }[name]
+def view_config(options: ViewConfig) -> ViewConfig:
+    """The view options among others, checked. Raises ConfigError."""
+    try:
+        return ViewConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ViewConfig)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an option's type. Whole numbers are floats too, and paths are text."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, (tuple, list)) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if get_args(kind):  # X | None
+        return any(_fits(value, each) for each in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, (str, os.PathLike) if kind is str else kind)
 
 
 def read_config(path: str | Path) -> PretrainConfig:

@@ -28,7 +28,18 @@ from tqdm import tqdm
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError
 from maskco.config import ConfigError, PretrainConfig, read_config
-from maskco.data.sources import Batch, EpochBatches, PretrainDataset, Source, SourceError, collate, open_source
+from maskco.data.memory import keep_freed_memory
+from maskco.data.sources import (
+    Batch,
+    EpochBatches,
+    PretrainDataset,
+    Source,
+    SourceError,
+    collate,
+    fingerprint,
+    locate,
+    open_source,
+)
 from maskco.data.views import TwoViews, Views
 from maskco.distributed import (
     agree,
@@ -109,7 +120,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         check_out(out, resume=resume, overwrite=overwrite)
         check_shares(config)
         source = open_pictures(config)
-        state = TrainState(config, len(source), device)
+        state = TrainState(config, len(source), device, fingerprint(source))
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
         if resume and (out / CHECKPOINT).exists():
@@ -205,7 +216,6 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve(config: PretrainConfig) -> PretrainConfig:
     """The checked configuration with device, workers and the data folder's absolute path filled in."""
     config.check()
-    config.view_config()
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -221,7 +231,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
             f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
             "leave it at local"
         )
-    data = config.data if config.data == "demo" else str(Path(config.data).expanduser().resolve())
+    data = locate(config.data)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
@@ -286,7 +296,7 @@ def batches(
         batch_sampler=itertools.chain.from_iterable(orders),
         collate_fn=collate,
         num_workers=config.workers,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
     )
@@ -311,8 +321,9 @@ def to_device(views: Views, device: torch.device) -> Views:
     return Views(query, key, *boxes)
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # then SIGALRM ends it
 

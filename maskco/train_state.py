@@ -27,9 +27,9 @@ class TrainState:
     pictures. What waits for other ranks says so: all of them must call it.
     """
 
-    def __init__(self, config: PretrainConfig, pictures: int, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, pictures: int, device: torch.device, fingerprint: str = "") -> None:
         self.config = config
-        self.pictures = pictures
+        self.pictures, self.fingerprint = pictures, fingerprint  # how many, and a hash of their names
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
         self.method = build_method(config).to(device, memory_format=torch.channels_last).train()
@@ -76,6 +76,7 @@ class TrainState:
         state = {
             "config": self.config.to_dict(),
             "pictures": self.pictures,
+            "fingerprint": self.fingerprint,
             "step": self.step,
             "seconds": self.seconds,
             "method": self.method.state_dict(),
@@ -107,6 +108,11 @@ class TrainState:
         if state["pictures"] != self.pictures:
             raise CheckpointError(
                 f"{path} is of a run on {state['pictures']} pictures, but {self.config.data} holds {self.pictures}: "
+                "put the pictures back as they were, or start another run with another --out"
+            )
+        if state.get("fingerprint", self.fingerprint) != self.fingerprint:  # checkpoints of old have none
+            raise CheckpointError(
+                f"{path} is of a run on as many pictures of other names than {self.config.data} holds: "
                 "put the pictures back as they were, or start another run with another --out"
             )
         self.method.load_state_dict(state["method"])

@@ -42,28 +42,35 @@ struct Kernels {
   };
 
 #if defined(__x86_64__)
-MASKCO_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), 64, 8, 2)  // 16 of 32 registers hold sums
-MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)    // 8 of 16
-MASKCO_KERNELS(Baseline, , 16, 4, 2)                                         // SSE2: 8 of 16
+#if defined(__clang__)  // which halves vectors of 64 bytes unless told that they are wanted
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
+#else
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))
+#endif
+MASKCO_KERNELS(Avx512, MASKCO_AVX512, 64, 8, 2)                            // 16 of 32 registers hold sums
+MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)  // 8 of 16
+MASKCO_KERNELS(Baseline, , 16, 4, 2)                                       // SSE2: 8 of 16
 
+#ifdef MASKCO_BFLOAT16_PAIRS
 struct Avx512Bf16 {
   using Tile = RegisterTile<MultiplyAddPairs, 64, 8, 2>;
-  __attribute__((target("arch=x86-64-v4"))) static void forward(const ForwardPass<float>& pass) {
-    stream_forward<Tile>(pass);
-  }
+  MASKCO_AVX512 static void forward(const ForwardPass<float>& pass) { stream_forward<Tile>(pass); }
   static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, nullptr}; }
 };
+#endif
 #else
 MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
 // For sums in T and queries of this dtype. The keys' gradient is computed in T whatever the dtype.
 template <class T>
-Kernels<T> kernels(ScalarType dtype) {
+Kernels<T> kernels([[maybe_unused]] ScalarType dtype) {
 #if defined(__x86_64__)
   const InstructionSet best = instruction_set();
+#ifdef MASKCO_BFLOAT16_PAIRS
   if constexpr (std::is_same_v<T, float>)
     if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return Avx512Bf16::get();
+#endif
   if (best >= InstructionSet::Avx512) return Avx512<T>::get();
   if (best == InstructionSet::Avx2) return Avx2<T>::get();
 #endif

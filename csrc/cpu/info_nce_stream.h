@@ -138,7 +138,7 @@ MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shri
     Lane::at(shrink + v * Lane::kCount) = factor;
     Lane::at(old) = max[v];
     // Inf - Inf would be NaN: keys without a logit, or with an infinite one
-    shift[v] = (max[v] == infinity) | (max[v] == -infinity) ? Vector{} : max[v];
+    shift[v] = ((max[v] == infinity) | (max[v] == -infinity)) ? Vector{} : max[v];
     sum[v] = Lane::at(states.sum + v * Lane::kCount) * factor;
     for (int l = 0; l < Lane::kCount; l++) states.rank[v * Lane::kCount + l] -= larger[v][l];
   }

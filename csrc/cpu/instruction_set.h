@@ -11,6 +11,7 @@ enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16 };  // SSE2 or NE
 inline InstructionSet instruction_set() {
 #if defined(__x86_64__)
   static const InstructionSet best = [] {
+    __builtin_cpu_init();
     const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
     auto asked = [&](const char* name) { return capability && std::strcmp(capability, name) == 0; };
     if (asked("default") || !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -20,6 +21,9 @@ inline InstructionSet instruction_set() {
                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                            __builtin_cpu_supports("avx512cd")))
       return InstructionSet::Avx2;
+#if defined(__clang__)  // see MultiplyAddPairs
+    return InstructionSet::Avx512;
+#endif
     if (asked("avx512") || !__builtin_cpu_supports("avx512bf16")) return InstructionSet::Avx512;
     return InstructionSet::Avx512Bf16;
   }();

@@ -17,8 +17,9 @@ struct MultiplyAdd {
 };
 
 // or of pairs of bfloat16 (AVX512_BF16; an instruction, since its intrinsic cannot be inlined into a function whose
-// target is set by attribute).
-#if defined(__x86_64__)
+// target is set by attribute; Clang refuses the instruction here for the same reason).
+#if defined(__x86_64__) && !defined(__clang__)
+#define MASKCO_BFLOAT16_PAIRS
 struct MultiplyAddPairs {
   using T = float;
   using Operand = int32_t;

@@ -1,6 +1,6 @@
 """Where pictures come from, and how they become batches of views.
 
-    source = open_source("photos/")                       # or "demo"
+    source = open_source("photos/")                       # or "demo", COCO, tar shards, torchvision's sets
     dataset = PretrainDataset(source, TwoViews(ViewConfig()), seed=0)
     batches = EpochBatches(len(source), batch_size=256, seed=0, epoch=0)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=8)
@@ -10,9 +10,11 @@ All randomness follows from (seed, epoch, index), so neither the number of worke
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.data.pictures import EXTENSIONS, PictureError, read_picture
+from maskco.data.pictures import EXTENSIONS, Picture, PictureError
 from maskco.data.views import TwoViews, Views
 
 __all__ = [
@@ -35,7 +37,10 @@ __all__ = [
     "Source",
     "SourceError",
     "collate",
+    "fingerprint",
+    "locate",
     "open_source",
+    "seed_from",
 ]
 
 REPLACEMENT_TRIES = 32  # pictures tried in place of a broken one before giving up
@@ -58,14 +63,67 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What to call the picture in a log."""
 
+    # Sources of files also have `open(index) -> Picture`: views that show little of a large picture decode less of it.
+
 
 def open_source(data: str | Path) -> Source:
-    """`"demo"`: the built-in scenes. Anything else: a folder, with every picture below it. Raises SourceError."""
-    if str(data) == "demo":
+    """The pictures that --data names. Raises SourceError.
+
+    | data | read as |
+    |---|---|
+    | `demo` | the built-in scenes |
+    | `torchvision:NAME?option=value` | a set of torchvision's, downloaded if need be |
+    | a URL, `pipe:COMMAND`, or what ends in `.tar` | shards; braces and, if local, * expand |
+    | `….json` | a COCO annotation file: the pictures that it lists |
+    | a folder with `annotations/instances_*.json` | the same; of several files, the one for training |
+    | any other folder | every picture below it |
+    """
+    data = str(data)
+    if data == "demo":
         from maskco.data.demo import DemoSource
 
         return DemoSource()
-    return FolderSource(data)
+    if data.startswith("torchvision:"):
+        from maskco.data.named import NamedSource
+
+        return NamedSource(data)
+    if is_shards(data):
+        from maskco.data.shards import ShardSource
+
+        return ShardSource(data)
+    from maskco.data.coco import CocoSource, annotation_files
+
+    files = [Path(data)] if data.endswith(".json") else annotation_files(data)
+    if len(files) > 1:
+        files = [file for file in files if file.stem.startswith("instances_train")] or files
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"data: {data!r} holds several annotation files ({names}): name one of them")
+    return CocoSource(files[0]) if files else FolderSource(data)
+
+
+def is_shards(data: str) -> bool:
+    """Whether --data names tar shards. (Compressed ones are for ShardSource to refuse.)"""
+    return is_remote(data) or data.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def is_remote(data: str) -> bool:
+    return data.startswith("pipe:") or "://" in data
+
+
+def locate(data: str) -> str:
+    """--data with an absolute path, if it is one, so that a run can be resumed from any folder."""
+    if data == "demo" or data.startswith("torchvision:") or is_remote(data):
+        return data
+    return str(Path(data).expanduser().resolve())
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of the names of all pictures in their order: equal if a run can go on with them as with the same data."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 class FolderSource:
@@ -79,11 +137,15 @@ class FolderSource:
                 f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes"
             )
         if not self.root.is_dir():
-            raise SourceError(f"data: {str(root)!r} is a file: give the folder that holds the pictures")
+            raise SourceError(
+                f"data: {str(root)!r} is a file: give the folder that holds the pictures, a .tar or a COCO .json"
+            )
         files = sorted(_files_below(self.root))
         self.names = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
         if not files:
             raise SourceError(f"data: {str(root)!r} is empty: give a folder that holds pictures")
+        if not self.names and any(name.endswith(".tar") for name in files):
+            raise SourceError(f"data: {str(root)!r} holds tar files and no pictures: for shards, give '{root}/*.tar'")
         if not self.names:
             raise SourceError(
                 f"data: none of the {len(files)} files below {str(root)!r} is a picture "
@@ -94,7 +156,10 @@ class FolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_picture(self.root / self.names[index])
+        return self.open(index).decode()
+
+    def open(self, index: int) -> Picture:
+        return Picture(self.root / self.names[index])
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -155,7 +220,7 @@ class PretrainDataset(Dataset):
             chosen = _mix(self.seed, epoch, index, step) % len(self) if step else index
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
-                return Sample(self._views(chosen, _mix(self.seed, epoch, index)), failures)
+                return Sample(self.views(epoch, index, chosen), failures)
             except PictureError as error:
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
@@ -163,11 +228,20 @@ class PretrainDataset(Dataset):
             f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
         )
 
-    def _views(self, index: int, seed: int) -> Views:
-        picture = self.source[index]
-        with torch.random.fork_rng(devices=[]):  # whoever calls this keeps their own random numbers
-            torch.default_generator.manual_seed(seed)
+    def views(self, epoch: int, index: int, shown: int | None = None) -> Views:
+        """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises PictureError."""
+        shown = index if shown is None else shown
+        picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
+        with seed_from(self.seed, epoch, index):
             return self.transform(picture)
+
+
+@contextmanager
+def seed_from(*numbers: int) -> Iterator[None]:
+    """Random numbers of torch that follow from these numbers; whoever calls this keeps their own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_mix(*numbers))
+        yield
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -11,17 +11,19 @@ How crops come to overlap and how regions are drawn is not in what is known of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import BoundingBoxes
 
-from maskco.data.pictures import PictureError
+from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
+from maskco.data.pictures import Picture, PictureError
+from maskco.data.view_config import ViewConfig
+
+__all__ = ["MEAN", "STD", "TwoViews", "ViewConfig", "Views", "denormalize", "mask_boxes"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -40,59 +42,6 @@ class Views(NamedTuple):
     key_boxes: Tensor  # [B, R, 4]
 
 
-@dataclass(frozen=True)
-class ViewConfig:
-    """How views and regions are drawn. Augmentation strengths are MoCo v2's; regions and overlap are ours."""
-
-    image_size: int = 224
-    """Side S of both views, in pixels."""
-    regions: int = 1
-    """Regions R a picture (ours)."""
-    region_scale: tuple[float, float] = (0.25, 0.5)
-    """Side of a region (square root of its area) as a share of the query view's side (ours)."""
-    region_aspect: tuple[float, float] = (0.5, 2.0)
-    """Width over height of a region in the query view (ours)."""
-    min_region_pixels: int = 8
-    """Both sides of every region are at least this long in both views (ours)."""
-    max_region_overlap: float = 0.25
-    """Regions of one picture should not exceed this IoU with each other; see `TwoViews` (ours)."""
-    min_overlap: float = 0.25
-    """The area both crops share is at least this share of either crop (ours)."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    """Probability of colour jitter; the next four are its strengths."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of a 224-pixel view; scaled with the view's side, or a 64-pixel view would be mush (scaling: ours)."""
-    min_picture_side: int = 32
-    """Pictures with a shorter side than this are refused (ours)."""
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "regions", "min_region_pixels", "min_picture_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, limit in (("region_scale", 1), ("region_aspect", math.inf), ("crop_scale", 1),
-                            ("crop_aspect", math.inf), ("blur_sigma", math.inf)):  # fmt: skip
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= limit:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit}, got {(low, high)}")
-        for name in ("max_region_overlap", "flip", "jitter", "grayscale", "blur", "min_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.min_region_pixels > self.region_scale[1] * self.image_size:
-            raise ValueError(
-                f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
-                f"{self.region_scale[1] * self.image_size:g} pixels: raise image_size or region_scale"
-            )
-
-
 class Crop(NamedTuple):
     """A rectangle of whole pixels of the picture, as torchvision's crop functions take it."""
 
@@ -100,6 +49,12 @@ class Crop(NamedTuple):
     left: int
     height: int
     width: int
+
+    def shrunk(self, shrink: int, height: int, width: int) -> Crop:
+        """The same part of the picture after it was shrunk to height × width."""
+        rows, columns = min(round(self.height / shrink), height), min(round(self.width / shrink), width)
+        top, left = min(round(self.top / shrink), height - rows), min(round(self.left / shrink), width - columns)
+        return Crop(top, left, rows, columns)
 
 
 class TwoViews:
@@ -112,28 +67,43 @@ class TwoViews:
 
     def __init__(self, config: ViewConfig) -> None:
         self.config = config
-        size = (config.image_size, config.image_size)
-        self._random_crop = v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=config.crop_aspect)
-        offsets = torch.arange(config.image_size, dtype=torch.float32)
-        self._distance2 = (offsets[:, None] - offsets).square()  # [S, S], for the blur
+        self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
-    def __call__(self, image: Image.Image | Tensor) -> Views:
-        """image: an RGB PIL picture or a uint8 tensor [3, H, W]. Raises PictureError if it is too small."""
-        height, width = F.get_size(image)
+    def __call__(self, picture: Picture | Image.Image | Tensor) -> Views:
+        """picture: a picture still to be decoded, an RGB PIL picture, or a uint8 tensor [3, H, W].
+
+        Raises PictureError if it is too small, or cannot be decoded.
+        """
+        height, width = picture.size if isinstance(picture, Picture) else F.get_size(picture)
         if min(height, width) < self.config.min_picture_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
             raise PictureError("picture", reason)
-        query, key = self._crops(image, height, width)
-        regions = BoundingBoxes(self._regions(query, key), format="XYXY", canvas_size=(height, width))
+        query, key = self.crops(height, width)
+        if isinstance(picture, Picture):
+            image, query, key = self._decode(picture, query, key)
+        else:
+            image = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
+        regions = self._regions(query, key)
         query_image, query_boxes = self._view(image, regions, query)
         key_image, key_boxes = self._view(image, regions, key)
         return Views(query_image, key_image, query_boxes, key_boxes)
 
-    def _crops(self, image: Image.Image | Tensor, height: int, width: int) -> tuple[Crop, Crop]:
+    def _decode(self, picture: Picture, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
+        """The picture [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
+        least = min(query.height, query.width, key.height, key.width)
+        shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or least >= shrink * self.config.image_size)
+        image = picture.tensor(shrink)
+        height, width = image.shape[1:]
+        if (height, width) == picture.size:  # nothing was to be gained, or this format cannot
+            return image, query, key
+        return image, *(crop.shrunk(shrink, height, width) for crop in (query, key))
+
+    def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
+        """What the query and the key view show of a picture of this size: the first that a call draws at random."""
         config = self.config
-        query = Crop(**self._random_crop.make_params([image]))
+        query = self._random_crop(height, width)
         for _ in range(CROP_TRIES):
-            key = Crop(**self._random_crop.make_params([image]))
+            key = self._random_crop(height, width)
             left, top, right, bottom = _shared(query, key)
             if right <= left or bottom <= top:
                 continue
@@ -147,6 +117,20 @@ class TwoViews:
         top = min(max(query.top + down, 0), height - query.height)
         left = min(max(query.left + right, 0), width - query.width)
         return query, Crop(top, left, query.height, query.width)
+
+    def _random_crop(self, height: int, width: int) -> Crop:
+        """As torchvision's RandomResizedCrop draws it: by area and aspect; where ten of these do not fit, the picture's
+        middle, as much of it as the aspects allow."""
+        area, (least, most) = height * width, self.config.crop_aspect
+        for scale, aspect, down, across in torch.rand(10, 4, dtype=torch.float64).tolist():
+            low, high = self.config.crop_scale
+            target = (low + scale * (high - low)) * area
+            ratio = least * (most / least) ** aspect
+            w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Crop(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w)
+        w, h = min(width, round(height * most)), min(height, round(width / least))
+        return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:
         """Width and height, in pixels of the picture, that any region of these crops should be able to have."""
@@ -181,40 +165,38 @@ class TwoViews:
             regions.append(best)
         return torch.tensor(regions)
 
-    def _view(self, image: Image.Image | Tensor, regions: BoundingBoxes, crop: Crop) -> tuple[Tensor, Tensor]:
+    def _view(self, image: Tensor, regions: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
         """Cut one crop out and augment it: normalised [3, S, S] and the regions [R, 4] in its pixels."""
-        size = [self.config.image_size, self.config.image_size]
-        boxes = F.resized_crop(regions, *crop, size=size)
-        view = F.crop(image, *crop)
-        if not isinstance(view, Tensor):
-            view = F.pil_to_tensor(view)  # only the crop: most of a large picture is never converted
-        view = F.resize(view, size, antialias=True)  # on uint8, which torch resizes several times faster than floats
+        size = self.config.image_size
+        top, left, height, width = crop
+        boxes = regions - torch.tensor((left, top, left, top))
+        boxes.mul_(torch.tensor((size / width, size / height) * 2)).clamp_(0, size)
+        view = image[None, :, top : top + height, left : left + width]
+        # as torchvision's resize, without its dispatch
+        view = interpolate(view, (size, size), mode="bilinear", antialias=True)[0]
         if _chance(self.config.flip):
-            view, boxes = F.horizontal_flip(view), F.horizontal_flip(boxes)
-        view = self._augment(view.float().div_(255))
-        return (view - _channels(MEAN)).div_(_channels(STD)), boxes.as_subclass(Tensor)
+            x1, y1, x2, y2 = boxes.unbind(1)
+            view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
+        view = self._augment(view.contiguous() * (1 / 255))
+        return torch.addcmul(self._offset, view, self._scale), boxes
 
     def _augment(self, view: Tensor) -> Tensor:
-        """MoCo v2's colour augmentations. view: [3, S, S] float32 in [0, 1]."""
+        """MoCo v2's colour augmentations of [3, S, S] float32 in [0, 1], overwritten; [1, S, S] if colour was lost."""
         config = self.config
         if _chance(config.jitter):
             for step in torch.randperm(4).tolist():
                 if step == 0:
-                    view = F.adjust_brightness(view, _uniform(1 - config.brightness, 1 + config.brightness))
+                    view = scale_from(None, view, _uniform(1 - config.brightness, 1 + config.brightness))
                 elif step == 1:
-                    view = F.adjust_contrast(view, _uniform(1 - config.contrast, 1 + config.contrast))
+                    view = scale_from(mean_grey(view), view, _uniform(1 - config.contrast, 1 + config.contrast))
                 elif step == 2:
-                    view = F.adjust_saturation(view, _uniform(1 - config.saturation, 1 + config.saturation))
+                    view = scale_from(greyscale(view), view, _uniform(1 - config.saturation, 1 + config.saturation))
                 else:
                     view = shift_hue(view, _uniform(-config.hue, config.hue))
         if _chance(config.grayscale):
-            view = F.rgb_to_grayscale(view, num_output_channels=3)
+            view = greyscale(view)
         if _chance(config.blur):
-            sigma = _uniform(*config.blur_sigma) * config.image_size / 224
-            # A Gaussian blur of a small square picture is fastest as two matrix products; the softmax makes each row of
-            # weights sum to 1, so borders neither darken nor need padding.
-            weights = torch.softmax(self._distance2 / (-2 * sigma * sigma), dim=-1)
-            view = weights @ view @ weights.T
+            view = gaussian_blur(view, _uniform(*config.blur_sigma) * config.image_size / 224)
         return view
 
 
@@ -238,22 +220,6 @@ def mask_boxes(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
 def denormalize(images: Tensor) -> Tensor:
     """Normalised views [..., 3, H, W] back to colours in [0, 1], for looking at."""
     return (images * _channels(STD).to(images) + _channels(MEAN).to(images)).clamp(0, 1)
-
-
-def shift_hue(image: Tensor, shift: float) -> Tensor:
-    """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns; brightness and saturation stay.
-
-    The same values as torchvision's `adjust_hue` at about a quarter of its time, which would be half of all
-    augmentation: a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), so only one 3-channel pass follows the hue.
-    """
-    red, green, blue = image.unbind(-3)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # The hue in sixths of a turn, times chroma.
-    hue = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    hue = torch.where(value == red, green - blue, hue).div_(chroma.clamp_min(1e-12))
-    k = (hue + _channels((5 + 6 * shift, 3 + 6 * shift, 1 + 6 * shift))).remainder_(6)
-    return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
 
 
 def _shared(a: Crop, b: Crop) -> tuple[int, int, int, int]:

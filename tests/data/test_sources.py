@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from maskco.data.pictures import read_picture
+from maskco.data.pictures import Picture, read_picture
 from maskco.data.sources import (
     EpochBatches,
     FolderSource,
@@ -143,6 +143,24 @@ def test_broken_files_name_themselves_and_the_reason(tmp_path: Path) -> None:
         assert caught.value.path == str(tmp_path / name) and "\n" not in str(caught.value)
         again = pickle.loads(pickle.dumps(caught.value))
         assert (again.path, again.reason) == (caught.value.path, caught.value.reason)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_as_a_tensor_is_the_picture(tmp_path: Path, mode: str) -> None:
+    picture(5, (301, 203)).convert(mode).save(tmp_path / "a.jpg")
+    whole = np.asarray(read_picture(tmp_path / "a.jpg"))
+    pixels = Picture(tmp_path / "a.jpg").tensor()
+    assert pixels.shape == (3, 203, 301)
+    # (CMYK has no one way to RGB)
+    np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), whole, atol=3 if mode == "CMYK" else 0)
+    assert Picture(tmp_path / "a.jpg").tensor(shrink=4).shape == (3, 51, 76)
+
+
+def test_a_cut_off_jpeg_fails_as_a_tensor_too(tmp_path: Path) -> None:
+    picture(0, (300, 200)).save(tmp_path / "a.jpg")
+    opened = Picture((tmp_path / "a.jpg").read_bytes()[:-500], name="shard.tar/a.jpg")
+    with pytest.raises(PictureError, match=r"^shard\.tar/a\.jpg: .*truncated"):
+        opened.tensor()
 
 
 # ---- folders

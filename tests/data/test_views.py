@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.pictures import PictureError
-from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes, shift_hue
+from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
+from maskco.data.pictures import Picture, PictureError
+from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes
 
 PLAIN = ViewConfig(image_size=64, regions=3, jitter=0, grayscale=0, blur=0)  # crops and flips only
 
@@ -109,10 +111,9 @@ def test_regions_lie_in_both_views_with_the_sizes_asked_for() -> None:
 def test_crops_share_at_least_the_area_asked_for() -> None:
     for overlap in (0.25, 0.6, 0.95, 1.0):
         transform = TwoViews(replace(PLAIN, min_overlap=overlap))
-        picture = torch.zeros(3, 90, 70, dtype=torch.uint8)
         torch.manual_seed(2)
         for _ in range(100):
-            a, b = transform._crops(picture, 90, 70)
+            a, b = transform.crops(90, 70)
             both = max(min(a.left + a.width, b.left + b.width) - max(a.left, b.left), 0) * max(
                 min(a.top + a.height, b.top + b.height) - max(a.top, b.top), 0
             )
@@ -120,6 +121,22 @@ def test_crops_share_at_least_the_area_asked_for() -> None:
             for crop in (a, b):
                 assert crop.top >= 0 and crop.top + crop.height <= 90
                 assert crop.left >= 0 and crop.left + crop.width <= 70
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (100, 100), (20, 200), (200, 20)])
+def test_single_crops_are_drawn_as_torchvision_draws_them(shape: tuple[int, int]) -> None:
+    ours = TwoViews(ViewConfig(image_size=32))
+    theirs = v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    torch.manual_seed(0)
+    picture, draws = torch.empty(3, *shape), 4000
+    a = torch.tensor([ours._random_crop(*shape) for _ in range(draws)]).double()
+    params = [theirs.make_params([picture]) for _ in range(draws)]
+    b = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
+    for x, y in ((a, b), (a[:, 2:].log().diff(), b[:, 2:].log().diff()), (a[:, 2:].prod(1), b[:, 2:].prod(1))):
+        error = (x.mean(0) - y.mean(0)).abs() / (x.std(0) / draws**0.5 + 1e-9)
+        assert error.max() < 5 and torch.allclose(x.std(0), y.std(0), rtol=0.1)  # (a long picture leaves no choice)
+    assert a.amin(0).tolist() == pytest.approx(b.amin(0).tolist(), abs=3)
+    assert a.amax(0).tolist() == pytest.approx(b.amax(0).tolist(), abs=3)
 
 
 def test_regions_of_one_picture_do_not_coincide() -> None:
@@ -189,6 +206,17 @@ def test_shift_hue_is_a_turn_of_hsv_hue(shift: float) -> None:
     torch.testing.assert_close(shift_hue(image, shift), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+def test_colour_changes_are_torchvisions(factor: float) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(3, 9, 7)
+    image[:, 0] = image[:, 0].round()
+    torch.testing.assert_close(scale_from(None, image.clone(), factor), F.adjust_brightness(image, factor))
+    torch.testing.assert_close(scale_from(mean_grey(image), image.clone(), factor), F.adjust_contrast(image, factor))
+    torch.testing.assert_close(scale_from(greyscale(image), image.clone(), factor), F.adjust_saturation(image, factor))
+    torch.testing.assert_close(greyscale(image), F.rgb_to_grayscale(image))
+
+
 def test_blur_keeps_the_mean_and_takes_the_contrast() -> None:
     config = replace(
         PLAIN, image_size=224, blur=1.0, blur_sigma=(2.0, 2.0), crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0)
@@ -202,8 +230,63 @@ def test_blur_keeps_the_mean_and_takes_the_contrast() -> None:
     impulse[:, 100, 120] = 1
     torch.manual_seed(0)
     torch.testing.assert_close(
-        TwoViews(config)._augment(impulse), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
+        TwoViews(config)._augment(impulse.clone()), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.7, 3.0, 40.0])
+def test_blur_of_an_even_colour_changes_nothing_up_to_the_border(sigma: float) -> None:
+    image = torch.tensor([0.2, 0.5, 1.0])[:, None, None].expand(3, 20, 20)
+    torch.testing.assert_close(gaussian_blur(image, sigma), image.contiguous(), atol=1e-6, rtol=0)
+
+
+# ---- pictures still to be decoded
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("size", "shrink"), [((100, 120), 1), ((200, 260), 2), ((867, 801), 8)])
+def test_a_jpeg_is_decoded_no_larger_than_its_views_need(tmp_path, monkeypatch, size, shrink, orientation) -> None:
+    """Views of whole pictures, from shrunk ones: they look the same, and boxes stay on their content."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    height, width = size
+    picture = coordinates_picture(height, width)
+    stored = {1: picture, 3: picture.flip(1, 2), 6: picture.transpose(1, 2).flip(1)}[orientation]
+    F.to_pil_image(stored).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
+    transform = TwoViews(replace(PLAIN, crop_scale=(0.8, 1.0), regions=2))
+    shrunk = []
+    tensor = Picture.tensor
+    monkeypatch.setattr(Picture, "tensor", lambda self, shrink: shrunk.append(shrink) or tensor(self, shrink))
+    for seed in range(8):
+        opened = Picture(tmp_path / "a.jpg")
+        assert opened.size == size
+        torch.manual_seed(seed)
+        quick = transform(opened)
+        torch.manual_seed(seed)
+        slow = transform(picture)
+        # Crops are rounded to whole pixels of the shrunk picture, whose sides are 64 or more.
+        for a, b in zip(quick[2:], slow[2:], strict=True):
+            torch.testing.assert_close(a, b, atol=1.5, rtol=0)
+        for a, b in zip(quick[:2], slow[:2], strict=True):
+            torch.testing.assert_close(denormalize(a) * 255, denormalize(b) * 255, atol=6, rtol=0)
+        for view, boxes in ((quick.query, quick.query_boxes), (quick.key, quick.key_boxes)):
+            x1, y1, x2, y2 = (boxes + torch.tensor([0.5, 0.5, -0.5, -0.5])).unbind(-1)
+            first, last = place_shown_at(view, x1, y1), place_shown_at(view, x2, y2)
+            ends = torch.minimum(first, last), torch.maximum(first, last)
+            if view is quick.query:
+                query_ends = ends
+        torch.testing.assert_close(torch.cat(ends), torch.cat(query_ends), atol=5, rtol=0)
+    assert set(shrunk) == {shrink}
+
+
+def test_small_crops_keep_a_jpeg_whole(tmp_path) -> None:
+    """A view must not be enlarged from a shrunk picture: detail comes through as from the whole one."""
+    stripes = (torch.arange(400) % 2).mul(255).to(torch.uint8).expand(3, 400, 400)
+    F.to_pil_image(stripes).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    config = replace(PLAIN, image_size=200, crop_scale=(0.251, 0.26), crop_aspect=(1.0, 1.0))
+    torch.manual_seed(0)
+    views = TwoViews(config)(Picture(tmp_path / "a.jpg"))
+    assert denormalize(views.query).std() > 0.2  # half as large, it would be an even grey
 
 
 def test_mask_boxes_hides_every_pixel_a_box_touches_and_no_other() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,31 @@ def test_impossible_values_are_named_in_one_line(option, value):
     with pytest.raises(ConfigError, match=f"^{option} ") as caught:
         dataclasses.replace(CONFIG, **{option: value}).check()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("batch_size", "64", "int"),
+        ("batch_size", 64.0, "int"),
+        ("epochs", True, "int"),
+        ("lr", "0.1", "float"),
+        ("hidden", "64", "int | None"),
+        ("key_head", 1, "bool"),
+        ("encoder", 18, "str"),
+        ("crop_scale", 0.2, r"tuple\[float, float\]"),
+        ("crop_scale", (0.2, "1"), r"tuple\[float, float\]"),
+        ("region_scale", (0.2, 0.5, 0.7), r"tuple\[float, float\]"),
+        ("amp", None, "one of off, bf16, fp16"),
+    ],
+)
+def test_values_of_another_type_are_refused(option, value, wanted):
+    with pytest.raises(ConfigError, match=f"^{option} must be {wanted}, got {re.escape(repr(value))}$"):
+        dataclasses.replace(CONFIG, **{option: value}).check()
+
+
+def test_whole_numbers_are_floats_and_lists_are_tuples():
+    dataclasses.replace(CONFIG, lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
 
 
 def test_views_that_cannot_be_drawn_are_refused():

@@ -145,6 +145,13 @@ def test_other_pictures_are_refused_on_resume(tmp_path):
     refused(CheckpointError, "16 pictures, but .* holds 15", out=tmp_path / "run", resume=True, epochs=2)
 
 
+def test_as_many_pictures_of_other_names_are_refused_on_resume(tmp_path):
+    data = make_pictures(tmp_path / "photos")
+    pretrain(data, tmp_path / "run", **ONE_EPOCH)
+    (data / "000.png").rename(data / "900.png")
+    refused(CheckpointError, "as many pictures of other names", out=tmp_path / "run", resume=True, epochs=2)
+
+
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     state = TrainState(PretrainConfig(data="a", out="b", **TINY), 16, torch.device("cpu"))
     state.save(tmp_path / "last.pt")

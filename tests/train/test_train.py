@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import tarfile
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tiny_runs import TINY, rows
 import maskco.train
 from maskco.checkpoint import load_run, read_checkpoint
 from maskco.config import PretrainConfig
-from maskco.data.sources import PretrainDataset
+from maskco.data.sources import FolderSource, PretrainDataset
 from maskco.methods import MaskCo
 from maskco.train import pretrain
 from maskco.train_state import TrainState
@@ -54,6 +55,20 @@ def signal_at(monkeypatch):
         monkeypatch.setattr(SignalAt, "at", (step - 1) * TINY["batch_size"] + 1)
 
     return arm
+
+
+def test_a_run_on_shards_is_the_run_on_the_folder_they_were_packed_from(pictures, tmp_path, monkeypatch, signal_at):
+    monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "cache"))
+    pretrain(pictures, tmp_path / "loose", **TINY)
+    names = FolderSource(pictures).names
+    for shard, part in enumerate((names[:5], names[5:])):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for name in part:
+                tar.add(pictures / name, name)
+    signal_at(3)
+    assert pretrain(tmp_path / "*.tar", tmp_path / "packed", **TINY).steps == 3
+    assert pretrain(out=tmp_path / "packed", resume=True, workers=1).steps == 8
+    assert rows(tmp_path / "packed") == rows(tmp_path / "loose")
 
 
 @pytest.mark.parametrize("method", ["maskco", "moco_v2"])

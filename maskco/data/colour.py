@@ -1,0 +1,69 @@
+"""Colour changes and blur of one picture, as float32 [3, H, W] with colours in [0, 1], on the CPU.
+
+The values are those of torchvision's functions, at a fraction of their time: most of what a view costs is here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance, as torchvision has it
+
+
+def scale_from(origin: Tensor | None, image: Tensor, factor: float) -> Tensor:
+    """origin + factor × (image - origin), cut off at 0 and 1. Overwrites the image.
+
+    It changes brightness from black (None), contrast from `mean_grey`, and saturation from `greyscale`.
+    """
+    image = image.mul_(factor) if origin is None else image.lerp_(origin, 1 - factor)
+    return image.clamp_(0, 1) if factor > 1 else image  # a factor of at most 1 leads nowhere outside
+
+
+def greyscale(image: Tensor) -> Tensor:
+    """[3, H, W] -> luminance [1, H, W]."""
+    return (torch.tensor([GREY]) @ image.flatten(1)).view(1, *image.shape[1:])
+
+
+def mean_grey(image: Tensor) -> Tensor:
+    """The mean luminance of [3, H, W], 0-d."""
+    return image.mean((1, 2)) @ torch.tensor(GREY)
+
+
+def shift_hue(image: Tensor, shift: float) -> Tensor:
+    """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
+
+    With the hue h in sixths of a turn, a channel is value - chroma × p(h - its own hue), where p has period 6 and is
+    |h| - 1 within [0, 1] for |h| <= 3. From this follows |h| = 2 + p(red) - p(green) - p(blue), and that h is positive
+    where green exceeds blue: which channel is the largest need not be told, and telling it is what takes long.
+    """
+    red, green, blue = image.unbind(-3)
+    value = image.amax(-3)
+    chroma = value - image.amin(-3)
+    hue = (green + blue).sub_(red).sub_(value).div_(chroma.clamp_min(1e-12)).add_(2).copysign_(green - blue)
+    hue.add_(6 * shift)
+    hue.sub_(hue.div(6).round_(), alpha=6)  # into [-3, 3]
+    # For |h| <= 6, and here it is at most 5, p is 2 - ||h| - 3| within [0, 1].
+    folded = (hue - torch.tensor((0.0, 2.0, -2.0)).view(3, 1, 1)).abs_().sub_(3).abs_().clamp_(1, 2)
+    return torch.addcmul(value.sub_(chroma, alpha=2), chroma, folded)
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """[C, S, S] blurred over both axes. Weights that fall outside go to the others, so that the border does not darken.
+
+    It is a sum of shifted pictures: with so few channels, torch's convolutions take several times longer.
+    """
+    size, radius = image.shape[-1], math.ceil(4 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    for axis in (-1, -2):
+        blurred = image.clone()
+        for distance in range(1, min(radius, size - 1) + 1):
+            weight, kept = weights[radius + distance], size - distance
+            blurred.narrow(axis, distance, kept).add_(image.narrow(axis, 0, kept), alpha=weight)
+            blurred.narrow(axis, 0, kept).add_(image.narrow(axis, distance, kept), alpha=weight)
+        image = blurred
+    sums = torch.from_numpy(np.convolve(np.ones(size), weights)[radius : radius + size]).float()
+    return image.div_(sums[:, None] * sums)

@@ -1,0 +1,67 @@
+"""How views and regions are drawn: options of a run, of `maskco views`, and of `TwoViews`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class ViewConfig:
+    """Augmentation strengths are MoCo v2's; regions and overlap are ours. Raises ValueError for what cannot work."""
+
+    image_size: int = 224
+    """Side of both views in pixels."""
+    regions: int = 1
+    """Regions masked in each picture (ours)."""
+    region_scale: tuple[float, float] = (0.25, 0.5)
+    """Smallest and largest side of a region (square root of its area) as a share of the query view's side (ours)."""
+    region_aspect: tuple[float, float] = (0.5, 2.0)
+    """Width over height of a region in the query view (ours)."""
+    min_region_pixels: int = 8
+    """Both sides of every region are at least this long in both views (ours)."""
+    max_region_overlap: float = 0.25
+    """Regions of one picture should not exceed this IoU with each other (ours)."""
+    min_overlap: float = 0.25
+    """The area that both views show is at least this share of either (ours)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the picture that a view shows."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of that part of the picture."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter, by the strengths that follow."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    """Probability of losing all colour."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Of a 224-pixel view, in pixels; scaled with the view's side, or a 64-pixel view would be mush (scaling: ours)."""
+    min_picture_side: int = 32
+    """Pictures with a shorter side than this are refused (ours)."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "regions", "min_region_pixels", "min_picture_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, limit in (("region_scale", 1), ("region_aspect", math.inf), ("crop_scale", 1),
+                            ("crop_aspect", math.inf), ("blur_sigma", math.inf)):  # fmt: skip
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= limit:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit}, got {(low, high)}")
+        for name in ("max_region_overlap", "min_overlap", "flip", "jitter", "brightness", "contrast", "saturation",
+                     "grayscale", "blur"):  # fmt: skip
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue must be between 0 and 0.5, half a turn, got {self.hue}")
+        if self.min_region_pixels > self.region_scale[1] * self.image_size:
+            raise ValueError(
+                f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
+                f"{self.region_scale[1] * self.image_size:g} pixels: raise image_size or region_scale"
+            )

@@ -1,0 +1,71 @@
+"""The contact sheet: it shows the views of a run, and outlines what they really show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from maskco import cli, sheet
+from maskco.data.view_config import ViewConfig
+from maskco.data.views import denormalize
+
+
+def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Path:
+    """Pictures whose red grows to the right and whose green grows downward."""
+    x, y = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    pixels = torch.stack((x, y, torch.zeros_like(x))).mul(2).to(torch.uint8)
+    root.mkdir()
+    for index in range(count):
+        F.to_pil_image(pixels).save(root / f"{index}.png")
+    return root
+
+
+def test_outlines_surround_what_the_views_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip))
+    config = ViewConfig(image_size=64, jitter=0, grayscale=0, blur=0, flip=0)
+    sheet.write_sheet(coordinates(tmp_path / "set", 5), config, tmp_path / "a.png", count=3, seed=4)
+    assert [name for name, *_ in drawn] == ["0.png", "1.png", "3.png"]
+    for _, _, crops, views in drawn:
+        for crop, view in zip(crops, views[:2], strict=True):
+            corners = denormalize(view)[:2, [0, -1], [0, -1]] * 255 / 2  # x, y of the first and the last pixel
+            expected = [[crop.left, crop.left + crop.width], [crop.top, crop.top + crop.height]]
+            torch.testing.assert_close(corners, torch.tensor(expected).float(), atol=1.5, rtol=0)
+
+
+def test_command_writes_a_png_and_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    coordinates(tmp_path / "set", 3)
+    (tmp_path / "set/1.png").write_bytes(b"broken")
+    arguments = ["views", "--data", tmp_path / "set", "--out", tmp_path / "a.png", "--image-size=32", "--regions=2"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 0
+    output = capsys.readouterr()
+    assert output.out.strip() == str(tmp_path / "a.png")
+    assert output.err.startswith("cannot be used: 1.png: cannot identify") and output.err.count("\n") == 1
+    assert Image.open(tmp_path / "a.png").size == (1690, int((sheet.HEAD + sheet.LINE + sheet.FOOT) * sheet.DPI))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "{}/missing"], "data: no such folder"),
+        (["--data", "{}/broken"], "data: none of 2 pictures can be used (first: 0.png: cannot identify"),
+        (["--data", "demo", "--regions", "0"], "regions must be at least 1"),
+        (["--data", "demo", "--count", "0"], "count must be at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(tmp_path, capsys, options, message) -> None:
+    (tmp_path / "broken").mkdir()
+    for index in range(2):
+        (tmp_path / f"broken/{index}.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["views", *(option.format(tmp_path) for option in options), "--out", str(tmp_path / "a.png")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "a.png").exists()
