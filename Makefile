@@ -1,5 +1,7 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
 # make test    the whole default test suite
+# make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
+# make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make bench   every benchmark, into benchmarks/results: about a quarter of an hour on an otherwise idle machine
 # make lint    ruff and clang-format;   make format    the same, changing files
 #
@@ -12,13 +14,23 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test simulator sanitize bench lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+simulator: $(INSTALLED)
+	$(BIN)/python -m pytest tests/ptxsim
+
+# (without torch's caching allocator, so that every tensor has bounds of its own; graphs cannot be captured without it)
+sanitize: $(INSTALLED)
+	for tool in memcheck racecheck synccheck; do \
+		MASKCO_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest tests/ops -m cuda -k 'not graph' --timeout 0 || exit; \
+	done
 
 bench: $(VENV)/peers
 	for op in $(OPS); do \

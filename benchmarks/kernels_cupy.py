@@ -50,13 +50,15 @@ def standard_headers() -> Iterator[str]:
     """A folder of the standard headers that the kernels include, for NVRTC."""
     with tempfile.TemporaryDirectory() as folder:
         for name in STANDARD_HEADERS:
-            lines = ("#pragma once", f"#include <cuda/std/{name}>", "namespace std { using namespace cuda::std; }")
-            (Path(folder) / name).write_text("\n".join((*lines, "using namespace cuda::std;", "")))
+            lines = ["#pragma once", "namespace cuda { namespace std {} }", f"#include <cuda/std/{name}>"]
+            lines += ["namespace std { using namespace cuda::std; }", "using namespace cuda::std;", ""]
+            (Path(folder) / name).write_text("\n".join(lines))
         yield folder
 
 
 def nvrtc_options(headers: str) -> tuple[str, ...]:
-    return ("--std=c++17", f"-I{KERNELS}", f"-I{headers}")
+    infinity = "-DINFINITY=__int_as_float(0x7f800000)"  # of math.h, which NVRTC doesn't have
+    return ("--std=c++17", "-default-device", f"-I{KERNELS}", f"-I{headers}", infinity)
 
 
 def arguments(shape: tuple[int, int, int, int], regions: int, tile_k: int, j_per_block: int, **address: int) -> Any:
@@ -93,15 +95,21 @@ def milliseconds(cupy: Any, function: Any, repeats: int = 20) -> float:
     return float(np.median(benchmark(function, n_repeat=repeats, n_warmup=3).gpu_times)) * 1e3
 
 
-def main() -> None:
+def gpu(module: str) -> Any:
+    """CuPy, if it is there and finds a GPU; else `module` ends."""
     try:
         import cupy
 
         cupy.cuda.runtime.getDeviceCount()
     except ImportError:
-        sys.exit("benchmarks.kernels_cupy needs cupy: pip install cupy-cuda13x")
+        sys.exit(f"{module} needs cupy: pip install cupy-cuda13x")
     except Exception as error:  # (cupy's own class of error is only known with cupy)
-        sys.exit(f"benchmarks.kernels_cupy needs a GPU: {error}")
+        sys.exit(f"{module} needs a GPU: {error}")
+    return cupy
+
+
+def main() -> None:
+    cupy = gpu("benchmarks.kernels_cupy")
     with standard_headers() as headers:
         module = cupy.RawModule(
             code='#include "pool.cuh"', options=nvrtc_options(headers), name_expressions=(POOL,), backend="nvrtc"

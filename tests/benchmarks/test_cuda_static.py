@@ -1,8 +1,67 @@
-"""The judging of budgets in benchmarks/cuda_static.py."""
+"""The budgets of benchmarks/cuda_static.py: in the committed results, in simulated runs, in what nvcc makes now."""
 
 from __future__ import annotations
 
-from benchmarks import cuda_static
+import json
+import shutil
+
+import pytest
+
+from benchmarks import cuda_cases, cuda_static, roofline
+
+CASES = cuda_cases.all_cases()
+RERUN = "the kernels were changed: run python -m benchmarks.cuda_static --json benchmarks/results/cuda_static.json"
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    return json.loads(roofline.RESULTS.read_text())
+
+
+def test_committed_results_are_of_these_kernels(committed):
+    assert committed["meta"]["source"] == cuda_static.source_hash(), RERUN
+    assert committed["meta"]["archs"] == list(cuda_static.ARCHS)
+    assert {row["case"] for row in committed["cases"]} == {case.name for case in CASES}
+
+
+def test_committed_results_keep_the_budgets(committed):
+    assert committed["budgets"] == cuda_static.BUDGETS and committed["broken"] == []
+    assert cuda_static.broken_by_kernels(committed["kernels"]) == []
+    assert cuda_static.broken_by_cases(committed["cases"]) == []
+    assert cuda_static.broken_by_flash(committed["flash"]) == []
+
+
+def test_every_flash_kernel_is_judged(committed):
+    kernels = {k["kernel"] for k in committed["kernels"] if "flash" in k["kernel"]}
+    assert len(kernels) == 4 * 6 * 3  # bfloat16, float16, TF32 once and thrice; channels; loss, gradient, keys
+    assert kernels == {launch["kernel"] for launch in committed["flash"]}
+    assert all(len(launch["warps_per_sm"]) == len(cuda_static.ARCHS) for launch in committed["flash"])
+    assert all("tensor_instructions" in k for k in committed["kernels"] if k["kernel"] in kernels)
+
+
+def test_the_readme_has_the_roofline(committed):
+    assert committed["predictions"] == [roofline.predict(row) for row in committed["cases"]]
+    assert roofline.table(committed) in (cuda_static.ROOT / "benchmarks/README.md").read_text()
+
+
+@needs_nvcc
+@pytest.mark.sim
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_simulated_cases_keep_the_budgets(case):
+    with cuda_cases.simulated_kernels():
+        rows = cuda_cases.simulate(case)
+    assert cuda_static.broken_by_cases(rows) == []
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("source", cuda_static.sources(), ids=lambda path: path.name)
+def test_kernels_keep_the_budgets_when_compiled(source, committed):
+    kernels = cuda_static.compile_kernels((80,), [source])
+    assert kernels and cuda_static.broken_by_kernels(kernels) == []
+    assert {k["kernel"] for k in kernels} <= {k["kernel"] for k in committed["kernels"]}, RERUN
 
 
 def test_broken_budgets_are_named():
@@ -11,7 +70,10 @@ def test_broken_budgets_are_named():
     for change, message in (
         ({"spill_bytes": 8}, "pool_kernel<float> on sm_90 spills 8 bytes"),
         ({"registers": 129}, "pool_kernel<float> on sm_90 has 129 registers, 128 are allowed"),
-        ({"tensor_instructions": 0}, "pool_kernel<float> on sm_90 has no tensor-core instructions"),
+        (
+            {"tensor_instructions": 0},
+            "pool_kernel<float> on sm_90 has no tensor-core instructions in its loop over tiles",
+        ),
     ):
         assert cuda_static.broken_by_kernels([kernel | change]) == [message]
     case = {
@@ -26,6 +88,7 @@ def test_broken_budgets_are_named():
     assert cuda_static.broken_by_cases([case]) == []
     for change, message in (
         ({"sectors": 1.2}, "4 boxes, forward: sectors 1.2, allowed 1.15"),
+        ({"bank_conflicts": 1.2}, "4 boxes, forward: bank_conflicts 1.2, allowed 1.1"),
         ({"launches": 3}, "4 boxes, forward: launches 3, allowed 2"),
         ({"coalescing": 0.5}, "4 boxes, forward: coalescing 0.5, wanted 0.9"),
         (
@@ -34,3 +97,22 @@ def test_broken_budgets_are_named():
         ),
     ):
         assert cuda_static.broken_by_cases([case | change]) == [message]
+    launch = {"kernel": "info_nce_flash_kernel<Flash<HalfProduct<__half>, 64>>", "warps_per_sm": {"sm_86": 8}}
+    assert cuda_static.broken_by_flash([launch]) == []
+    assert cuda_static.broken_by_flash([launch | {"warps_per_sm": {"sm_86": 4}}]) == [
+        "info_nce_flash_kernel<Flash<HalfProduct<__half>, 64>>: 4 warps on an SM of sm_86, planned 8"
+    ]
+
+
+def test_tensor_instructions_count_in_the_loop_over_tiles_alone():
+    code = [(0x00, "HMMA R0, R1"), (0x10, "LDGSTS [R2]"), (0x20, "HMMA R0, R1"), (0x30, "@P0 BRA 0x10"), (0x40, "EXIT")]
+    assert cuda_static.in_loop_over_tiles(code) == 1
+    assert cuda_static.in_loop_over_tiles([*code, (0x50, "BRA 0x00")]) == 1  # a rare branch's way back
+    assert cuda_static.in_loop_over_tiles([code[0], code[2], (0x30, "@P0 BRA 0x00")]) == 0  # copies nothing
+
+
+def test_the_slowest_part_bounds_a_prediction():
+    kernel = {"scale": 2, "sectors": 0, "tensor_flops": {"16": 312e6}, "flops": 0, "instructions": 0}
+    row = {"case": "", "pass": "", "full_bytes": 0, "kernels": [kernel | {"shared_wavefronts": 0}] * 2}
+    assert roofline.predict(row)["A100"] == {"us": 5.0, "bound": "tensor cores"}  # 2 · 2 · 1 µs / 0.8
+    assert roofline.predict(row | {"full_bytes": 1.8e9})["A100"] == {"us": 1250.0, "bound": "memory"}

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kernels_cupy
+from benchmarks import flash_cupy, kernels_cupy
 
 INSTANCES = {
     "pool.cuh": kernels_cupy.POOL,
     "spread.cuh": "maskco::label_spread_kernel<float, __nv_bfloat16>",
     "queue.cuh": "maskco::queue_push_kernel<__half, float>",
+    "info_nce_flash.cuh": flash_cupy.kernel_name("float32", 64),
 }
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -85,3 +86,33 @@ template __global__ void {kernels_cupy.POOL}(maskco::MaskWeights<float, float>, 
         module.launch("pool_kernel", grid=grid, block=kernels_cupy.THREADS, args=arguments, shared=shared, strict=True)
         np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(area, masks.sum((2, 3)), rtol=1e-5)
+
+
+@needs_nvcc
+@pytest.mark.sim
+@pytest.mark.parametrize("dtype, c", [("float16", 64), ("float16", 256), ("float32", 192)])
+def test_arguments_of_the_flash_benchmark(dtype, c):
+    import ptxsim
+
+    features, n, k, splits = "__half" if dtype == "float16" else "float", 40, 300, 3
+    source = f"""#include "info_nce_flash.cuh"
+template __global__ void {flash_cupy.kernel_name(dtype, c)}(
+    maskco::FlashFeatures<{features}>, maskco::FlashFeatures<{features}>, maskco::FlashFeatures<{features}>,
+    const int64_t*, bool, maskco::Temperature<float>, float*, maskco::FlashRow*, float*);
+"""
+    module = ptxsim.compile(source, arch="sm_80", include_dirs=[str(kernels_cupy.KERNELS)])
+    random = np.random.default_rng(0)
+    rows = {name: random.standard_normal((count, c)) for name, count in (("query", n), ("positive", n), ("queue", k))}
+    rows = {name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype) for name, x in rows.items()}
+    product, state = np.full(n, np.nan, "f4"), np.full((splits, n, 4), np.nan, "f4")
+    sums = np.full((splits, n, c), np.nan, "f4")
+    called = flash_cupy.arguments(n, k, c, **{name: module.ptr(x) for name, x in rows.items()})
+    called = [x.tobytes() if isinstance(x, np.ndarray) else None if x is called[3] else x for x in called]
+    shape = flash_cupy.flash_shape(rows["query"].itemsize, c)
+    grid, shared = (-(-n // shape.rows), splits), shape.shared_bytes(c * rows["query"].itemsize)
+    outputs = [product, state, sums]
+    module.launch("flash_kernel", grid=grid, block=shape.threads, args=[*called, *outputs], shared=shared, strict=True)
+    query, positive, queue = (x.astype("f8") for x in rows.values())
+    np.testing.assert_allclose(product, (query * positive).sum(1), rtol=1e-3, atol=1e-4)
+    expected = np.log(np.exp(query @ queue.T / flash_cupy.TEMPERATURE).sum(1))
+    np.testing.assert_allclose(flash_cupy.log_sum_exp(np, state), expected, rtol=1e-4)

@@ -29,6 +29,13 @@ constexpr FlashShape flash_shape(int element_size, int channels) {
   return {4, 1, 16, channels <= 192 ? 2 : 1};
 }
 
+// threadIdx.x, read anew: what is computed from it isn't kept across the main loop, where registers are scarce.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -58,22 +65,29 @@ struct Flash {
     constexpr int kMixed = kWholeLines ? 127 : 63;
     return (address ^ (32 * step & kMixed)) + (32 * step & ~kMixed);
   }
-  static_assert(kColumns * kChunks % kThreads == 0 && kRows * kChunks % kThreads == 0);
-  static_assert(kRows <= kThreads && kColumns <= kThreads);  // a thread for each id
+  // A team of threads copies a row, a chunk each, and again until its end.
+  static constexpr int kTeam = kWholeLines ? 8 : 4, kPassRows = kThreads / kTeam;
+  static_assert(kColumns <= kThreads);                // a thread for each id
+  static constexpr int kRowTiles = kRows / kColumns;  // tiles of columns that are as long as a block's rows
+  static_assert(kRowTiles * kColumns == kRows);
 
-  // (an int counts the tiles of any memory)
+  // Tiles of `count` columns (an int counts those of any memory), and the columns in the last of them.
   __device__ __forceinline__ static int tiles(int64_t count) { return (count + kColumns - 1) / kColumns; }
+  __device__ __forceinline__ static int last_columns(int64_t count) { return (count + kColumns - 1) % kColumns + 1; }
 
-  // Rows first, first + 1 .. of [count, C] into a tile; zeros from `count` on.
+  // The first `count` rows from `from` on, and zeros after them, into a tile of kTileRows.
   template <int kTileRows>
-  __device__ __forceinline__ static void load(uint32_t tile, const T* from, int64_t stride, int64_t first,
-                                              int64_t count) {
+  __device__ __forceinline__ static void load(uint32_t tile, const T* from, int64_t stride, int count) {
+    static_assert(kTileRows % kPassRows == 0);
+    const int thread = thread_index(), row = thread / kTeam, chunk = thread % kTeam;
+    const T* source = from + row * stride + chunk * (16 / sizeof(T));
 #pragma unroll
-    for (int j = 0; j < kTileRows * kChunks / kThreads; j++) {
-      const int i = j * kThreads + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
-      const bool inside = first + row < count;
-      const T* source = from + (inside ? (first + row) * stride + chunk * (16 / sizeof(T)) : 0);
-      copy_async<16>(tile + offset(row, chunk), source, inside);
+    for (int pass = 0; pass < kTileRows; pass += kPassRows) {
+      const bool inside = pass + row < count;
+#pragma unroll
+      for (int i = 0; i < kChunks; i += kTeam)
+        copy_async<16>(tile + offset(pass + row, i + chunk), inside ? source + i * (16 / sizeof(T)) : from, inside);
+      source += kPassRows * stride;
     }
   }
 
@@ -122,17 +136,18 @@ struct Flash {
     return sum;
   }
 
-  // The rows' operands stay in registers where they are few.
+  // The rows' operands stay in registers where at most kMostKept make them.
   using RowOperand = typename Product::template Operand<4>;
   using ColumnOperand = typename Product::template Operand<2>;
-  static constexpr bool kRowsInRegisters = sizeof(T) == 2 && kRowBlocks * kSteps * 4 <= 32;
+  template <int kMostKept>
   struct Rows {
+    static constexpr bool kKept = kRowBlocks * kSteps * 4 <= kMostKept;
     uint32_t address;
-    uint32_t kept[kRowsInRegisters ? kRowBlocks : 1][kRowsInRegisters ? kSteps : 1][4];
+    uint32_t kept[kKept ? kRowBlocks : 1][kKept ? kSteps : 1][4];
 
     __device__ __forceinline__ explicit Rows(uint32_t tile)
         : address(tile + offset(warp_row() + threadIdx.x % 16, threadIdx.x % 32 / 16)) {
-      if constexpr (kRowsInRegisters) {
+      if constexpr (kKept) {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; block++)
 #pragma unroll
@@ -143,7 +158,7 @@ struct Flash {
       return at_step(address, step) + block * 16 * kRowBytes;
     }
     __device__ __forceinline__ RowOperand get(int block, int step) const {
-      if constexpr (kRowsInRegisters) {
+      if constexpr (kKept) {
         return Product::operand(kept[block][step]);
       } else {
         uint32_t raw[4];
@@ -153,13 +168,14 @@ struct Flash {
     }
   };
 
-  // s = rows · columnsᵀ
-  __device__ __forceinline__ static void multiply(Logits& s, const Rows& rows, uint32_t tile) {
-    const int lane = threadIdx.x % 32;
+  // s = rows · columnsᵀ, infinite where a factor is
+  template <int kMostKept>
+  __device__ __forceinline__ static void multiply(Logits& s, const Rows<kMostKept>& rows, uint32_t tile) {
+    const int lane = thread_index() % 32;
     const uint32_t address = tile + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
-    for (int i = 0; i < kRowBlocks * kColumnBlocks * 4; i++) (&s[0][0][0])[i] = 0;
-#pragma unroll 4  // further ahead, loads would take the registers of the sums
+    Logits rest;  // of three terms
+    for_each_logit([&](int block, int j, int i) { s[block][j][i] = rest[block][j][i] = 0; });
+#pragma unroll(Rows<kMostKept>::kKept ? kSteps : 4)  // further ahead, loads would take the registers of the sums
     for (int step = 0; step < kSteps; step++) {
       RowOperand a[kRowBlocks];
 #pragma unroll
@@ -168,19 +184,30 @@ struct Flash {
       for (int j = 0; j < kColumnBlocks; j += 2) {
         uint32_t raw[4];
         load_matrices(raw, at_step(address, step) + j * 8 * kRowBytes);
-        const ColumnOperand left = Product::operand({raw[0], raw[1]}), right = Product::operand({raw[2], raw[3]});
+        const ColumnOperand b[2] = {Product::operand({raw[0], raw[1]}), Product::operand({raw[2], raw[3]})};
 #pragma unroll
         for (int block = 0; block < kRowBlocks; block++) {
-          Product::add(s[block][j], a[block], left);
-          Product::add(s[block][j + 1], a[block], right);
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            if constexpr (Product::kTerms == 3) {
+              Product::add_rest(rest[block][j + i], a[block], b[i]);
+              Product::add_high(s[block][j + i], a[block], b[i]);
+            } else {
+              Product::add(s[block][j + i], a[block], b[i]);
+            }
+          }
         }
       }
     }
+    if constexpr (Product::kTerms == 3)
+      for_each_logit([&](int block, int j, int i) {
+        if (!isinf(s[block][j][i])) s[block][j][i] += rest[block][j][i];
+      });
   }
 
   // o += weights · columns. What a lane holds of the weights is its part of an operand.
   __device__ __forceinline__ static void accumulate(Sums& o, const Logits& weights, uint32_t tile) {
-    const int lane = threadIdx.x % 32;
+    const int lane = thread_index() % 32;
     RowOperand w[kRowBlocks];
     if constexpr (sizeof(T) == 2) {
       const uint32_t address = tile + offset(lane % 16, lane / 16);
@@ -236,31 +263,48 @@ struct Flash {
       if (c >= limit || c - row(block, i / 2) == diagonal) s[block][j][i] = -INFINITY;
     });
   }
-  // .. nor where the column has the row's id.
-  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, const int64_t* column_ids) {
-    for_each_logit([&](int block, int j, int i) {
-      if (column_ids[column(j, i)] == row_ids[row(block, i / 2)]) s[block][j][i] = -INFINITY;
+  // .. nor where the column has the row's id. (The rows' are read from global memory: in shared memory they would cost
+  // SMs of 100 KiB their second block.)
+  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, int row_count,
+                                                 const int64_t* column_ids) {
+    for_each_row([&](int block, int half) {
+      const int r = row(block, half);
+      const int64_t id = r < row_count ? row_ids[r] : 0;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; i++)
+          if (column_ids[column(j, i)] == id) s[block][j][i] = -INFINITY;
     });
   }
 
   // What is subtracted in the exponent: an infinite maximum makes weights infinite or 0, not NaN.
   __device__ __forceinline__ static float shift(float max) { return isinf(max) ? 0.0f : max; }
 
-  // Turns logits into weights 2^(s - max) with each row's running maximum, and scales `o` and by rescale(block, half,
-  // factor) all else that the row has summed before.
+  // Each row's largest logit among the lane's columns. (fmaxf passes over a NaN, which will show in the weights.)
+  __device__ __forceinline__ static void lane_max(const Logits& s, PerRow& top) {
+    for_each_row([&](int block, int half) {
+      top[block][half] = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+        top[block][half] = fmaxf(top[block][half], fmaxf(s[block][j][2 * half], s[block][j][2 * half + 1]));
+    });
+  }
+
+  // Turns logits, of which `top` are the largest, into weights 2^(s - max) with each row's running maximum, and scales
+  // `o` and by rescale(block, half, factor) all else that the row has summed before.
   template <typename Rescale>
-  __device__ __forceinline__ static void weigh(Logits& s, PerRow& max, Sums& o, const Rescale& rescale) {
+  __device__ __forceinline__ static void weigh(Logits& s, PerRow& top, PerRow& max, Sums& o, const Rescale& rescale) {
     PerRow shrink;
     bool grown = false;
     for_each_row([&](int block, int half) {
       const float before = max[block][half];
-      float top = before;  // (fmaxf passes over a NaN, which will show in the weights)
-#pragma unroll
-      for (int j = 0; j < kColumnBlocks; j++) top = fmaxf(top, fmaxf(s[block][j][2 * half], s[block][j][2 * half + 1]));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-      max[block][half] = top;
-      const float factor = exp2_approximate(shift(before) - shift(top));
+      float& now = top[block][half];
+      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
+      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
+      now = fmaxf(now, before);
+      max[block][half] = now;
+      const float factor = exp2_approximate(shift(before) - shift(now));
       shrink[block][half] = before == -INFINITY ? 0.0f : factor;
       grown |= shrink[block][half] != 1;
       rescale(block, half, shrink[block][half]);

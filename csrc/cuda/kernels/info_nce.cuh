@@ -160,9 +160,9 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   }
 }
 
-// The epilogue of a tile's first product.
+// The epilogue of a tile's first product. (Four blocks an SM: left alone, ptxas spills for the sake of a fifth.)
 template <typename Acc>
-__global__ void __launch_bounds__(kInfoNceThreads)
+__global__ void __launch_bounds__(kInfoNceThreads, 4)
     info_nce_absorb_kernel(Acc* logits,  // [N, T] query · key, without temperature; becomes the weights
                            Temperature<Acc> temperature, Exclusions excluded,
                            const Acc* positive_logit,  // [N]

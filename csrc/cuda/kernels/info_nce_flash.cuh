@@ -56,13 +56,12 @@ struct alignas(16) FlashRow {
   }
 };
 
-// The ids come last: without them a block takes less, and on 8.6 and 8.9 one more fits for C = 128.
+// The ids come last: without them a block takes less.
 template <class F>
 struct FlashForwardShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
   float row_positive[F::kRows];
-  int64_t row_ids[F::kRows];
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 
@@ -77,49 +76,47 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                           FlashRow* split_rows,     // [S, N], S = gridDim.y
                           float* split_sums) {      // [S, N, C]: of 2^(s - max) · key
 #if __CUDA_ARCH__ >= 800                            // the host does not launch it elsewhere
+  static_assert(sizeof(FlashForwardShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashForwardShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
   const float scale = kLog2E / temperature.get();
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * F::kRows;
+  const int row_count = min(query.count - first_row, int64_t(F::kRows));
   const int64_t queue_count = valid_count(queue.count, valid);
   const int queue_tiles = F::tiles(queue_count), tiles = queue_tiles + (in_batch ? F::tiles(positive.count) : 0);
+  const int last_columns = F::last_columns(queue_count);
   const int first_tile = split_begin(tiles, 0), last_tile = split_begin(tiles, 1);
 
-  struct Keys {
-    bool own;  // key i is query i's positive
+  struct Keys {  // of a tile
     const T* rows;
-    int64_t row_stride, first, count;
-    const int64_t* ids;
+    int64_t row_stride;
+    const int64_t* ids;  // or null
+    int count;
   };
   auto keys_of = [&](int tile) {
     const bool own = tile >= queue_tiles;
-    return Keys{own,
-                own ? positive.rows : queue.rows,
-                own ? positive.row_stride : queue.row_stride,
-                int64_t(own ? tile - queue_tiles : tile) * F::kColumns,
-                own ? positive.count : queue_count,
-                query.ids == nullptr ? nullptr
-                : own                ? query.ids
-                                     : queue.ids};
+    const int64_t first = int64_t(own ? tile - queue_tiles : tile) * F::kColumns;
+    const int64_t stride = own ? positive.row_stride : queue.row_stride;
+    const int count = tile == queue_tiles - 1 ? last_columns
+                      : tile == tiles - 1     ? F::last_columns(positive.count)
+                                              : F::kColumns;
+    const int64_t* ids = query.ids == nullptr ? nullptr : own ? query.ids : queue.ids;
+    return Keys{(own ? positive.rows : queue.rows) + first * stride, stride, ids == nullptr ? nullptr : ids + first,
+                count};
   };
   auto load_keys = [&](int tile) {
     const int stage = tile % kFlashStages;
     const Keys keys = keys_of(tile);
-    F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, keys.rows, keys.row_stride, keys.first,
-                                  keys.count);
-    if (keys.ids != nullptr && threadIdx.x < F::kColumns) {
-      const int64_t key = keys.first + threadIdx.x;
-      const bool inside = key < keys.count;
-      copy_async<8>(shared_address(&shared.column_ids[stage][threadIdx.x]), keys.ids + (inside ? key : 0), inside);
+    F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, keys.rows, keys.row_stride, keys.count);
+    const int column = thread_index();
+    if (keys.ids != nullptr && column < F::kColumns) {
+      const bool inside = column < keys.count;
+      copy_async<8>(shared_address(&shared.column_ids[stage][column]), keys.ids + (inside ? column : 0), inside);
     }
   };
 
-  F::template load<F::kRows>(row_tile, query.rows, query.row_stride, first_row, query.count);
-  if (query.ids != nullptr && threadIdx.x < F::kRows) {
-    const int64_t row = first_row + threadIdx.x;
-    shared.row_ids[threadIdx.x] = row < query.count ? query.ids[row] : 0;
-  }
+  F::template load<F::kRows>(row_tile, query.rows + first_row * query.row_stride, query.row_stride, row_count);
   commit_copies();
   if (first_tile < last_tile) load_keys(first_tile);
   commit_copies();
@@ -128,7 +125,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
 
   for (int i = threadIdx.x % 32 / 8; i < F::kWarpRows; i += 4) {  // eight lanes a row
     const int row = F::warp_row() + i;
-    const bool inside = first_row + row < query.count;
+    const bool inside = row < row_count;
     float product =
         inside ? F::template dot<8>(shared.rows, row, positive.rows + (first_row + row) * positive.row_stride) : 0;
     for (int offset = 4; offset > 0; offset /= 2) product += __shfl_xor_sync(0xffffffff, product, offset);
@@ -139,13 +136,13 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   }
   __syncwarp();
 
-  const typename F::Rows rows(row_tile);
+  const typename F::template Rows<kGradient ? 32 : 64> rows(row_tile);
   typename F::PerRow max, sum = {};
   int rank[F::kRowBlocks][2] = {};
   typename F::Sums weighted = {};  // (without gradient it stays zero, and takes no registers)
   F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
 
-  const bool idle = first_row + F::warp_row() >= query.count;  // a warp that only helps with the copies
+  const bool idle = F::warp_row() >= row_count;  // a warp that only helps with the copies
   for (int tile = first_tile; loop_on(tile < last_tile); tile++) {
     wait_for_copies<0>();
     __syncthreads();  // this tile is there, and nobody reads the one before, which the next one replaces
@@ -159,19 +156,25 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     F::multiply(s, rows, column_tile);
     F::for_each_logit([&](int block, int j, int i) { s[block][j][i] *= scale; });
     const Keys keys = keys_of(tile);
-    const bool own = keys.own && keys.first < first_row + F::kRows && first_row < keys.first + F::kColumns;
-    if (own || keys.first + F::kColumns > keys.count)
-      F::exclude(s, min(keys.count - keys.first, int64_t(F::kColumns)), own ? first_row - keys.first : INT_MIN);
-    if (keys.ids != nullptr) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
-    F::for_each_row([&](int block, int half) {
-      const float positive_logit = shared.row_positive[F::row(block, half)];  // (registers are scarce)
+    const unsigned own = tile - queue_tiles - int(blockIdx.x) * F::kRowTiles;  // which of the tiles of the block's own
+    if (own < F::kRowTiles || keys.count < F::kColumns)
+      F::exclude(s, keys.count, own < F::kRowTiles ? -int(own) * F::kColumns : INT_MIN);
+    if (keys.ids != nullptr) F::exclude(s, query.ids + first_row, row_count, shared.column_ids[stage]);
+    typename F::PerRow top;
+    F::lane_max(s, top);
+    bool above = false;
+    F::for_each_row([&](int block, int half) { above |= top[block][half] > shared.row_positive[F::row(block, half)]; });
+    if (__any_sync(0xffffffff, above)) {  // in trained models seldom
+      F::for_each_row([&](int block, int half) {
+        const float positive_logit = shared.row_positive[F::row(block, half)];  // (registers are scarce)
 #pragma unroll
-      for (int j = 0; j < F::kColumnBlocks; j++) {
-        rank[block][half] += s[block][j][2 * half] > positive_logit;
-        rank[block][half] += s[block][j][2 * half + 1] > positive_logit;
-      }
-    });
-    F::weigh(s, max, weighted, [&](int block, int half, float shrink) { sum[block][half] *= shrink; });
+        for (int j = 0; j < F::kColumnBlocks; j++) {
+          rank[block][half] += s[block][j][2 * half] > positive_logit;
+          rank[block][half] += s[block][j][2 * half + 1] > positive_logit;
+        }
+      });
+    }
+    F::weigh(s, top, max, weighted, [&](int block, int half, float shrink) { sum[block][half] *= shrink; });
     F::for_each_logit([&](int block, int j, int i) { sum[block][i / 2] += s[block][j][i]; });
     if constexpr (kGradient) F::accumulate(weighted, s, column_tile);
   }
@@ -183,9 +186,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
       row_sum += __shfl_xor_sync(0xffffffff, row_sum, offset);
       row_rank += __shfl_xor_sync(0xffffffff, row_rank, offset);
     }
-    const int64_t row = first_row + F::row(block, half);
-    if (row >= query.count) return;
-    const int64_t entry = blockIdx.y * query.count + row;
+    const int row = F::row(block, half);
+    if (row >= row_count) return;
+    const int64_t entry = blockIdx.y * query.count + first_row + row;
     if (threadIdx.x % 4 == 0) split_rows[entry].store({max[block][half], row_sum, row_rank});
     if constexpr (kGradient) {
       float* out = split_sums + entry * F::kChannels;
@@ -204,12 +207,11 @@ struct FlashKeysShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
   float2 column_share[kFlashStages][F::kColumns];  // of each query: log2 |grad_loss / temperature| - lse, and the sign
-  int64_t row_ids[F::kRows];
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 template <class Shared>
 constexpr int flash_shared_bytes(bool with_ids) {
-  return with_ids ? sizeof(Shared) : offsetof(Shared, row_ids);
+  return with_ids ? sizeof(Shared) : offsetof(Shared, column_ids);
 }
 
 // The recompute pass for the keys' own gradient, with queries and keys in changed places: for key j
@@ -228,6 +230,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                                float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
 
 #if __CUDA_ARCH__ >= 800  // the host does not launch it elsewhere
+  static_assert(sizeof(FlashKeysShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -237,6 +240,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   const int tiles = first_row < count ? F::tiles(query.count) : 0;
   const int first_tile = split_begin(tiles, 0), last_tile = split_begin(tiles, 1);
 
+  auto columns_of = [&](int tile) {
+    return tile == F::tiles(query.count) - 1 ? F::last_columns(query.count) : F::kColumns;
+  };
   auto share_of = [&](int tile) {
     const int64_t i = int64_t(tile) * F::kColumns + threadIdx.x;
     if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return make_float2(-INFINITY, 1);
@@ -247,21 +253,19 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     if (threadIdx.x < F::kColumns) shared.column_share[tile % kFlashStages][threadIdx.x] = share;
   };
   auto load_queries = [&](int tile) {
-    const int stage = tile % kFlashStages;
-    const int64_t first = int64_t(tile) * F::kColumns, i = first + threadIdx.x;
-    F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, query.rows, query.row_stride, first,
-                                  query.count);
+    const int stage = tile % kFlashStages, count = columns_of(tile);
+    const int64_t first = int64_t(tile) * F::kColumns;
+    F::template load<F::kColumns>(column_tiles + stage * F::kColumnTileBytes, query.rows + first * query.row_stride,
+                                  query.row_stride, count);
     if (with_ids && threadIdx.x < F::kColumns) {
-      const bool inside = i < query.count;
-      copy_async<8>(shared_address(&shared.column_ids[stage][threadIdx.x]), query.ids + (inside ? i : 0), inside);
+      const bool inside = threadIdx.x < count;
+      copy_async<8>(shared_address(&shared.column_ids[stage][threadIdx.x]),
+                    query.ids + (inside ? first + threadIdx.x : 0), inside);
     }
   };
 
-  F::template load<F::kRows>(row_tile, keys.rows, keys.row_stride, first_row, count);
-  if (with_ids && threadIdx.x < F::kRows) {
-    const int64_t row = first_row + threadIdx.x;
-    shared.row_ids[threadIdx.x] = row < count ? keys.ids[row] : 0;
-  }
+  const int row_count = static_cast<int>(max(int64_t(0), min(int64_t(F::kRows), count - first_row)));
+  F::template load<F::kRows>(row_tile, keys.rows + first_row * keys.row_stride, keys.row_stride, row_count);
   commit_copies();
   if (first_tile < last_tile) load_queries(first_tile);
   commit_copies();
@@ -269,7 +273,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
   wait_for_copies<1>();
   __syncthreads();
 
-  const typename F::Rows rows(row_tile);
+  const typename F::template Rows<32> rows(row_tile);
   typename F::PerRow max;
   typename F::Sums gradient = {};
   F::for_each_row([&](int block, int half) { max[block][half] = -INFINITY; });
@@ -282,18 +286,20 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     const float2 next_share = share_of(tile + 1);  // on its way during the products
     const int stage = tile % kFlashStages;
     const uint32_t column_tile = column_tiles + stage * F::kColumnTileBytes;
-    const int64_t first = int64_t(tile) * F::kColumns;
 
     typename F::Logits s;
     F::multiply(s, rows, column_tile);
     F::for_each_logit([&](int block, int j, int i) {
       s[block][j][i] = s[block][j][i] * scale + shared.column_share[stage][F::column(j, i)].x;
     });
-    const bool own = in_batch && first < first_row + F::kRows && first_row < first + F::kColumns;
-    if (own || first + F::kColumns > query.count)
-      F::exclude(s, min(query.count - first, int64_t(F::kColumns)), own ? first_row - first : INT_MIN);
-    if (with_ids) F::exclude(s, shared.row_ids, shared.column_ids[stage]);
-    F::weigh(s, max, gradient, [](int, int, float) {});
+    const int columns = columns_of(tile);
+    const unsigned own = tile - int(blockIdx.x) * F::kRowTiles;
+    const bool is_own = in_batch && own < F::kRowTiles;
+    if (is_own || columns < F::kColumns) F::exclude(s, columns, is_own ? -int(own) * F::kColumns : INT_MIN);
+    if (with_ids) F::exclude(s, keys.ids + first_row, row_count, shared.column_ids[stage]);
+    typename F::PerRow top;
+    F::lane_max(s, top);
+    F::weigh(s, top, max, gradient, [](int, int, float) {});
     F::for_each_logit(
         [&](int block, int j, int i) { s[block][j][i] *= shared.column_share[stage][F::column(j, i)].y; });
     F::accumulate(gradient, s, column_tile);

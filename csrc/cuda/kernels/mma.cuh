@@ -69,10 +69,12 @@ __device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
 //   Operand<n>        a lane's part of a factor, n registers: 4 of a, 2 of b
 //   operand(raw)      makes one of the registers as loaded
 //   add(sums, a, b)   sums [16, 8] += a [16, k] b [k, 8]
+//   kTerms            how many products of low precision that takes
 
 template <typename T>
 struct HalfProduct {  // k = 16
   using element = T;
+  static constexpr int kTerms = 1;
   template <int n>
   struct Operand {
     uint32_t x[n];
@@ -102,11 +104,12 @@ struct HalfProduct {  // k = 16
 };
 
 // float32 factors become TF32, with 10 bits of mantissa. kTerms = 3 splits each into a TF32 and the rest, and leaves
-// out only the product of the two rests: nearly all of float32's 23 bits. (An infinite factor has no rest and gives
-// NaN.)
-template <int kTerms>
+// out only the product of the two rests: nearly all of float32's 23 bits. An infinite factor's rest is NaN, and so are
+// the terms with it: where infinities matter, add the `high` term and the `rest` terms to sums of their own.
+template <int kTerms_>
 struct Tf32Product {  // k = 8
   using element = float;
+  static constexpr int kTerms = kTerms_;
   template <int n>
   struct Operand {
     uint32_t high[n], low[kTerms == 3 ? n : 1];
@@ -124,12 +127,16 @@ struct Tf32Product {  // k = 8
     }
     return made;
   }
-  __device__ __forceinline__ static void add(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
-    if constexpr (kTerms == 3) {  // small terms first
-      MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.low, b.high);
-      MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.low);
-    }
+  __device__ __forceinline__ static void add_high(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
     MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.high);
+  }
+  __device__ __forceinline__ static void add_rest(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
+    MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.low, b.high);
+    MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.low);
+  }
+  __device__ __forceinline__ static void add(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
+    if constexpr (kTerms == 3) add_rest(sums, a, b);  // small terms first
+    add_high(sums, a, b);
   }
 };
 
