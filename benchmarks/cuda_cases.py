@@ -82,7 +82,7 @@ def all_cases() -> list[Case]:
 @contextlib.contextmanager
 def simulated_kernels() -> Iterator[None]:
     """Within it the ops run the CUDA code, on CPU tensors."""
-    from conftest import simulated_ops
+    from simulated import simulated_ops
 
     ops, kernels = simulated_ops(), _ext.kernels
     _ext.kernels = lambda device: ops

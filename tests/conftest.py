@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
 from maskco import _ext
+from simulated import simulated_ops
 
-ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_CUDA = os.environ.get("MASKCO_REQUIRE_CUDA") == "1"
 REQUIRE_SIM = os.environ.get("MASKCO_REQUIRE_SIM") == "1"
 
@@ -48,22 +46,3 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 def simulated(request: pytest.FixtureRequest, device: torch.device):
     """The simulated device with its `launches`, or None on a real one."""
     return getattr(request.node, "simulated", None)
-
-
-_registered: list[object] = []
-
-
-def simulated_ops() -> object:
-    """torch.ops.maskco_sim: csrc/cuda compiled for the simulated runtime, with the Python parts of every op."""
-    if not _registered:
-        import ptxsim
-
-        # (the modules: `maskco.ops.info_nce` is the function once the package is imported)
-        families = [importlib.import_module(f"maskco.ops.{name}") for name in ("info_nce", "queue", "region_pool")]
-
-        sources = [ROOT / "csrc/schema.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
-        ptxsim.build_sim_extension("maskco_sim", [str(s) for s in sources], [str(ROOT / "csrc")], arch="sm_80")
-        for family in families:
-            family.register("maskco_sim")
-        _registered.append(torch.ops.maskco_sim)
-    return _registered[0]

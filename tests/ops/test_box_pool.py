@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from peak_memory import peak_mib
 
 from maskco.ops import box_pool, reference
+from peak_memory import peak_mib
 from tolerance import assert_as_good_as
 
 roi_align = pytest.importorskip("torchvision.ops").roi_align  # the ops themselves need torch alone

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peak_memory import peak_mib
 from torch.library import opcheck
 
 from maskco.ops import info_nce, reference
+from peak_memory import peak_mib
 from tolerance import assert_as_good_as
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

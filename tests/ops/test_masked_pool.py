@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from peak_memory import peak_mib
 
 from maskco import _ext
 from maskco.ops import masked_pool, reference
+from peak_memory import peak_mib
 from tolerance import assert_as_good_as
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
