@@ -2,7 +2,7 @@
 # make test    the whole default test suite
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
-# make bench   every benchmark, into benchmarks/results: about a quarter of an hour on an otherwise idle machine
+# make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
 # make lint    ruff and clang-format;   make format    the same, changing files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
@@ -35,6 +35,7 @@ sanitize: $(INSTALLED)
 bench: $(VENV)/peers
 	for op in $(OPS); do \
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
+		$(BIN)/python -m benchmarks.$$op --keep-freed --json benchmarks/results/$${op}_cpu_kept.json || exit; \
 	done
 	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 

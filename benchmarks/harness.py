@@ -49,8 +49,8 @@ class Options:
     """The scaling sweeps too (for the plots)."""
     memory: bool = True
     """Measure peak memory as well."""
-    keep_freed: bool = True
-    """On the CPU, let malloc keep freed memory (see benchmarks/README.md)."""
+    keep_freed: bool = False
+    """On the CPU, let malloc keep freed memory, as jemalloc and tcmalloc do (see benchmarks/README.md)."""
     quick: bool = False
     """Small cases and short samples: shows that everything runs. The figures mean little."""
     json: Path | None = None
