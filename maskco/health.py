@@ -68,7 +68,7 @@ class Health:
     def _queue_sum(self) -> Tensor:
         return self.queue.features.sum(0, dtype=torch.float64)  # [D]
 
-    @staticmethod
-    def _hidden(views: Views) -> float:
+    def _hidden(self, views: Views) -> float:
         """Share of the query views' pixels that the masks cover."""
-        return mask_boxes(torch.zeros_like(views.query[:, :1]), views.query_boxes, fill=1.0).mean().item()
+        canvas = torch.zeros_like(views.query[:, :1])
+        return mask_boxes(canvas, views.query_boxes, share=self.config.mask_share, fill=1.0).mean().item()

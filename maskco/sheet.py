@@ -69,7 +69,7 @@ def write_sheet(
     _draw_heading(figure, height, config, len(source), blocks=min(len(strips), 2))
     for place, strip in enumerate(strips):
         left = MARGIN + (place % 2) * (WIDTH - 2 * MARGIN - STRIP)
-        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip)
+        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, share=config.mask_share)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     figure.savefig(out, format="png", dpi=DPI)
@@ -98,9 +98,17 @@ def _draw_heading(figure: Figure, height: float, config: ViewConfig, pictures: i
 
 
 def _draw_strip(
-    figure: Figure, height: float, left: float, top: float, name: str, picture: Tensor, crops: list[Crop], views: Views
+    figure: Figure,
+    height: float,
+    left: float,
+    top: float,
+    name: str,
+    picture: Tensor,
+    crops: list[Crop],
+    views: Views,
+    share: float,
 ) -> None:
-    hidden = mask_boxes(views.query[None], views.query_boxes[None])[0]
+    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=share)[0]
     images = (picture / 255, denormalize(hidden), denormalize(views.key))
     for column, image in enumerate(images):
         x = left + column * (SIDE + GAP)

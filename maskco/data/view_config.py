@@ -18,6 +18,8 @@ class ViewConfig:
     """Smallest and largest side of a region (square root of its area) as a share of the query view's side (ours)."""
     region_aspect: tuple[float, float] = (0.5, 2.0)
     """Width over height of a region in the query view (ours)."""
+    mask_share: float = 1.0
+    """Share of a region's area that is hidden, in its middle; the rest shows what it stands in (ours)."""
     min_region_pixels: int = 8
     """Both sides of every region are at least this long in both views (ours)."""
     max_region_overlap: float = 0.25
@@ -58,6 +60,8 @@ class ViewConfig:
                      "grayscale", "blur"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.mask_share <= 1:
+            raise ValueError(f"mask_share must be above 0 and at most 1, got {self.mask_share}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue must be between 0 and 0.5, half a turn, got {self.hue}")
         if self.min_region_pixels > self.region_scale[1] * self.image_size:

@@ -200,13 +200,18 @@ class TwoViews:
         return view
 
 
-def mask_boxes(images: Tensor, boxes: Tensor, fill: float = 0.0) -> Tensor:
-    """Hide what the boxes surround. Box edges are rounded outward to whole pixels, so nothing inside leaks.
+def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float = 0.0) -> Tensor:
+    """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
+    share: of each box's area, that is hidden: its middle, of the box's shape. Below 1 a box shows some surroundings.
     fill: 0 is the mean colour of normalised images (ours). Any device, no synchronisation, traceable by torch.compile.
     """
     (height, width), boxes = images.shape[-2:], boxes.float()
+    if share < 1:
+        corner, other = boxes.split(2, dim=-1)
+        rim = (other - corner) * ((1 - math.sqrt(share)) / 2)
+        boxes = torch.cat([corner + rim, other - rim], dim=-1)
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(width, device=boxes.device)
     x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)  # each [B, R, 1]

@@ -44,4 +44,5 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> n
         options["mask_head_depth"] = config.mask_head_depth
         options["key_head"] = config.key_head
         options["local_negatives"] = config.local_negatives
+        options["mask_share"] = config.mask_share
     return METHODS[config.method](encoder, **options)

@@ -33,6 +33,7 @@ class MaskCo(nn.Module):
         encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
         dim: length of queries and keys.
         hidden: hidden width of the projection; None: the encoder's channels.
+        mask_share: share of a region's area that is hidden, in its middle (ours: PLACEHOLDER).
         mask_head: "conv", "attention" or "none"; type and depth are ours.
         key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there).
         queue_size, temperature, momentum: MoCo v2's defaults.
@@ -47,6 +48,7 @@ class MaskCo(nn.Module):
         *,
         dim: int = 128,
         hidden: int | None = None,
+        mask_share: float = 1.0,
         mask_head: str = "conv",
         mask_head_depth: int = 3,
         key_head: bool = False,
@@ -60,6 +62,7 @@ class MaskCo(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.temperature = temperature
+        self.mask_share = mask_share
         self.key_head = key_head
         self.local_negatives = local_negatives
         self.key_group = key_group
@@ -98,7 +101,7 @@ class MaskCo(nn.Module):
 
     def encode_queries(self, views: Views) -> Tensor:
         """The masked regions as predicted from their surroundings: [B * R, D] unit vectors."""
-        masked = mask_boxes(views.query, views.query_boxes)  # [B, 3, S, S]
+        masked = mask_boxes(views.query, views.query_boxes, share=self.mask_share)  # [B, 3, S, S]
         features = self.mask_head(self.encoder(masked))  # [B, C, h, w]
         return embed_regions(features, views.query_boxes, self.encoder.stride, self.projection)
 

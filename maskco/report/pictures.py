@@ -19,8 +19,10 @@ REGION_COLOURS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a4
 class ViewPairs:
     side, inner = 1.27, 0.05
 
-    def __init__(self, views: list[Views], *, masked: bool, of: str = "") -> None:
-        self.views, self.masked = views, masked
+    def __init__(self, views: list[Views], *, mask_share: float | None, of: str = "") -> None:
+        """mask_share: as in the run; None: it masks nothing."""
+        masked = mask_share is not None
+        self.views, self.masked, self.mask_share = views, masked, mask_share
         self.title = ("Masked query views and their key views" if masked else "Query views and their key views") + of
         self.remark = "one colour: one region · its feature is predicted left, found right" if masked else ""
         self.height = self.side + 0.5
@@ -29,7 +31,9 @@ class ViewPairs:
         gap = (WIDTH - 2 * MARGIN - VIEW_PAIRS * (2 * self.side + self.inner)) / (VIEW_PAIRS - 1)
         for index, views in enumerate(self.views):
             left = MARGIN + index * (2 * self.side + self.inner + gap)
-            query = mask_boxes(views.query[None], views.query_boxes[None])[0] if self.masked else views.query
+            query = views.query
+            if self.masked:
+                query = mask_boxes(query[None], views.query_boxes[None], share=self.mask_share)[0]
             for name, image, boxes, x in (
                 ("query", query, views.query_boxes, left),
                 ("key", views.key, views.key_boxes, left + self.side + self.inner),

@@ -1,0 +1,115 @@
+"""Labelled pictures of one object each, and scenes put together from them, whose boxes and classes are known."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskco.config import UserError
+from maskco.data.demo import Scene
+
+SIDE = 32  # pixels of an object, CIFAR-10's
+
+
+class Pictures(NamedTuple):
+    images: Tensor  # uint8 [N, 3, SIDE, SIDE]
+    labels: Tensor  # int64 [N]
+
+    def part(self, rows: slice) -> Pictures:
+        return Pictures(self.images[rows], self.labels[rows])
+
+
+class Parts(NamedTuple):
+    """Seven tenths, a tenth (settings are chosen on it) and a fifth: no scene shows pictures of two parts."""
+
+    train: Pictures
+    val: Pictures
+    test: Pictures
+
+
+def load_pictures(source: str) -> Parts:
+    """All pictures of `source`, shuffled (always alike) and split.
+
+    Args:
+        source: "torchvision:ROOT" for torchvision's CIFAR-10 in ROOT (its training part; downloaded if missing), or a
+            folder, or .tar(.gz) of one, with CLASS/*.jpg or .png of 32 pixels a side anywhere below.
+
+    Raises UserError if there are none, or of another size.
+    """
+    if source.startswith("torchvision:"):
+        from torchvision.datasets import CIFAR10
+
+        found = CIFAR10(source.partition(":")[2] or ".", train=True, download=True)
+        images, labels = found.data, torch.tensor(found.targets)
+    else:
+        files = {name: content for name, content in _files(Path(source)) if name.endswith((".jpg", ".png"))}
+        classes = sorted({name.split("/")[-2] for name in files if "/" in name})
+        if len(classes) < 2:
+            raise UserError(f"pictures: {source!r} must hold CLASS/*.jpg or .png of two classes or more")
+        names = sorted(name for name in files if "/" in name)
+        pictures = [np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")) for name in names]
+        if any(picture.shape != (SIDE, SIDE, 3) for picture in pictures):
+            raise UserError(f"pictures: all must be {SIDE}x{SIDE} pixels, as CIFAR-10's are")
+        images = np.stack(pictures)
+        labels = torch.tensor([classes.index(name.split("/")[-2]) for name in names])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    everything = Pictures(torch.from_numpy(images).permute(0, 3, 1, 2)[order].contiguous(), labels[order])
+    val, test = len(order) // 10, 3 * len(order) // 10
+    return Parts(everything.part(slice(test, None)), everything.part(slice(val)), everything.part(slice(val, test)))
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in path.rglob("*.*"):
+            yield str(file.relative_to(path)), file.read_bytes()
+    elif path.is_file():
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()
+    else:
+        raise UserError(f"pictures: there is no {path}; see python -m benchmarks.claims --help")
+
+
+class Mosaics(Dataset):
+    """`count` scenes of tiles × tiles pictures, edge to edge, each drawn at random; with `tiles` 1 the pictures
+    themselves, in their order."""
+
+    def __init__(self, pictures: Pictures, tiles: int, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        if tiles == 1:
+            self.chosen = torch.arange(min(count, len(pictures.labels))).view(-1, 1, 1)
+        else:
+            self.chosen = torch.randint(len(pictures.labels), (count, tiles, tiles), generator=generator)
+        self.pictures = pictures
+        corners = SIDE * torch.cartesian_prod(torch.arange(tiles), torch.arange(tiles)).flip(1)  # x, y; row by row
+        self.boxes = torch.cat([corners, corners + SIDE], dim=1).float()  # [tiles², 4]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Scene:
+        chosen = self.chosen[index]  # [tiles, tiles]
+        side = SIDE * len(chosen)
+        image = self.pictures.images[chosen].permute(2, 0, 3, 1, 4).reshape(3, side, side)
+        return Scene(image, self.boxes, self.pictures.labels[chosen].flatten())
+
+    def write(self, folder: Path) -> None:
+        """All scenes as PNG files, for whatever reads a folder of pictures; a folder that is complete is left alone."""
+        done = folder / "complete"
+        if done.exists() and int(done.read_text()) == len(self):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(len(self)):
+            picture = self[index].image.permute(1, 2, 0).contiguous().numpy()
+            Image.fromarray(picture).save(folder / f"{index:05}.png", compress_level=1)
+        done.write_text(str(len(self)))

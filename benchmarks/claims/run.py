@@ -1,0 +1,116 @@
+"""One row of the study: a method trained on one set with one seed, and what its encoder is good for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+import benchmarks.claims.encoder  # noqa: F401 (tells timm its name)
+from benchmarks.claims.probe import probe
+from benchmarks.claims.sets import ProbeSet
+from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
+from maskco.checkpoint import load_run
+from maskco.config import PretrainConfig, UserError
+from maskco.data.demo import Scene
+from maskco.data.memory import keep_freed_memory
+from maskco.data.views import MEAN, STD
+from maskco.evaluate.results import provenance
+from maskco.methods import build_method
+from maskco.ops import box_pool
+from maskco.run_folder import METRICS
+from maskco.train import open_pictures, resolve, train
+
+Row = dict[str, Any]
+
+
+def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: int, part: str, folder: Path) -> Row:
+    """Trains (or goes on where an interrupted run in `folder` stopped), probes, and tells.
+
+    Args:
+        method: what the row is called; UNTRAINED and SUPERVISED are no runs of maskco.
+        own: the method's options, beside the scale's.
+        part: "val" or "test".
+
+    Raises UserError.
+    """
+    options = {"seed": seed, "image_size": data.view, "batch_size": scale.batch_size, **scale.options, **own}
+    config = resolve(PretrainConfig(data=data.pretrain, out=str(folder), log_every=50, **options))
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    started, told = time.monotonic(), {}
+    if method == UNTRAINED:
+        encoder = fresh(config)
+    elif method == SUPERVISED:
+        encoder = supervised(fresh(config).to(config.device), data, scale, seed)
+        told["steps"] = scale.steps
+    else:
+        encoder, told = pretrained(config, scale.steps, folder)
+    told["seconds"] = round(told.get("seconds", time.monotonic() - started))
+    scores = probe(encoder.to(config.device), data.train, getattr(data, part), data.classes, data.probed)
+    row = {"scale": scale.name, "set": data.name, "method": method, "seed": seed, "part": part, "scores": scores}
+    return row | told | {"options": options} | provenance()
+
+
+def fresh(config: PretrainConfig) -> nn.Module:
+    """The encoder that a run with this configuration begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_method(config).encoder
+
+
+def pretrained(config: PretrainConfig, steps: int, folder: Path) -> tuple[nn.Module, Row]:
+    """The encoder that `maskco pretrain` with these options leaves, and what its log says in the end."""
+    epochs = max(round(steps * config.batch_size / len(open_pictures(config))), 1)
+    done = train(dataclasses.replace(config, epochs=epochs), resume=True)
+    if done.interrupted:
+        raise UserError(f"{folder} was interrupted: the same command goes on with it")
+    last = json.loads((folder / METRICS).read_text().splitlines()[-1])
+    told = {"steps": done.steps, "contrast_accuracy": last["accuracy"], "seconds": last["seconds"]}
+    return load_run(folder)[1].encoder, told
+
+
+def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> nn.Module:
+    """Trained on the classes of the very regions that the probe learns from: as many pictures, the same optimizer, and
+    views that are flipped, or shifted by up to four pixels, a batch at a time."""
+    torch.manual_seed(seed)
+    device = next(encoder.parameters()).device
+    classifier = nn.Linear(encoder.channels, data.classes).to(device)
+    learned = [*encoder.to(memory_format=torch.channels_last).train().parameters(), *classifier.parameters()]
+    lr = scale.options.get("lr", PretrainConfig.lr) * scale.batch_size / 256
+    decay = scale.options.get("weight_decay", PretrainConfig.weight_decay)
+    optimizer = torch.optim.SGD(learned, lr, momentum=0.9, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, scale.steps)
+    order = torch.randint(len(data.train), (scale.steps * scale.batch_size,)).tolist()
+    loader = DataLoader(Subset(data.train, order), scale.batch_size, collate_fn=list)
+    for scenes in loader:
+        images, boxes = shifted_and_flipped(scenes)
+        features = encoder(images.to(device, memory_format=torch.channels_last))
+        pooled = box_pool(features, [part.to(device) for part in boxes], spatial_scale=1 / encoder.stride)
+        labels = torch.cat([scene.labels for scene in scenes]).to(device)
+        optimizer.zero_grad()
+        F.cross_entropy(classifier(pooled), labels).backward()
+        optimizer.step()
+        schedule.step()
+    return encoder
+
+
+def shifted_and_flipped(scenes: list[Scene]) -> tuple[Tensor, list[Tensor]]:
+    """Normalised pictures [B, 3, S, S] with their boxes, all of a batch moved alike."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    images = (torch.stack([scene.image for scene in scenes]) / 255 - mean) / std
+    across, down = torch.randint(-4, 5, (2,)).tolist()
+    images = F.pad(images, (4 + across, 4 - across, 4 + down, 4 - down))[..., 4:-4, 4:-4]
+    boxes = [scene.boxes + torch.tensor((across, down, across, down)) for scene in scenes]
+    if torch.rand(()) < 0.5:
+        width = images.shape[-1]
+        images = images.flip(-1)
+        boxes = [torch.stack((width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]), dim=1) for b in boxes]
+    return images, boxes
