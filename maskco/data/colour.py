@@ -72,8 +72,7 @@ def mean_grey(image: Tensor) -> Tensor:
 
 def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
     """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
-
-    Or of [n, 3, H, W], on any device, by shifts [n, 1, 1].
+    Or of [n, 3, H, W], on any device, by shifts [n, 1, 1]. Overwrites the image.
 
     With the hue h in sixths of a turn, a channel is value - chroma × p(h - its own hue), where p has period 6 and is
     |h| - 1 within [0, 1] for |h| <= 3. From this follows |h| = 2 + p(red) - p(green) - p(blue), and that h is positive
@@ -88,7 +87,7 @@ def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
     # For |h| <= 6, and here it is at most 5, p is 2 - ||h| - 3| within [0, 1].
     own = torch.tensor((0.0, 2.0, -2.0)).view(3, 1, 1).to(image.device, non_blocking=True)
     folded = (hue.unsqueeze(-3) - own).abs_().sub_(3).abs_().clamp_(1, 2)
-    return torch.addcmul(value.sub_(chroma, alpha=2).unsqueeze(-3), chroma.unsqueeze(-3), folded)
+    return torch.addcmul(value.sub_(chroma, alpha=2).unsqueeze(-3), chroma.unsqueeze(-3), folded, out=image)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

@@ -49,7 +49,7 @@ class RawViews(NamedTuple):
     key: Tensor  # [B, 3, S, S]
     query_boxes: Tensor  # [B, R, 4] float32, as those of `Views`
     key_boxes: Tensor  # [B, R, 4]
-    query_colours: Tensor  # [B, 10] float32: rows of `Colours`; one sample: [10]
+    query_colours: Tensor  # [B, 10] float64: rows of `Colours`; one sample: [10]
     key_colours: Tensor  # [B, 10]
 
 
@@ -91,7 +91,7 @@ class TwoViews:
     def raw(self, picture: Picture | Image.Image | Tensor) -> RawViews:
         """The same views from the same random numbers, with the colours left for a whole batch at once."""
         (query, query_boxes, query_colours), (key, key_boxes, key_colours) = self._draw(picture)
-        rows = torch.tensor((query_colours.row(), key_colours.row()))
+        rows = torch.tensor((query_colours.row(), key_colours.row()), dtype=torch.float64)
         return RawViews(query, key, query_boxes, key_boxes, *rows)
 
     def _draw(self, picture: Picture | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colours], ...]:
