@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL
@@ -26,12 +27,16 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from benchmarks import harness
+from benchmarks.timing import clock
+from maskco.data.batch_colour import finish
 from maskco.data.memory import keep_freed_memory
 from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, open_source
+from maskco.data.sources import PretrainDataset, Sample, collate, open_source
 from maskco.data.views import MEAN, STD, TwoViews, ViewConfig, denormalize
 
 OURS = "maskco"
+WORKER, DEVICE = "maskco: augment device, worker", "maskco: augment device, device"
+BATCH = 64  # pictures that the device takes at once
 TARGET = 2.0  # times the pictures per second of lightly and of MoCo's pipeline
 Views = tuple[Tensor, Tensor]
 Row = harness.Row
@@ -53,6 +58,8 @@ class Options:
     """How many of them, spread evenly."""
     repeats: int = 7
     """Passes over the pictures; the median and the 20th and 80th percentiles are reported."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where colours are applied with --augment device; all else is the CPU's."""
     draws: int = 8
     """Pairs of views of each picture for the statistics; 0: none."""
     json: Path | None = None
@@ -128,27 +135,41 @@ def implementations(options: Options) -> tuple[dict[str, Callable[[int], Views]]
     found["maskco: decode"] = lambda i: source.open(numbers[i]).tensor()
     found["maskco: crop, resize, regions"] = lambda i: plain(decoded[i])
     found["maskco: all but decode"] = lambda i: dataset.transform(decoded[i])
+    # With --augment device: the worker's part, and the device's, a whole batch at the first of its pictures.
+    raw = PretrainDataset(source, dataset.transform.raw)
+    found[WORKER] = lambda i: raw.views(next(epochs), numbers[i])
+    samples = [Sample(raw.views(0, number), []) for number in numbers]
+    batches = [collate(samples[first : first + BATCH]).views for first in range(0, count, BATCH)]
+    device = torch.device(options.device)
+    found[DEVICE] = lambda i: None if i % BATCH else finish(batches[i // BATCH], device)
     return found, skipped
 
 
 def measure(options: Options) -> list[Row]:
-    """CPU time, of one thread: other processes on the machine disturb it little."""
+    """CPU time, of one thread: other processes on the machine disturb it little. Of a GPU its own time."""
     found, skipped = implementations(options)
     count = min(options.pictures, len(open_source(options.data)))
     times: dict[str, list[float]] = {name: [] for name in found}
+    clocks = dict.fromkeys(found, (time.process_time_ns, lambda start, end: (end - start) / 1e6))
+    if options.device == "cuda":
+        clocks[DEVICE] = clock(torch.device("cuda"))
     for repeat in range(options.repeats + 1):  # the first warms up
         for name, views in found.items():
-            start = time.process_time()
+            mark, elapsed = clocks[name]
+            start = mark()
             for i in range(count):
                 views(i)
+            seconds = elapsed(start, mark()) / 1000 / count
             if repeat:
-                times[name].append((time.process_time() - start) / count)
+                times[name].append(seconds)
     common = {"op": "data", "case": f"two views of {options.image_size} pixels", "device": "cpu"}
     rows = []
     for name, seconds in times.items():
         rate = [1 / each for each in seconds]
         p20, median, p80 = (float(f"{value:.4g}") for value in np.percentile(rate, (20, 50, 80)))
         row = common | {"impl": name, "pictures_per_s": median, "p20": p20, "p80": p80}
+        if name == DEVICE:
+            row |= {"device": options.device, "batch": min(BATCH, count)}
         row["ms"] = float(f"{1000 * np.median(seconds):.4g}")
         if name in ("lightly", "PIL (MoCo)", "torchvision v2"):
             # pass by pass, which compares the same seconds of the same machine

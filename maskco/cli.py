@@ -45,6 +45,8 @@ class _Sheet:
     seed: int = 0
     epoch: int = 0
     """Of the run whose views are shown."""
+    augment: Literal["workers", "device"] = "workers"
+    """As for pretrain. The sheet should look the same."""
 
 
 @dataclass
@@ -58,7 +60,13 @@ class ShowViews(ViewConfig, _Sheet):
         from maskco.sheet import write_sheet
 
         failures = write_sheet(
-            self.data, view_config(self), self.out, count=self.count, seed=self.seed, epoch=self.epoch
+            self.data,
+            view_config(self),
+            self.out,
+            count=self.count,
+            seed=self.seed,
+            epoch=self.epoch,
+            augment=self.augment,
         )
         for name, reason in failures:
             print(f"cannot be used: {name}: {reason}", file=sys.stderr)

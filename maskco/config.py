@@ -25,6 +25,7 @@ FREE_ON_RESUME = frozenset(
         "device",
         "threads",
         "workers",
+        "augment",
         "log_every",
         "save_every_minutes",
         "save_every_steps",
@@ -32,7 +33,7 @@ FREE_ON_RESUME = frozenset(
         "compile",
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
-# (epochs), the rounding of sums (device, threads, compile), and how many pictures a batch norm sees (accumulate; it
+# (epochs), rounding (device, threads, augment, compile), and how many pictures a batch norm sees (accumulate; it
 # depends on the number of ranks as well, and a run may go on with other devices than it began with)
 
 
@@ -124,6 +125,9 @@ class PretrainConfig(ViewConfig, Folders):
     """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device; torchrun: without a number."""
     workers: int | None = None
     """Processes that load pictures, for each rank; default: its share of the cores, at most 8; 0: none."""
+    augment: Literal["workers", "device"] = "workers"
+    """Where views get their colours, blur and normalisation: from the loading workers, picture by picture, or on the
+    device, a batch at once, which leaves the workers decoding and cropping. The views are the same, up to rounding."""
     threads: int | None = None
     """CPU threads of the training process; default: torch's. Small networks run faster with one and loading workers."""
     log_every: int = 10

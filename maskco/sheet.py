@@ -6,7 +6,9 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,8 +17,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from maskco.config import ConfigError
+from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
+from maskco.data.sources import PretrainDataset, Sample, SourceError, collate, open_source, seed_from
 from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, TwoViews, Views, denormalize, mask_boxes
 
@@ -34,11 +37,19 @@ COLUMNS = (
 
 
 def write_sheet(
-    data: str | Path, config: ViewConfig, out: str | Path, *, count: int = 12, seed: int = 0, epoch: int = 0
+    data: str | Path,
+    config: ViewConfig,
+    out: str | Path,
+    *,
+    count: int = 12,
+    seed: int = 0,
+    epoch: int = 0,
+    augment: Literal["workers", "device"] = "workers",
 ) -> list[tuple[str, str]]:
     """Draws `count` pictures, spread evenly over the data, with the views that a run of this seed has of them in this
     epoch, as a PNG. Returns (name, reason) of pictures that were left out because they cannot be used.
 
+    augment: as in `PretrainConfig`, with the CPU as the device.
     Raises ConfigError if there are no pictures, or none that can be used.
     """
     if count < 1:
@@ -47,7 +58,8 @@ def write_sheet(
         source = open_source(data)
     except SourceError as error:
         raise ConfigError(str(error)) from error
-    dataset = PretrainDataset(source, TwoViews(config), seed)
+    transform = TwoViews(config)
+    dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     count = min(count, len(dataset))
     strips, failures = [], []
     for index in (step * len(dataset) // count for step in range(count)):
@@ -59,10 +71,13 @@ def write_sheet(
             failures.append((source.name(index), error.reason))
             continue
         with seed_from(seed, epoch, index):  # crops are what the views draw first
-            crops = dataset.transform.crops(*picture.shape[1:])
+            crops = transform.crops(*picture.shape[1:])
         strips.append((source.name(index), picture, crops, views))
     if not strips:
         raise ConfigError(f"data: none of {len(failures)} pictures can be used (first: {': '.join(failures[0])})")
+    if augment == "device":
+        batch = finish(collate([Sample(views, []) for *_, views in strips]).views, torch.device("cpu"))
+        strips = [(*strip[:3], Views(*views)) for strip, *views in zip(strips, *batch, strict=True)]
     lines = -(-len(strips) // 2)
     height = HEAD + lines * LINE + FOOT
     figure = Figure(figsize=(WIDTH, height), facecolor="white")

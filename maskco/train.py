@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError
 from maskco.config import ConfigError, PretrainConfig, read_config
+from maskco.data.batch_colour import finish
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources import (
     Batch,
@@ -40,7 +41,7 @@ from maskco.data.sources import (
     locate,
     open_source,
 )
-from maskco.data.views import TwoViews, Views
+from maskco.data.views import RawViews, TwoViews, Views
 from maskco.distributed import (
     agree,
     all_or_none,
@@ -294,8 +295,9 @@ def batches(
         EpochBatches(len(source), config.batch_size, config.seed, epoch, done if epoch == first else 0, **share)
         for epoch in range(first, config.epochs)
     )
+    transform = TwoViews(config.view_config())
     loader = DataLoader(
-        PretrainDataset(source, TwoViews(config.view_config()), config.seed),
+        PretrainDataset(source, transform.raw if config.augment == "device" else transform, config.seed),
         batch_sampler=itertools.chain.from_iterable(orders),
         collate_fn=collate,
         num_workers=config.workers,
@@ -316,7 +318,10 @@ def batches(
     raise TrainingError(reason)  # out here the first error is gone, and with it the last hold on the workers
 
 
-def to_device(views: Views, device: torch.device) -> Views:
+def to_device(views: Views | RawViews, device: torch.device) -> Views:
+    """The views as the learner takes them, images in channels_last."""
+    if isinstance(views, RawViews):
+        return finish(views, device)
     query, key = (
         part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in (views.query, views.key)
     )

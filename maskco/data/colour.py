@@ -6,12 +6,49 @@ The values are those of torchvision's functions, at a fraction of their time: mo
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance, as torchvision has it
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of colour jitter
+
+
+class Colours(NamedTuple):
+    """What was drawn for one view by MoCo v2's colour augmentations."""
+
+    jitter: list[tuple[int, float]]  # the four steps in the order drawn, with factor or shift; none: no jitter
+    grey: bool
+    sigma: float  # of the blur in pixels; 0: none
+
+    def row(self) -> list[float]:
+        """As ten numbers, for a batch: how many of the three steps that are no shift of hue come before it (-1: no
+        jitter); step and factor of each of the three; shift of hue; grey; sigma."""
+        steps = [step for step, _ in self.jitter]
+        if not steps:
+            return [-1, 0, 1, 0, 1, 0, 1, 0, self.grey, self.sigma]
+        scalings = [number for step, factor in self.jitter if step != HUE for number in (step, factor)]
+        hue = steps.index(HUE)
+        return [hue, *scalings, self.jitter[hue][1], self.grey, self.sigma]
+
+
+def recolour(view: Tensor, colours: Colours) -> Tensor:
+    """[3, S, S], overwritten, with its colours changed and blurred as drawn; [1, S, S] if it lost its colour."""
+    for step, amount in colours.jitter:
+        if step == BRIGHTNESS:
+            view = scale_from(None, view, amount)
+        elif step == CONTRAST:
+            view = scale_from(mean_grey(view), view, amount)
+        elif step == SATURATION:
+            view = scale_from(greyscale(view), view, amount)
+        else:
+            view = shift_hue(view, amount)
+    if colours.grey:
+        view = greyscale(view)
+    return gaussian_blur(view, colours.sigma) if colours.sigma else view
 
 
 def scale_from(origin: Tensor | None, image: Tensor, factor: float) -> Tensor:
@@ -33,8 +70,9 @@ def mean_grey(image: Tensor) -> Tensor:
     return image.mean((1, 2)) @ torch.tensor(GREY)
 
 
-def shift_hue(image: Tensor, shift: float) -> Tensor:
+def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
     """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
+    Or of [n, 3, H, W], on any device, by shifts [n, 1, 1]. Overwrites the image.
 
     With the hue h in sixths of a turn, a channel is value - chroma × p(h - its own hue), where p has period 6 and is
     |h| - 1 within [0, 1] for |h| <= 3. From this follows |h| = 2 + p(red) - p(green) - p(blue), and that h is positive
@@ -47,8 +85,9 @@ def shift_hue(image: Tensor, shift: float) -> Tensor:
     hue.add_(6 * shift)
     hue.sub_(hue.div(6).round_(), alpha=6)  # into [-3, 3]
     # For |h| <= 6, and here it is at most 5, p is 2 - ||h| - 3| within [0, 1].
-    folded = (hue - torch.tensor((0.0, 2.0, -2.0)).view(3, 1, 1)).abs_().sub_(3).abs_().clamp_(1, 2)
-    return torch.addcmul(value.sub_(chroma, alpha=2), chroma, folded)
+    own = torch.tensor((0.0, 2.0, -2.0)).view(3, 1, 1).to(image.device, non_blocking=True)
+    folded = (hue.unsqueeze(-3) - own).abs_().sub_(3).abs_().clamp_(1, 2)
+    return torch.addcmul(value.sub_(chroma, alpha=2).unsqueeze(-3), chroma.unsqueeze(-3), folded, out=image)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskco.data.pictures import EXTENSIONS, Picture, PictureError
-from maskco.data.views import TwoViews, Views
+from maskco.data.views import RawViews, Views
 
 __all__ = [
     "Batch",
@@ -188,25 +188,28 @@ def _files_below(root: Path) -> Iterator[str]:
 class Sample(NamedTuple):
     """One picture's views, and the (name, reason) of every picture that failed on the way to it."""
 
-    views: Views
+    views: Views | RawViews
     failures: list[tuple[str, str]]
 
 
 class Batch(NamedTuple):
     """Samples stacked: views with a leading B, all failures in one list."""
 
-    views: Views
+    views: Views | RawViews
     failures: list[tuple[str, str]]
 
 
 class PretrainDataset(Dataset):
-    """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`.
+    """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`. The transform is a
+    `TwoViews`, or its method `raw` to leave the colours for whole batches.
 
     A picture that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
     the failure is reported with the sample. Raises SourceError after 32 failures in a row.
     """
 
-    def __init__(self, source: Source, transform: TwoViews, seed: int = 0) -> None:
+    def __init__(
+        self, source: Source, transform: Callable[[Picture | Image.Image | Tensor], Views | RawViews], seed: int = 0
+    ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
@@ -228,7 +231,7 @@ class PretrainDataset(Dataset):
             f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
         )
 
-    def views(self, epoch: int, index: int, shown: int | None = None) -> Views:
+    def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
         """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises PictureError."""
         shown = index if shown is None else shown
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
@@ -246,7 +249,8 @@ def seed_from(*numbers: int) -> Iterator[None]:
 
 def collate(samples: list[Sample]) -> Batch:
     """Samples -> Batch."""
-    views = Views(*(torch.stack(parts) for parts in zip(*(sample.views for sample in samples), strict=True)))
+    kind = type(samples[0].views)
+    views = kind(*(torch.stack(parts) for parts in zip(*(sample.views for sample in samples), strict=True)))
     return Batch(views, [failure for sample in samples for failure in sample.failures])
 
 

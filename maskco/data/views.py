@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.colour import gaussian_blur, greyscale, mean_grey, scale_from, shift_hue
+from maskco.data.colour import Colours, recolour
 from maskco.data.pictures import Picture, PictureError
 from maskco.data.view_config import ViewConfig
 
-__all__ = ["MEAN", "STD", "TwoViews", "ViewConfig", "Views", "denormalize", "mask_boxes"]
+__all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "mask_boxes"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -40,6 +40,17 @@ class Views(NamedTuple):
     key: Tensor  # [B, 3, S, S]
     query_boxes: Tensor  # [B, R, 4] float32; one sample: [R, 4]
     key_boxes: Tensor  # [B, R, 4]
+
+
+class RawViews(NamedTuple):
+    """Two views whose colours are drawn but not yet applied: `batch_colour.finish` makes `Views` of them."""
+
+    query: Tensor  # [B, 3, S, S] uint8; one sample: [3, S, S]
+    key: Tensor  # [B, 3, S, S]
+    query_boxes: Tensor  # [B, R, 4] float32, as those of `Views`
+    key_boxes: Tensor  # [B, R, 4]
+    query_colours: Tensor  # [B, 10] float64: rows of `Colours`; one sample: [10]
+    key_colours: Tensor  # [B, 10]
 
 
 class Crop(NamedTuple):
@@ -74,6 +85,17 @@ class TwoViews:
 
         Raises PictureError if it is too small, or cannot be decoded.
         """
+        (query, query_boxes, query_colours), (key, key_boxes, key_colours) = self._draw(picture)
+        return Views(self._finish(query, query_colours), self._finish(key, key_colours), query_boxes, key_boxes)
+
+    def raw(self, picture: Picture | Image.Image | Tensor) -> RawViews:
+        """The same views from the same random numbers, with the colours left for a whole batch at once."""
+        (query, query_boxes, query_colours), (key, key_boxes, key_colours) = self._draw(picture)
+        rows = torch.tensor((query_colours.row(), key_colours.row()), dtype=torch.float64)
+        return RawViews(query, key, query_boxes, key_boxes, *rows)
+
+    def _draw(self, picture: Picture | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colours], ...]:
+        """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colours."""
         height, width = picture.size if isinstance(picture, Picture) else F.get_size(picture)
         if min(height, width) < self.config.min_picture_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
@@ -84,9 +106,7 @@ class TwoViews:
         else:
             image = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
         regions = self._regions(query, key)
-        query_image, query_boxes = self._view(image, regions, query)
-        key_image, key_boxes = self._view(image, regions, key)
-        return Views(query_image, key_image, query_boxes, key_boxes)
+        return tuple((*self._cut(image, regions, crop), self._colours()) for crop in (query, key))
 
     def _decode(self, picture: Picture, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
         """The picture [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
@@ -165,8 +185,8 @@ class TwoViews:
             regions.append(best)
         return torch.tensor(regions)
 
-    def _view(self, image: Tensor, regions: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
-        """Cut one crop out and augment it: normalised [3, S, S] and the regions [R, 4] in its pixels."""
+    def _cut(self, image: Tensor, regions: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
+        """Cut one crop out, and flip it or not: uint8 [3, S, S] and the regions [R, 4] in its pixels."""
         size = self.config.image_size
         top, left, height, width = crop
         boxes = regions - torch.tensor((left, top, left, top))
@@ -177,27 +197,23 @@ class TwoViews:
         if _chance(self.config.flip):
             x1, y1, x2, y2 = boxes.unbind(1)
             view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
-        view = self._augment(view.contiguous() * (1 / 255))
-        return torch.addcmul(self._offset, view, self._scale), boxes
+        return view, boxes
 
-    def _augment(self, view: Tensor) -> Tensor:
-        """MoCo v2's colour augmentations of [3, S, S] float32 in [0, 1], overwritten; [1, S, S] if colour was lost."""
+    def _colours(self) -> Colours:
         config = self.config
+        jitter: list[tuple[int, float]] = []
         if _chance(config.jitter):
-            for step in torch.randperm(4).tolist():
-                if step == 0:
-                    view = scale_from(None, view, _uniform(1 - config.brightness, 1 + config.brightness))
-                elif step == 1:
-                    view = scale_from(mean_grey(view), view, _uniform(1 - config.contrast, 1 + config.contrast))
-                elif step == 2:
-                    view = scale_from(greyscale(view), view, _uniform(1 - config.saturation, 1 + config.saturation))
-                else:
-                    view = shift_hue(view, _uniform(-config.hue, config.hue))
-        if _chance(config.grayscale):
-            view = greyscale(view)
-        if _chance(config.blur):
-            view = gaussian_blur(view, _uniform(*config.blur_sigma) * config.image_size / 224)
-        return view
+            ranges = [(1 - share, 1 + share) for share in (config.brightness, config.contrast, config.saturation)]
+            ranges.append((-config.hue, config.hue))
+            jitter = [(step, _uniform(*ranges[step])) for step in torch.randperm(4).tolist()]
+        grey = _chance(config.grayscale)
+        sigma = _uniform(*config.blur_sigma) * config.image_size / 224 if _chance(config.blur) else 0.0
+        return Colours(jitter, grey, sigma)
+
+    def _finish(self, view: Tensor, colours: Colours) -> Tensor:
+        """uint8 [3, S, S] -> recoloured, blurred, normalised float32."""
+        view = recolour(view.contiguous() * (1 / 255), colours)
+        return torch.addcmul(self._offset, view, self._scale)
 
 
 def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float = 0.0) -> Tensor:

@@ -39,6 +39,7 @@ def test_rows_hold_rates_ratios_and_the_statistics_of_their_own_views(options, m
     assert slow["views"]["brightness"] == [1, 0] and slow["views"]["grey"] == [1, 0]
     assert 0 < ours["views"]["brightness"][0] < 1 and ours["views"]["brightness"][1] > 0
     assert "views" not in rows["maskco: decode"]
+    assert rows[data.DEVICE]["batch"] == 3 and 0 < rows[data.DEVICE]["ms"] < 50 and 0 < rows[data.WORKER]["ms"] < 50
 
 
 def test_pipelines_beside_ours_give_two_views_of_the_size_asked_for(options) -> None:

@@ -37,6 +37,18 @@ def test_outlines_surround_what_the_views_show(tmp_path: Path, monkeypatch: pyte
             torch.testing.assert_close(corners, torch.tensor(expected).float(), atol=1.5, rtol=0)
 
 
+def test_colours_of_a_batch_are_those_of_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip))
+    source, config = coordinates(tmp_path / "set", 5), ViewConfig(image_size=32, jitter=1)
+    for augment in ("workers", "device"):
+        sheet.write_sheet(source, config, tmp_path / "a.png", count=3, augment=augment)
+    assert len(drawn) == 6
+    for (*_, alone), (*_, together) in zip(drawn[:3], drawn[3:], strict=True):
+        for a, b in zip(alone, together, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+
+
 def test_command_writes_a_png_and_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     coordinates(tmp_path / "set", 3)
     (tmp_path / "set/1.png").write_bytes(b"broken")

@@ -22,6 +22,7 @@ CONFIG = PretrainConfig(data="photos", out="run")
         ("method", "simclr"),
         ("mask_head", "mlp"),
         ("amp", "fp8"),
+        ("augment", "gpu"),
         ("batch_size", 0),
         ("epochs", 0),
         ("queue_size", 0),

@@ -153,6 +153,15 @@ def test_gradients_queue_and_loss_are_those_of_the_global_batch(
         assert got["loss"] == pytest.approx(one_process["loss"], abs=1e-6)
 
 
+def test_colours_on_the_device_are_those_of_the_global_batch(ranks, uneven_pictures, tmp_path, one_process):
+    """However it is dealt out; up to the rounding of colours, which gradients enlarge."""
+    options = {**NORM_FREE, "accumulate": 2, "augment": "device"}
+    for got in ranks(observed, uneven_pictures, tmp_path / "run", options):
+        torch.testing.assert_close(got["gradients"], one_process["gradients"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(got["queue"]["features"], one_process["queue"]["features"], atol=1e-4, rtol=0)
+        assert got["loss"] == pytest.approx(one_process["loss"], abs=1e-4)
+
+
 def test_queues_and_weights_stay_equal_bit_for_bit(ranks, pictures, tmp_path):
     options = {**TINY, "epochs": 5, "key_group": 2}  # 20 steps of batch norms that see other pictures on each rank
     first, second = ranks(observed, pictures, tmp_path / "run", options)

@@ -73,9 +73,10 @@ def test_a_run_on_shards_is_the_run_on_the_folder_they_were_packed_from(pictures
     assert rows(tmp_path / "packed") == rows(tmp_path / "loose")
 
 
-@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
-def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_path, signal_at, method):
-    options = {**TINY, "method": method, "key_group": 2}  # the groups are shuffled: random numbers must go on too
+@pytest.mark.parametrize(("method", "augment"), [("maskco", "workers"), ("moco_v2", "workers"), ("maskco", "device")])
+def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_path, signal_at, method, augment):
+    # The groups are shuffled: random numbers must go on too.
+    options = {**TINY, "method": method, "augment": augment, "key_group": 2}
     whole = pretrain(pictures, tmp_path / "whole", **options)
     assert (whole.steps, whole.interrupted) == (8, False)
     for step in (2, 4, 5):  # inside the first epoch, at its end, inside the second
@@ -88,6 +89,17 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_pat
         assert (second.steps, second.interrupted, second.loss) == (8, False, whole.loss)
         assert rows(out) == rows(tmp_path / "whole")
         assert same(*(read_checkpoint(run / "last.pt") | {"config": 0} for run in (out, tmp_path / "whole")))
+
+
+def test_colours_on_the_device_train_the_same(pictures, tmp_path):
+    """Up to rounding, with micro-batches, and a run may change over when it is resumed."""
+    options = {**TINY, "lr": 0.01, "batch_size": 8, "log_every": 1, "key_group": 2, "accumulate": 2}
+    for augment in ("workers", "device"):
+        pretrain(pictures, tmp_path / augment, augment=augment, **{**options, "epochs": 1})
+    assert pretrain(out=tmp_path / "device", resume=True, epochs=2, augment="workers").steps == 4
+    pretrain(out=tmp_path / "workers", resume=True, epochs=2, workers=1, augment="device")
+    losses = [[row["loss"] for row in rows(tmp_path / augment)] for augment in ("workers", "device")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and len(losses[0]) == 4
 
 
 def test_rows_past_the_checkpoint_are_made_again(pictures, tmp_path, monkeypatch):
@@ -144,8 +156,8 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
-def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "augment"), [("maskco", "workers"), ("moco_v2", "workers"), ("maskco", "device")])
+def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, augment):
     """Counted on the CPU, where a wait is a call like any other. Only rows of metrics and checkpoints may wait."""
     waits, update, tell = Waits(), METHODS[method].update_momentum_side, TrainState.require_finite_loss
 
@@ -159,7 +171,8 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method):
 
     monkeypatch.setattr(METHODS[method], "update_momentum_side", learn)
     monkeypatch.setattr(TrainState, "require_finite_loss", stop)
-    options = {"method": method, "key_group": 2, "accumulate": 2, "amp": "bf16", "batch_size": 8, "log_every": 100}
+    options = {"method": method, "augment": augment, "key_group": 2, "accumulate": 2, "amp": "bf16", "batch_size": 8}
+    options["log_every"] = 100
     with waits:
         pretrain(pictures, tmp_path / "run", **{**TINY, "workers": 1, **options})
     assert waits.steps == 4 and not waits.found
@@ -198,7 +211,8 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypa
 @pytest.mark.skipif(
     not torch.cuda.is_available() and not os.environ.get("MASKCO_REQUIRE_CUDA"), reason="no CUDA device"
 )
-def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("augment", ["workers", "device"])
+def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch, augment):
     update, tell = MaskCo.update_momentum_side, TrainState.require_finite_loss
     monkeypatch.setattr(
         MaskCo, "update_momentum_side", lambda self: (torch.cuda.set_sync_debug_mode("error"), update(self))
@@ -206,7 +220,8 @@ def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(
         TrainState, "require_finite_loss", lambda self: (torch.cuda.set_sync_debug_mode("default"), tell(self))
     )
-    options = {"device": "cuda", "key_group": 2, "accumulate": 2, "amp": "fp16", "batch_size": 8, "log_every": 100}
+    options = {"device": "cuda", "augment": augment, "key_group": 2, "accumulate": 2, "amp": "fp16", "batch_size": 8}
+    options["log_every"] = 100
     try:
         assert pretrain(pictures, tmp_path / "run", **{**TINY, **options}).steps == 4
     finally:
