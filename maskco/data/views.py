@@ -212,7 +212,7 @@ class TwoViews:
 
     def _finish(self, view: Tensor, colours: Colours) -> Tensor:
         """uint8 [3, S, S] -> recoloured, blurred, normalised float32."""
-        view = recolour(view.contiguous() * (1 / 255), colours)
+        view = recolour(view.contiguous().float().mul_(1 / 255), colours)
         return torch.addcmul(self._offset, view, self._scale)
 
 
