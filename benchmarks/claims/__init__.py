@@ -5,5 +5,5 @@
 3. Without its mask prediction head, it is worse.
 
 pictures.py makes the sets, encoder.py the network, settings.py says how each method is trained and how that was chosen,
-run.py trains and scores one of them, table.py and figure.py show all.
+run.py trains and scores one of them, study.py all; table.py and figure.py show them.
 """

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskco.checkpoint import write_atomically
 from maskco.config import UserError
 from maskco.data.demo import Scene
 
@@ -103,13 +104,9 @@ class Mosaics(Dataset):
         image = self.pictures.images[chosen].permute(2, 0, 3, 1, 4).reshape(3, side, side)
         return Scene(image, self.boxes, self.pictures.labels[chosen].flatten())
 
-    def write(self, folder: Path) -> None:
-        """All scenes as PNG files, for whatever reads a folder of pictures; a folder that is complete is left alone."""
-        done = folder / "complete"
-        if done.exists() and int(done.read_text()) == len(self):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for index in range(len(self)):
-            picture = self[index].image.permute(1, 2, 0).contiguous().numpy()
-            Image.fromarray(picture).save(folder / f"{index:05}.png", compress_level=1)
-        done.write_text(str(len(self)))
+    def write(self, path: Path) -> None:
+        """All scenes as a NumPy array [N, H, W, 3], which `--data` takes; a file that is there is left alone."""
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frames = np.stack([self[index].image.permute(1, 2, 0).numpy() for index in range(len(self))])
+            write_atomically(path, lambda file: np.save(file, frames))

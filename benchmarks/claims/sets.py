@@ -44,7 +44,7 @@ def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> 
 
     Args:
         pictures: of STL-10 torchvision's folder, of COCO one in its layout, else what `load_pictures` takes.
-        folder: takes the scenes to pretrain on, as files.
+        folder: takes the scenes to pretrain on.
         quick: a twentieth of it.
 
     Raises UserError.
@@ -61,12 +61,12 @@ def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> 
         return ProbeSet(name, "demo", *parts, len(CLASS_NAMES), VIEW[name])
     tiles, parts = TILES[name], load_pictures(pictures)
     frames = Mosaics(parts.train, tiles, (FRAMES if tiles > 1 else 2 * FRAMES) // fewer, seed=1)
-    place = folder / f"{name.replace(' ', '-')}-{len(frames)}"
-    frames.write(place)
+    file = folder / f"{name.replace(' ', '-')}-{len(frames)}.npy"
+    frames.write(file)
     probed = {
         part: Mosaics(getattr(parts, part), tiles, count // tiles**2 // fewer, seed=2) for part, count in PROBED.items()
     }
-    return ProbeSet(name, str(place), **probed, classes=int(parts.train.labels.max()) + 1, view=VIEW[name])
+    return ProbeSet(name, str(file), **probed, classes=int(parts.train.labels.max()) + 1, view=VIEW[name])
 
 
 def _stl10(root: str) -> ProbeSet:

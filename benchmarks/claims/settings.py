@@ -18,7 +18,7 @@ Options = dict[str, Any]  # of maskco.pretrain
 MASKCO, NO_HEAD, ATTENTION, MOCO = "MaskCo", "MaskCo, no head", "MaskCo, attention head", "MoCo v2"
 UNTRAINED, SUPERVISED = "untrained", "supervised"  # what the methods should lie between
 
-REGIONS: Options = {"method": "maskco", "regions": 4, "region_scale": (0.25, 0.4), "mask_share": 0.5}
+REGIONS: Options = {"method": "maskco", "regions": 4, "region_scale": (0.25, 0.4), "mask_share": 0.3}
 METHODS: dict[str, Options] = {
     MASKCO: REGIONS,
     NO_HEAD: REGIONS | {"mask_head": "none"},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.claims.settings import BOUNDS, METHODS
+from benchmarks.claims.probe import NEIGHBOURS, REGION
+from benchmarks.claims.sets import COCO, DEMO, OBJECTS, SCENES, SCENES_3, STL10
+from benchmarks.claims.settings import BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD
 
 Row = dict[str, Any]
+SCENE_SETS = (SCENES, SCENES_3, DEMO, COCO)
 Scores = dict[str, dict[str, list[float]]]  # method -> score's name -> of each seed
 
 
@@ -24,6 +27,44 @@ def collect(rows: list[Row], part: str = "test") -> dict[str, Scores]:
         data: dict(sorted(scores.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
         for data, scores in found.items()
     }
+
+
+class Claim(NamedTuple):
+    """By how many points one method should lead another, or how near it should be."""
+
+    text: str
+    method: str
+    other: str
+    sets: tuple[str, ...]
+    at_least: float  # of the difference of means
+    apart: bool = False  # no seed of the one may reach a seed of the other
+
+
+CLAIMS = (
+    Claim("1: on pictures of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, (OBJECTS, STL10), -2),
+    Claim("2: on scenes MaskCo leads MoCo v2 by 3 points", MASKCO, MOCO, SCENE_SETS, 3, apart=True),
+    Claim("3: on scenes it leads MaskCo without its head by 2 points", MASKCO, NO_HEAD, SCENE_SETS, 2),
+)
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """A line for each claim, set and region score that was measured on the test part."""
+    lines = []
+    found = collect(rows)
+    for claim in CLAIMS:
+        for data in claim.sets:
+            for score in (REGION, NEIGHBOURS):
+                one, other = (found.get(data, {}).get(name, {}).get(score) for name in (claim.method, claim.other))
+                if not one or not other:
+                    continue
+                lead = mean(one) - mean(other)
+                holds = lead >= claim.at_least and (not claim.apart or min(one) > max(other))
+                seeds = min(len(one), len(other))
+                lines.append(
+                    f"{'holds' if holds else 'FAILS'}  {claim.text}: {data}, {score} {lead:+.1f} "
+                    f"({seeds} seed{'s' * (seeds > 1)})"
+                )
+    return lines
 
 
 def spread(values: list[float]) -> str:

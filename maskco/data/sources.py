@@ -74,6 +74,7 @@ def open_source(data: str | Path) -> Source:
     | `demo` | the built-in scenes |
     | `torchvision:NAME?option=value` | a set of torchvision's, downloaded if need be |
     | a URL, `pipe:COMMAND`, or what ends in `.tar` | shards; braces and, if local, * expand |
+    | `….npy` | a NumPy array of pictures |
     | `….json` | a COCO annotation file: the pictures that it lists |
     | a folder with `annotations/instances_*.json` | the same; of several files, the one for training |
     | any other folder | every picture below it |
@@ -91,6 +92,10 @@ def open_source(data: str | Path) -> Source:
         from maskco.data.shards import ShardSource
 
         return ShardSource(data)
+    if data.endswith(".npy"):
+        from maskco.data.arrays import ArraySource
+
+        return ArraySource(data)
     from maskco.data.coco import CocoSource, annotation_files
 
     files = [Path(data)] if data.endswith(".json") else annotation_files(data)

@@ -1,0 +1,98 @@
+"""The study: which runs it takes, several at a time, and the file that keeps their rows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.run import Row, run
+from benchmarks.claims.sets import SCENES, open_set
+from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
+from maskco.checkpoint import write_atomically
+from maskco.config import UserError
+
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    scale: Scale
+    set: str
+    method: str
+    own: Options
+    seed: int
+    part: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.scale.name, self.set, self.part, self.method, self.seed
+
+    def run(self, pictures: str, folder: Path) -> Row:
+        data = open_set(self.set, pictures, folder / "pictures")
+        name = "-".join(map(str, self.key)).replace(" ", "_").replace(",", "")
+        return run(self.method, self.own, data, self.scale, self.seed, self.part, folder / name)
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """Of a row what `Job.key` is of its job."""
+    return row["scale"], row["set"], row["part"], row["method"], row["seed"]
+
+
+def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Job]:
+    """Scored on the test parts; seed by seed, so that an unfinished study has all methods. Raises UserError for names
+    that there are not."""
+    entries = METHODS | BOUNDS
+    for kind, asked, there in (("sets", sets, scale.sets), ("methods", methods, entries)):
+        if unknown := [name for name in asked if name not in there]:
+            raise UserError(f"{kind}: {unknown[0]!r} is none of {', '.join(there)}")
+    for seed in range(seeds):
+        for data in sets:
+            for method in methods:
+                yield Job(scale, data, method, entries[method], seed, "test")
+
+
+def ablations(scale: Scale, seeds: int) -> Iterator[Job]:
+    """Scored on the validation part of the 2×2 scenes."""
+    for seed in range(seeds):
+        for name, own in ABLATIONS.items():
+            yield Job(scale, SCENES, name, own, seed, "val")
+
+
+def compute(jobs: Sequence[Job], pictures: str, folder: Path, file: Path, together: int) -> None:
+    """Runs whatever jobs the file has no row of, and adds each row as soon as it is known."""
+    rows = load(file) if file.exists() else []
+    known = {key_of(row) for row in rows}
+    missing = [job for job in jobs if job.key not in known]
+    with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(job.run, pictures, folder) for job in missing]
+        try:
+            for done in concurrent.futures.as_completed(running):
+                rows.append(done.result())
+                save(file, rows)
+                print(told(rows[-1]), flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def told(row: Row) -> str:
+    scores = ", ".join(f"{name} {value:.1f}" for name, value in row["scores"].items())
+    return f"{row['set']}, {row['method']}, seed {row['seed']}: {scores} ({row['seconds']:.0f} s)"
+
+
+def load(file: Path) -> list[Row]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} holds no results of this benchmark") from error
+
+
+def save(file: Path, rows: list[Row]) -> None:
+    text = json.dumps({"rows": sorted(rows, key=key_of)}, indent=1) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda stream: stream.write(text.encode()))

@@ -1,0 +1,174 @@
+"""The claims benchmark: its scenes are what their labels say, its tables add up, and its runs go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
+from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
+from benchmarks.claims.run import fresh, run, shifted_and_flipped
+from benchmarks.claims.sets import SCENES, open_set
+from benchmarks.claims.settings import ABLATIONS, BOUNDS, LAPTOP, LARGE, MASKCO, METHODS, MOCO, SUPERVISED, UNTRAINED
+from benchmarks.claims.table import collect, tables, verdicts
+from maskco.config import PretrainConfig, UserError
+
+COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
+SHORT = dataclasses.replace(LAPTOP, steps=3, batch_size=8, options=LAPTOP.options | {"queue_size": 64})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four classes that a look at the colour tells apart: what a supervised encoder must learn in no time."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for label, colour in enumerate(COLOURS.tolist()):
+        (folder / f"class{label}").mkdir()
+        for index in range(40):
+            picture = np.clip(random.normal(colour, 20, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / f"class{label}" / f"{index}.png")
+    return str(folder)
+
+
+def test_a_scene_shows_each_label_s_picture_in_its_box():
+    images = torch.randint(256, (30, 3, SIDE, SIDE), dtype=torch.uint8)
+    scenes = Mosaics(Pictures(images, torch.arange(30)), tiles=3, count=4, seed=0)
+    for index in range(len(scenes)):
+        image, boxes, labels = scenes[index]
+        assert image.shape == (3, 3 * SIDE, 3 * SIDE)
+        for (x1, y1, x2, y2), label in zip(boxes.long().tolist(), labels.tolist(), strict=True):
+            assert torch.equal(image[:, y1:y2, x1:x2], images[label])
+
+
+def test_parts_share_no_picture_and_are_always_the_same(photos):
+    parts, again = load_pictures(photos), load_pictures(photos)
+    assert [len(part.labels) for part in parts] == [112, 16, 32]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(parts, again, strict=True))
+    distinct = {part.images[i].numpy().tobytes() for part in parts for i in range(len(part.labels))}
+    assert len(distinct) == 160
+
+
+def test_pictures_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no"):
+        load_pictures(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="two classes or more"):
+        load_pictures(str(tmp_path))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (SIDE, SIDE + 1)).save(tmp_path / name / "0.png")
+    with pytest.raises(UserError, match="32x32"):
+        load_pictures(str(tmp_path))
+
+
+def test_moved_boxes_show_what_they_showed():
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, 16:32, 8:24] = 255
+    scenes = Mosaics(Pictures(torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(4)), 2, 1, 0)
+    scene = scenes[0]._replace(image=image, boxes=torch.tensor([[8.0, 16, 24, 32]]))
+    seen = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        images, boxes = shifted_and_flipped([scene])
+        x1, y1, x2, y2 = boxes[0][0].long().tolist()
+        bright = images[0, 0] > 0
+        assert bright[y1:y2, x1:x2].all() and bright.sum() == 256
+        seen.add((x1, y1))
+    assert len(seen) > 4
+
+
+def test_classes_shown_is_perfect_for_telling_features_and_poor_for_noise():
+    table = torch.rand(400, 3) < 0.4
+    telling, noise = table.float() + 0.01 * torch.randn(400, 3), torch.randn(400, 3)
+    assert classes_shown(telling[:200], telling[200:], table[:200], table[200:]) > 99.9
+    assert 30 < classes_shown(noise[:200], noise[200:], table[:200], table[200:]) < 55
+
+
+def test_shown_marks_the_classes_of_each_scene():
+    scenes = Mosaics(Pictures(torch.zeros(9, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(9)), 2, 5, 0)
+    for row, index in zip(shown(scenes, 9), range(5), strict=True):
+        assert row.nonzero().flatten().tolist() == sorted(set(scenes[index].labels.tolist()))
+
+
+def _rows(**means: float) -> list[dict]:
+    names = {"maskco": MASKCO, "moco": MOCO}
+    return [
+        {"scale": "laptop", "set": SCENES, "part": "test", "method": names[name], "seed": seed}
+        | {"scores": {REGION: value + seed, NEIGHBOURS: value}}
+        for name, value in means.items()
+        for seed in range(3)
+    ]
+
+
+def test_tables_give_mean_and_deviation_over_seeds():
+    rows = _rows(maskco=40.0, moco=30.0)
+    assert collect(rows)[SCENES][MASKCO][REGION] == [40, 41, 42]
+    assert f"| {MASKCO} | 41.0 ± 1.0 | 40.0 ± 0.0 |" in tables(rows)
+
+
+@pytest.mark.parametrize(("lead", "holds"), [(5.1, True), (4.0, False), (2.0, False)])
+def test_a_claim_holds_only_with_its_lead_and_with_seeds_apart(lead: float, holds: bool):
+    """Seeds are two points apart: a lead of 4 is enough on average, but 2 points short of parting them by 3."""
+    linear = verdicts(_rows(maskco=30 + lead, moco=30.0))[0]
+    rows = _rows(maskco=30 + lead, moco=30.0)
+    rows[2]["scores"][REGION] += 0 if holds else -4  # a seed that lies among the other's
+    assert linear.startswith("holds" if lead >= 3 else "FAILS")
+    assert verdicts(rows)[0].startswith("holds" if holds else "FAILS")
+
+
+def test_every_setting_is_an_option_and_every_method_shares_the_rest():
+    for own in (METHODS | ABLATIONS | BOUNDS).values():
+        for scale in (LAPTOP, LARGE):
+            PretrainConfig(data="demo", out="x", **scale.options | own).check()
+    assert METHODS[MOCO].keys() <= {"method", "lr", "temperature", "min_overlap"}
+
+
+def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
+    data = open_set(SCENES, photos, tmp_path / "pictures", quick=True)
+    first = run(MASKCO, METHODS[MASKCO], data, SHORT, 0, "val", tmp_path / "run")
+    assert set(first["scores"]) == {REGION, NEIGHBOURS, SHOWN}
+    assert first["steps"] == 100 and first["options"]["regions"] == METHODS[MASKCO]["regions"]
+    before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
+    again = run(MASKCO, METHODS[MASKCO], data, SHORT, 0, "val", tmp_path / "run")
+    assert again["scores"] == first["scores"]
+    assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_with(photos, tmp_path):
+    data = open_set(SCENES, photos, tmp_path / "pictures", quick=True)
+    scale = dataclasses.replace(SHORT, steps=40)
+    bound = run(SUPERVISED, {}, data, scale, 0, "test", tmp_path / "none")
+    assert bound["scores"][REGION] > 95 and not (tmp_path / "none").exists()
+    untrained = run(UNTRAINED, {}, data, scale, 3, "test", tmp_path / "none")
+    config = PretrainConfig(data="demo", out="x", seed=3, image_size=48, **LAPTOP.options)
+    assert untrained["scores"] == probe(fresh(config), data.train, data.test, data.classes)
+
+
+def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
+    file = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.claims", "--pictures", photos, "--folder", str(tmp_path), "--quick"]
+    command += ["--methods", UNTRAINED, "--json", str(file)]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{SCENES}, {UNTRAINED}, seed 0" in first.stdout and (tmp_path / "results.png").exists()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["part"] == "test" and {"commit", "versions", "options"} <= row.keys()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "seed 0" not in again.stdout and "| untrained |" in again.stdout
+    refused = subprocess.run([*command, "--sets", "atlantis"], capture_output=True, text=True)
+    assert refused.returncode == 0  # --quick has one set
+    refused = subprocess.run([part for part in command if part != "--quick"] + ["--sets", "atlantis"],
+                             capture_output=True, text=True)  # fmt: skip
+    assert refused.returncode == 1 and "'atlantis' is none of" in refused.stderr
+
+
+def test_the_file_must_be_of_this_benchmark(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    command = [sys.executable, "-m", "benchmarks.claims", "--show", str(tmp_path / "other.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1 and "holds no results" in done.stderr
