@@ -22,7 +22,7 @@ from benchmarks.claims.table import collect, tables, verdicts
 from maskco.config import PretrainConfig, UserError
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
-SHORT = dataclasses.replace(LAPTOP, steps=3, batch_size=8, options=LAPTOP.options | {"queue_size": 64})
+SHORT = dataclasses.replace(LAPTOP, steps=6, batch_size=100, options=LAPTOP.options | {"queue_size": 64})
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
     data = open_set(SCENES, photos, tmp_path / "pictures", quick=True)
     first = run(MASKCO, METHODS[MASKCO], data, SHORT, 0, "val", tmp_path / "run")
     assert set(first["scores"]) == {REGION, NEIGHBOURS, SHOWN}
-    assert first["steps"] == 100 and first["options"]["regions"] == METHODS[MASKCO]["regions"]
+    assert first["steps"] == 8 and first["options"]["regions"] == METHODS[MASKCO]["regions"]
     before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
     again = run(MASKCO, METHODS[MASKCO], data, SHORT, 0, "val", tmp_path / "run")
     assert again["scores"] == first["scores"]
@@ -142,7 +142,7 @@ def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
 
 def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_with(photos, tmp_path):
     data = open_set(SCENES, photos, tmp_path / "pictures", quick=True)
-    scale = dataclasses.replace(SHORT, steps=40)
+    scale = dataclasses.replace(SHORT, steps=40, batch_size=16)
     bound = run(SUPERVISED, {}, data, scale, 0, "test", tmp_path / "none")
     assert bound["scores"][REGION] > 95 and not (tmp_path / "none").exists()
     untrained = run(UNTRAINED, {}, data, scale, 3, "test", tmp_path / "none")
