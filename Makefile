@@ -1,5 +1,5 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
-# make test    the whole default test suite
+# make test    the test suite, but for the tests marked slow, which .ci/run runs as well
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
