@@ -3,7 +3,7 @@
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
-# make lint    ruff and clang-format;   make format    the same, changing files
+# make lint    ruff, clang-format and mypy;   make format    what of it can change files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
 PYTHON ?= python3
@@ -39,9 +39,10 @@ bench: $(VENV)/peers
 	done
 	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 
-lint: $(VENV)/tools
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
 
 format: $(VENV)/tools
