@@ -3,6 +3,7 @@
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
+# make docs    the documentation as build/docs; warnings are errors
 # make lint    ruff, clang-format and mypy;   make format    what of it can change files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
@@ -14,7 +15,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue
 
-.PHONY: demo test simulator sanitize bench lint format clean
+.PHONY: demo test simulator sanitize bench docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
@@ -39,6 +40,10 @@ bench: $(VENV)/peers
 	done
 	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
+	@echo build/docs/docs/index.html
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +64,10 @@ $(INSTALLED): $(VENV)/tools $(CSRC)
 
 $(VENV)/peers: $(INSTALLED)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
+	@touch $@
+
+$(VENV)/docs: $(INSTALLED)
+	$(BIN)/pip install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 $(VENV)/tools: | $(VENV)/bin/python

@@ -67,16 +67,16 @@ class Source(Protocol):
 
 
 def open_source(data: str | Path) -> Source:
-    """The pictures that --data names. Raises SourceError.
+    """The pictures that --data names::
 
-    | data | read as |
-    |---|---|
-    | `demo` | the built-in scenes |
-    | `torchvision:NAME?option=value` | a set of torchvision's, downloaded if need be |
-    | a URL, `pipe:COMMAND`, or what ends in `.tar` | shards; braces and, if local, * expand |
-    | `….json` | a COCO annotation file: the pictures that it lists |
-    | a folder with `annotations/instances_*.json` | the same; of several files, the one for training |
-    | any other folder | every picture below it |
+        demo                            the built-in scenes
+        torchvision:NAME?option=value   a set of torchvision's, downloaded if need be
+        a URL, pipe:COMMAND, ….tar      shards; braces and, if local, * expand
+        ….json                          a COCO annotation file: the pictures that it lists
+        a folder with annotations/instances_*.json    the same; of several files, the one for training
+        any other folder                every picture below it
+
+    Raises SourceError.
     """
     data = str(data)
     if data == "demo":

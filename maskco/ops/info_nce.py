@@ -15,11 +15,13 @@ from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, autocast_on, check_d
 class InfoNCEStats(NamedTuple):
     """What the pass knows beside the loss; all [N], without gradient, float32 (float64 for float64 inputs)."""
 
-    lse: Tensor  # log of the sum over the positive and all negatives of exp(logit)
-    positive_logit: Tensor  # query · positive / temperature
-    # int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
-    # equal up to rounding may count either way.
+    lse: Tensor
+    """Log of the sum over the positive and all negatives of exp(logit)."""
+    positive_logit: Tensor
+    """query · positive / temperature."""
     rank: Tensor
+    """int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
+    equal up to rounding may count either way."""
 
 
 def info_nce(
