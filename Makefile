@@ -2,6 +2,7 @@
 # make test    the test suite, but for the tests marked slow, which .ci/run runs as well
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
+# make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
 # make docs    the documentation as build/docs; warnings are errors
 # make lint    ruff, clang-format and mypy;   make format    what of it can change files
@@ -15,7 +16,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue
 
-.PHONY: demo test simulator sanitize bench docs lint format clean
+.PHONY: demo test simulator sanitize asan bench docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
@@ -32,6 +33,18 @@ sanitize: $(INSTALLED)
 		MASKCO_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 			$(BIN)/python -m pytest tests/ops -m cuda -k 'not graph' --timeout 0 || exit; \
 	done
+
+# A second environment that sees all packages of the first. Not what measures memory, nor what torch.compile compiles,
+# which is torch's. Python itself leaks by design.
+asan: $(INSTALLED)
+	$(PYTHON) -m venv build/asan/venv
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		>$$(build/asan/venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	MASKCO_CUDA=OFF CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1" \
+		build/asan/venv/bin/python -m pip install -q --no-build-isolation --no-deps -C build-dir=build/asan/cmake \
+		-C cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O1 -e .
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		build/asan/venv/bin/python -m pytest tests/ops -m 'not sim and not cuda' -k 'not memory and not compile' --timeout 0
 
 bench: $(VENV)/peers
 	for op in $(OPS); do \
