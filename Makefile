@@ -1,9 +1,11 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
-# make test    the whole default test suite
+# make test    the test suite, but for the tests marked slow, which .ci/run runs as well
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
+# make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
-# make lint    ruff and clang-format;   make format    the same, changing files
+# make docs    the documentation as build/docs; warnings are errors
+# make lint    ruff, clang-format and mypy;   make format    what of it can change files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
 PYTHON ?= python3
@@ -14,7 +16,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue
 
-.PHONY: demo test simulator sanitize bench lint format clean
+.PHONY: demo test simulator sanitize asan bench docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
@@ -32,6 +34,18 @@ sanitize: $(INSTALLED)
 			$(BIN)/python -m pytest tests/ops -m cuda -k 'not graph' --timeout 0 || exit; \
 	done
 
+# A second environment that sees all packages of the first. Not what measures memory, nor what torch.compile compiles,
+# which is torch's. Python itself leaks by design.
+asan: $(INSTALLED)
+	$(PYTHON) -m venv build/asan/venv
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		>$$(build/asan/venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	MASKCO_CUDA=OFF CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1" \
+		build/asan/venv/bin/python -m pip install -q --no-build-isolation --no-deps -C build-dir=build/asan/cmake \
+		-C cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O1 -e .
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		build/asan/venv/bin/python -m pytest tests/ops -m 'not sim and not cuda' -k 'not memory and not compile' --timeout 0
+
 bench: $(VENV)/peers
 	for op in $(OPS); do \
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
@@ -39,9 +53,14 @@ bench: $(VENV)/peers
 	done
 	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
 
-lint: $(VENV)/tools
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
+	@echo build/docs/docs/index.html
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
 
 format: $(VENV)/tools
@@ -58,6 +77,10 @@ $(INSTALLED): $(VENV)/tools $(CSRC)
 
 $(VENV)/peers: $(INSTALLED)
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
+	@touch $@
+
+$(VENV)/docs: $(INSTALLED)
+	$(BIN)/pip install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 $(VENV)/tools: | $(VENV)/bin/python

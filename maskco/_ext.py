@@ -13,6 +13,7 @@ import re
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ _C = _load_cpu()
 _C_cuda, cuda_status = _load_cuda()
 
 
-def kernels(device: torch.device) -> object | None:
+def kernels(device: torch.device) -> Any | None:
     """The namespace of compiled ops for tensors on `device`, or None where the reference has to do."""
     if device.type in ("cpu", "meta"):
         return torch.ops.maskco
@@ -66,6 +67,8 @@ def kernels(device: torch.device) -> object | None:
 @functools.cache
 def _runs_on(index: int | None) -> bool:
     """Whether the CUDA kernels were built for this GPU or an older one. Without a GPU (fake tensors): yes."""
+    if _C_cuda is None:
+        return False
     if not torch.cuda.is_available():
         return True
     archs = re.findall(r"\d+", _C_cuda.build_info()["cuda_archs"])

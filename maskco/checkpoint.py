@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from maskco.config import PretrainConfig, UserError
-from maskco.methods import build_method
+from maskco.methods import Method, build_method
 
 FORMAT = "maskco run 2"
 CHECKPOINT = "last.pt"
@@ -33,7 +32,7 @@ def partial_name(name: str) -> str:
     return f".{name}.partial"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
 
     If it fails, the old file is untouched, and the disk gets back the room that the half-written one took.
@@ -95,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_run(run: str | Path) -> tuple[PretrainConfig, nn.Module, int]:
+def load_run(run: str | Path) -> tuple[PretrainConfig, Method, int]:
     """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
     from one of its checkpoints.
 

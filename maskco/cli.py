@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -197,10 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
 DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), and MoCo v2 beside it."
 
 
-def commands(arguments: list[str]) -> object:
+def commands(arguments: list[str]) -> Any:
     """The subcommands as tyro wants them. `pretrain --resume` takes the stored options of the run as its defaults."""
     stored = stored_options(arguments)
-    pretrain = tyro.conf.subcommand("pretrain", **({"default": stored} if stored else {}))
+    default: dict[str, Any] = {"default": stored} if stored else {}
+    pretrain = tyro.conf.subcommand("pretrain", **default)
     return (
         Annotated[Pretrain, pretrain]
         | Annotated[ShowViews, tyro.conf.subcommand("views")]

@@ -196,7 +196,8 @@ class PretrainConfig(ViewConfig, Folders):
                 near = difflib.get_close_matches(name, OPTIONS, n=1)
                 hint = f"did you mean {near[0]}?" if near else "`maskco pretrain --help` lists them all"
                 raise ConfigError(f"there is no option {name!r}; {hint}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**values)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""

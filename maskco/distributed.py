@@ -19,7 +19,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -112,7 +112,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     if not is_distributed():
         return module
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from torch 2.14 on
-    buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **buffers)
 
 

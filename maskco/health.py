@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskco.config import PretrainConfig
 from maskco.data.views import Views, mask_boxes
+from maskco.methods import Method
 
 COLLAPSED = 0.05  # of the spread that unit vectors in all directions have
 HIDDEN = 0.9  # of the query views' pixels
@@ -24,7 +25,7 @@ def spread(embeddings: Tensor) -> Tensor:
 class Health:
     """Looks at a run when a row of metrics is written, and waits for the device as these do."""
 
-    def __init__(self, config: PretrainConfig, method: nn.Module) -> None:
+    def __init__(self, config: PretrainConfig, method: Method) -> None:
         self.config = config
         self.queue = method.queue
         self.queue_sum = self._queue_sum()

@@ -6,7 +6,7 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib import patheffects
@@ -92,7 +92,7 @@ def write_sheet(
 
 
 def _draw_heading(figure: Figure, height: float, config: ViewConfig, pictures: int, blocks: int) -> None:
-    def text(x: float, y: float, words: str, **style: object) -> None:
+    def text(x: float, y: float, words: str, **style: Any) -> None:
         figure.text(x / WIDTH, 1 - y / height, words, va="baseline", **style)
 
     text(MARGIN, 0.5, "What the network sees", size=17, weight="bold", color=INK)
@@ -119,7 +119,7 @@ def _draw_strip(
     top: float,
     name: str,
     picture: Tensor,
-    crops: list[Crop],
+    crops: tuple[Crop, Crop],
     views: Views,
     share: float,
 ) -> None:
@@ -137,8 +137,8 @@ def _draw_strip(
             for crop, colour in zip(crops, (QUERY, KEY), strict=True):
                 _draw_box(axes, crop.left, crop.top, crop.left + crop.width, crop.top + crop.height, colour, 1.6)
         else:
-            for region, box in enumerate((views.query_boxes, views.key_boxes)[column - 1].tolist()):
-                _draw_box(axes, *box, REGIONS[region % len(REGIONS)], 1.8)
+            for region, (x1, y1, x2, y2) in enumerate((views.query_boxes, views.key_boxes)[column - 1].tolist()):
+                _draw_box(axes, x1, y1, x2, y2, REGIONS[region % len(REGIONS)], 1.8)
     short = name if len(name) <= 60 else f"…{name[-59:]}"
     figure.text(left / WIDTH, 1 - (top + SIDE + 0.15) / height, short, size=6.5, color=MUTED, parse_math=False)
 

@@ -108,7 +108,7 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
     threads = torch.get_num_threads()
     with process_group(device), torch.random.fork_rng(devices=seeded_devices(device)), StopSignals() as stop:
         try:
-            torch.set_num_threads(config.threads)
+            torch.set_num_threads(config.threads or threads)
             torch.manual_seed(config.seed)
             return _train(config, device, stop, resume, overwrite)
         finally:
@@ -133,7 +133,12 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     learner, health = data_parallel(state.method), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
-    bar = {"total": steps, "initial": state.step, "unit": "step", "disable": None if rank() == 0 else True}
+    bar: dict[str, Any] = {
+        "total": steps,
+        "initial": state.step,
+        "unit": "step",
+        "disable": None if rank() == 0 else True,
+    }
     recorder = Recorder(out, config, state.step) if rank() == 0 else SilentRecorder()
     with recorder as record, tqdm(**bar, dynamic_ncols=True) as progress:
         record.say(
@@ -166,8 +171,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
 
             # ---- agree: signals, clocks and failures of one rank are all ranks'
             failures = [failure for batch in micro_batches for failure in batch.failures]
-            by_time = 0 < 60 * config.save_every_minutes <= time.monotonic() - saved
-            stopped, by_time, failed = agree(stop.signal or 0, by_time, bool(failures))
+            due = 0 < 60 * config.save_every_minutes <= time.monotonic() - saved
+            stopped, by_time, failed = agree(stop.signal or 0, due, bool(failures))
 
             # ---- tell
             for name, reason in state.broken.add(config.batch_size, join_lists(failures) if failed else []):
@@ -187,7 +192,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                 progress.set_postfix_str(summary(row, len(state.broken)))
                 if end_of_epoch:
                     epoch = state.step // state.steps_per_epoch
-                    record.say(f"epoch {epoch}/{config.epochs}: {summary(row)}", show=progress.disable)
+                    record.say(f"epoch {epoch}/{config.epochs}: {summary(row)}", show=bool(progress.disable))
 
             # ---- keep
             by_steps = config.save_every_steps and state.step % config.save_every_steps == 0
@@ -300,7 +305,7 @@ def batches(
         PretrainDataset(source, transform.raw if config.augment == "device" else transform, config.seed),
         batch_sampler=itertools.chain.from_iterable(orders),
         collate_fn=collate,
-        num_workers=config.workers,
+        num_workers=config.workers or 0,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers

@@ -40,7 +40,8 @@ class TrainState:
         self.pictures, self.fingerprint = pictures, fingerprint  # how many, and a hash of their names
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
-        self.method = build_method(config).to(device, memory_format=torch.channels_last).train()
+        method = build_method(config).to(device)
+        self.method = method.to(memory_format=torch.channels_last).train()
         if config.batch_norm == "sync":
             share_batch_statistics(self.method)
         if config.compile:  # in place: parameters keep their names

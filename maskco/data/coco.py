@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from maskco.data.pictures import Picture
-from maskco.data.sources import SourceError
+from maskco.data.sources import PictureFiles, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ class Objects(NamedTuple):
     crowd: Tensor  # bool [n]: the box surrounds a group; training leaves these out, COCO's mAP ignores matches to them
 
 
-class CocoSource:
+class CocoSource(PictureFiles):
     """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
@@ -73,18 +71,6 @@ class CocoSource:
         if self.left_out:
             counts = ", ".join(f"{count} {what}" for what, count in self.left_out.items())
             log.warning("%s: left out %s", path, counts)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.open(index).decode()
-
-    def open(self, index: int) -> Picture:
-        return Picture(self.root / self.names[index])
-
-    def name(self, index: int) -> str:
-        return self.names[index]
 
     def _objects(self, annotations: list[dict[str, Any]], listed: dict[int, dict[str, Any]]) -> list[Objects]:
         label_of = {number: label for label, number in enumerate(self.category_ids)}

@@ -38,7 +38,7 @@ class Scene(NamedTuple):
     labels: Tensor  # int64 [n]: index into CLASS_NAMES, all different within a scene
 
 
-class LabelledScenes(Dataset):
+class LabelledScenes(Dataset[Scene]):
     """Scenes 0 … count-1 of one split, all drawn when the object is made (about a millisecond each) and held as uint8.
 
     A scene depends on split, index and image_size only. Raises ValueError for an unknown split or a count below 1.
@@ -74,8 +74,8 @@ def demo_scenes(split: str = "train", count: int | None = None, image_size: int 
 class DemoSource:
     """The train scenes as pictures without labels; a `maskco.data.sources.Source`."""
 
-    def __init__(self) -> None:
-        self.images = demo_scenes("train").images
+    def __init__(self, count: int | None = None) -> None:
+        self.images = demo_scenes("train", count).images
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,7 +89,7 @@ class DemoSource:
 
 @lru_cache
 def _picture(name: str) -> np.ndarray:
-    with files("maskco.data").joinpath("demo_assets", name).open("rb") as file, Image.open(file) as image:
+    with (files("maskco.data") / "demo_assets" / name).open("rb") as file, Image.open(file) as image:
         return np.asarray(image)
 
 
@@ -179,8 +179,8 @@ def _draw(layout: _Layout, split: str, size: int) -> Scene:
     # colour x opacity = dark x opacity + (bright - dark) x grey x opacity, and grey comes multiplied by opacity.
     dark, bright = torch.from_numpy(layout.colours).float()[..., None, None].unbind(1)  # each [n, 3, 1, 1]
     inks = (dark * layers[:, 1:]).addcmul_(bright - dark, layers[:, :1])  # [n, 3, P, P]
-    down, across = max(round(size / 48), 1), max(round(size / 96), 1)
-    shadow = pad(opacity, (across, -across, down, -down))
+    below, beside = max(round(size / 48), 1), max(round(size / 96), 1)
+    shadow = pad(opacity, (beside, -beside, below, -below))
     kept = (1 - 0.35 * shadow) * (1 - opacity)  # of what lies below
     for (left, top), ink, keep in zip(corners.tolist(), inks, kept, strict=True):
         canvas[:, top : top + window, left : left + window].mul_(keep).add_(ink)

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from PIL import Image
-from torch import Tensor
 
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.pictures import PictureError, to_rgb
@@ -63,7 +62,7 @@ class NamedSource:
     def name(self, index: int) -> str:
         return f"{self.title}/{index}"
 
-    def _picture(self, index: int) -> Image.Image | Tensor:
+    def _picture(self, index: int) -> Any:
         sample = self._pictures[index]
         return sample[0] if isinstance(sample, tuple) else sample
 

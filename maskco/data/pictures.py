@@ -68,7 +68,8 @@ class Picture:
         """
         with self._naming_itself():
             if self._is_jpeg and shrink > 1:
-                self._image.draft(None, [side // shrink for side in self._image.size])
+                width, height = self._image.size
+                self._image.draft(None, (width // shrink, height // shrink))
             self._image.load()
             ImageOps.exif_transpose(self._image, in_place=True)
             return to_rgb(self._image)

@@ -146,7 +146,10 @@ def _index(shard: Path) -> Index:
 
 def scan(shard: Path) -> Index:
     """Reads all headers of a tar file. Raises SourceError if it is none."""
-    names, offsets, sizes, damage = [], [], [], []
+    names: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    damage: list[int] = []
     previous, end = None, 0
     length = shard.stat().st_size
     try:
@@ -163,10 +166,13 @@ def scan(shard: Path) -> Index:
                 if (folder, stem) == previous:  # the sample's second picture
                     if len(extension) > len(names[-1].rpartition("/")[2].partition(".")[2]):
                         continue
-                    for column in (names, offsets, sizes):
-                        column.pop()
+                    names.pop()
+                    offsets.pop()
+                    sizes.pop()
                 previous = (folder, stem)
-                names.append(member.name), offsets.append(member.offset_data), sizes.append(member.size)
+                names.append(member.name)
+                offsets.append(member.offset_data)
+                sizes.append(member.size)
             if _any_byte(tar.fileobj, end, length):
                 damage.append(end)
     except tarfile.ReadError:

@@ -67,17 +67,17 @@ class Source(Protocol):
 
 
 def open_source(data: str | Path) -> Source:
-    """The pictures that --data names. Raises SourceError.
+    """The pictures that --data names::
 
-    | data | read as |
-    |---|---|
-    | `demo` | the built-in scenes |
-    | `torchvision:NAME?option=value` | a set of torchvision's, downloaded if need be |
-    | a URL, `pipe:COMMAND`, or what ends in `.tar` | shards; braces and, if local, * expand |
-    | `….npy` | a NumPy array of pictures |
-    | `….json` | a COCO annotation file: the pictures that it lists |
-    | a folder with `annotations/instances_*.json` | the same; of several files, the one for training |
-    | any other folder | every picture below it |
+        demo                            the built-in scenes
+        torchvision:NAME?option=value   a set of torchvision's, downloaded if need be
+        a URL, pipe:COMMAND, ….tar      shards; braces and, if local, * expand
+        ….npy                           a NumPy array of small pictures
+        ….json                          a COCO annotation file: the pictures that it lists
+        a folder with annotations/instances_*.json    the same; of several files, the one for training
+        any other folder                every picture below it
+
+    Raises SourceError.
     """
     data = str(data)
     if data == "demo":
@@ -131,7 +131,26 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-class FolderSource:
+class PictureFiles:
+    """What the sources of picture files share: each has a name, which is its path below a folder."""
+
+    root: Path
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.open(index).decode()
+
+    def open(self, index: int) -> Picture:
+        return Picture(self.root / self.names[index])
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+class FolderSource(PictureFiles):
     """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as is any folder already
     visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
@@ -156,18 +175,6 @@ class FolderSource:
                 f"data: none of the {len(files)} files below {str(root)!r} is a picture "
                 f"(first: {files[0]!r}): convert them to one of {' '.join(sorted(EXTENSIONS))}"
             )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.open(index).decode()
-
-    def open(self, index: int) -> Picture:
-        return Picture(self.root / self.names[index])
-
-    def name(self, index: int) -> str:
-        return self.names[index]
 
 
 def _files_below(root: Path) -> Iterator[str]:

@@ -116,7 +116,7 @@ class TwoViews:
         height, width = image.shape[1:]
         if (height, width) == picture.size:  # nothing was to be gained, or this format cannot
             return image, query, key
-        return image, *(crop.shrunk(shrink, height, width) for crop in (query, key))
+        return image, query.shrunk(shrink, height, width), key.shrunk(shrink, height, width)
 
     def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
         """What the query and the key view show of a picture of this size: the first that a call draws at random."""
@@ -169,7 +169,8 @@ class TwoViews:
         (low, high), aspects = config.region_scale, [math.log(aspect) for aspect in config.region_aspect]
         regions: list[tuple[float, ...]] = []
         for candidates in torch.rand(config.regions, REGION_TRIES, 4).tolist():
-            best, best_overlap = None, math.inf
+            best: tuple[float, ...] = ()
+            best_overlap = math.inf
             for scale, aspect, across, down in candidates:
                 side = low + scale * (high - low)
                 stretch = math.exp((aspects[0] + aspect * (aspects[1] - aspects[0])) / 2)

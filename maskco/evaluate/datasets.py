@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from maskco.data.coco import CocoSource, Objects, annotation_files
-from maskco.data.demo import CLASS_NAMES, Scene, demo_scenes
+from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
 from maskco.data.sources import FolderSource, Source, SourceError
 from maskco.evaluate.errors import EvaluationError
+
+T = TypeVar("T")
 
 DEMO_COUNTS = (2000, 1000)  # scenes of each part
 
@@ -30,14 +33,22 @@ DEMO_COUNTS = (2000, 1000)  # scenes of each part
 class LabelledSet:
     name: str
     classes: tuple[str, ...]
-    train: Sequence[Scene]
-    test: Sequence[Scene]
+    train: Annotated | LabelledScenes
+    test: Annotated | LabelledScenes
     has_boxes: bool  # else each picture is of one class
     notes: tuple[str, ...] = ()  # what a reader of the figures should know
 
 
+class Scenes(Protocol):
+    """Scenes by index, each read or drawn when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Scene: ...
+
+
 @dataclass(frozen=True)
-class Annotated(Sequence[Scene]):
+class Annotated:
     """Some pictures of a source as scenes, read when they are asked for. Raises PictureError there."""
 
     source: Source
@@ -57,8 +68,11 @@ class Annotated(Sequence[Scene]):
         return Scene(image, whole if self.boxes is None else self.boxes[index], self.labels[index])
 
     def take(self, chosen: Sequence[int]) -> Annotated:
-        fields = {"indices": self.indices, "labels": self.labels, "boxes": self.boxes, "crowds": self.crowds}
-        return replace(self, **{name: f and [f[i] for i in chosen] for name, f in fields.items()})
+        def of(column: Sequence[T]) -> list[T]:
+            return [column[index] for index in chosen]
+
+        boxes, crowds = self.boxes and of(self.boxes), self.crowds and of(self.crowds)
+        return Annotated(self.source, of(self.indices), of(self.labels), boxes, crowds)
 
 
 def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, test: int | None = None) -> LabelledSet:
@@ -73,8 +87,8 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
     """
     if data == "demo":
         counts = [own if asked is None else asked for own, asked in zip(DEMO_COUNTS, (train, test), strict=True)]
-        parts = [demo_scenes(part, n, image_size) for part, n in zip(("train", "test"), counts, strict=True)]
-        return LabelledSet("demo scenes", CLASS_NAMES, *parts, has_boxes=True)
+        learnt, held = (demo_scenes(part, n, image_size) for part, n in zip(("train", "test"), counts, strict=True))
+        return LabelledSet("demo scenes", CLASS_NAMES, learnt, held, has_boxes=True)
     root = Path(data)
     if not root.is_dir():
         raise EvaluationError(
@@ -84,8 +98,11 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         found = _open_coco(root) if annotation_files(root) else _open_classes(root)
     except SourceError as error:
         raise EvaluationError(str(error)) from error
-    parts = {"train": (found.train, train), "test": (found.test, test)}
-    return replace(found, **{k: part.take(spread(len(part), n or len(part))) for k, (part, n) in parts.items()})
+    return replace(found, train=_some(found.train, train), test=_some(found.test, test))
+
+
+def _some(part: Annotated | LabelledScenes, count: int | None) -> Annotated | LabelledScenes:
+    return part.take(spread(len(part), count)) if isinstance(part, Annotated) and count else part
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -186,13 +203,13 @@ def _hold_out(length: int) -> tuple[list[int], list[int]]:
 # --- boxes as pictures ----------------------------------------------------------------------------------------------
 
 
-class CutOuts(Sequence[Scene]):
+class CutOuts:
     """Every box of some scenes cut out as a picture of its own, `size` pixels square: sets with boxes as sets of
-    classified pictures. The scenes must have `.boxes` and `.labels` of each."""
+    classified pictures. The scenes must have boxes."""
 
-    def __init__(self, scenes: Sequence[Scene], size: int) -> None:
+    def __init__(self, scenes: Annotated | LabelledScenes, size: int) -> None:
         self.scenes, self.size = scenes, size
-        self.places = [(i, j) for i, boxes in enumerate(scenes.boxes) for j in range(len(boxes))]
+        self.places = [(i, j) for i, boxes in enumerate(scenes.boxes or ()) for j in range(len(boxes))]
 
     def __len__(self) -> int:
         return len(self.places)

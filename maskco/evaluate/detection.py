@@ -12,13 +12,14 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,9 +30,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
 from maskco.checkpoint import write_atomically
-from maskco.data.demo import Scene
 from maskco.data.pictures import PictureError
-from maskco.evaluate.datasets import Annotated, LabelledSet
+from maskco.evaluate.datasets import Annotated, LabelledSet, Scenes
 from maskco.evaluate.encoders import OpenedEncoder
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import OWN, Input, reestimate_batch_norm
@@ -83,7 +83,7 @@ def evaluate_detection(
         training = Training(detector, data.train, options, path, workers)
         training.run(opened.name if verbose else None)
     scores = average_precision(detector, data.test, metric, workers, f"{opened.name}, test" if verbose else None)
-    boxes = {name: sum(map(len, part.boxes)) for name, part in (("train", data.train), ("test", data.test))}
+    boxes = {name: sum(map(len, part.boxes or ())) for name, part in (("train", data.train), ("test", data.test))}
     return scores, {
         "boxes": boxes,
         "pyramid": [int(stride) for stride in detector.backbone.strides],
@@ -108,12 +108,12 @@ class Pyramid(nn.Module):
                 f"{opened.name} takes pictures of {opened.encoder.image_size} pixels only: detection needs an encoder "
                 "that takes any size, such as a ResNet"
             )
-        infos = timm.create_model(opened.architecture, features_only=True).feature_info.get_dicts()
+        infos = cast("FeatureInfo", timm.create_model(opened.architecture, features_only=True).feature_info).get_dicts()
         last = range(len(infos))[opened.stage]
         coarsest = opened.output_stride or math.inf
         strides = [min(info["reduction"], coarsest) for info in infos[: last + 1]]
         stages = [i for i, s in enumerate(strides) if s >= FINEST and (i == last or strides[i + 1] > s)]
-        options = {} if opened.output_stride is None else {"output_stride": opened.output_stride}
+        options: dict[str, Any] = {} if opened.output_stride is None else {"output_stride": opened.output_stride}
         body = timm.create_model(opened.architecture, features_only=True, out_indices=stages, **options)
         whole = whole_model_state(opened.architecture)
         load_named(body, timm_names(body, whole), timm_state(opened.encoder.backbone, opened.architecture), opened.name)
@@ -156,9 +156,7 @@ def build_detector(opened: OpenedEncoder, classes: int, image_size: int, proposa
 class Training:
     """Fine-tuning that saves itself now and then, and begins where the file at `path` ends."""
 
-    def __init__(
-        self, detector: FasterRCNN, scenes: Sequence[Scene], options: Detection, path: Path, workers: int
-    ) -> None:
+    def __init__(self, detector: FasterRCNN, scenes: Scenes, options: Detection, path: Path, workers: int) -> None:
         self.detector, self.options, self.path, self.workers = detector, options, path, workers
         self.scenes = DetectionSet(scenes, options.seed)
         self.peak = options.lr * options.batch_size / 16
@@ -242,7 +240,7 @@ class DetectionSet(Dataset):
     A key (epoch, index) is a picture to learn from, by chance mirrored; an index alone one to test on.
     """
 
-    def __init__(self, scenes: Sequence[Scene], seed: int = 0) -> None:
+    def __init__(self, scenes: Scenes, seed: int = 0) -> None:
         self.scenes, self.seed = scenes, seed
 
     def __len__(self) -> int:
@@ -273,7 +271,7 @@ def _collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[T
 
 
 def average_precision(
-    detector: FasterRCNN, scenes: Sequence[Scene], metric: Any, workers: int = 0, progress: str | None = None
+    detector: FasterRCNN, scenes: Scenes, metric: Any, workers: int = 0, progress: str | None = None
 ) -> dict[str, float]:
     """COCO's average precision in per cent, by torchmetrics. Raises EvaluationError if there is no box to find."""
     detector.eval()
@@ -295,7 +293,7 @@ def average_precision(
     return scores
 
 
-def _add_crowds(target: Target, scenes: Sequence[Scene], index: int) -> None:
+def _add_crowds(target: Target, scenes: Scenes, index: int) -> None:
     """Boxes around groups, matches to which COCO's measure ignores."""
     if isinstance(scenes, Annotated) and scenes.crowds is not None:
         crowd = scenes.crowds[index]

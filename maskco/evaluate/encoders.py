@@ -122,10 +122,12 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
         except ValueError as error:
             hint = f"; or take untrained:{architecture}" if pretrained and "downloaded" in str(error) else ""
             raise EvaluationError(str(error).replace(", or leave out --pretrained", "") + hint) from error
+    opened = OpenedEncoder(name, encoder, architecture, image_size=encoder.image_size, facts={"method": "untrained"})
     config = timm.get_pretrained_cfg(architecture.removeprefix("timm/"))
-    mean, std = (config.mean, config.std) if pretrained else (MEAN, STD)
-    facts = {"method": f"timm, {config.tag or 'default'} weights" if pretrained else "untrained"}
-    return OpenedEncoder(name, encoder, architecture, mean=mean, std=std, image_size=encoder.image_size, facts=facts)
+    if pretrained and config is not None:
+        opened.mean, opened.std = config.mean, config.std
+        opened.facts["method"] = f"timm, {config.tag or 'default'} weights"
+    return opened
 
 
 def _of_file(name: str, architecture: str | None) -> OpenedEncoder:

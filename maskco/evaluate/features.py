@@ -7,9 +7,9 @@ of masked and augmented views. This protocol is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from tqdm import tqdm
 from maskco.data.demo import Scene
 from maskco.data.pictures import PictureError
 from maskco.data.views import MEAN, STD
-from maskco.evaluate.datasets import spread
+from maskco.evaluate.datasets import Scenes, spread
 from maskco.evaluate.errors import EvaluationError
+from maskco.nn import Encoder
 from maskco.ops import box_pool
 
 OWN = torch.Generator()  # what loaders draw their workers' seeds from, instead of the caller's random numbers
@@ -46,8 +47,8 @@ class Features(NamedTuple):
 
 
 def extract_features(
-    encoder: nn.Module,
-    scenes: Sequence[Scene],
+    encoder: Encoder,
+    scenes: Scenes,
     form: Input = Input(),  # noqa: B008 (immutable)
     *,
     batch_size: int = 128,
@@ -65,7 +66,9 @@ def extract_features(
         EvaluationError: no scene, none with a box, or pictures of several sizes without `image_size`.
     """
     device = next(encoder.parameters()).device
-    features, labels, skipped = [], [], []
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    skipped: list[str] = []
     with _modes(encoder), torch.no_grad():
         encoder.eval()
         for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped):
@@ -85,7 +88,7 @@ def extract_features(
 
 def reestimate_batch_norm(
     encoder: nn.Module,
-    scenes: Sequence[Scene],
+    scenes: Scenes,
     form: Input = Input(),  # noqa: B008
     *,
     batch_size: int = 64,
@@ -101,7 +104,7 @@ def reestimate_batch_norm(
         return
     count = min(len(scenes), limit)
     count -= count % batch_size if count > batch_size else 0  # a short last batch would weigh as much as a full one
-    chosen = Subset(scenes, spread(len(scenes), count))
+    chosen = Subset(cast("Dataset[Scene]", scenes), spread(len(scenes), count))
     momentum = [layer.momentum for layer in layers]
     device = next(encoder.parameters()).device
     with _modes(encoder), torch.no_grad():
@@ -119,7 +122,7 @@ def reestimate_batch_norm(
 class _Prepared(Dataset):
     """Scenes as float32 pictures [3, S, S] in [0, 255] with boxes along, or as the reason why one cannot be read."""
 
-    def __init__(self, scenes: Sequence[Scene], form: Input) -> None:
+    def __init__(self, scenes: Scenes, form: Input) -> None:
         self.scenes, self.form = scenes, form
 
     def __len__(self) -> int:
@@ -143,7 +146,7 @@ class _Prepared(Dataset):
 
 
 def _batches(
-    scenes: Sequence[Scene], form: Input, batch_size: int, progress: str | None = None, skipped: list[str] | None = None
+    scenes: Scenes, form: Input, batch_size: int, progress: str | None = None, skipped: list[str] | None = None
 ) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """Normalised pictures [B, 3, H, W] float32, with one tensor of boxes and one of labels a picture."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))

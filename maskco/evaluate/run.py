@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maskco.data.demo import Scene
-from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, open_labelled
+from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
@@ -40,10 +39,10 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     if options.untrained:
         fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
         encoders += [open_encoder(name) for name in fresh if name not in options.encoders]
-    runs = [opened for opened in encoders if opened.run is not None]
-    size = options.image_size or next((opened.image_size for opened in runs), IMAGE_SIZE)
+    runs = [(opened.run, opened.image_size) for opened in encoders if opened.run is not None]
+    size = options.image_size or next((own for _, own in runs if own is not None), IMAGE_SIZE)
     data = open_labelled(options.data, image_size=size, train=options.train_pictures, test=options.test_pictures)
-    out = Path(options.out) if options.out else Path(runs[0].run if runs else ".", EVALUATION)
+    out = Path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
     if out.exists():
         load_rows(out)  # what cannot be added to should be known before the work
 
@@ -110,9 +109,9 @@ def _frozen(
     opened: OpenedEncoder, data: LabelledSet, options: Evaluation, size: int, verbose: bool, *, whole: bool
 ) -> tuple[Features, Features, dict[str, Any]]:
     """Features of both parts, and what a row says of them."""
-    parts: Sequence[Sequence[Scene]] = (data.train, data.test)
+    parts: list[Scenes] = [data.train, data.test]
     if whole and data.has_boxes:
-        parts = [CutOuts(part, size) for part in parts]
+        parts = [CutOuts(data.train, size), CutOuts(data.test, size)]
     form = Input(size, whole, opened.mean, opened.std, workers(options, data))
     if options.batch_norm == "data":
         reestimate_batch_norm(opened.encoder, parts[0], form)
@@ -181,7 +180,7 @@ def workers(options: Evaluation, data: LabelledSet) -> int:
     return min(cores, 8) if isinstance(data.train, Annotated) else 0
 
 
-TASKS = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}
+TASKS: dict[str, Callable[..., Scored]] = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}
 TITLES = {
     "knn": "pictures by nearest neighbours, %",
     "linear": "pictures by a linear classifier, %",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from maskco.config import ConfigError, PretrainConfig
 from maskco.methods.maskco import MaskCo
@@ -10,12 +10,13 @@ from maskco.methods.moco_v2 import MoCoV2
 from maskco.methods.step import StepOutput
 from maskco.nn import create_encoder
 
-METHODS = {"maskco": MaskCo, "moco_v2": MoCoV2}
+Method = MaskCo | MoCoV2
+METHODS: dict[str, type[MaskCo] | type[MoCoV2]] = {"maskco": MaskCo, "moco_v2": MoCoV2}
 
-__all__ = ["METHODS", "MaskCo", "MoCoV2", "StepOutput", "build_method"]
+__all__ = ["METHODS", "MaskCo", "Method", "MoCoV2", "StepOutput", "build_method"]
 
 
-def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> nn.Module:
+def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> Method:
     """The method that a configuration describes, with fresh weights. `pretrained` overrides the configuration's.
 
     Raises ConfigError if the encoder cannot be built.
@@ -30,7 +31,7 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> n
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    options = {
+    options: dict[str, Any] = {
         "dim": config.dim,
         "hidden": config.hidden,
         "queue_size": config.queue_size,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any, cast
 
 import timm
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 
@@ -72,7 +74,7 @@ def create_encoder(
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
         raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
-    options: dict[str, object] = {"features_only": True, "out_indices": (stage,), "pretrained": pretrained}
+    options: dict[str, Any] = {"features_only": True, "out_indices": (stage,), "pretrained": pretrained}
     if output_stride is not None:
         options["output_stride"] = output_stride
     try:
@@ -80,9 +82,11 @@ def create_encoder(
     except RuntimeError as error:  # a weights tag that this architecture does not have
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise ValueError(f"encoder {name!r}: timm has no such weights; it has {tags}") from error
-    fixed = config is not None and config.fixed_input_size
-    if fixed and image_size is not None:
-        options["img_size"] = image_size
+    side = None  # any
+    if config is not None and config.fixed_input_size:
+        side = image_size or config.input_size[-1]
+        if image_size is not None:
+            options["img_size"] = image_size
     try:
         backbone = timm.create_model(name, **options)
     except OSError as error:  # what the hub's client raises without a connection
@@ -95,13 +99,12 @@ def create_encoder(
         )
         reason = str(error).split("\n")[0] or "timm refuses this combination"
         raise ValueError(f"encoder {name!r} gives no feature map with {asked}: {reason}") from error
-    info = backbone.feature_info
+    info = cast("FeatureInfo", backbone.feature_info)
     turned = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-    side = (image_size or config.input_size[-1]) if fixed else None
     return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
 
 
-def as_encoder(encoder: str | nn.Module) -> nn.Module:
+def as_encoder(encoder: str | nn.Module) -> Encoder:
     """A name becomes `create_encoder(name)`; a module is taken as it is if it says `.channels` and `.stride`."""
     if isinstance(encoder, str):
         return create_encoder(encoder)
@@ -113,4 +116,4 @@ def as_encoder(encoder: str | nn.Module) -> nn.Module:
                 f"encoder needs an integer attribute .{attribute}; wrap the backbone: "
                 "maskco.nn.Encoder(backbone, channels=…, stride=…)"
             )
-    return encoder
+    return cast("Encoder", encoder)  # which it stands in for

@@ -47,7 +47,7 @@ class DilatedBottleneck(nn.Module):
             nn.BatchNorm2d(channels),
         )
         # The block starts as the identity, so a deep head does not disturb the encoder's features at the first steps.
-        nn.init.zeros_(self.branch[-1].weight)
+        nn.init.zeros_(self.branch[-1].get_parameter("weight"))
 
     def forward(self, features: Tensor) -> Tensor:
         return features + self.branch(features)

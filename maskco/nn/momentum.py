@@ -27,7 +27,8 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
     Buffers are left alone: in MoCo, and here, the key side's batch norms keep running statistics of their own batches,
     which are whole views while the query side's are masked ones.
     """
-    targets, onlines = list(target.parameters()), list(online.parameters())
+    targets: list[Tensor] = list(target.parameters())
+    onlines: list[Tensor] = list(online.parameters())
     if len(targets) != len(onlines):
         raise ValueError(
             f"online has {len(onlines)} parameters and target {len(targets)}; make target by momentum_copy"

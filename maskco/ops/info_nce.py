@@ -15,11 +15,13 @@ from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, autocast_on, check_d
 class InfoNCEStats(NamedTuple):
     """What the pass knows beside the loss; all [N], without gradient, float32 (float64 for float64 inputs)."""
 
-    lse: Tensor  # log of the sum over the positive and all negatives of exp(logit)
-    positive_logit: Tensor  # query · positive / temperature
-    # int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
-    # equal up to rounding may count either way.
+    lse: Tensor
+    """Log of the sum over the positive and all negatives of exp(logit)."""
+    positive_logit: Tensor
+    """query · positive / temperature."""
     rank: Tensor
+    """int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
+    equal up to rounding may count either way."""
 
 
 def info_nce(
@@ -152,7 +154,7 @@ def _check_ids(
         raise ValueError("query_ids have nothing to be compared with; pass queue_ids, or in_batch=True")
     checked: list[Tensor | None] = []
     for ids, features, name in ((query_ids, query, "query_ids"), (queue_ids, queue, "queue_ids")):
-        if ids is not None:
+        if ids is not None and features is not None:
             ids = as_tensor(ids, name)
             check_shape(ids, (features.shape[0],), name)
             check_dtype(ids, INTEGERS, name)
@@ -217,7 +219,7 @@ def _allow_tf32() -> bool:
 
 # torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
 # torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
-_allow_tf32._dynamo_marked_constant = True
+vars(_allow_tf32)["_dynamo_marked_constant"] = True
 
 
 def _accumulation_dtype(features: Tensor) -> torch.dtype:

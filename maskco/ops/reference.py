@@ -153,14 +153,13 @@ def queue_push_(
     rows = keys.to(torch.promote_types(keys.dtype, torch.float32))
     if normalize:
         rows = F.normalize(rows, dim=1)
-    taken = torch.minimum(size - cursor[0], torch.tensor(count)) if overflow == "truncate" else torch.tensor(count)
-    taken = int(taken)
+    taken = min(size - int(cursor[0]), count) if overflow == "truncate" else count
     kept = torch.arange(
         max(0, taken - size), taken, device=keys.device
     )  # a row that is overwritten at once is left out
     target = (cursor[0] + kept) % size
     queue[target] = rows[kept].to(queue.dtype)
-    if ids is not None:
+    if ids is not None and queue_ids is not None:
         queue_ids[target] = ids[kept]
     cursor[0] = (cursor[0] + taken) % size
     cursor[1] = torch.clamp(cursor[1] + taken, max=size)

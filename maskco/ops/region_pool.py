@@ -42,7 +42,7 @@ def box_pool(
             at least one feature pixel wide and high.
 
     Returns:
-        [R, C] in the features' dtype, in the order of the boxes (of the list: image by image).
+        [R, C] in the features' dtype, in the order of the boxes (of the list, image by image).
 
     Points more than a pixel outside the map count as zero; a box with a NaN or Inf gives a row of NaN. With
     `aligned=True` an inverted box (x2 < x1) is sampled backwards, and with adaptive sampling gives zeros.

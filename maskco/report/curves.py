@@ -136,9 +136,8 @@ def _curve(axes: Axes, run: Run, key: str, colour: str, name: str | None = None)
 
 def smooth(values: Sequence[float]) -> np.ndarray:
     """Centred running mean over about a twentieth of the values; at the ends over what there is."""
-    values = np.asarray(values, dtype=np.float64)
     window = np.ones(min(len(values), 2 * (len(values) // 40) + 1))
-    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _duration(seconds: float) -> str:

@@ -121,7 +121,7 @@ class RegionMaps:
             axes = page.axes(left, y, self.side, self.panel - 0.35, f"regions of {run.name}")
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
-            axes.scatter(*points.T.numpy(), s=9, c=_colours(regions), alpha=0.75, linewidths=0)
+            axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=9, c=_colours(regions), alpha=0.75, linewidths=0)
             for spine in axes.spines.values():
                 spine.set(visible=True, edgecolor="#eceef2")
             if len(self.found) > 1:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 WIDTH, MARGIN, DPI = 12.0, 0.6, 140  # the page, in inches
 HEADING = 0.42  # inches of a section above its body
 INK, MUTED, GREY, FAINT = "#1f2430", "#6b7280", "#a3abb8", "#d5d9e0"
 BLUE, ORANGE, GREEN, RED = "#2563a8", "#d97706", "#2f9e5b", "#d2425a"
 RUN_COLOURS = (BLUE, ORANGE, "#2f9e8b", "#9b4fb5", "#c2410c", "#4d7c0f", "#be185d", "#0e7490")
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": FAINT,
     "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#eceef2", "axes.axisbelow": True, "xtick.color": MUTED, "ytick.color": MUTED,

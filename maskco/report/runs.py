@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
 from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig
-from maskco.data.demo import Scene, demo_scenes
+from maskco.data.demo import DemoSource, Scene, demo_scenes
 from maskco.data.sources import PictureError, PretrainDataset, Source, open_source
 from maskco.data.views import TwoViews, Views
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
+from maskco.methods import Method
 from maskco.report.page import RUN_COLOURS
 from maskco.run_folder import read_metrics
 
@@ -49,7 +50,7 @@ class Run:
     name: str
     colour: str
     config: PretrainConfig
-    method: nn.Module
+    method: Method
     step: int
     rows: list[dict[str, Any]] = field(repr=False)
 
@@ -68,16 +69,16 @@ class Run:
         size = scene_size(self.config, self.method.encoder)
         labelled = self.config.data == "demo"
         if labelled:
-            scenes = list(demo_scenes("test", count=LABELLED_SCENES, image_size=size))
+            drawn = demo_scenes("test", count=LABELLED_SCENES, image_size=size)
+            scenes = [drawn[index] for index in range(len(drawn))]
         else:
             scenes = _scenes(self._source(), size)
         features, labels, _ = extract_features(self.method.encoder, scenes)
         return Regions(scenes, features, labels if labelled else None)
 
-    def _source(self) -> Source | Tensor:
-        """The run's pictures, by index. Of the demo set only the first few, since drawing all takes seconds."""
-        demo = self.config.data == "demo"
-        return demo_scenes("train", count=VIEW_PAIRS).images if demo else open_source(self.config.data)
+    def _source(self) -> Source:
+        """The run's pictures. Of the demo set only the first few, since drawing all takes seconds."""
+        return DemoSource(VIEW_PAIRS) if self.config.data == "demo" else open_source(self.config.data)
 
 
 def read_runs(paths: list[str | Path]) -> list[Run]:

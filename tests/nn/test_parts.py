@@ -25,8 +25,8 @@ def test_mask_heads_bring_far_context_once_trained(kind):
     """After the identity start, a pixel's prediction depends on pixels across the map."""
     head = parts.create_mask_head(kind, 16, depth=3).eval()
     for parameter in head.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    features = torch.randn(1, 16, 7, 7, requires_grad=True)
+        nn.init.uniform_(parameter, 0.1, 0.5)  # all positive, so that no ReLU happens to be shut
+    features = torch.rand(1, 16, 7, 7, requires_grad=True)
     head(features)[0, :, 0, 0].sum().backward()
     reached = features.grad.abs().sum((0, 1)) > 0
     assert reached[6, 6] if kind == "attention" else reached[5, 5]
