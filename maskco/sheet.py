@@ -19,9 +19,9 @@ from torchvision.transforms.v2 import functional as F
 from maskco.config import ConfigError
 from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, Sample, SourceError, collate, open_source, seed_from
+from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, TwoViews, Views, denormalize, mask_boxes
+from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, mask_boxes
 
 WIDTH, MARGIN, DPI = 13.0, 0.45, 130  # of the sheet, in inches
 SIDE, GAP, STRIP, LINE = 1.85, 0.12, 5.79, 2.22  # a view, the space between two, a picture's strip, a line of strips
@@ -66,7 +66,7 @@ def write_sheet(
         try:
             picture = source[index]
             picture = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
-            views = dataset.views(epoch, index)
+            views = finished(dataset.views(epoch, index))
         except PictureError as error:
             failures.append((source.name(index), error.reason))
             continue
@@ -75,9 +75,6 @@ def write_sheet(
         strips.append((source.name(index), picture, crops, views))
     if not strips:
         raise ConfigError(f"data: none of {len(failures)} pictures can be used (first: {': '.join(failures[0])})")
-    if augment == "device":
-        batch = finish(collate([Sample(views, []) for *_, views in strips]).views, torch.device("cpu"))
-        strips = [(*strip[:3], Views(*views)) for strip, *views in zip(strips, *batch, strict=True)]
     lines = -(-len(strips) // 2)
     height = HEAD + lines * LINE + FOOT
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
@@ -89,6 +86,14 @@ def write_sheet(
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     figure.savefig(out, format="png", dpi=DPI)
     return failures
+
+
+def finished(views: Views | RawViews) -> Views:
+    """One sample's views, whose colours may still have to be applied, as in a batch."""
+    if isinstance(views, Views):
+        return views
+    batch = finish(RawViews(*(part[None] for part in views)), torch.device("cpu"))
+    return Views(*(part[0] for part in batch))
 
 
 def _draw_heading(figure: Figure, height: float, config: ViewConfig, pictures: int, blocks: int) -> None:

@@ -80,12 +80,12 @@ def jitter(views: Tensor, rows: np.ndarray) -> None:
 
 def take_colour_and_blur(views: Tensor, rows: np.ndarray) -> None:
     """What comes after the jitter of [n, 3, S, S], in place. A view without colour has one plane blurred for three."""
-    (grey,) = rows[:, 8].nonzero()
+    (colourless,) = rows[:, 8].nonzero()
     planes = np.repeat(rows[:, 9:], 3, axis=1)  # sigma of each plane that is to be blurred, [n, 3]
-    planes[grey, 1:] = 0
+    planes[colourless, 1:] = 0
     sigma = planes.ravel()
     order = np.argsort(-sigma, kind="stable")[: np.count_nonzero(sigma)]
-    grey, place = _put(grey, views.device), _put(order, views.device)
+    grey, place = _put(colourless, views.device), _put(order, views.device)
     if len(grey):
         views[grey, :1] = greyscale(views.index_select(0, grey))
     if len(place):
@@ -123,5 +123,5 @@ def gaussian_blur(planes: Tensor, sigma: np.ndarray) -> Tensor:
 
 def _put(values: np.ndarray, device: torch.device) -> Tensor:
     """Numbers of the host on the device, floats as float32, without waiting for it."""
-    values = torch.from_numpy(np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64))
-    return values.to(device, non_blocking=True)
+    values = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+    return torch.from_numpy(values).to(device, non_blocking=True)

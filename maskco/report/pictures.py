@@ -32,7 +32,7 @@ class ViewPairs:
         for index, views in enumerate(self.views):
             left = MARGIN + index * (2 * self.side + self.inner + gap)
             query = views.query
-            if self.masked:
+            if self.mask_share is not None:
                 query = mask_boxes(query[None], views.query_boxes[None], share=self.mask_share)[0]
             for name, image, boxes, x in (
                 ("query", query, views.query_boxes, left),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Run:
     def views(self, count: int = VIEW_PAIRS) -> list[Views]:
         """Views as the first epoch of training drew them, of pictures spread evenly over the source."""
         dataset = PretrainDataset(self._source(), TwoViews(self.config.view_config()), self.config.seed)
-        return [dataset[(0, index)].views for index in spread(len(dataset), count)]
+        return [cast(Views, dataset[(0, index)].views) for index in spread(len(dataset), count)]  # TwoViews' own kind
 
     def regions(self) -> Regions:
         """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own pictures."""
