@@ -13,11 +13,22 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.settings import ATTENTION, MASKCO, METHODS, MOCO, NO_HEAD, SUPERVISED, UNTRAINED
+from benchmarks.claims.settings import (
+    ATTENTION,
+    HIDDEN,
+    HIDDEN_NO_HEAD,
+    MASKCO,
+    METHODS,
+    MOCO,
+    NO_HEAD,
+    SUPERVISED,
+    UNTRAINED,
+)
 from benchmarks.claims.table import collect
 from benchmarks.plot import STYLE
 
 COLOURS = {MASKCO: "#0072B2", NO_HEAD: "#56B4E9", ATTENTION: "#009E73", MOCO: "#D55E00"}
+COLOURS |= {HIDDEN: "#CC79A7", HIDDEN_NO_HEAD: "#E0B0CC"}
 BOUND_COLOUR = "#7F7F7F"
 
 

@@ -16,6 +16,7 @@ from benchmarks.claims.sets import COCO, DEMO, OBJECTS, SCENES, SCENES_3, STL10
 Options = dict[str, Any]  # of maskco.pretrain
 
 MASKCO, NO_HEAD, ATTENTION, MOCO = "MaskCo", "MaskCo, no head", "MaskCo, attention head", "MoCo v2"
+HIDDEN, HIDDEN_NO_HEAD = "MaskCo, regions all hidden", "the same, no head"
 UNTRAINED, SUPERVISED = "untrained", "supervised"  # what the methods should lie between
 
 REGIONS: Options = {"method": "maskco", "regions": 4, "region_scale": (0.25, 0.4), "mask_share": 0.3}
@@ -23,10 +24,30 @@ METHODS: dict[str, Options] = {
     MASKCO: REGIONS,
     NO_HEAD: REGIONS | {"mask_head": "none"},
     ATTENTION: REGIONS | {"mask_head": "attention"},
+    HIDDEN: REGIONS | {"mask_share": 1.0},  # nothing of a region is seen but through its surroundings
+    HIDDEN_NO_HEAD: REGIONS | {"mask_share": 1.0, "mask_head": "none"},
     MOCO: {"method": "moco_v2"},
 }
 BOUNDS: dict[str, Options] = {UNTRAINED: {}, SUPERVISED: {}}
-ABLATIONS: dict[str, Options] = {}
+ABLATIONS: dict[str, Options] = {
+    MASKCO: REGIONS,
+    "mask share 0.5": REGIONS | {"mask_share": 0.5},
+    "mask share 1": REGIONS | {"mask_share": 1.0},
+    "1 region": REGIONS | {"regions": 1},
+    "1 region of 0.25 to 0.5, mask share 1": REGIONS | {"regions": 1, "region_scale": (0.25, 0.5), "mask_share": 1.0},
+    "8 regions of 0.2 to 0.3": REGIONS | {"regions": 8, "region_scale": (0.2, 0.3)},
+    "regions of 0.35 to 0.55": REGIONS | {"region_scale": (0.35, 0.55)},
+    "keys through the head": REGIONS | {"key_head": True},
+    "no negatives of the same picture": REGIONS | {"local_negatives": False},
+    "temperature 0.1": REGIONS | {"temperature": 0.1},
+    "lr 0.48": REGIONS | {"lr": 0.48},
+    MOCO: METHODS[MOCO],
+    "MoCo v2, crops that may share nothing": METHODS[MOCO] | {"min_overlap": 0.0},
+    "MoCo v2, temperature 0.1": METHODS[MOCO] | {"temperature": 0.1},
+    "MoCo v2, lr 0.12": METHODS[MOCO] | {"lr": 0.12},
+    "MoCo v2, lr 0.48": METHODS[MOCO] | {"lr": 0.48},
+    "MoCo v2, crops of 0.4 to 1": METHODS[MOCO] | {"crop_scale": (0.4, 1.0)},
+}
 
 
 @dataclass(frozen=True)

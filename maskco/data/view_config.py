@@ -12,13 +12,13 @@ class ViewConfig:
 
     image_size: int = 224
     """Side of both views in pixels."""
-    regions: int = 1
+    regions: int = 4
     """Regions masked in each picture (ours)."""
-    region_scale: tuple[float, float] = (0.25, 0.5)
+    region_scale: tuple[float, float] = (0.25, 0.4)
     """Smallest and largest side of a region (square root of its area) as a share of the query view's side (ours)."""
     region_aspect: tuple[float, float] = (0.5, 2.0)
     """Width over height of a region in the query view (ours)."""
-    mask_share: float = 1.0
+    mask_share: float = 0.3
     """Share of a region's area that is hidden, in its middle; the rest shows what it stands in (ours)."""
     min_region_pixels: int = 8
     """Both sides of every region are at least this long in both views (ours)."""

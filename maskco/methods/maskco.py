@@ -48,7 +48,7 @@ class MaskCo(nn.Module):
         *,
         dim: int = 128,
         hidden: int | None = None,
-        mask_share: float = 1.0,
+        mask_share: float = 0.3,
         mask_head: str = "conv",
         mask_head_depth: int = 3,
         key_head: bool = False,
