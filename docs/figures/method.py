@@ -107,9 +107,9 @@ def draw() -> Figure:
     axes.text(x, y + side / 2 + 0.32, "how: ours", ha="center", va="top", size=7.2, color=OURS, style="italic")
 
     # the views
-    masked = mask_boxes(views.query[None], views.query_boxes[None])[0]
+    masked = mask_boxes(views.query[None], views.query_boxes[None], share=OPTIONS.mask_share)[0]
     rows = (
-        (QUERY_ROW, BLUE, "query view, regions masked", masked, views.query_boxes, "regions, fill: ours"),
+        (QUERY_ROW, BLUE, "query view, regions masked", masked, views.query_boxes, "regions, share, fill: ours"),
         (KEY_ROW, ORANGE, "key view, whole", views.key, views.key_boxes, ""),
     )
     x, side = 3.35, 1.4

@@ -15,7 +15,7 @@ from maskco.data.colour import gaussian_blur, greyscale, mean_grey, recolour, sc
 from maskco.data.pictures import Picture, PictureError
 from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes
 
-PLAIN = ViewConfig(image_size=64, regions=3, jitter=0, grayscale=0, blur=0)  # crops and flips only
+PLAIN = ViewConfig(image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0)  # crops and flips only
 
 
 def coordinates_picture(height: int, width: int) -> torch.Tensor:
@@ -306,6 +306,14 @@ def test_mask_boxes_hides_every_pixel_a_box_touches_and_no_other() -> None:
                 assert torch.equal(masked[b, :, y, x], torch.zeros(3) if hidden else images[b, :, y, x])
 
 
+def test_mask_boxes_hides_the_middle_share_of_a_box() -> None:
+    images = torch.ones(1, 1, 40, 40)
+    box = torch.tensor([[[4.0, 8.0, 24.0, 32.0]]])  # 20 wide, 24 high
+    hidden = mask_boxes(images, box, share=0.25)[0, 0] == 0
+    assert hidden[14:26, 9:19].all() and hidden.sum() == 12 * 10
+    assert torch.equal(mask_boxes(images, box, share=1.0), mask_boxes(images, box))
+
+
 def test_mask_boxes_takes_out_of_image_boxes_other_dtypes_and_no_boxes() -> None:
     images = torch.ones(1, 3, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     masked = mask_boxes(images, torch.tensor([[[-5.0, -5.0, 2.5, 2.0], [7.5, 7.5, 99.0, 99.0]]]), fill=2.0)
@@ -336,6 +344,8 @@ def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
         {"crop_scale": (0.0, 1.0)},
         {"flip": 1.5},
         {"min_overlap": -0.1},
+        {"mask_share": 0.0},
+        {"mask_share": 1.1},
         {"image_size": 32, "min_region_pixels": 20},
     ],
 )

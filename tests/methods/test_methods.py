@@ -58,7 +58,7 @@ def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():
 
 @pytest.mark.parametrize("local_negatives", [True, False])
 def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
-    method = make("maskco", local_negatives=local_negatives)
+    method = make("maskco", local_negatives=local_negatives, mask_share=1.0)
     method(random_views(5))
     views, filled = random_views(9), method.queue.features[: BATCH * REGIONS].clone()
     loss, _, queries, keys = method(views)
@@ -108,14 +108,17 @@ def test_gradients_reach_the_query_side_only(name):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
 
 
-@pytest.mark.parametrize("mask_head", ["conv", "attention", "none"])
-def test_what_is_masked_cannot_influence_the_query(mask_head):
-    method = make("maskco", mask_head=mask_head)
+@pytest.mark.parametrize(("mask_head", "share"), [("conv", 1.0), ("attention", 1.0), ("none", 1.0), ("conv", 0.25)])
+def test_what_is_masked_cannot_influence_the_query(mask_head, share):
+    method = make("maskco", mask_head=mask_head, mask_share=share)
     views = random_views()
     method(views)
     hidden = views.query.clone()
     for image, boxes in zip(hidden, views.query_boxes, strict=True):
         for x1, y1, x2, y2 in boxes.tolist():
+            if share == 0.25:  # half of each side, in the middle
+                x1, x2 = x1 + (x2 - x1) / 4, x2 - (x2 - x1) / 4
+                y1, y2 = y1 + (y2 - y1) / 4, y2 - (y2 - y1) / 4
             region = image[:, int(y1) : -int(-y2 // 1), int(x1) : -int(-x2 // 1)]
             region.copy_(100 * torch.randn_like(region))
     seen = views.query.clone()
@@ -123,6 +126,12 @@ def test_what_is_masked_cannot_influence_the_query(mask_head):
     method.eval()
     queries = [method(views._replace(query=query)).queries for query in (views.query, hidden, seen)]
     assert torch.equal(queries[0], queries[1])
+    if share < 1:  # the rest of a region is seen
+        rims = views.query.clone()
+        for image, boxes in zip(rims, views.query_boxes, strict=True):
+            for x1, y1, *_ in boxes.long().tolist():
+                image[:, y1 + 1, x1 + 1] += 1
+        assert not torch.equal(queries[0], method(views._replace(query=rims)).queries)
     if mask_head == "attention":
         assert torch.equal(queries[0], queries[2])  # the identity start: nothing travels yet
         nn.init.normal_(method.mask_head.leave.weight)

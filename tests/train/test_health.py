@@ -18,7 +18,7 @@ SPREAD_OUT = 0.35  # 1 / √8
 
 
 def health(**options: object) -> Health:
-    config = PretrainConfig(data="a", out="b", **{**TINY, **options})
+    config = PretrainConfig(data="a", out="b", **{**TINY, "mask_share": 1.0, **options})
     return Health(config, build_method(config))
 
 
