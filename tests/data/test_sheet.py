@@ -26,7 +26,7 @@ def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Pa
 
 def test_outlines_surround_what_the_views_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip))
+    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip, share: drawn.append(strip))
     config = ViewConfig(image_size=64, jitter=0, grayscale=0, blur=0, flip=0)
     sheet.write_sheet(coordinates(tmp_path / "set", 5), config, tmp_path / "a.png", count=3, seed=4)
     assert [name for name, *_ in drawn] == ["0.png", "1.png", "3.png"]
@@ -39,7 +39,7 @@ def test_outlines_surround_what_the_views_show(tmp_path: Path, monkeypatch: pyte
 
 def test_colours_of_a_batch_are_those_of_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip))
+    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip, share: drawn.append(strip))
     source, config = coordinates(tmp_path / "set", 5), ViewConfig(image_size=32, jitter=1)
     for augment in ("workers", "device"):
         sheet.write_sheet(source, config, tmp_path / "a.png", count=3, augment=augment)

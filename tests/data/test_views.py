@@ -15,7 +15,9 @@ from maskco.data.colour import gaussian_blur, greyscale, mean_grey, recolour, sc
 from maskco.data.pictures import Picture, PictureError
 from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes
 
-PLAIN = ViewConfig(image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0)  # crops and flips only
+PLAIN = ViewConfig(
+    image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0
+)  # crops and flips only
 
 
 def coordinates_picture(height: int, width: int) -> torch.Tensor:
@@ -181,7 +183,7 @@ def test_views_are_normalised_float32_of_the_size_asked_for() -> None:
 
 def test_augmentations_happen_as_often_as_configured() -> None:
     picture = torch.tensor([200, 60, 40], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
-    transform = TwoViews(ViewConfig(image_size=16))
+    transform = TwoViews(ViewConfig(image_size=16, region_scale=(0.25, 0.5)))
     torch.manual_seed(4)
     views = [view for _ in range(300) for view in transform(picture)[:2]]
     grey = sum(bool((denormalize(view).std(0) < 1e-4).all()) for view in views) / len(views)

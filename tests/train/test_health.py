@@ -73,7 +73,8 @@ def test_a_mask_over_everything_is_told_for_the_method_that_masks():
 
 
 def test_warnings_reach_the_log_and_the_terminal_once(pictures, tmp_path, monkeypatch, capfd):
-    options = {**TINY, "momentum": 1.0, "region_scale": (0.9, 1.0), "crop_scale": (0.9, 1.0), "log_every": 1}
+    options = {**TINY, "momentum": 1.0, "region_scale": (0.9, 1.0), "crop_scale": (0.9, 1.0)}
+    options |= {"mask_share": 1.0, "log_every": 1}
     monkeypatch.setattr(FeatureQueue, "push", lambda *arguments: None)
     pretrain(pictures, tmp_path / "run", **options)
     log, shown = (tmp_path / "run/log.txt").read_text(), capfd.readouterr().err
