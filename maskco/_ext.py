@@ -66,15 +66,23 @@ def kernels(device: torch.device) -> Any | None:
 
 @functools.cache
 def _runs_on(index: int | None) -> bool:
-    """Whether the CUDA kernels were built for this GPU or an older one. Without a GPU (fake tensors): yes."""
+    """Whether the CUDA kernels were built for this GPU. Without a GPU (fake tensors): yes."""
     if _C_cuda is None:
         return False
     if not torch.cuda.is_available():
         return True
-    archs = re.findall(r"\d+", _C_cuda.build_info()["cuda_archs"])
-    oldest = min(map(int, archs), default=0)  # (CMake's "native" and "all" name no number)
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor >= oldest
+    capability = torch.cuda.get_device_capability(index)
+    return any(_arch_runs_on(arch, capability) for arch in _C_cuda.build_info()["cuda_archs"].split())
+
+
+def _arch_runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Of an entry in CMake's notation: "90-real" is machine code, which serves its major version from its minor on,
+    "90-virtual" is PTX, which the driver compiles for this and all later GPUs, "90" is both."""
+    found = re.fullmatch(r"(\d+)(\d)(-real)?(-virtual)?", arch)
+    if found is None:  # "native", "all", "90a"
+        return True
+    built_for = int(found[1]), int(found[2])
+    return built_for <= capability and (found[3] is None or built_for[0] == capability[0])
 
 
 @functools.cache
@@ -85,9 +93,7 @@ def _warn_once(device_type: str) -> None:
 def _missing(device_type: str) -> str:
     reason = "only CPU and CUDA kernels exist"
     if device_type == "cuda":
-        reason = (
-            cuda_status if _C_cuda is None else f"built for {_C_cuda.build_info()['cuda_archs']}, this GPU is older"
-        )
+        reason = cuda_status if _C_cuda is None else f"built for {_C_cuda.build_info()['cuda_archs']}, not for this GPU"
     return f"maskco has no compiled kernels for {device_type} tensors ({reason})"
 
 

@@ -13,6 +13,20 @@ from simulated import simulated_ops
 
 REQUIRE_CUDA = os.environ.get("MASKCO_REQUIRE_CUDA") == "1"
 REQUIRE_SIM = os.environ.get("MASKCO_REQUIRE_SIM") == "1"
+DEVICES = ("cpu", "sim", "cuda")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=DEVICES, help="only the tests that run on this device (default: on any)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests of a device other than the CPU are marked with its name."""
+    if (wanted := config.getoption("--device")) is None:
+        return
+    on = [next((name for name in DEVICES if item.get_closest_marker(name)), "cpu") for item in items]
+    config.hook.pytest_deselected(items=[item for item, name in zip(items, on, strict=True) if name != wanted])
+    items[:] = [item for item, name in zip(items, on, strict=True) if name == wanted]
 
 
 @pytest.fixture(

@@ -45,9 +45,14 @@ def test_kernels_can_be_required(no_kernels, monkeypatch):
 
 @pytest.mark.parametrize(
     "archs, capability, runs",
-    [("80-real 90", (8, 0), True), ("80-real 90", (7, 5), False), ("90", (12, 0), True), ("native", (7, 5), True)],
+    [
+        *(("80-real 90", capability, True) for capability in ((8, 0), (8, 6), (9, 0), (12, 0))),
+        *(("80-real 90-real", capability, capability == (9, 0)) for capability in ((7, 5), (9, 0), (10, 0))),
+        *(("86-virtual", capability, capability == (9, 0)) for capability in ((8, 0), (9, 0))),
+        ("native", (7, 5), True),
+    ],
 )
-def test_a_gpu_older_than_the_kernels_gets_the_reference(monkeypatch, archs, capability, runs):
+def test_a_gpu_that_the_kernels_were_not_built_for_gets_the_reference(monkeypatch, archs, capability, runs):
     class Module:
         @staticmethod
         def build_info() -> dict[str, str]:
@@ -63,7 +68,7 @@ def test_a_gpu_older_than_the_kernels_gets_the_reference(monkeypatch, archs, cap
         if runs:
             assert _ext.kernels(torch.device("cuda")) is torch.ops.maskco
         else:
-            with pytest.warns(UserWarning, match=f"built for {archs}, this GPU is older"):
+            with pytest.warns(UserWarning, match=f"built for {archs}, not for this GPU"):
                 assert _ext.kernels(torch.device("cuda")) is None
     finally:
         for cached in (_ext._runs_on, _ext._warn_once):
