@@ -6,6 +6,7 @@ A case is cut down to what some of a GPU's SMs do of it, and simulated on as man
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 import sys
@@ -254,26 +255,23 @@ def short_name(demangled: str) -> str:
     return name.removeprefix("void ").split("(")[0].replace(" >", ">")
 
 
-def flash_launches() -> list[Row]:
-    """How every flash kernel is launched, with ids, which take shared memory."""
+def flash_launches(archs: Sequence[int]) -> list[Row]:
+    """How every flash kernel is launched, with ids, which take shared memory, and on which of the architectures."""
     import ptxsim
 
     kinds = [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "high"), (torch.float16, "high")]
-    before, found = torch.get_float32_matmul_precision(), []
-    for dtype, precision in kinds:
-        for channels in FLASH_CHANNELS:
-            query, keys = torch.ones(1, channels, dtype=dtype), torch.ones(1, channels, dtype=dtype)
-            options = {"query_ids": torch.zeros(1).long(), "queue_ids": torch.ones(1).long()}
-            torch.set_float32_matmul_precision(precision)
-            try:
-                with ptxsim.device("sm_80", strict=True) as device:
-                    info_nce(query, query, keys, **options)
-                    info_nce(query.requires_grad_(), query.detach(), keys.requires_grad_(), **options).backward()
-            finally:
-                torch.set_float32_matmul_precision(before)
-            found += [
-                {"kernel": short_name(x.kernel), "block": x.block[0], "dynamic_shared": x.shared}
-                for x in device.launches
-                if "flash" in x.kernel
-            ]
-    return found
+    before, found = torch.get_float32_matmul_precision(), {}
+    for (dtype, precision), channels, arch in itertools.product(kinds, FLASH_CHANNELS, archs):
+        query, keys = torch.ones(1, channels, dtype=dtype), torch.ones(1, channels, dtype=dtype)
+        options = {"query_ids": torch.zeros(1).long(), "queue_ids": torch.ones(1).long()}
+        torch.set_float32_matmul_precision(precision)
+        try:
+            with ptxsim.device(f"sm_{arch}", strict=True) as device:
+                info_nce(query, query, keys, **options)
+                info_nce(query.requires_grad_(), query.detach(), keys.requires_grad_(), **options).backward()
+        finally:
+            torch.set_float32_matmul_precision(before)
+        for launch in (x for x in device.launches if "flash" in x.kernel):
+            row = {"kernel": short_name(launch.kernel), "block": launch.block[0], "dynamic_shared": launch.shared}
+            found.setdefault(row["kernel"], row | {"archs": []})["archs"].append(f"sm_{arch}")
+    return list(found.values())

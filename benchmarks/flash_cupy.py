@@ -1,13 +1,15 @@
-"""Launches info_nce's flash kernel straight from its .cuh file (CuPy compiles it by NVRTC) and sweeps the splits.
+"""Launches info_nce's flash kernel straight from its .cuh file (CuPy compiles it by NVRTC) and sweeps tile shapes and
+the splits of the keys.
 
-Reports the tensor rate reached beside that of one cuBLAS product of the same queries and keys. For choosing how many
-parts the keys are cut into; the op itself is timed by `python -m benchmarks.info_nce --device cuda`.
+Reports the tensor rate reached beside that of one cuBLAS product of the same queries and keys. For choosing the table
+of shapes in flash.cuh; the op itself is timed by `python -m benchmarks.info_nce --device cuda`.
 
 python -m benchmarks.flash_cupy      needs a GPU and cupy (pip install 'maskco[cupy]')
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +17,14 @@ import numpy as np
 from benchmarks.kernels_cupy import gpu, milliseconds, nvrtc_options, standard_headers
 
 TEMPERATURE = 0.2
+CHANNELS = (64, 128, 192, 256)
 Features = np.dtype([("rows", "u8"), ("row_stride", "i8"), ("count", "i8"), ("ids", "u8")])
 Temperature = np.dtype([("value", "f8"), ("tensor", "u8")])
 KINDS = {"float16": "HalfProduct<__half>", "float32": "Tf32Product<3>"}
 
 
 class Shape(NamedTuple):
-    """flash_shape() of flash.cuh, and what follows from it."""
+    """FlashShape of flash.cuh, and what follows from it."""
 
     warps: int
     row_blocks: int
@@ -41,18 +44,23 @@ class Shape(NamedTuple):
         return (self.rows + 2 * self.columns) * row_bytes + 4 * self.rows
 
 
-def flash_shape(element_size: int, channels: int) -> Shape:
-    if element_size == 2:
-        if channels <= 128:
-            return Shape(4, 2, 32, 3 if channels <= 32 else 2)
-        return Shape(8, 1, 64 if channels <= 192 else 32, 1)
-    if channels <= 64:
-        return Shape(4, 2, 32, 2)
-    return Shape(8, 1, 32, 1) if channels <= 128 else Shape(4, 1, 16, 2 if channels <= 192 else 1)
+def shapes(itemsize: int, channels: int, allowed: int) -> list[Shape]:
+    """To sweep: those of a thread's sums in at most 128 registers, in as many bytes of shared memory as a block may
+    have, on SMs that have 1 KiB more. Eight warps are planned on an SM, with all the registers a thread can have."""
+    found, row_bytes = [], itemsize * channels
+    for warps, row_blocks, columns in itertools.product((4, 8), (1, 2), (16, 32, 64)):
+        shape = Shape(warps, row_blocks, columns, 1)
+        team = max(4 if row_bytes % 128 else 8, shape.threads // columns)  # threads that copy a row
+        if row_blocks * channels > 256 or row_bytes // 16 % team or shape.shared_bytes(row_bytes) > allowed:
+            continue
+        fit = (allowed + 1024) // (shape.shared_bytes(row_bytes) + 1024)
+        found.append(shape._replace(blocks_per_sm=min(8 // warps, fit)))
+    return found
 
 
-def kernel_name(dtype: str, channels: int) -> str:
-    return f"maskco::info_nce_flash_kernel<maskco::Flash<maskco::{KINDS[dtype]}, {channels}>, true>"
+def kernel_name(dtype: str, channels: int, shape: Shape) -> str:
+    flash = f"maskco::Flash<maskco::{KINDS[dtype]}, {', '.join(map(str, (channels, *shape)))}>"
+    return f"maskco::info_nce_flash_kernel<{flash}, true>"
 
 
 def arguments(n: int, k: int, c: int, **address: int) -> list[Any]:
@@ -77,13 +85,9 @@ def log_sum_exp(xp: Any, split_rows: Any) -> Any:
 def main() -> None:
     cupy = gpu("benchmarks.flash_cupy")
     n, k = 256, 65536
-    sms = cupy.cuda.Device().attributes["MultiProcessorCount"]
-    names = {(dtype, c): kernel_name(dtype, c) for dtype in KINDS for c in (64, 128, 256)}
-    with standard_headers() as headers:
-        code, options = '#include "info_nce_flash.cuh"', nvrtc_options(headers)
-        module = cupy.RawModule(code=code, options=options, name_expressions=tuple(names.values()), backend="nvrtc")
-        kernels = {key: module.get_function(name) for key, name in names.items()}
-    for (dtype, c), kernel in kernels.items():
+    attributes = cupy.cuda.Device().attributes
+    sms, allowed = attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+    for dtype, c in itertools.product(KINDS, CHANNELS):
         query, positive, queue = (cupy.random.standard_normal((rows, c), dtype="f4") for rows in (n, n, k))
         query, positive, queue = (
             (x / cupy.linalg.norm(x, axis=1, keepdims=True)).astype(dtype) for x in (query, positive, queue)
@@ -92,14 +96,19 @@ def main() -> None:
         expected = cupy.log(cupy.exp(logits).sum(1))
         product_ms = milliseconds(cupy, lambda query=query, queue=queue: query @ queue.T)
         print(f"{dtype}, C = {c}: cuBLAS's product {2 * n * k * c / product_ms / 1e9:.1f} TFLOP/s")
-        shape = flash_shape(query.itemsize, c)
-        blocks, shared = -(-n // shape.rows), shape.shared_bytes(c * query.itemsize)
-        kernel.max_dynamic_shared_size_bytes = shared
-        for waves in (0.5, 1, 2):
+        swept = {shape: kernel_name(dtype, c, shape) for shape in shapes(query.itemsize, c, allowed)}
+        with standard_headers() as headers:
+            code, options = '#include "info_nce_flash.cuh"', nvrtc_options(headers)
+            names = tuple(swept.values())
+            module = cupy.RawModule(code=code, options=options, name_expressions=names, backend="nvrtc")
+            kernels = {shape: module.get_function(name) for shape, name in swept.items()}
+        at = {"query": query.data.ptr, "positive": positive.data.ptr, "queue": queue.data.ptr}
+        for (shape, kernel), waves in itertools.product(kernels.items(), (0.5, 1, 2)):
+            blocks, shared = -(-n // shape.rows), shape.shared_bytes(c * query.itemsize)
+            kernel.max_dynamic_shared_size_bytes = shared
             splits = max(1, int(waves * shape.blocks_per_sm * sms / blocks))
-            product, state = cupy.empty(n, "f4"), cupy.empty((splits, n, 4), "f4")
+            product, state = cupy.empty(n, "f4"), cupy.full((splits, n, 4), cupy.nan, "f4")
             sums = cupy.empty((splits, n, c), "f4")
-            at = {"query": query.data.ptr, "positive": positive.data.ptr, "queue": queue.data.ptr}
             called = (*arguments(n, k, c, **at), product, state, sums)
 
             def run(kernel=kernel, grid=(blocks, splits), threads=shape.threads, called=called, shared=shared):
@@ -108,7 +117,8 @@ def main() -> None:
             run()
             cupy.testing.assert_allclose(log_sum_exp(cupy, state), expected, rtol=1e-3)
             ms = milliseconds(cupy, run)
-            print(f"  {splits} splits: {ms:.3f} ms, {4 * n * k * c / ms / 1e9:.1f} TFLOP/s")
+            tile = f"{shape.warps} warps of {16 * shape.row_blocks} rows, {shape.columns} columns"
+            print(f"  {tile}, {splits} splits: {ms:.3f} ms, {4 * n * k * c / ms / 1e9:.1f} TFLOP/s")
 
 
 if __name__ == "__main__":

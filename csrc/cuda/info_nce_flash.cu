@@ -10,42 +10,42 @@
 namespace maskco {
 namespace {
 
-// f(Flash<product, C>) for the dtype and C; false for what there is no kernel for
+// f(Flash) as the table has it for the current device
+template <class Product, int kChannels, class F>
+void dispatch_gpu(const F& f) {
+  if (device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= flash_shared_limit(FlashGpu::kLarge)) {
+    f(typename FlashOn<FlashGpu::kLarge, Product, kChannels>::type{});
+  } else {
+    f(typename FlashOn<FlashGpu::kSmall, Product, kChannels>::type{});
+  }
+}
+
+// f(Flash) for the dtype and C; false for what there is no kernel for
 template <class Product, class F>
-bool dispatch_channels(int64_t channels, F&& f) {
+bool dispatch_channels(int64_t channels, const F& f) {
   switch (channels) {
     case 32:
-      return f(Flash<Product, 32>{}), true;
+      return dispatch_gpu<Product, 32>(f), true;
     case 64:
-      return f(Flash<Product, 64>{}), true;
+      return dispatch_gpu<Product, 64>(f), true;
     case 96:
-      return f(Flash<Product, 96>{}), true;
+      return dispatch_gpu<Product, 96>(f), true;
     case 128:
-      return f(Flash<Product, 128>{}), true;
+      return dispatch_gpu<Product, 128>(f), true;
     case 192:
-      return f(Flash<Product, 192>{}), true;
+      return dispatch_gpu<Product, 192>(f), true;
     case 256:
-      return f(Flash<Product, 256>{}), true;
+      return dispatch_gpu<Product, 256>(f), true;
     default:
       return false;
   }
 }
 template <class F>
-bool dispatch_flash(ScalarType dtype, bool allow_tf32, int64_t channels, F&& f) {
+bool dispatch_flash(ScalarType dtype, bool allow_tf32, int64_t channels, const F& f) {
   if (dtype == ScalarType::Half) return dispatch_channels<HalfProduct<__half>>(channels, f);
   if (dtype == ScalarType::BFloat16) return dispatch_channels<HalfProduct<__nv_bfloat16>>(channels, f);
   if (dtype != ScalarType::Float) return false;
   return allow_tf32 ? dispatch_channels<Tf32Product<1>>(channels, f) : dispatch_channels<Tf32Product<3>>(channels, f);
-}
-
-// Tensor-core code for the current device is in this build.
-bool compiled_for_device() {
-  const int capability = 100 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
-                         10 * device_attribute(cudaDevAttrComputeCapabilityMinor);
-  for (int arch : {__CUDA_ARCH_LIST__}) {
-    if (800 <= arch && arch <= capability) return true;
-  }
-  return false;
 }
 
 bool aligned_rows(const Tensor& t) {
@@ -85,8 +85,7 @@ int num_splits(int64_t row_blocks, int64_t tiles, int blocks_per_sm) {
 bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys) {
   const int64_t c = query.size(1);
   return query.size(0) > 0 && dispatch_flash(query.scalar_type(), true, c, [](auto) {}) && aligned_rows(query) &&
-         (positive == nullptr || aligned_rows(*positive)) && (keys == nullptr || aligned_rows(*keys)) &&
-         compiled_for_device();
+         (positive == nullptr || aligned_rows(*positive)) && (keys == nullptr || aligned_rows(*keys));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
@@ -113,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     allow_shared_memory(kernel, shared_bytes);
     const unsigned row_blocks = grid_size(n, F::kRows);
     const int64_t tiles = ceil_div(queue ? queue->size(0) : 0, F::kColumns) + (in_batch ? ceil_div(n, F::kColumns) : 0);
-    const int num = num_splits(row_blocks, tiles, F::kShape.blocks_per_sm);
+    const int num = num_splits(row_blocks, tiles, F::kBlocksPerSm);
     Tensor split_rows = new_floats({num, n, sizeof(FlashRow) / sizeof(float)});
     Tensor split_sums = new_floats({need_grad ? num : 0, n, c});
     kernel<<<dim3(row_blocks, num), F::kThreads, shared_bytes, stream>>>(
@@ -149,7 +148,7 @@ Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Ten
     const size_t shared_bytes = flash_shared_bytes<FlashKeysShared<F>>(query_ids && key_ids);
     allow_shared_memory(kernel, shared_bytes);
     const unsigned row_blocks = grid_size(keys.size(0), F::kRows);
-    const int num = num_splits(row_blocks, ceil_div(query.size(0), F::kColumns), F::kShape.blocks_per_sm);
+    const int num = num_splits(row_blocks, ceil_div(query.size(0), F::kColumns), F::kBlocksPerSm);
     Tensor split_gradients =
         torch::stable::new_empty(query, {num > 1 ? num : 0, keys.size(0), keys.size(1)}, ScalarType::Float);
     const cudaStream_t stream = current_stream(query);

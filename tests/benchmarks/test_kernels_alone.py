@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -12,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import flash_cupy, kernels_cupy
+from benchmarks import flash_cupy, kernels_cupy, roofline
 
 INSTANCES = {
     "pool.cuh": kernels_cupy.POOL,
     "spread.cuh": "maskco::label_spread_kernel<float, __nv_bfloat16>",
     "queue.cuh": "maskco::queue_push_kernel<__half, float>",
-    "info_nce_flash.cuh": flash_cupy.kernel_name("float32", 64),
+    "info_nce_flash.cuh": flash_cupy.kernel_name("float32", 64, flash_cupy.Shape(4, 2, 32, 2)),
 }
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -88,31 +89,51 @@ template __global__ void {kernels_cupy.POOL}(maskco::MaskWeights<float, float>, 
         np.testing.assert_allclose(area, masks.sum((2, 3)), rtol=1e-5)
 
 
+SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # of a block
+
+
+@pytest.mark.parametrize("dtype", flash_cupy.KINDS)
+def test_the_flash_benchmark_sweeps_the_shapes_of_the_table(dtype):
+    """The table is flash_shape() of flash.cuh; shapes stand in the names of the kernels that each GPU runs."""
+    pattern = rf"flash_kernel<Flash<{re.escape(flash_cupy.KINDS[dtype])}, (\d+), (\d+), (\d+), (\d+), (\d+)>, true"
+    seen = set()
+    for launch in json.loads(roofline.RESULTS.read_text())["flash"]:
+        if found := re.search(pattern, launch["kernel"]):
+            channels, *shape = map(int, found.groups())
+            for arch in launch["warps_per_sm"]:
+                assert shape in map(list, flash_cupy.shapes(np.dtype(dtype).itemsize, channels, SHARED_KIB[arch] << 10))
+                seen.add((channels, arch))
+    assert len(seen) == 6 * len(SHARED_KIB)
+
+
 @needs_nvcc
 @pytest.mark.sim
 @pytest.mark.parametrize("dtype, c", [("float16", 64), ("float16", 256), ("float32", 192)])
-def test_arguments_of_the_flash_benchmark(dtype, c):
+def test_every_shape_of_the_flash_benchmark(dtype, c):
+    """Its arguments and geometry, on as much shared memory as an A100 has."""
     import ptxsim
 
     features, n, k, splits = "__half" if dtype == "float16" else "float", 40, 300, 3
-    source = f"""#include "info_nce_flash.cuh"
-template __global__ void {flash_cupy.kernel_name(dtype, c)}(
+    shapes = flash_cupy.shapes(np.dtype(dtype).itemsize, c, SHARED_KIB["sm_80"] << 10)
+    parameters = f"""(
     maskco::FlashFeatures<{features}>, maskco::FlashFeatures<{features}>, maskco::FlashFeatures<{features}>,
-    const int64_t*, bool, maskco::Temperature<float>, float*, maskco::FlashRow*, float*);
-"""
+    const int64_t*, bool, maskco::Temperature<float>, float*, maskco::FlashRow*, float*);"""
+    instances = [f"template __global__ void {flash_cupy.kernel_name(dtype, c, x)}{parameters}" for x in shapes]
+    source = "\n".join(['#include "info_nce_flash.cuh"', *instances, ""])
     module = ptxsim.compile(source, arch="sm_80", include_dirs=[str(kernels_cupy.KERNELS)])
     random = np.random.default_rng(0)
     rows = {name: random.standard_normal((count, c)) for name, count in (("query", n), ("positive", n), ("queue", k))}
     rows = {name: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype) for name, x in rows.items()}
-    product, state = np.full(n, np.nan, "f4"), np.full((splits, n, 4), np.nan, "f4")
-    sums = np.full((splits, n, c), np.nan, "f4")
+    query, positive, queue = (x.astype("f8") for x in rows.values())
+    expected = np.log(np.exp(query @ queue.T / flash_cupy.TEMPERATURE).sum(1))
     called = flash_cupy.arguments(n, k, c, **{name: module.ptr(x) for name, x in rows.items()})
     called = [x.tobytes() if isinstance(x, np.ndarray) else None if x is called[3] else x for x in called]
-    shape = flash_cupy.flash_shape(rows["query"].itemsize, c)
-    grid, shared = (-(-n // shape.rows), splits), shape.shared_bytes(c * rows["query"].itemsize)
-    outputs = [product, state, sums]
-    module.launch("flash_kernel", grid=grid, block=shape.threads, args=[*called, *outputs], shared=shared, strict=True)
-    query, positive, queue = (x.astype("f8") for x in rows.values())
-    np.testing.assert_allclose(product, (query * positive).sum(1), rtol=1e-3, atol=1e-4)
-    expected = np.log(np.exp(query @ queue.T / flash_cupy.TEMPERATURE).sum(1))
-    np.testing.assert_allclose(flash_cupy.log_sum_exp(np, state), expected, rtol=1e-4)
+    for shape in shapes:
+        product, state = np.full(n, np.nan, "f4"), np.full((splits, n, 4), np.nan, "f4")
+        sums = np.full((splits, n, c), np.nan, "f4")
+        grid, shared = (-(-n // shape.rows), splits), shape.shared_bytes(c * rows["query"].itemsize)
+        name = flash_cupy.kernel_name(dtype, c, shape).removesuffix(">")  # a parameter more, which has a default
+        arguments = [*called, product, state, sums]
+        module.launch(name, grid=grid, block=shape.threads, args=arguments, shared=shared, strict=True)
+        np.testing.assert_allclose(product, (query * positive).sum(1), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(flash_cupy.log_sum_exp(np, state), expected, rtol=1e-4)

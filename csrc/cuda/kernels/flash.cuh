@@ -7,26 +7,36 @@
 
 namespace maskco {
 
-constexpr int kFlashStages = 2;               // tiles of columns in shared memory: one in use, the next on its way
-constexpr int kFlashSharedBytes = 99 * 1024;  // what every GPU from 8.0 on allows a block
+constexpr int kFlashStages = 2;  // tiles of columns in shared memory: one in use, the next on its way
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // How a block is cut. A warp's rows share each fragment of columns that it loads from shared memory, so more rows a
-// warp are faster, until their sums (rows · C / 32 registers a thread) leave no room for anything else.
+// warp are faster, until their sums (rows · C / 32 registers a thread) leave no room for anything else. A tile's
+// columns share each fragment of rows in the same way.
 struct FlashShape {
   int warps;
   int row_blocks;     // of 16 rows, a warp
   int columns;        // of a tile
-  int blocks_per_sm;  // that registers must leave room for
+  int blocks_per_sm;  // that there must be registers for, and is shared memory for
 };
-constexpr FlashShape flash_shape(int element_size, int channels) {
+
+// The table of shapes. GPUs differ in the shared memory that they allow a block. Only the host asks what a GPU is: the
+// shape is part of the kernel's type, so that a launch fits the code that runs, whatever that was compiled for.
+enum class FlashGpu { kSmall, kLarge };
+constexpr int flash_shared_limit(FlashGpu gpu) {
+  return gpu == FlashGpu::kLarge ? 163 * 1024  // of compute capability 8.0, 8.7, 9.0, 10.0
+                                 : 99 * 1024;  // 8.6, 8.9, 12.0, and all others from 8.0 on
+}
+constexpr FlashShape flash_shape(FlashGpu gpu, int element_size, int channels) {
+  const bool large = gpu == FlashGpu::kLarge;
   if (element_size == 2) {
     if (channels <= 128) return {4, 2, 32, channels <= 32 ? 3 : 2};
-    return {8, 1, channels <= 192 ? 64 : 32, 1};
+    return {8, 1, channels <= 192 || large ? 64 : 32, 1};
   }
   if (channels <= 64) return {4, 2, 32, 2};
-  if (channels <= 128) return {8, 1, 32, 1};
-  return {4, 1, 16, channels <= 192 ? 2 : 1};
+  if (channels <= 96) return {8, 1, 32, 1};
+  if (channels <= 128) return {8, 1, large ? 64 : 32, 1};
+  return {large ? 8 : 4, 1, channels <= 192 ? 32 : 16, 1};
 }
 
 // threadIdx.x, read anew: what is computed from it isn't kept across the main loop, where registers are scarce.
@@ -42,14 +52,13 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return y;
 }
 
-template <typename Product, int kChannels_>
+// (the last four parameters: a FlashShape)
+template <typename Product, int kChannels_, int kWarps, int kRowBlocks_, int kColumns_, int kBlocksPerSm_>
 struct Flash {
   using T = typename Product::element;
-  static constexpr int kChannels = kChannels_;
-  static constexpr FlashShape kShape = flash_shape(sizeof(T), kChannels);
-  static constexpr int kThreads = 32 * kShape.warps;
-  static constexpr int kRowBlocks = kShape.row_blocks, kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kShape.warps;
-  static constexpr int kColumns = kShape.columns, kColumnBlocks = kColumns / 8, kChannelBlocks = kChannels / 8;
+  static constexpr int kChannels = kChannels_, kThreads = 32 * kWarps, kBlocksPerSm = kBlocksPerSm_;
+  static constexpr int kRowBlocks = kRowBlocks_, kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kWarps;
+  static constexpr int kColumns = kColumns_, kColumnBlocks = kColumns / 8, kChannelBlocks = kChannels / 8;
 
   // ---- tiles in shared memory: rows of 16-byte chunks, swizzled so that neither ldmatrix of eight rows nor the
   // strided loads below meet in a bank (128 bytes are all banks; a row of 64 or 192 bytes covers them twice in turn)
@@ -65,8 +74,11 @@ struct Flash {
     constexpr int kMixed = kWholeLines ? 127 : 63;
     return (address ^ (32 * step & kMixed)) + (32 * step & ~kMixed);
   }
-  // A team of threads copies a row, a chunk each, and again until its end.
-  static constexpr int kTeam = kWholeLines ? 8 : 4, kPassRows = kThreads / kTeam;
+  // A team of threads copies a row, a chunk each, and again until its end; it grows where a tile is short.
+  static constexpr int kLeastTeam = kWholeLines ? 8 : 4;
+  static constexpr int kTeam = kThreads / kColumns > kLeastTeam ? kThreads / kColumns : kLeastTeam;
+  static constexpr int kPassRows = kThreads / kTeam;
+  static_assert(kChunks % kTeam == 0);
   static_assert(kColumns <= kThreads);                // a thread for each id
   static constexpr int kRowTiles = kRows / kColumns;  // tiles of columns that are as long as a block's rows
   static_assert(kRowTiles * kColumns == kRows);

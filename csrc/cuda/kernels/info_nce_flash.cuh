@@ -68,15 +68,13 @@ struct FlashForwardShared {
 // Block (x, y): kRows queries from x · kRows on, and the y-th of gridDim.y equal parts of the tiles of all keys, which
 // are those of the queue and then, with `in_batch`, the positives.
 template <typename F, bool kGradient, typename T = typename F::T>
-__global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
+__global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     info_nce_flash_kernel(FlashFeatures<T> query, FlashFeatures<T> positive, FlashFeatures<T> queue,
                           const int64_t* valid,  // one element, or null
                           bool in_batch, Temperature<float> temperature,
                           float* positive_product,  // [N]: query · positive
                           FlashRow* split_rows,     // [S, N], S = gridDim.y
                           float* split_sums) {      // [S, N, C]: of 2^(s - max) · key
-#if __CUDA_ARCH__ >= 800                            // the host does not launch it elsewhere
-  static_assert(sizeof(FlashForwardShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashForwardShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -199,7 +197,6 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
       }
     }
   });
-#endif
 }
 
 template <class F>
@@ -219,7 +216,7 @@ constexpr int flash_shared_bytes(bool with_ids) {
 // running maximum keeps the weights in the range of 16 bits here as well. Block (x, y): kRows keys from x · kRows on
 // and the y-th of gridDim.y equal parts of the queries.
 template <typename F, typename T = typename F::T>
-__global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
+__global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
                                const int64_t* valid,  // one element, or null
                                bool in_batch, Temperature<float> temperature,
@@ -228,9 +225,6 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
                                int64_t grad_stride,
                                T* grad_keys,              // [K, C], or
                                float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
-
-#if __CUDA_ARCH__ >= 800  // the host does not launch it elsewhere
-  static_assert(sizeof(FlashKeysShared<F>) <= kFlashSharedBytes);
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const uint32_t row_tile = shared_address(shared.rows), column_tiles = shared_address(shared.columns);
@@ -336,7 +330,15 @@ __global__ void __launch_bounds__(F::kThreads, F::kShape.blocks_per_sm)
     *reinterpret_cast<uint4*>(grad_keys + (first_row + row) * F::kChannels + chunk * (16 / sizeof(T))) =
         *reinterpret_cast<const uint4*>(shared.rows + F::offset(row, chunk));
   }
-#endif
 }
+
+// Flash as the table has it.
+template <FlashGpu gpu, typename Product, int kChannels>
+struct FlashOn {
+  static constexpr FlashShape kShape = flash_shape(gpu, sizeof(typename Product::element), kChannels);
+  using type = Flash<Product, kChannels, kShape.warps, kShape.row_blocks, kShape.columns, kShape.blocks_per_sm>;
+  static_assert(sizeof(FlashForwardShared<type>) <= flash_shared_limit(gpu));
+  static_assert(sizeof(FlashKeysShared<type>) <= flash_shared_limit(gpu));
+};
 
 }  // namespace maskco
