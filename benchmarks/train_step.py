@@ -54,7 +54,7 @@ class Options:
     encoder: str = "resnet50"
     image_size: int = 224
     batch_size: int = 8
-    regions: int = 1
+    regions: int = 4
     mask_head: Literal["conv", "attention", "none"] = "conv"
     queue_size: int = 65536
     amp: Literal["off", "bf16", "fp16"] = "off"
