@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 @dataclass
 class ViewConfig:
-    """Augmentation strengths are MoCo v2's; regions, masks and overlap are ours. Number, size and hidden share of regions
-    are the best of the tries in benchmarks/results/claims_tries.json. Raises ValueError for what cannot work."""
+    """Augmentation strengths are MoCo v2's; regions, masks and overlap are ours. Number, size and hidden share of the
+    regions are the best of the tries in benchmarks/results/claims_tries.json. Raises ValueError for what cannot work.
+    """
 
     image_size: int = 224
     """Side of both views in pixels."""

@@ -33,10 +33,10 @@ class MaskCo(nn.Module):
         encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
         dim: length of queries and keys.
         hidden: hidden width of the projection; None: the encoder's channels.
-        mask_share: share of a region's area that is hidden, in its middle (ours: 0.3. With four regions of 0.25 to 0.4 of
-            the view's side it did best of the tries in benchmarks/results/claims_tries.json; those with and without a
-            head differ by less than their noise).
-        mask_head: "conv", "attention" or "none"; type and depth are ours.
+        mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25 to
+            0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
+        mask_head: "conv", "attention" or "none"; type and depth are ours. (On small pictures none did as well as conv,
+            see benchmarks/results/claims.json; the paper calls the head the key to the success.)
         key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there).
         queue_size, temperature, momentum: MoCo v2's defaults.
         local_negatives: the other regions of the same picture are negatives too (ours: yes; one region has none).
