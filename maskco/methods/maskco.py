@@ -33,8 +33,8 @@ class MaskCo(nn.Module):
         encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
         dim: length of queries and keys.
         hidden: hidden width of the projection; None: the encoder's channels.
-        mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25 to
-            0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
+        mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
+            to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
         mask_head: "conv", "attention" or "none"; type and depth are ours. (On small pictures none did as well as conv,
             see benchmarks/results/claims.json; the paper calls the head the key to the success.)
         key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there).
