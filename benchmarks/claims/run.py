@@ -17,6 +17,7 @@ import benchmarks.claims.encoder  # noqa: F401 (tells timm its name)
 from benchmarks.claims.probe import probe
 from benchmarks.claims.sets import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
+from benchmarks.harness import _device_name
 from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig, UserError
 from maskco.data.demo import Scene
@@ -56,7 +57,7 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
     told["seconds"] = round(told.get("seconds", time.monotonic() - started))
     scores = probe(encoder.to(config.device), data.train, getattr(data, part), data.classes, data.probed)
     row = {"scale": scale.name, "set": data.name, "method": method, "seed": seed, "part": part, "scores": scores}
-    return row | told | {"options": options} | provenance()
+    return row | told | {"options": options, "device": _device_name(torch.device(config.device))} | provenance()
 
 
 def fresh(config: PretrainConfig) -> nn.Module:
