@@ -33,37 +33,40 @@ BOUND_COLOUR = "#7F7F7F"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Writes a PNG of the test parts' scores."""
+    """Writes a PNG of the test parts' scores, or of the validation part's where there are no others."""
     sets = collect(rows) or collect(rows, "val")
+    methods = [method for method in METHODS if any(method in scores for scores in sets.values())]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, len(sets), figsize=(2.9 * len(sets) + 1.6, 4.6), squeeze=False, sharey=True, layout="constrained"
+            2, len(sets), figsize=(3.2 * len(sets) + 1.6, 5.2), squeeze=False, sharey=True, layout="constrained"
         )
         for row, score in zip(axes, (REGION, NEIGHBOURS), strict=True):
             for panel, (name, scores) in zip(row, sets.items(), strict=True):
-                _panel(panel, {method: values[score] for method, values in scores.items()})
+                _panel(panel, methods, {method: values[score] for method, values in scores.items()})
                 panel.set_xlabel(f"{score}, %")
-                if panel in axes[0]:
-                    panel.set_title(name)
+                panel.set_title(name)
         figure.savefig(path)
         plt.close(figure)
     return path
 
 
-def _panel(axes: Axes, values: dict[str, list[float]]) -> None:
-    methods = [method for method in METHODS if method in values]
+def _panel(axes: Axes, methods: list[str], values: dict[str, list[float]]) -> None:
+    """A line for each method, at the same height in all panels, whether it was measured there or not."""
     for height, method in enumerate(methods):
-        colour, own = COLOURS[method], values[method]
-        axes.plot([mean(own)] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.5)
-        axes.scatter(own, [height] * len(own), color=colour, s=16, alpha=0.8, linewidths=0)
-    for bound, style in ((UNTRAINED, ":"), (SUPERVISED, "--")):
-        if bound in values:
-            axes.axvline(mean(values[bound]), color=BOUND_COLOUR, linestyle=style, linewidth=1.2)
-            axes.annotate(
-                bound, (mean(values[bound]), 1), xycoords=("data", "axes fraction"), color=BOUND_COLOUR,
-                fontsize=7.5, rotation=90, ha="right", va="top",
-            )  # fmt: skip
+        if method in values:
+            colour, own = COLOURS[method], values[method]
+            axes.plot([mean(own)] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.5)
+            axes.scatter(own, [height] * len(own), color=colour, s=16, alpha=0.8, linewidths=0)
+    if UNTRAINED in values:
+        axes.axvline(mean(values[UNTRAINED]), color=BOUND_COLOUR, linestyle=":", linewidth=1.2)
+        place = (mean(values[UNTRAINED]), 0.02)
+        axes.annotate(
+            " untrained", place, xycoords=("data", "axes fraction"), color=BOUND_COLOUR, fontsize=8, va="bottom"
+        )
+    if SUPERVISED in values:  # so far away that a line would leave no room for the rest
+        text = f"supervised {mean(values[SUPERVISED]):.1f} →"
+        axes.text(1, 0.02, text, transform=axes.transAxes, color=BOUND_COLOUR, fontsize=8, ha="right", va="bottom")
     axes.set_yticks(range(len(methods)), methods)
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_ylim(len(methods) + 0.1, -0.6)
     axes.grid(axis="x", color="#EEEEEE")
     axes.set_axisbelow(True)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
 from benchmarks.claims.run import fresh, run, shifted_and_flipped
@@ -110,6 +112,15 @@ def test_tables_give_mean_and_deviation_over_seeds():
     rows = _rows(maskco=40.0, moco=30.0)
     assert collect(rows)[SCENES][MASKCO][REGION] == [40, 41, 42]
     assert f"| {MASKCO} | 41.0 ± 1.0 | 40.0 ± 0.0 |" in tables(rows)
+
+
+def test_a_method_keeps_its_row_where_another_was_not_measured():
+    figure = Figure()
+    axes = figure.subplots()
+    _panel(axes, [MASKCO, MOCO], {MOCO: [30.0, 31.0]})
+    (dots,) = axes.collections
+    assert dots.get_offsets()[:, 1].tolist() == [1, 1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [MASKCO, MOCO]
 
 
 @pytest.mark.parametrize(("lead", "holds"), [(5.1, True), (4.0, False), (2.0, False)])
