@@ -46,7 +46,8 @@ class Shape(NamedTuple):
 
 def shapes(itemsize: int, channels: int, allowed: int) -> list[Shape]:
     """To sweep: those of a thread's sums in at most 128 registers, in as many bytes of shared memory as a block may
-    have, on SMs that have 1 KiB more. Eight warps are planned on an SM, with all the registers a thread can have."""
+    have, on SMs that have 1 KiB more. Eight warps are planned on an SM, with all the registers a thread can have; of few
+    channels, whose sums leave registers free, twelve as well."""
     found, row_bytes = [], itemsize * channels
     for warps, row_blocks, columns in itertools.product((4, 8), (1, 2), (16, 32, 64)):
         shape = Shape(warps, row_blocks, columns, 1)
@@ -54,8 +55,9 @@ def shapes(itemsize: int, channels: int, allowed: int) -> list[Shape]:
         if row_blocks * channels > 256 or row_bytes // 16 % team or shape.shared_bytes(row_bytes) > allowed:
             continue
         fit = (allowed + 1024) // (shape.shared_bytes(row_bytes) + 1024)
-        found.append(shape._replace(blocks_per_sm=min(8 // warps, fit)))
-    return found
+        for planned in (8, 12) if channels <= 32 else (8,):
+            found.append(shape._replace(blocks_per_sm=min(planned // warps, fit)))
+    return list(dict.fromkeys(found))
 
 
 def kernel_name(dtype: str, channels: int, shape: Shape) -> str:
