@@ -46,8 +46,8 @@ class Shape(NamedTuple):
 
 def shapes(itemsize: int, channels: int, allowed: int) -> list[Shape]:
     """To sweep: those of a thread's sums in at most 128 registers, in as many bytes of shared memory as a block may
-    have, on SMs that have 1 KiB more. Eight warps are planned on an SM, with all the registers a thread can have; of few
-    channels, whose sums leave registers free, twelve as well."""
+    have, on SMs that have 1 KiB more. Eight warps are planned on an SM, with all the registers a thread can have; of
+    few channels, whose sums leave registers free, twelve as well."""
     found, row_bytes = [], itemsize * channels
     for warps, row_blocks, columns in itertools.product((4, 8), (1, 2), (16, 32, 64)):
         shape = Shape(warps, row_blocks, columns, 1)
