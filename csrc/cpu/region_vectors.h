@@ -104,7 +104,7 @@ MASKCO_REGION_INLINE void stream(const S* from, int64_t count, S* to) {
     target += bytes, source += bytes;
   };
 #if defined(__x86_64__)
-  typedef float Line __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+  typedef float Line __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));  // elements may have 2 bytes
   copy(std::min<int64_t>(-reinterpret_cast<uintptr_t>(target) % VECTOR_BYTES, end - target));
   for (; end - target >= VECTOR_BYTES; target += VECTOR_BYTES, source += VECTOR_BYTES) {
     const Line line = *reinterpret_cast<const Line*>(source);
