@@ -151,6 +151,7 @@ def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
     assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_with(photos, tmp_path):
     data = open_set(SCENES, photos, tmp_path / "pictures", quick=True)
     scale = dataclasses.replace(SHORT, steps=40, batch_size=16)
@@ -161,6 +162,7 @@ def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_w
     assert untrained["scores"] == probe(fresh(config), data.train, data.test, data.classes)
 
 
+@pytest.mark.slow
 def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
     file = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.claims", "--pictures", photos, "--folder", str(tmp_path), "--quick"]
