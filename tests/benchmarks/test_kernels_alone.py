@@ -108,6 +108,7 @@ def test_the_flash_benchmark_sweeps_the_shapes_of_the_table(dtype):
 
 @needs_nvcc
 @pytest.mark.sim
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, c", [("float16", 64), ("float16", 256), ("float32", 192)])
 def test_every_shape_of_the_flash_benchmark(dtype, c):
     """Its arguments and geometry, on as much shared memory as an A100 has."""
