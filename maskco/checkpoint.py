@@ -1,22 +1,23 @@
-"""Checkpoints: one file with everything a run needs to go on, replaced in one go so that it is never half there."""
+"""Checkpoints: one file with everything a run needs to go on."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from maskco.config import PretrainConfig, UserError
+from maskco.files import write_atomically
 from maskco.methods import Method, build_method
 
-FORMAT = "maskco run 2"
+FORMAT = "maskco run 3"
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
+BEST = "best.pt"  # that of the epoch with the lowest mean loss
 
 
 class CheckpointError(UserError):
@@ -25,28 +26,6 @@ class CheckpointError(UserError):
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint."""
-
-
-def partial_name(name: str) -> str:
-    """What a file is called while `write_atomically` fills it."""
-    return f".{name}.partial"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
-
-    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took.
-    """
-    partial = path.with_name(partial_name(path.name))
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -65,9 +44,9 @@ def kept_checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
-def keep_checkpoint(path: Path, step: int) -> None:
-    """Gives the checkpoint at `path`, which is about to be replaced, a second name that holds its step."""
-    kept = path.with_name(KEPT.format(step))
+def keep_checkpoint(path: Path, name: str) -> None:
+    """Gives the checkpoint at `path`, which will be replaced, a second name beside it."""
+    kept = path.with_name(name)
     kept.unlink(missing_ok=True)
     try:
         os.link(path, kept)

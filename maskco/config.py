@@ -30,6 +30,7 @@ FREE_ON_RESUME = frozenset(
         "save_every_minutes",
         "save_every_steps",
         "keep",
+        "keep_best",
         "compile",
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
@@ -138,7 +139,10 @@ class PretrainConfig(ViewConfig, Folders):
     save_every_steps: int = 0
     """Also save every so many steps; 0: do not."""
     keep: int = 1
-    """Checkpoints kept: last.pt, and those saved before it as step-N.pt. (No best: the loss does not tell it.)"""
+    """Checkpoints kept: last.pt, and those saved before it as step-N.pt."""
+    keep_best: bool = False
+    """Also keep, as best.pt, that of the epoch with the lowest mean loss, among those that began with a full queue. It
+    tells how well the contrast is solved; how useful the features are is for `maskco eval` to say."""
 
     def __post_init__(self) -> None:
         """Nothing yet: an option with an impossible value is for `check` to refuse, with all others."""

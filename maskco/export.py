@@ -21,10 +21,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 import maskco
-from maskco.checkpoint import load_run, write_atomically
+from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig, UserError
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.results import commit
+from maskco.files import write_atomically
 from maskco.run_folder import read_metrics
 from maskco.weights import timm_state, whole_model_state
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 import maskco
-from maskco.checkpoint import CHECKPOINT, kept_checkpoints, partial_name, write_atomically
+from maskco.checkpoint import BEST, CHECKPOINT, kept_checkpoints
 from maskco.config import ConfigError, PretrainConfig, read_config
+from maskco.files import partial_name, write_atomically
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 CONFIG, METRICS, LOG, TENSORBOARD = "config.json", "metrics.jsonl", "log.txt", "tensorboard"
-WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, "evaluation.json", "report.html", "report.png")
+WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
 OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
 

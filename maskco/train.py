@@ -182,15 +182,18 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             if state.step % config.log_every == 0 or end_of_epoch:
                 state.require_finite_loss()
                 now = time.monotonic()
-                pictures = config.batch_size * (min(state.totals.count, state.step - first_step))
+                steps_told = state.totals.count
+                pictures = config.batch_size * min(steps_told, state.step - first_step)
                 row = {"step": state.step, "epoch": round(state.step / state.steps_per_epoch, 4)}
                 row |= state.totals.means_and_reset() | {"lr": lr, "pictures_per_s": pictures / (now - window)}
+                state.best.add(row["loss"], steps_told)
                 state.seconds, window = earlier + now - started, now
                 record.add(row | {"seconds": state.seconds})
                 for warning in health.look(state.step, row["embedding_std"], views):
                     record.say(f"warning: {warning}")
                 progress.set_postfix_str(summary(row, len(state.broken)))
                 if end_of_epoch:
+                    state.best.end_epoch(state.step, state.method.queue)
                     epoch = state.step // state.steps_per_epoch
                     record.say(f"epoch {epoch}/{config.epochs}: {summary(row)}", show=bool(progress.disable))
 
@@ -204,6 +207,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                 break
         progress.close()
 
+        if config.keep_best:
+            record.say(state.best.told(state.steps_per_epoch))
         if state.broken.names:
             record.say(f"{len(state.broken)} of {len(source)} pictures could not be used, see {out / LOG}")
         if state.step < steps:

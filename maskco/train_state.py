@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from maskco.checkpoint import (
+    BEST,
     CHECKPOINT,
+    KEPT,
     CheckpointError,
     keep_checkpoint,
     kept_checkpoints,
@@ -22,6 +24,7 @@ from maskco.config import PretrainConfig, UserError
 from maskco.distributed import gather_in_rank_order, rank, share_batch_statistics, world_size
 from maskco.health import spread
 from maskco.methods import StepOutput, build_method
+from maskco.nn import FeatureQueue
 
 
 class TrainingError(UserError, RuntimeError):
@@ -51,6 +54,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.totals = Totals(device)
         self.broken = BrokenPictures(pictures)
+        self.best = BestEpoch()
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0  # of training, all processes of this run together
@@ -91,6 +95,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "totals": self.totals.state_dict(),
             "broken": self.broken.state_dict(),
+            "best": self.best.state_dict(),
             "random": gather_in_rank_order(torch.get_rng_state()[None]),  # a row for each rank
             "random_cuda": gather_in_rank_order(torch.cuda.get_rng_state(self.device)[None])
             if self.device.type == "cuda"
@@ -98,6 +103,7 @@ class TrainState:
         }
         if rank() == 0:
             self._write(path, state)
+            self._keep_if_best(path)
         self.saved_step = self.step
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
@@ -106,7 +112,7 @@ class TrainState:
             raise self._not_finite(f"{bad[0]} is", self.step)
         try:
             if self.config.keep > 1 and self.saved_step and path.exists():
-                keep_checkpoint(path, self.saved_step)
+                keep_checkpoint(path, KEPT.format(self.saved_step))
             save_checkpoint(path, state)
         except OSError as error:
             raise TrainingError(
@@ -116,6 +122,10 @@ class TrainState:
         older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
         for kept in older[: max(len(older) - (self.config.keep - 1), 0)]:
             kept.unlink()
+
+    def _keep_if_best(self, path: Path) -> None:
+        if self.config.keep_best and self.best.step == self.step:
+            keep_checkpoint(path, BEST)
 
     def load(self, path: Path) -> None:
         """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.
@@ -152,6 +162,7 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])
+        self.best.load_state_dict(state["best"])
         random = state["random"].reshape(-1, len(torch.get_rng_state()))
         if rank() < len(random):  # a rank more than there were keeps the random numbers that it started with
             torch.set_rng_state(random[rank()].clone())
@@ -160,6 +171,8 @@ class TrainState:
                 torch.cuda.set_rng_state(random[rank()].clone(), self.device)
         self.step = self.saved_step = state["step"]
         self.seconds = state["seconds"]
+        if rank() == 0:
+            self._keep_if_best(path)  # the run may have been killed just before it did
 
     def require_finite_loss(self) -> None:
         """Waits for the device and all ranks. Raises TrainingError that names the first step with a loss of NaN or
@@ -252,6 +265,40 @@ class Totals:
         sums = state["sums"].reshape(-1, len(self.sums))
         self.sums.copy_(sums[rank()] if len(sums) == world_size() else sums.mean(0))
         self.count, self.last_loss = state["count"], state["last_loss"]
+
+
+class BestEpoch:
+    """Finds the epoch with the lowest mean loss. One that begins before the queue is full does not count: from fewer
+    negatives a key is easier to tell."""
+
+    def __init__(self) -> None:
+        self.loss, self.step = math.inf, 0  # of the best, and the step it ended with
+        self.sum, self.count = 0.0, 0  # of the epoch under way
+        self.counts = False
+
+    def add(self, loss: float, steps: int) -> None:
+        """Takes the mean loss of some steps of one epoch."""
+        self.sum += loss * steps
+        self.count += steps
+
+    def end_epoch(self, step: int, queue: FeatureQueue) -> None:
+        """Waits for the device."""
+        mean = self.sum / max(self.count, 1)
+        if self.counts and mean < self.loss:
+            self.loss, self.step = mean, step
+        self.sum, self.count = 0.0, 0
+        self.counts = int(queue.valid) == len(queue.features)
+
+    def told(self, steps_per_epoch: int) -> str:
+        if not self.step:
+            return f"no {BEST}: no epoch that began with a full queue has ended"
+        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the lowest mean loss, {self.loss:.3f}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 class BrokenPictures:

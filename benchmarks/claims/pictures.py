@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.checkpoint import write_atomically
 from maskco.config import UserError
 from maskco.data.demo import Scene
+from maskco.files import write_atomically
 
 SIDE = 32  # pixels of an object, CIFAR-10's
 

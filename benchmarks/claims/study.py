@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.claims.run import Row, run
 from benchmarks.claims.sets import SCENES, open_set
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
-from maskco.checkpoint import write_atomically
 from maskco.config import UserError
+from maskco.files import write_atomically
 
 SEEDS = 3
 

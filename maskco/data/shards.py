@@ -18,7 +18,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.pictures import EXTENSIONS, Picture, PictureError
 from maskco.data.sources import SourceError, is_remote
+from maskco.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -113,17 +114,21 @@ def _local(url: str) -> Path:
     path = cache_folder("shards") / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{basename}"
     with one_at_a_time(path):
         if not path.exists():
-            partial = path.with_name(f".{path.name}.partial")
-            try:
-                with _webdataset("a remote shard").gopen(url) as stream, open(partial, "wb") as file:
+
+            def download(file: BinaryIO) -> None:
+                with _webdataset("a remote shard").gopen(url) as stream:
                     shutil.copyfileobj(stream, file, 1 << 20)
+                if not file.tell():
+                    raise SourceError(f"data: shard {url!r} is empty, or there is none")
+
+            try:
+                write_atomically(path, download)
+            except SourceError:
+                raise
             except (OSError, ValueError) as error:
                 raise SourceError(
                     f"data: shard {url!r} cannot be read: {str(error) or type(error).__name__}"
                 ) from error
-            if not partial.stat().st_size:
-                raise SourceError(f"data: shard {url!r} is empty, or there is none")
-            os.replace(partial, path)
     return path
 
 
@@ -137,10 +142,7 @@ def _index(shard: Path) -> Index:
             with np.load(path, allow_pickle=False) as stored:
                 return Index(*(stored[name] for name in Index._fields))
         index = scan(shard)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "wb") as file:
-            np.savez(file, **index._asdict())
-        os.replace(partial, path)
+        write_atomically(path, lambda file: np.savez(file, **index._asdict()))
     return index
 
 

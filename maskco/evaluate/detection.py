@@ -29,13 +29,13 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
-from maskco.checkpoint import write_atomically
 from maskco.data.pictures import PictureError
 from maskco.evaluate.datasets import Annotated, LabelledSet, Scenes
 from maskco.evaluate.encoders import OpenedEncoder
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import OWN, Input, reestimate_batch_norm
 from maskco.evaluate.options import Detection
+from maskco.files import write_atomically
 from maskco.weights import load_named, timm_names, timm_state, whole_model_state
 
 FINEST = 4  # pixels: the finest map that a pyramid is built on

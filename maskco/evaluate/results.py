@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import maskco
-from maskco.checkpoint import write_atomically
 from maskco.evaluate.errors import EvaluationError
+from maskco.files import write_atomically
 
 EVALUATION = "evaluation.json"
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from maskco.checkpoint import write_atomically
 from maskco.config import ConfigError
 from maskco.data.sources import PictureError
+from maskco.files import write_atomically
 from maskco.report.curves import Curves, Header
 from maskco.report.embedding import RegionMaps, Spread
 from maskco.report.html import html

@@ -105,6 +105,30 @@ def test_the_newest_checkpoints_are_kept_and_can_be_gone_back_to(pictures, tmp_p
     assert not kept_checkpoints(run)
 
 
+def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
+    """Of those that began with a full queue: 16 pictures in 4 steps of 8 keys, 12 of which fill it. And when the run is
+    killed between writing last.pt and giving it its second name, the resumed one gives it."""
+    run = tmp_path / "run"
+    options = {**TINY, "epochs": 5, "keep_best": True, "lr": 0.1}
+    pretrain(pictures, run, **options)
+    loss = dict.fromkeys(range(1, 6), 0.0)
+    before = 0
+    for row in rows(run):
+        loss[math.ceil(row["epoch"])] += row["loss"] * (row["step"] - before) / 4
+        before = row["step"]
+    best = min(range(2, 6), key=loss.__getitem__)
+    assert load_run(run / "best.pt")[2] == 4 * best
+    assert f"best.pt is of epoch {best}, with the lowest mean loss, {loss[best]:.3f}" in (run / "log.txt").read_text()
+
+    good = (run / "best.pt").read_bytes()
+    (run / "best.pt").rename(run / "last.pt")
+    pretrain(out=run, resume=True)
+    assert (run / "best.pt").read_bytes() == good
+    pretrain(pictures, run, overwrite=True, **options | {"epochs": 1})
+    assert not (run / "best.pt").exists()
+    assert "no best.pt: no epoch that began with a full queue has ended" in (run / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("part", "name"),
     [

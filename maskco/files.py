@@ -1,0 +1,30 @@
+"""Files that are replaced in one go, so that they are never half there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def partial_name(name: str) -> str:
+    """What a file is called while `write_atomically` fills it."""
+    return f".{name}.partial"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
+
+    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took.
+    """
+    partial = path.with_name(partial_name(path.name))
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
