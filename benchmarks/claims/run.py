@@ -42,7 +42,8 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
 
     Raises UserError.
     """
-    options = {"seed": seed, "image_size": data.view, "batch_size": scale.batch_size, **scale.options, **own}
+    options = {"seed": seed, "image_size": data.view, "batch_size": scale.batch_size}
+    options |= scale.options | data.options | own
     config = resolve(PretrainConfig(data=data.pretrain, out=str(folder), log_every=50, **options))
     torch.set_num_threads(config.threads)
     keep_freed_memory()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ class ProbeSet:
     classes: int
     view: int  # pixels a side of the views in pretraining: such that objects are seen as large as by the probe
     probed: int | None = None  # pixels a side of what is probed; None: scenes are of one size, and taken as they are
+    options: dict[str, float] = field(default_factory=dict)  # of maskco.pretrain, for all methods alike
 
 
 OBJECTS, SCENES, SCENES_3, DEMO, STL10, COCO = "objects", "scenes 2x2", "scenes 3x3", "demo scenes", "STL-10", "COCO"
@@ -37,6 +38,7 @@ VIEW = {OBJECTS: 32, SCENES: 48, SCENES_3: 72, DEMO: 64}
 FRAMES = 16000  # scenes to pretrain on; of pictures of one object twice as many, each seen half as often
 PROBED = {"train": 12000, "val": 5000, "test": 10000}  # regions, about
 QUICK = 20  # times fewer of all
+DEMO_COLOURS = {"hue": 0.5, "grayscale": 0.5}  # see demo_config: there colour tells which item it is, never its class
 
 
 def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> ProbeSet:
@@ -58,7 +60,7 @@ def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> 
         train, test = demo_scenes("train", 2500 // fewer), demo_scenes("test", 1000 // fewer)
         held = len(train) // 5
         parts = Subset(train, range(held, len(train))), Subset(train, range(held)), test
-        return ProbeSet(name, "demo", *parts, len(CLASS_NAMES), VIEW[name])
+        return ProbeSet(name, "demo", *parts, len(CLASS_NAMES), VIEW[name], options=DEMO_COLOURS)
     tiles, parts = TILES[name], load_pictures(pictures)
     frames = Mosaics(parts.train, tiles, (FRAMES if tiles > 1 else 2 * FRAMES) // fewer, seed=1)
     file = folder / f"{name.replace(' ', '-')}-{len(frames)}.npy"
