@@ -21,9 +21,9 @@ import tyro
 
 from benchmarks.claims.figure import draw
 from benchmarks.claims.sets import SCENES
-from benchmarks.claims.settings import BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
+from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
-from benchmarks.claims.table import tables, verdicts
+from benchmarks.claims.table import overview, tables, verdicts
 from maskco.config import UserError
 
 
@@ -37,7 +37,7 @@ class Options:
     sets: tuple[str, ...] = ()
     """Some of the scale's sets; default: all."""
     methods: tuple[str, ...] = ()
-    """Some of the methods; default: all, of --quick the four that claims 2 and 3 are about."""
+    """Some of the methods, or of the --ablations; default: all, of --quick the four that claims 2 and 3 are about."""
     seeds: int | None = None
     """Runs of each method on each set, with seeds 0, 1, …; default: 3, of ablations 1."""
     ablations: bool = False
@@ -57,7 +57,7 @@ class Options:
 def jobs(options: Options) -> list[Job]:
     scale = SCALES[options.scale]
     if options.ablations:
-        return list(ablations(scale, options.seeds or 1))
+        return list(ablations(scale, options.methods or tuple(ABLATIONS), options.seeds or 1))
     if options.quick:
         methods = options.methods or (MASKCO, NO_HEAD, MOCO, UNTRAINED)
         return list(comparison(scale, (SCENES,), methods, options.seeds or 1))
@@ -75,7 +75,8 @@ def main() -> None:
         rows = load(file)
     except UserError as error:
         sys.exit(f"benchmarks.claims: {error}")
-    print(tables(rows), *verdicts(rows), f"\nfigure: {draw(rows, file.with_suffix('.png'))}", sep="\n")
+    figure = draw(rows, file.with_suffix(".png"))
+    print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")
 
 
 if __name__ == "__main__":

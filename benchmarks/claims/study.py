@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,25 @@ def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds:
     """Scored on the test parts; seed by seed, so that an unfinished study has all methods. Raises UserError for names
     that there are not."""
     entries = METHODS | BOUNDS
-    for kind, asked, there in (("sets", sets, scale.sets), ("methods", methods, entries)):
-        if unknown := [name for name in asked if name not in there]:
-            raise UserError(f"{kind}: {unknown[0]!r} is none of {', '.join(there)}")
+    require_known("sets", sets, scale.sets)
+    require_known("methods", methods, entries)
     for seed in range(seeds):
         for data in sets:
             for method in methods:
                 yield Job(scale, data, method, entries[method], seed, "test")
 
 
-def ablations(scale: Scale, seeds: int) -> Iterator[Job]:
-    """Scored on the validation part of the 2×2 scenes."""
+def ablations(scale: Scale, methods: Sequence[str], seeds: int) -> Iterator[Job]:
+    """Scored on the validation part of the 2×2 scenes. Raises UserError for names that there are not."""
+    require_known("methods", methods, ABLATIONS)
     for seed in range(seeds):
-        for name, own in ABLATIONS.items():
-            yield Job(scale, SCENES, name, own, seed, "val")
+        for name in methods:
+            yield Job(scale, SCENES, name, ABLATIONS[name], seed, "val")
+
+
+def require_known(kind: str, asked: Sequence[str], there: Collection[str]) -> None:
+    if unknown := [name for name in asked if name not in there]:
+        raise UserError(f"{kind}: {unknown[0]!r} is none of {', '.join(there)}")
 
 
 def compute(jobs: Sequence[Job], pictures: str, folder: Path, file: Path, together: int) -> None:

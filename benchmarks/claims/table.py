@@ -12,11 +12,12 @@ from benchmarks.claims.settings import BOUNDS, HIDDEN, HIDDEN_NO_HEAD, MASKCO, M
 
 Row = dict[str, Any]
 SCENE_SETS = (SCENES, SCENES_3, DEMO, COCO)
+SETS = (OBJECTS, STL10, *SCENE_SETS)
 Scores = dict[str, dict[str, list[float]]]  # method -> score's name -> of each seed
 
 
 def collect(rows: list[Row], part: str = "test") -> dict[str, Scores]:
-    """By set and method, the methods in the order of settings.py."""
+    """By set and method, both in the order of this program's lists."""
     found: dict[str, Scores] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in sorted(rows, key=lambda row: row["seed"]):
         if row["part"] == part:
@@ -25,7 +26,7 @@ def collect(rows: list[Row], part: str = "test") -> dict[str, Scores]:
     order = [*METHODS, *BOUNDS]
     return {
         data: dict(sorted(scores.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
-        for data, scores in found.items()
+        for data, scores in sorted(found.items(), key=lambda item: SETS.index(item[0]))
     }
 
 
@@ -70,6 +71,17 @@ def verdicts(rows: list[Row]) -> list[str]:
 
 def spread(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def overview(rows: list[Row]) -> str:
+    """In Markdown, the linear probe of regions on all sets' test parts."""
+    found = collect(rows)
+    lines = ["| top-1 % of unseen regions | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for method in dict.fromkeys([*METHODS, *BOUNDS]):
+        own = [spread(scores[method][REGION]) if method in scores else "" for scores in found.values()]
+        if any(own):
+            lines.append(f"| {method} | {' | '.join(own)} |")
+    return "\n".join(lines)
 
 
 def tables(rows: list[Row]) -> str:

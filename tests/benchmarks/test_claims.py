@@ -17,10 +17,10 @@ from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
 from benchmarks.claims.run import fresh, run, shifted_and_flipped
-from benchmarks.claims.sets import SCENES, open_set
+from benchmarks.claims.sets import OBJECTS, SCENES, open_set
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, LAPTOP, LARGE, MASKCO, METHODS, MOCO, SUPERVISED, UNTRAINED
 from benchmarks.claims.study import load
-from benchmarks.claims.table import collect, tables, verdicts
+from benchmarks.claims.table import collect, overview, tables, verdicts
 from maskco.config import PretrainConfig, UserError
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
@@ -112,6 +112,16 @@ def test_tables_give_mean_and_deviation_over_seeds():
     rows = _rows(maskco=40.0, moco=30.0)
     assert collect(rows)[SCENES][MASKCO][REGION] == [40, 41, 42]
     assert f"| {MASKCO} | 41.0 ± 1.0 | 40.0 ± 0.0 |" in tables(rows)
+
+
+def test_the_overview_has_a_column_for_each_set_and_a_gap_where_nothing_was_measured():
+    rows = [*_rows(maskco=40.0, moco=30.0), *(row | {"set": OBJECTS} for row in _rows(moco=50.0))]
+    assert overview(rows).splitlines() == [
+        f"| top-1 % of unseen regions | {OBJECTS} | {SCENES} |",
+        "|---|---|---|",
+        f"| {MASKCO} |  | 41.0 ± 1.0 |",
+        f"| {MOCO} | 51.0 ± 1.0 | 31.0 ± 1.0 |",
+    ]
 
 
 def test_a_method_keeps_its_row_where_another_was_not_measured():
