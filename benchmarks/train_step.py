@@ -58,6 +58,8 @@ class Options:
     mask_head: Literal["conv", "attention", "none"] = "conv"
     queue_size: int = 65536
     amp: Literal["off", "bf16", "fp16"] = "off"
+    augment: Literal["workers", "device"] = "workers"
+    """Where views get their colours: with "device" that is a part of the step too."""
     workers: int = 0
     """Loading processes; with 0 loading stands among the parts, else it runs beside them and only waiting is seen."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -184,8 +186,8 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
 
 def measure(options: Options) -> dict[tuple[str, str], list[float]]:
     watch = Stopwatch(torch.device(options.device), options.repeats)
-    names = ("data", "encoder", "image_size", "batch_size", "regions", "mask_head", "queue_size", "amp", "workers",
-             "device", "threads")  # fmt: skip
+    names = ("data", "encoder", "image_size", "batch_size", "regions", "mask_head", "queue_size", "amp", "augment",
+             "workers", "device", "threads")  # fmt: skip
     config = {name: getattr(options, name) for name in names}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         instrument(watch, lambda *arguments: patches.enter_context(mock.patch.object(*arguments)))
