@@ -58,6 +58,8 @@ def create_encoder(
 ) -> Encoder:
     """An encoder from timm's name for it, for example "resnet50", "convnext_tiny" or "vit_small_patch16_224".
 
+    Fresh weights are timm's, but for residual branches that would begin at zero: they begin as in MoCo v2's ResNets.
+
     Args:
         name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too.
         stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last.
@@ -99,9 +101,22 @@ def create_encoder(
         )
         reason = str(error).split("\n")[0] or "timm refuses this combination"
         raise ValueError(f"encoder {name!r} gives no feature map with {asked}: {reason}") from error
+    if not pretrained:
+        _begin_branches(backbone)
     info = cast("FeatureInfo", backbone.feature_info)
     turned = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
     return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
+
+
+def _begin_branches(backbone: nn.Module) -> None:
+    """Sets the norms to 1 that timm sets to 0 at the end of residual branches, so that blocks begin as the identity.
+
+    That helps long supervised schedules of large batches. MoCo v2's ResNets, which are torchvision's, do not do so, and
+    short runs pay for it: benchmarks/results/claims_tries.json.
+    """
+    for module in backbone.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
 
 
 def as_encoder(encoder: str | nn.Module) -> Encoder:

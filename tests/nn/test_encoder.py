@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -40,6 +41,15 @@ def test_backbones_that_give_channels_last_maps_are_turned():
 def test_swin_gives_a_channels_first_map():
     encoder = create_encoder("swin_tiny_patch4_window7_224", stage=0, image_size=56).eval()
     assert encoder(torch.randn(1, 3, 56, 56)).shape == (1, encoder.channels, 14, 14)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "regnetx_002"])
+def test_fresh_residual_branches_begin_as_in_moco_v2(name):
+    """timm lets them begin at zero, as is seen in its own model."""
+    own = timm.create_model(name)
+    norms = [[m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] for model in (own, create_encoder(name))]
+    assert not all(norm.weight.all() for norm in norms[0])
+    assert all((norm.weight == 1).all() for norm in norms[1])
 
 
 def test_an_unknown_name_suggests_the_nearest():
