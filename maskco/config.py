@@ -268,7 +268,6 @@ def demo_config(out: str | Path) -> PretrainConfig:
         image_size=64,
         regions=4,
         region_scale=(0.2, 0.35),
-        mask_share=1.0,
         crop_scale=(0.15, 1.0),
         hue=0.5,
         grayscale=0.5,
