@@ -252,8 +252,8 @@ def demo_config(out: str | Path) -> PretrainConfig:
     """A run on the built-in scenes that two CPU cores finish in some minutes.
 
     What differs from the defaults, and why: in the scenes colour says nothing about an item's class but everything
-    about which item it is, so views vary it strongly; regions hide parts of items, since nothing tells what stood in
-    the place of a whole one; a short run needs a small queue, whose keys the encoder has not left behind.
+    about which item it is, so views vary it strongly; regions are parts of items; a short run
+    needs a small queue, whose keys the encoder has not left behind.
     """
     return PretrainConfig(
         data="demo",
