@@ -25,6 +25,11 @@ def test_committed_results_are_of_these_kernels(committed):
     assert {row["case"] for row in committed["cases"]} == {case.name for case in CASES}
 
 
+def marks(case: cuda_cases.Case) -> list[pytest.MarkDecorator]:
+    """Those of tens of seconds are for CI."""
+    return [pytest.mark.slow] if case.name.startswith("info_nce") and case.name.endswith("float32") else []
+
+
 def test_committed_results_keep_the_budgets(committed):
     assert committed["budgets"] == cuda_static.BUDGETS and committed["broken"] == []
     assert cuda_static.broken_by_kernels(committed["kernels"]) == []
@@ -47,7 +52,7 @@ def test_the_readme_has_the_roofline(committed):
 
 @needs_nvcc
 @pytest.mark.sim
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks(case)) for case in CASES])
 def test_simulated_cases_keep_the_budgets(case):
     with cuda_cases.simulated_kernels():
         rows = cuda_cases.simulate(case)

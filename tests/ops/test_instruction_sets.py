@@ -22,7 +22,7 @@ def test_values_with(capability, kernels):
     available = maskco.build_info()["cpu_kernels"]
     if LEVELS.index(kernels) >= LEVELS.index(available):
         pytest.skip(f"this CPU has {available}, which all other tests run with")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTEST_ADDOPTS": ""}
     shown = subprocess.run(
         [sys.executable, "-c", "import maskco; print(maskco.build_info()['cpu_kernels'])"],
         env=environment, cwd=TESTS, capture_output=True, text=True, check=True,
