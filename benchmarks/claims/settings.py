@@ -27,7 +27,7 @@ METHODS: dict[str, Options] = {
     ATTENTION: REGIONS | {"mask_head": "attention"},
     HIDDEN: REGIONS | {"mask_share": 1.0},  # nothing of a region is seen but through its surroundings
     HIDDEN_NO_HEAD: REGIONS | {"mask_share": 1.0, "mask_head": "none"},
-    MOCO: {"method": "moco_v2"},
+    MOCO: {"method": "moco_v2", "crop_scale": (0.4, 1.0)},
 }
 BOUNDS: dict[str, Options] = {UNTRAINED: {}, SUPERVISED: {}}
 ABLATIONS: dict[str, Options] = {
@@ -42,12 +42,13 @@ ABLATIONS: dict[str, Options] = {
     "no negatives of the same picture": REGIONS | {"local_negatives": False},
     "temperature 0.1": REGIONS | {"temperature": 0.1},
     "lr 0.48": REGIONS | {"lr": 0.48},
+    "crops of 0.4 to 1": REGIONS | {"crop_scale": (0.4, 1.0)},
     MOCO: METHODS[MOCO],
-    "MoCo v2, crops that may share nothing": METHODS[MOCO] | {"min_overlap": 0.0},
-    "MoCo v2, temperature 0.1": METHODS[MOCO] | {"temperature": 0.1},
-    "MoCo v2, lr 0.12": METHODS[MOCO] | {"lr": 0.12},
-    "MoCo v2, lr 0.48": METHODS[MOCO] | {"lr": 0.48},
-    "MoCo v2, crops of 0.4 to 1": METHODS[MOCO] | {"crop_scale": (0.4, 1.0)},
+    "MoCo v2, crops of 0.2 to 1": {"method": "moco_v2"},
+    "MoCo v2, crops of 0.2 to 1, which may share nothing": {"method": "moco_v2", "min_overlap": 0.0},
+    "MoCo v2, crops of 0.2 to 1, temperature 0.1": {"method": "moco_v2", "temperature": 0.1},
+    "MoCo v2, crops of 0.2 to 1, lr 0.12": {"method": "moco_v2", "lr": 0.12},
+    "MoCo v2, crops of 0.2 to 1, lr 0.48": {"method": "moco_v2", "lr": 0.48},
 }
 
 
