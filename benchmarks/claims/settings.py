@@ -27,9 +27,10 @@ METHODS: dict[str, Options] = {
     ATTENTION: REGIONS | {"mask_head": "attention"},
     HIDDEN: REGIONS | {"mask_share": 1.0},  # nothing of a region is seen but through its surroundings
     HIDDEN_NO_HEAD: REGIONS | {"mask_share": 1.0, "mask_head": "none"},
-    MOCO: {"method": "moco_v2", "crop_scale": (0.4, 1.0)},
+    MOCO: {"method": "moco_v2"},
 }
 BOUNDS: dict[str, Options] = {UNTRAINED: {}, SUPERVISED: {}}
+SMALLER_CROPS: Options = {"crop_scale": (0.2, 1.0)}  # maskco's and MoCo v2's default
 ABLATIONS: dict[str, Options] = {
     MASKCO: REGIONS,
     "mask share 0.5": REGIONS | {"mask_share": 0.5},
@@ -42,13 +43,13 @@ ABLATIONS: dict[str, Options] = {
     "no negatives of the same picture": REGIONS | {"local_negatives": False},
     "temperature 0.1": REGIONS | {"temperature": 0.1},
     "lr 0.48": REGIONS | {"lr": 0.48},
-    "crops of 0.4 to 1": REGIONS | {"crop_scale": (0.4, 1.0)},
+    "crops of 0.2 to 1": REGIONS | SMALLER_CROPS,
     MOCO: METHODS[MOCO],
-    "MoCo v2, crops of 0.2 to 1": {"method": "moco_v2"},
-    "MoCo v2, crops of 0.2 to 1, which may share nothing": {"method": "moco_v2", "min_overlap": 0.0},
-    "MoCo v2, crops of 0.2 to 1, temperature 0.1": {"method": "moco_v2", "temperature": 0.1},
-    "MoCo v2, crops of 0.2 to 1, lr 0.12": {"method": "moco_v2", "lr": 0.12},
-    "MoCo v2, crops of 0.2 to 1, lr 0.48": {"method": "moco_v2", "lr": 0.48},
+    "MoCo v2, crops of 0.2 to 1": METHODS[MOCO] | SMALLER_CROPS,
+    "MoCo v2, crops of 0.2 to 1, which may share nothing": METHODS[MOCO] | SMALLER_CROPS | {"min_overlap": 0.0},
+    "MoCo v2, crops of 0.2 to 1, temperature 0.1": METHODS[MOCO] | SMALLER_CROPS | {"temperature": 0.1},
+    "MoCo v2, crops of 0.2 to 1, lr 0.48": METHODS[MOCO] | SMALLER_CROPS | {"lr": 0.48},
+    "MoCo v2, lr 0.12": METHODS[MOCO] | {"lr": 0.12},
 }
 
 
@@ -72,6 +73,7 @@ LAPTOP = Scale(
     options={
         "encoder": NAME,
         "stage": 2,
+        "crop_scale": (0.4, 1.0),
         "hidden": 256,
         "queue_size": 4096,
         "momentum": 0.99,

@@ -147,7 +147,7 @@ def test_every_setting_is_an_option_and_every_method_shares_the_rest():
     for own in (METHODS | ABLATIONS | BOUNDS).values():
         for scale in (LAPTOP, LARGE):
             PretrainConfig(data="demo", out="x", **scale.options | own).check()
-    assert METHODS[MOCO].keys() <= {"method", "crop_scale"}
+    assert METHODS[MOCO].keys() <= {"method"}
 
 
 def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
