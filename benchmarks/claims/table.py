@@ -74,11 +74,12 @@ def spread(values: list[float]) -> str:
 
 
 def overview(rows: list[Row]) -> str:
-    """In Markdown, the linear probe of regions on all sets' test parts."""
+    """In Markdown, the two scores of regions on all sets' test parts."""
     found = collect(rows)
-    lines = ["| top-1 % of unseen regions | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    for method in dict.fromkeys([*METHODS, *BOUNDS]):
-        own = [spread(scores[method][REGION]) if method in scores else "" for scores in found.values()]
+    lines = ["| regions, linear / kNN | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for method in [*METHODS, *BOUNDS]:
+        values = (scores.get(method, {}) for scores in found.values())
+        own = [" / ".join(spread(value[score]) for score in (REGION, NEIGHBOURS) if score in value) for value in values]
         if any(own):
             lines.append(f"| {method} | {' | '.join(own)} |")
     return "\n".join(lines)

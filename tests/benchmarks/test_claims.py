@@ -117,10 +117,10 @@ def test_tables_give_mean_and_deviation_over_seeds():
 def test_the_overview_has_a_column_for_each_set_and_a_gap_where_nothing_was_measured():
     rows = [*_rows(maskco=40.0, moco=30.0), *(row | {"set": OBJECTS} for row in _rows(moco=50.0))]
     assert overview(rows).splitlines() == [
-        f"| top-1 % of unseen regions | {OBJECTS} | {SCENES} |",
+        f"| regions, linear / kNN | {OBJECTS} | {SCENES} |",
         "|---|---|---|",
-        f"| {MASKCO} |  | 41.0 ± 1.0 |",
-        f"| {MOCO} | 51.0 ± 1.0 | 31.0 ± 1.0 |",
+        f"| {MASKCO} |  | 41.0 ± 1.0 / 40.0 ± 0.0 |",
+        f"| {MOCO} | 51.0 ± 1.0 / 50.0 ± 0.0 | 31.0 ± 1.0 / 30.0 ± 0.0 |",
     ]
 
 
