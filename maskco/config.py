@@ -30,7 +30,6 @@ FREE_ON_RESUME = frozenset(
         "save_every_minutes",
         "save_every_steps",
         "keep",
-        "keep_best",
         "compile",
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead

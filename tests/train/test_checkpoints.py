@@ -122,6 +122,8 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
 
     good = (run / "best.pt").read_bytes()
     (run / "best.pt").rename(run / "last.pt")
+    with pytest.raises(CheckpointError, match="keep_best: False, not True"):  # else best.pt may be missing
+        pretrain(out=run, resume=True, keep_best=False)
     pretrain(out=run, resume=True)
     assert (run / "best.pt").read_bytes() == good
     pretrain(pictures, run, overwrite=True, **options | {"epochs": 1})
