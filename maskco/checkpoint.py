@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from maskco.config import PretrainConfig, UserError
-from maskco.files import write_atomically
+from maskco.files import partial_name, write_atomically
 from maskco.methods import Method, build_method
 
 FORMAT = "maskco run 3"
@@ -45,14 +45,20 @@ def kept_checkpoints(run: Path) -> dict[int, Path]:
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
-    """Gives the checkpoint at `path`, which will be replaced, a second name beside it."""
+    """Gives the checkpoint at `path`, which will be replaced, a second name beside it. If that fails
+    (OSError), what had the name before has it still."""
     kept = path.with_name(name)
-    kept.unlink(missing_ok=True)
+    if kept.exists() and kept.samefile(path):
+        return
+    partial = path.with_name(partial_name(name))
+    partial.unlink(missing_ok=True)
     try:
-        os.link(path, kept)
+        os.link(path, partial)
     except OSError:  # a file system without links
         with open(path, "rb") as source:
             write_atomically(kept, lambda file: shutil.copyfileobj(source, file))
+    else:
+        os.replace(partial, kept)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -125,7 +125,13 @@ class TrainState:
 
     def _keep_if_best(self, path: Path) -> None:
         if self.config.keep_best and self.best.step == self.step:
-            keep_checkpoint(path, BEST)
+            try:
+                keep_checkpoint(path, BEST)
+            except OSError as error:
+                raise TrainingError(
+                    f"step {self.step} could not be kept as {BEST} ({error.strerror}), but {path} is whole: "
+                    "make room, then --resume"
+                ) from error
 
     def load(self, path: Path) -> None:
         """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.

@@ -131,6 +131,32 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
     assert "no best.pt: no epoch that began with a full queue has ended" in (run / "log.txt").read_text()
 
 
+def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tmp_path, monkeypatch):
+    """Where there are no links it is copied, and the disk may fill up with the copy."""
+
+    def no_links(*paths: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def no_room(*files: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    state = TrainState(PretrainConfig(data="a", out=str(tmp_path), **TINY, keep_best=True), 16, torch.device("cpu"))
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    monkeypatch.setattr(os, "link", no_links)
+    state.step = state.best.step = 4
+    state.save(last)
+    state.save(last)  # a second time, as a resumed run may
+    before = best.read_bytes()
+    assert before == last.read_bytes()
+    monkeypatch.setattr(shutil, "copyfileobj", no_room)
+    state.step = state.best.step = 8
+    told = r"step 8 could not be kept as best.pt \(No space left on device\), but .*last.pt is whole: make room"
+    with pytest.raises(TrainingError, match=told):
+        state.save(last)
+    assert best.read_bytes() == before
+    assert read_checkpoint(last)["step"] == 8
+
+
 @pytest.mark.parametrize(
     ("part", "name"),
     [
