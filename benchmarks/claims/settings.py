@@ -31,6 +31,7 @@ METHODS: dict[str, Options] = {
 }
 BOUNDS: dict[str, Options] = {UNTRAINED: {}, SUPERVISED: {}}
 SMALLER_CROPS: Options = {"crop_scale": (0.2, 1.0)}  # maskco's and MoCo v2's default
+LARGER_CROPS: Options = {"crop_scale": (0.6, 1.0)}
 ABLATIONS: dict[str, Options] = {
     MASKCO: REGIONS,
     "mask share 0.5": REGIONS | {"mask_share": 0.5},
@@ -43,13 +44,17 @@ ABLATIONS: dict[str, Options] = {
     "no negatives of the same picture": REGIONS | {"local_negatives": False},
     "temperature 0.1": REGIONS | {"temperature": 0.1},
     "lr 0.48": REGIONS | {"lr": 0.48},
+    "momentum 0.95": REGIONS | {"momentum": 0.95},
     "crops of 0.2 to 1": REGIONS | SMALLER_CROPS,
+    "crops of 0.6 to 1": REGIONS | LARGER_CROPS,
     MOCO: METHODS[MOCO],
     "MoCo v2, crops of 0.2 to 1": METHODS[MOCO] | SMALLER_CROPS,
     "MoCo v2, crops of 0.2 to 1, which may share nothing": METHODS[MOCO] | SMALLER_CROPS | {"min_overlap": 0.0},
     "MoCo v2, crops of 0.2 to 1, temperature 0.1": METHODS[MOCO] | SMALLER_CROPS | {"temperature": 0.1},
     "MoCo v2, crops of 0.2 to 1, lr 0.48": METHODS[MOCO] | SMALLER_CROPS | {"lr": 0.48},
+    "MoCo v2, crops of 0.6 to 1": METHODS[MOCO] | LARGER_CROPS,
     "MoCo v2, lr 0.12": METHODS[MOCO] | {"lr": 0.12},
+    "MoCo v2, momentum 0.95": METHODS[MOCO] | {"momentum": 0.95},
 }
 
 
