@@ -35,13 +35,13 @@ class Options:
     scale: Literal["laptop", "large"] = "laptop"
     """Pictures of 32 pixels and a small ResNet; or ResNet-50 at 224 pixels, which has not been run yet."""
     sets: tuple[str, ...] = ()
-    """Some of the scale's sets; default: all."""
+    """Some of the scale's sets; default: all, of --ablations the 2x2 scenes."""
     methods: tuple[str, ...] = ()
     """Some of the methods, or of the --ablations; default: all, of --quick the four that claims 2 and 3 are about."""
     seeds: int | None = None
     """Runs of each method on each set, with seeds 0, 1, …; default: 3, of ablations 1."""
     ablations: bool = False
-    """Not the comparison on the test parts, but the tries on the 2x2 scenes' validation part."""
+    """Not the comparison on the test parts, but tries on validation parts."""
     quick: bool = False
     """2x2 scenes and one seed only."""
     folder: Path = Path("runs/claims")
@@ -57,7 +57,9 @@ class Options:
 def jobs(options: Options) -> list[Job]:
     scale = SCALES[options.scale]
     if options.ablations:
-        return list(ablations(scale, options.methods or tuple(ABLATIONS), options.seeds or 1))
+        return list(
+            ablations(scale, options.sets or (SCENES,), options.methods or tuple(ABLATIONS), options.seeds or 1)
+        )
     if options.quick:
         methods = options.methods or (MASKCO, NO_HEAD, MOCO, UNTRAINED)
         return list(comparison(scale, (SCENES,), methods, options.seeds or 1))

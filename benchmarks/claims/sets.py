@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from benchmarks.claims.encoder import NARROW
 from benchmarks.claims.pictures import Mosaics, load_pictures
 from maskco.data.demo import CLASS_NAMES, Scene, demo_scenes
 from maskco.evaluate.datasets import open_labelled
@@ -29,12 +31,13 @@ class ProbeSet:
     classes: int
     view: int  # pixels a side of the views in pretraining: such that objects are seen as large as by the probe
     probed: int | None = None  # pixels a side of what is probed; None: scenes are of one size, and taken as they are
-    options: dict[str, float] = field(default_factory=dict)  # of maskco.pretrain, for all methods alike
+    options: dict[str, Any] = field(default_factory=dict)  # of maskco.pretrain, for all methods alike
 
 
 OBJECTS, SCENES, SCENES_3, DEMO, STL10, COCO = "objects", "scenes 2x2", "scenes 3x3", "demo scenes", "STL-10", "COCO"
-TILES = {OBJECTS: 1, SCENES: 2, SCENES_3: 3}
-VIEW = {OBJECTS: 32, SCENES: 48, SCENES_3: 72, DEMO: 64}
+NARROW_SCENES = "scenes 2x2, narrow encoder"  # the same scenes, but an encoder that cannot look around a mask
+TILES = {OBJECTS: 1, SCENES: 2, NARROW_SCENES: 2, SCENES_3: 3}
+VIEW = {OBJECTS: 32, SCENES: 48, NARROW_SCENES: 48, SCENES_3: 72, DEMO: 64}
 FRAMES = 16000  # scenes to pretrain on; of pictures of one object twice as many, each seen half as often
 PROBED = {"train": 12000, "val": 5000, "test": 10000}  # regions, about
 QUICK = 20  # times fewer of all
@@ -63,12 +66,15 @@ def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> 
         return ProbeSet(name, "demo", *parts, len(CLASS_NAMES), VIEW[name], options=DEMO_COLOURS)
     tiles, parts = TILES[name], load_pictures(pictures)
     frames = Mosaics(parts.train, tiles, (FRAMES if tiles > 1 else 2 * FRAMES) // fewer, seed=1)
-    file = folder / f"{name.replace(' ', '-')}-{len(frames)}.npy"
+    scenes, *_ = name.split(",")
+    file = folder / f"{scenes.replace(' ', '-')}-{len(frames)}.npy"
     frames.write(file)
     probed = {
         part: Mosaics(getattr(parts, part), tiles, count // tiles**2 // fewer, seed=2) for part, count in PROBED.items()
     }
-    return ProbeSet(name, str(file), **probed, classes=int(parts.train.labels.max()) + 1, view=VIEW[name])
+    options = {"encoder": NARROW} if name == NARROW_SCENES else {}
+    classes = int(parts.train.labels.max()) + 1
+    return ProbeSet(name, str(file), **probed, classes=classes, view=VIEW[name], options=options)
 
 
 def _stl10(root: str) -> ProbeSet:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.claims.encoder import NAME
-from benchmarks.claims.sets import COCO, DEMO, OBJECTS, SCENES, SCENES_3, STL10
+from benchmarks.claims.sets import COCO, DEMO, NARROW_SCENES, OBJECTS, SCENES, SCENES_3, STL10
 
 Options = dict[str, Any]  # of maskco.pretrain
 
@@ -34,8 +34,10 @@ SMALLER_CROPS: Options = {"crop_scale": (0.2, 1.0)}  # maskco's and MoCo v2's de
 LARGER_CROPS: Options = {"crop_scale": (0.6, 1.0)}
 ABLATIONS: dict[str, Options] = {
     MASKCO: REGIONS,
+    NO_HEAD: METHODS[NO_HEAD],
+    HIDDEN: METHODS[HIDDEN],
+    HIDDEN_NO_HEAD: METHODS[HIDDEN_NO_HEAD],
     "mask share 0.5": REGIONS | {"mask_share": 0.5},
-    "mask share 1": REGIONS | {"mask_share": 1.0},
     "1 region": REGIONS | {"regions": 1},
     "1 region of 0.25 to 0.5, mask share 1": REGIONS | {"regions": 1, "region_scale": (0.25, 0.5), "mask_share": 1.0},
     "8 regions of 0.2 to 0.3": REGIONS | {"regions": 8, "region_scale": (0.2, 0.3)},
@@ -72,7 +74,7 @@ class Scale:
 
 LAPTOP = Scale(
     "laptop",
-    sets=(OBJECTS, SCENES, SCENES_3, DEMO),
+    sets=(OBJECTS, SCENES, NARROW_SCENES, SCENES_3, DEMO),
     steps=1000,
     batch_size=64,
     options={

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.run import Row, run
-from benchmarks.claims.sets import SCENES, open_set
+from benchmarks.claims.sets import open_set
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
 from maskco.config import UserError
 from maskco.files import write_atomically
@@ -55,12 +55,14 @@ def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds:
                 yield Job(scale, data, method, entries[method], seed, "test")
 
 
-def ablations(scale: Scale, methods: Sequence[str], seeds: int) -> Iterator[Job]:
-    """Scored on the validation part of the 2×2 scenes. Raises UserError for names that there are not."""
+def ablations(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Job]:
+    """Scored on the validation parts. Raises UserError for names that there are not."""
+    require_known("sets", sets, scale.sets)
     require_known("methods", methods, ABLATIONS)
     for seed in range(seeds):
-        for name in methods:
-            yield Job(scale, SCENES, name, ABLATIONS[name], seed, "val")
+        for data in sets:
+            for name in methods:
+                yield Job(scale, data, name, ABLATIONS[name], seed, "val")
 
 
 def require_known(kind: str, asked: Sequence[str], there: Collection[str]) -> None:

@@ -7,11 +7,11 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.sets import COCO, DEMO, OBJECTS, SCENES, SCENES_3, STL10
+from benchmarks.claims.sets import COCO, DEMO, NARROW_SCENES, OBJECTS, SCENES, SCENES_3, STL10
 from benchmarks.claims.settings import BOUNDS, HIDDEN, HIDDEN_NO_HEAD, MASKCO, METHODS, MOCO, NO_HEAD
 
 Row = dict[str, Any]
-SCENE_SETS = (SCENES, SCENES_3, DEMO, COCO)
+SCENE_SETS = (SCENES, NARROW_SCENES, SCENES_3, DEMO, COCO)
 SETS = (OBJECTS, STL10, *SCENE_SETS)
 Scores = dict[str, dict[str, list[float]]]  # method -> score's name -> of each seed
 

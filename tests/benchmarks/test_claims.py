@@ -13,15 +13,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.claims.encoder import NAME, NARROW
 from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
 from benchmarks.claims.run import fresh, run, shifted_and_flipped
-from benchmarks.claims.sets import OBJECTS, SCENES, open_set
+from benchmarks.claims.sets import NARROW_SCENES, OBJECTS, SCENES, open_set
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, LAPTOP, LARGE, MASKCO, METHODS, MOCO, SUPERVISED, UNTRAINED
 from benchmarks.claims.study import load
 from benchmarks.claims.table import collect, overview, tables, verdicts
 from maskco.config import PretrainConfig, UserError
+from maskco.nn import create_encoder
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
 SHORT = dataclasses.replace(LAPTOP, steps=6, batch_size=100, options=LAPTOP.options | {"queue_size": 64})
@@ -148,6 +150,21 @@ def test_every_setting_is_an_option_and_every_method_shares_the_rest():
         for scale in (LAPTOP, LARGE):
             PretrainConfig(data="demo", out="x", **scale.options | own).check()
     assert METHODS[MOCO].keys() <= {"method"}
+
+
+@pytest.mark.parametrize(("name", "seen"), [(NAME, 55), (NARROW, 23)])
+def test_a_pixel_of_the_map_depends_on_as_many_of_the_picture_as_is_said(name: str, seen: int):
+    encoder = create_encoder(name, stage=2).eval()
+    image = torch.rand(1, 3, 128, 128, requires_grad=True)
+    encoder(image)[0, :, 8, 8].sum().backward()
+    rows, columns = image.grad[0].abs().sum(0).nonzero().unbind(1)
+    assert rows.max() - rows.min() + 1 == seen and columns.max() - columns.min() + 1 == seen
+
+
+def test_the_narrow_encoder_learns_from_the_same_scenes(photos, tmp_path):
+    wide, narrow = (open_set(name, photos, tmp_path, quick=True) for name in (SCENES, NARROW_SCENES))
+    assert narrow.pretrain == wide.pretrain and narrow.options == {"encoder": NARROW} and not wide.options
+    assert all(torch.equal(a.image, b.image) for a, b in zip(narrow.val, wide.val, strict=True))
 
 
 def test_a_run_trains_probes_and_is_not_done_twice(photos, tmp_path):
