@@ -1,4 +1,4 @@
-"""The study in one picture: a row of panels for each score, a panel for each set, a dot for each seed."""
+"""The study in one picture: a row of panels for each set, a column for each score, a dot for each seed."""
 
 from __future__ import annotations
 
@@ -37,14 +37,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     sets = collect(rows) or collect(rows, "val")
     methods = [method for method in METHODS if any(method in scores for scores in sets.values())]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            2, len(sets), figsize=(3.2 * len(sets) + 1.6, 5.2), squeeze=False, sharey=True, layout="constrained"
-        )
-        for row, score in zip(axes, (REGION, NEIGHBOURS), strict=True):
-            for panel, (name, scores) in zip(row, sets.items(), strict=True):
+        size = 10, len(sets) * (0.9 + 0.27 * len(methods))
+        figure, axes = plt.subplots(len(sets), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for row, (name, scores) in zip(axes, sets.items(), strict=True):
+            for panel, score in zip(row, (REGION, NEIGHBOURS), strict=True):
                 _panel(panel, methods, {method: values[score] for method, values in scores.items()})
-                panel.set_xlabel(f"{score}, %")
-                panel.set_title(name)
+                panel.set_title(f"{name}: {score}, %")
         figure.savefig(path)
         plt.close(figure)
     return path

@@ -63,7 +63,7 @@ def verdicts(rows: list[Row]) -> list[str]:
                 holds = lead >= claim.at_least and (not claim.apart or min(one) > max(other))
                 seeds = min(len(one), len(other))
                 lines.append(
-                    f"{'holds' if holds else 'FAILS'}  {claim.text}: {data}, {score} {lead:+.1f} "
+                    f"{'holds' if holds else 'FAILS'}  {claim.text}: {data}, {score} {lead:+.2f} "
                     f"({seeds} seed{'s' * (seeds > 1)})"
                 )
     return lines
