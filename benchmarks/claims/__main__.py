@@ -32,8 +32,9 @@ class Options:
     pictures: str = "torchvision:data"
     """CIFAR-10: "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. At large
     scale the folder of STL-10 or COCO."""
-    scale: Literal["laptop", "large"] = "laptop"
-    """Pictures of 32 pixels and a small ResNet; or ResNet-50 at 224 pixels, which has not been run yet."""
+    scale: Literal["laptop", "long", "large"] = "laptop"
+    """Pictures of 32 pixels and a small ResNet; three times the steps; or ResNet-50 at 224 pixels, which has not been
+    run yet. Each needs a --json of its own."""
     sets: tuple[str, ...] = ()
     """Some of the scale's sets; default: all, of --ablations the 2x2 scenes."""
     methods: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ parts once.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,7 @@ LAPTOP = Scale(
         "workers": 0,
     },
 )
+LONG = dataclasses.replace(LAPTOP, name="long", sets=(SCENES, NARROW_SCENES), steps=3000)
 LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run yet.
     "large",
     sets=(STL10, COCO),
@@ -102,4 +104,4 @@ LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run ye
     options={"encoder": "resnet50", "amp": "bf16", "augment": "device"},
     jobs=1,
 )
-SCALES = {scale.name: scale for scale in (LAPTOP, LARGE)}
+SCALES = {scale.name: scale for scale in (LAPTOP, LONG, LARGE)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 from collections.abc import Collection, Iterator, Sequence
@@ -71,8 +72,14 @@ def require_known(kind: str, asked: Sequence[str], there: Collection[str]) -> No
 
 
 def compute(jobs: Sequence[Job], pictures: str, folder: Path, file: Path, together: int) -> None:
-    """Runs whatever jobs the file has no row of, and adds each row as soon as it is known."""
+    """Runs whatever jobs the file has no row of, and adds each row as soon as it is known.
+
+    Raises UserError if the file has rows of another scale: one table would mix them.
+    """
     rows = load(file) if file.exists() else []
+    for row, job in itertools.product(rows, jobs):
+        if row["scale"] != job.scale.name:
+            raise UserError(f"json: {file} has rows of scale {row['scale']}; name another file for {job.scale.name}")
     known = {key_of(row) for row in rows}
     missing = [job for job in jobs if job.key not in known]
     with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:

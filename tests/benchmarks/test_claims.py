@@ -19,8 +19,19 @@ from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
 from benchmarks.claims.run import fresh, run, shifted_and_flipped
 from benchmarks.claims.sets import NARROW_SCENES, OBJECTS, SCENES, open_set
-from benchmarks.claims.settings import ABLATIONS, BOUNDS, LAPTOP, LARGE, MASKCO, METHODS, MOCO, SUPERVISED, UNTRAINED
-from benchmarks.claims.study import load
+from benchmarks.claims.settings import (
+    ABLATIONS,
+    BOUNDS,
+    LAPTOP,
+    LARGE,
+    LONG,
+    MASKCO,
+    METHODS,
+    MOCO,
+    SUPERVISED,
+    UNTRAINED,
+)
+from benchmarks.claims.study import Job, compute, load, save
 from benchmarks.claims.table import collect, overview, tables, verdicts
 from maskco.config import PretrainConfig, UserError
 from maskco.nn import create_encoder
@@ -205,6 +216,13 @@ def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
     refused = subprocess.run([part for part in command if part != "--quick"] + ["--sets", "atlantis"],
                              capture_output=True, text=True)  # fmt: skip
     assert refused.returncode == 1 and "'atlantis' is none of" in refused.stderr
+
+
+def test_scales_are_not_mixed_in_one_file(tmp_path):
+    file = tmp_path / "rows.json"
+    save(file, _rows(maskco=40.0))
+    with pytest.raises(UserError, match="has rows of scale laptop; name another file for long"):
+        compute([Job(LONG, SCENES, MASKCO, {}, 0, "test")], "no pictures", tmp_path, file, together=1)
 
 
 def test_the_file_must_be_of_this_benchmark(tmp_path):
