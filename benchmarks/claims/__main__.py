@@ -1,6 +1,6 @@
 """Are the paper's claims true of this code? Trains MaskCo, its ablations and MoCo v2, and probes what they learnt.
 
-    python -m benchmarks.claims --pictures cifar10-train.tar.gz --quick             # 2x2 scenes, one seed: 10 minutes
+    python -m benchmarks.claims --quick                                             # the demo's scenes, one seed
     python -m benchmarks.claims --pictures torchvision:DATA --json results.json     # all of it: hours
     python -m benchmarks.claims --pictures … --ablations --json results.json        # how the settings were chosen
     python -m benchmarks.claims --show results.json                                 # its tables and figure again
@@ -20,7 +20,7 @@ from typing import Literal
 import tyro
 
 from benchmarks.claims.figure import draw
-from benchmarks.claims.sets import SCENES
+from benchmarks.claims.sets import DEMO, SCENES
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import overview, tables, verdicts
@@ -36,7 +36,7 @@ class Options:
     """Pictures of 32 pixels and a small ResNet; three times the steps; or ResNet-50 at 224 pixels, which has not been
     run yet. Each needs a --json of its own."""
     sets: tuple[str, ...] = ()
-    """Some of the scale's sets; default: all, of --ablations the 2x2 scenes."""
+    """Some of the scale's sets; default: all, of --ablations the 2x2 scenes, of --quick the demo's."""
     methods: tuple[str, ...] = ()
     """Some of the methods, or of the --ablations; default: all, of --quick the four that claims 2 and 3 are about."""
     seeds: int | None = None
@@ -44,7 +44,7 @@ class Options:
     ablations: bool = False
     """Not the comparison on the test parts, but tries on validation parts."""
     quick: bool = False
-    """2x2 scenes and one seed only."""
+    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: ten minutes on two cores."""
     folder: Path = Path("runs/claims")
     """Takes the scenes as pictures, and the runs."""
     json: Path | None = None
@@ -63,7 +63,7 @@ def jobs(options: Options) -> list[Job]:
         )
     if options.quick:
         methods = options.methods or (MASKCO, NO_HEAD, MOCO, UNTRAINED)
-        return list(comparison(scale, (SCENES,), methods, options.seeds or 1))
+        return list(comparison(scale, options.sets or (DEMO,), methods, options.seeds or 1))
     methods = options.methods or (*METHODS, *BOUNDS)
     return list(comparison(scale, options.sets or scale.sets, methods, options.seeds or SEEDS))
 
