@@ -1,9 +1,9 @@
 """How each method is trained, and how that was chosen.
 
 All share encoder, augmentations, optimizer, pictures and steps (a Scale). What each has of its own (METHODS) was chosen
-by validation scores of 2×2 scenes, a single run each: results/claims_tries.json, which a prototype of this benchmark
-made. ABLATIONS are such tries for this benchmark itself. What was chosen is used on all sets, and scored on their test
-parts once.
+by validation scores of 2×2 scenes, a single run each: first results/claims_tries.json, most of which a prototype of
+this benchmark made, then ABLATIONS, in results/claims.json. What was chosen is used on all sets, and scored on their
+test parts once.
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ class MaskCo(nn.Module):
         hidden: hidden width of the projection; None: the encoder's channels.
         mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
             to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
-        mask_head: "conv", "attention" or "none"; type and depth are ours. (On scenes of small pictures conv led none by
-            less than a point, see benchmarks/results/claims.json; the paper calls the head the key to the success.)
+        mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led none by about
+            three points, on scenes of CIFAR-10's pictures by less than one: benchmarks/results/claims.json. The paper
+            calls the head the key to the success.)
         key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there).
         queue_size, temperature, momentum: MoCo v2's defaults.
         local_negatives: the other regions of the same picture are negatives too (ours: yes; one region has none).
