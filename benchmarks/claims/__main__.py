@@ -44,7 +44,7 @@ class Options:
     ablations: bool = False
     """Not the comparison on the test parts, but tries on validation parts."""
     quick: bool = False
-    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: ten minutes on two cores."""
+    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: twelve minutes on two cores."""
     folder: Path = Path("runs/claims")
     """Takes the scenes as pictures, and the runs."""
     json: Path | None = None

@@ -1,7 +1,7 @@
 """Encoders that train in minutes on a CPU core, known to timm by name, so that every command of maskco takes them.
 
 Both have a pixel for 8 × 8 of the picture. They differ in how much of the picture such a pixel depends on: 55 pixels a
-side of NAME's, more than the views of most sets here have; 23 of NARROW's, hardly more than a large region.
+side of NAME's, more than views of objects and of 2×2 scenes have; 23 of NARROW's, hardly more than a large region.
 """
 
 from __future__ import annotations

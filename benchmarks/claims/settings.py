@@ -95,7 +95,7 @@ LAPTOP = Scale(
         "workers": 0,
     },
 )
-LONG = dataclasses.replace(LAPTOP, name="long", sets=(SCENES, NARROW_SCENES), steps=3000)
+LONG = dataclasses.replace(LAPTOP, name="long", steps=3000)
 LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run yet.
     "large",
     sets=(STL10, COCO),
