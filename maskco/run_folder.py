@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 import maskco
-from maskco.checkpoint import BEST, CHECKPOINT, kept_checkpoints
+from maskco.checkpoint import BEST, CHECKPOINT, KEPT, kept_checkpoints
 from maskco.config import ConfigError, PretrainConfig, read_config
 from maskco.files import partial_name, write_atomically
 
@@ -43,7 +43,8 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def clear_out(out: Path) -> None:
     """Removes a run's own files, and nothing else that lies beside them."""
-    for path in [*(out / name for name in OWN_FILES), *kept_checkpoints(out).values()]:
+    half_kept = out.glob(partial_name(KEPT.format("*")))
+    for path in [*(out / name for name in OWN_FILES), *kept_checkpoints(out).values(), *half_kept]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
