@@ -48,6 +48,9 @@ ABLATIONS: dict[str, Options] = {
     "temperature 0.1": REGIONS | {"temperature": 0.1},
     "lr 0.48": REGIONS | {"lr": 0.48},
     "momentum 0.95": REGIONS | {"momentum": 0.95},
+    "queue of 1024": REGIONS | {"queue_size": 1024},
+    "head of one block": REGIONS | {"mask_head_depth": 1},
+    "crops which may share nothing": REGIONS | {"min_overlap": 0.0},
     "crops of 0.2 to 1": REGIONS | SMALLER_CROPS,
     "crops of 0.6 to 1": REGIONS | LARGER_CROPS,
     MOCO: METHODS[MOCO],
@@ -57,7 +60,17 @@ ABLATIONS: dict[str, Options] = {
     "MoCo v2, crops of 0.2 to 1, lr 0.48": METHODS[MOCO] | SMALLER_CROPS | {"lr": 0.48},
     "MoCo v2, crops of 0.6 to 1": METHODS[MOCO] | LARGER_CROPS,
     "MoCo v2, lr 0.12": METHODS[MOCO] | {"lr": 0.12},
+    "MoCo v2, lr 0.48": METHODS[MOCO] | {"lr": 0.48},
     "MoCo v2, momentum 0.95": METHODS[MOCO] | {"momentum": 0.95},
+    "MoCo v2, momentum 0.996": METHODS[MOCO] | {"momentum": 0.996},
+    "MoCo v2, temperature 0.1": METHODS[MOCO] | {"temperature": 0.1},
+    "MoCo v2, temperature 0.4": METHODS[MOCO] | {"temperature": 0.4},
+    "MoCo v2, queue of 1024": METHODS[MOCO] | {"queue_size": 1024},
+    "MoCo v2, queue of 16384": METHODS[MOCO] | {"queue_size": 16384},
+    "MoCo v2, crops which may share nothing": METHODS[MOCO] | {"min_overlap": 0.0},
+    "MoCo v2, crops which share half": METHODS[MOCO] | {"min_overlap": 0.5},
+    "MoCo v2, weight decay 1e-4": METHODS[MOCO] | {"weight_decay": 1e-4},
+    "MoCo v2, projection of 512": METHODS[MOCO] | {"hidden": 512},
 }
 
 
