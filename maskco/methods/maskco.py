@@ -35,12 +35,14 @@ class MaskCo(nn.Module):
         hidden: hidden width of the projection; None: the encoder's channels.
         mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
             to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
-        mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led none by about
-            three points, on scenes of CIFAR-10's pictures by about one: benchmarks/results/claims.json. The paper
-            calls the head the key to the success.)
-        key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there).
+        mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led attention
+            by about two points and none by three, on scenes of CIFAR-10's pictures both by about one or less:
+            benchmarks/results/claims.json. The paper calls the head the key to the success.)
+        key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there; "keys
+            through the head" in the same file was no better).
         queue_size, temperature, momentum: MoCo v2's defaults.
-        local_negatives: the other regions of the same picture are negatives too (ours: yes; one region has none).
+        local_negatives: the other regions of the same picture are negatives too (ours: yes, "no negatives of the same
+            picture" was no better; one region has none).
         key_group: pictures that share batch statistics in the key branch, see `nn.forward_in_groups`; 0: all.
         shuffle_keys: with several ranks, deal the key pictures out anew between them, see `nn.shuffled_across_ranks`.
     """
