@@ -36,7 +36,7 @@ class MaskCo(nn.Module):
         mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
             to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
         mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led attention
-            by about two points and none by three, on scenes of CIFAR-10's pictures both by about one or less:
+            by about two points and none by three, on scenes of CIFAR-10's pictures both by 1.5 or less:
             benchmarks/results/claims.json. The paper calls the head the key to the success.)
         key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there; "keys
             through the head" in the same file was no better).
