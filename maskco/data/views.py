@@ -266,7 +266,7 @@ def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: Tenso
 
 
 def masked_query(views: Views, *, share: float, fill: MaskFill) -> Tensor:
-    """One sample's query view [3, S, S] as MaskCo's encoder sees it, for looking at. The caller's random numbers stay."""
+    """One sample's query view [3, S, S] as the encoder sees it, for looking at. Random numbers stay as they are."""
     query = views.query[None]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
