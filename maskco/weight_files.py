@@ -120,9 +120,9 @@ STAND_INS: list[Any] = [
 
 
 def _load(path: Path) -> Any:
-    with torch.serialization.safe_globals(STAND_INS):
+    with torch.serialization.safe_globals(STAND_INS), open(path, "rb") as file:  # (torch goes by the suffix of a path)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:  # damaged files make the reader raise almost anything

@@ -85,17 +85,15 @@ def load_named(
     needed = {name: names[name] for name in own if not name.endswith(COUNTERS)}
     shapes = {name: _kind(own[name]) for name in needed}
     unwrapped = {_unwrapped(name): name for name in tensors}
-    found: dict[str, Candidate] = {}
-    for wanted, called in (
-        (needed, unwrapped),
-        ({name: name for name in needed}, unwrapped),
-        (needed, _by_position(needed.values(), unwrapped)),
-    ):
-        for each in _complete({wanted[name]: name for name in needed}, shapes, called, tensors):
-            found.setdefault(each.prefix, each)
+    candidates = [
+        *_by_name(needed, shapes, unwrapped, tensors),
+        *_by_name({name: name for name in needed}, shapes, unwrapped, tensors),
+        *_by_position(needed, shapes, unwrapped, tensors),
+    ]
+    found = {each.prefix: each for each in reversed(candidates)}  # the first of a prefix
     if not found:
         raise _misfit(needed, shapes, unwrapped, tensors, source, option)
-    taken, others = _choose(list(found.values()), tensors, source, prefix)
+    taken, others = _choose(list(found.values())[::-1], tensors, source, prefix)
     state = {name: tensors[called] for name, called in taken.names.items()}
     if bad := [taken.names[name] for name, value in state.items() if not value.isfinite().all()]:
         more = f" (as do {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
@@ -129,14 +127,11 @@ def _choose(
     found: list[Candidate], tensors: Mapping[str, Tensor], source: str, prefix: str | None
 ) -> tuple[Candidate, list[str]]:
     """The encoder to take, and the prefixes of the others, but for further names of the same values."""
-    distinct: list[Candidate] = []
-    for each in found:
-        if not any(_same(each, other, tensors) for other in distinct):
-            distinct.append(each)
+    distinct = _distinct(found, tensors)
     if prefix is not None:
         asked = _unwrapped(prefix.removeprefix("state_dict.")).strip(".")
         chosen = [each for each in found if each.prefix.strip(".") == asked]
-        chosen = chosen or [each for each in distinct if asked and f".{asked}." in f".{each.prefix}"]
+        chosen = chosen or _distinct([e for e in found if asked and f".{asked}." in f".{e.prefix}"], tensors)
         if len(chosen) != 1:
             raise WeightsError(
                 f"{source}: {len(chosen) or 'no'} encoders that fit have the prefix {prefix!r}: name one of "
@@ -155,6 +150,14 @@ def _choose(
     return taken, [each.prefix for each in distinct if not _same(each, taken, tensors)]
 
 
+def _distinct(found: list[Candidate], tensors: Mapping[str, Tensor]) -> list[Candidate]:
+    kept: list[Candidate] = []
+    for each in found:
+        if not any(_same(each, other, tensors) for other in kept):
+            kept.append(each)
+    return kept
+
+
 def _same(one: Candidate, other: Candidate, tensors: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensors[called], tensors[other.names[name]]) for name, called in one.names.items())
 
@@ -170,51 +173,56 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _by_position(wanted: Iterable[str], called: Mapping[str, str]) -> dict[str, str]:
-    """The names of an `nn.Sequential` of the model's parts, with the parts' own names in place of numbers.
-
-    `nn.Sequential(*list(resnet50().children())[:-1])`, as lightly makes its backbones, calls `layer1.0.conv1.weight`
-    `4.0.conv1.weight`. Parts without tensors take numbers too, unless they were left out: those that hold tensors are
-    matched in order.
-    """
-    parts = list(dict.fromkeys(name.split(".")[0] for name in wanted))
-    numbers: dict[str, set[int]] = defaultdict(set)
-    splits = []
-    for name in called:
-        words = name.split(".")
-        for place, word in enumerate(words[:-1]):
-            if word.isdecimal():
-                prefix = "".join(f"{each}." for each in words[:place])
-                numbers[prefix].add(int(word))
-                splits.append((prefix, int(word), ".".join(words[place + 1 :]), called[name]))
-    part_of = {prefix: dict(zip(sorted(found), parts, strict=False)) for prefix, found in numbers.items()}
-    return {
-        f"{prefix}{part_of[prefix][number]}.{rest}": name
-        for prefix, number, rest, name in splits
-        if number in part_of[prefix]
-    }
-
-
 def _prefixes(
-    wanted: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Counter[str]:
-    """How many of the wanted tensors stand behind each prefix, in the file's order, which most_common keeps."""
+    """How many of the needed tensors stand behind each prefix, in the file's order, which most_common keeps."""
+    wanted = {name: shapes[own] for own, name in needed.items()}
     fitting: Counter[str] = Counter()
     for name, in_file in called.items():
         words, kind = name.split("."), _kind(tensors[in_file])
         for start in range(len(words)):
             end = ".".join(words[start:])
-            if end in wanted and shapes[wanted[end]] == kind:
+            if wanted.get(end) == kind:
                 fitting[name[: len(name) - len(end)]] += 1
     return fitting
 
 
-def _complete(
-    wanted: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+def _by_name(
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> list[Candidate]:
-    """The encoders in a file that fit in all tensors. `wanted`: the name to look for -> the model's own."""
-    whole = [p for p, count in _prefixes(wanted, shapes, called, tensors).items() if count == len(shapes)]
-    return [Candidate(p, {own: called[p + name] for name, own in wanted.items()}) for p in whole]
+    """The encoders in a file that fit in all tensors."""
+    whole = [p for p, count in _prefixes(needed, shapes, called, tensors).items() if count == len(shapes)]
+    return [Candidate(p, {own: called[p + name] for own, name in needed.items()}) for p in whole]
+
+
+def _by_position(
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> list[Candidate]:
+    """The encoders that an `nn.Sequential` of the model's parts saved, with numbers in place of the parts' own names.
+
+    `nn.Sequential(*list(resnet50().children())[:-1])`, as lightly makes its backbones, calls `layer1.0.conv1.weight`
+    `4.0.conv1.weight`. Parts without tensors take numbers too, unless they were left out: those that hold tensors are
+    matched in order.
+    """
+    rest: dict[str, dict[int, dict[str, str]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )  # prefix, number, name in a part
+    for name in called:
+        words = name.split(".")
+        for place, word in enumerate(words[:-1]):
+            if word.isdecimal():
+                prefix = "".join(f"{each}." for each in words[:place])
+                rest[prefix][int(word)][".".join(words[place + 1 :])] = called[name]
+    parts = list(dict.fromkeys(name.split(".")[0] for name in needed.values()))
+    found = []
+    for prefix, numbered in rest.items():
+        inside = dict(zip(parts, (numbered[number] for number in sorted(numbered)), strict=False))
+        split = {own: name.partition(".") for own, name in needed.items()}
+        names = {own: inside.get(part, {}).get(end, "") for own, (part, _, end) in split.items()}
+        if all(name in tensors and _kind(tensors[name]) == shapes[own] for own, name in names.items()):
+            found.append(Candidate(prefix, names))
+    return found
 
 
 def _misfit(
@@ -226,7 +234,7 @@ def _misfit(
     option: str,
 ) -> WeightsError:
     """Why no encoder in the file fits, by the one that fits best."""
-    fitting = _prefixes({wanted: own for own, wanted in needed.items()}, shapes, called, tensors)
+    fitting = _prefixes(needed, shapes, called, tensors)
     prefix = fitting.most_common(1)[0][0] if fitting else ""
     kinds = {own: _kind(tensors[called[prefix + w]]) if prefix + w in called else None for own, w in needed.items()}
     misfits = [own for own, kind in kinds.items() if kind != shapes[own]]
