@@ -108,7 +108,7 @@ class Export:
         from maskco.export import export_run
 
         out, card = export_run(self.run, self.format, self.out)
-        if card != self.out.expanduser().with_suffix(".md"):
+        if card != out.with_suffix(".md"):
             print(f"{card.name} is the card: {out.stem}.md was there before and is not this export's", file=sys.stderr)
         print(f"{out}\n{card}")
         return 0

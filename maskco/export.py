@@ -27,7 +27,7 @@ from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig, UserError
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.results import commit
-from maskco.files import write_atomically
+from maskco.files import user_path, write_atomically
 from maskco.run_folder import read_metrics
 from maskco.weights import timm_state, whole_model_state
 
@@ -60,7 +60,7 @@ def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Pat
             files in the way that no export to `out` wrote.
         CheckpointError, ConfigError: `run` holds no usable checkpoint.
     """
-    run, out = Path(run).expanduser(), Path(out).expanduser()
+    run, out = user_path(run), user_path(out)
     if format not in FORMATS:
         raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     suffixes = SUFFIXES[format]

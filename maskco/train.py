@@ -254,7 +254,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
             "leave it at local"
         )
     data = locate(config.data)
-    init = None if config.init is None else str(Path(config.init).expanduser().resolve())
+    init = config.init and os.path.abspath(os.path.expanduser(config.init))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers

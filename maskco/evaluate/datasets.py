@@ -25,6 +25,7 @@ from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
 from maskco.data.sources import Source, SourceError
 from maskco.evaluate.class_folders import PARTS, Part, near_class, read_class_folders
 from maskco.evaluate.errors import EvaluationError
+from maskco.files import user_path
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         counts = [own if asked is None else asked for own, asked in zip(DEMO_COUNTS, (train, test), strict=True)]
         learnt, held = (demo_scenes(part, n, image_size) for part, n in zip(("train", "test"), counts, strict=True))
         return LabelledSet("demo scenes", CLASS_NAMES, learnt, held, has_boxes=True)
-    root = Path(data).expanduser()
+    root = user_path(data)
     if not root.is_dir():
         raise EvaluationError(
             f"data: no such folder {data!r}; name one in COCO's layout, one of pictures by class, or 'demo'"

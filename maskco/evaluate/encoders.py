@@ -23,6 +23,7 @@ from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
+from maskco.files import user_path
 from maskco.methods import build_method
 from maskco.nn import Encoder, create_encoder
 from maskco.weight_files import read_weights
@@ -64,9 +65,9 @@ def open_encoder(name: str, architecture: str | None = None, prefix: str | None 
     if kind == "timm" and rest:
         return _of_timm(name, rest, pretrained=True)
     if kind == "untrained" and rest:
-        run = Path(rest).expanduser()
+        run = user_path(rest)
         return _of_run(name, run, architecture, trained=False) if run.exists() else _of_timm(name, rest)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _of_run(name, path, architecture)
     if path.is_file():

@@ -20,6 +20,7 @@ from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
 from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
+from maskco.files import user_path
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
 
@@ -46,7 +47,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     runs = [(opened.run, opened.image_size) for opened in encoders if opened.run is not None]
     size = options.image_size or next((own for _, own in runs if own is not None), IMAGE_SIZE)
     data = open_labelled(options.data, image_size=size, train=options.train_pictures, test=options.test_pictures)
-    out = Path(options.out).expanduser() if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
+    out = user_path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
     if out.is_dir():
         raise EvaluationError(f"out: {out} is a folder: name a file, such as {out / EVALUATION}")
     if out.exists():
@@ -226,7 +227,7 @@ def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[
 def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, size: int, verbose: bool) -> Scored:
     from maskco.evaluate.detection import evaluate_detection  # needs [eval]
 
-    folder = (opened.run or Path(options.out or ".").parent) / "detectors"
+    folder = (opened.run or user_path(options.out or ".").parent) / "detectors"
     return evaluate_detection(opened, data, options, size, folder, workers(options, data), verbose)
 
 
