@@ -174,6 +174,8 @@ class PretrainConfig(ViewConfig, Folders):
         self._require("key_group", self.key_group != 1, "0, or at least 2")
         self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
         self._require("temperature", self.temperature > 0, "greater than 0")
+        if self.init == "":
+            raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
         if self.init is not None and self.pretrained:
             raise ConfigError("init and pretrained exclude each other: keep one")
         if self.init_prefix is not None and self.init is None:

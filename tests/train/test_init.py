@@ -137,6 +137,7 @@ def test_a_home_folder_is_expanded(
         (b"version https://git-lfs.github.com/spec/v1\n", {}, "init: .*git-lfs pointer"),
         ({"weight": torch.ones(1)}, {}, r"init: .*x.pth fits in 0 of \d+ tensors: .*right architecture with --encoder"),
         ({}, {"pretrained": True}, "init and pretrained exclude each other"),
+        ({}, {"init": ""}, "init is empty"),
         ({}, {"init": None, "init_prefix": "x"}, "init_prefix chooses in the file that init names"),
     ],
 )  # fmt: skip
