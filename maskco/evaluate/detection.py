@@ -167,11 +167,16 @@ class Training:
         self.step, self.loss = 0, math.nan
         self.steps = options.epochs * self.batches_per_epoch
         if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.step, self.loss = state["step"], state["loss"]
-            detector.load_state_dict(state["detector"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])  # RPN and heads draw their samples from it
+            try:
+                self._load(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception as error:  # damaged files make the readers raise almost anything
+                raise EvaluationError(f"{path} is no detector to go on with, or is damaged: remove it") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.loss = int(state["step"]), float(state["loss"])
+        torch.set_rng_state(state["random"])  # RPN and heads draw their samples from it
 
     @property
     def batches_per_epoch(self) -> int:
