@@ -202,10 +202,13 @@ def _no_weights(path: Path) -> str | None:
 
 
 def _no_weights_in_zip(path: Path, size: int) -> str | None:
-    if not zipfile.is_zipfile(path):  # its directory is at the end
-        return f"is cut off after {size} bytes: {_AGAIN}"
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        if not zipfile.is_zipfile(path):  # its directory is at the end
+            return f"is cut off after {size} bytes: {_AGAIN}"
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        return f"is damaged ({error}): {_AGAIN}"
     if any(name.endswith("constants.pkl") for name in names):
         return "is a TorchScript program, not weights: save torch.jit.load(…).state_dict()"
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):

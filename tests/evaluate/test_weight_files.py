@@ -7,6 +7,7 @@ import collections
 import os
 import pathlib
 import pickle
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -171,6 +172,29 @@ def test_a_download_that_was_cut_off(tmp_path: Path, kind: str, share: float) ->
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     refused(path, "cut off")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_flipped_or_cut_off_it_is_one_line(tmp_path: Path, kind: str) -> None:
+    path, state, outcomes = tmp_path / "x.pth", {"weight": torch.randn(3, 4), "bias": torch.arange(3)}, set()
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3}, path, **(LEGACY if kind == "legacy" else {}))
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(draw.choice([1, 1, 2, 8])):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.randrange(len(damaged))] if draw.random() < 0.3 else damaged)
+        try:
+            read_weights(path)
+            outcomes.add("read")
+        except WeightsError as error:
+            assert "\n" not in str(error)
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_a_safetensors_file_is_one_by_any_name(tmp_path: Path) -> None:
