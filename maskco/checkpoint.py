@@ -79,15 +79,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_run(run: str | Path) -> tuple[PretrainConfig, Method, int]:
+def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[PretrainConfig, Method, int]:
     """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
     from one of its checkpoints.
+
+    Args:
+        architecture: the run's encoder, which has to be named here where timm would fetch or open something to build it
+            ("hf-hub:…", "local-dir:…"): what a run folder says is not enough for that.
 
     Raises CheckpointError or ConfigError.
     """
     run = Path(run)
     state = read_checkpoint(run if run.is_file() else run / CHECKPOINT)
     config = PretrainConfig.from_dict(state["config"])
+    if ":" in str(config.encoder) and config.encoder != architecture:
+        raise CheckpointError(
+            f"{run} is of encoder {config.encoder!r}, which is not fetched or opened because a run says so: to "
+            "evaluate it, name it with --architecture"
+        )
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, pretrained=False)
     method.load_state_dict(state["method"])

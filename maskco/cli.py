@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, read_config, view_config
+from maskco.config import ConfigError, PretrainConfig, UserError, ask_for_init, demo_config, read_config, view_config
 from maskco.data.view_config import ViewConfig
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 
@@ -98,7 +98,7 @@ class Export:
     """Write a run's encoder as another library's weights, with a model card beside it."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or one of its checkpoints."""
     format: Literal["torchvision", "timm", "detectron2", "safetensors"]
     """Whose names the tensors get; safetensors: timm's."""
     out: Path
@@ -107,8 +107,10 @@ class Export:
     def __call__(self) -> int:
         from maskco.export import export_run
 
-        for path in export_run(self.run, self.format, self.out):
-            print(path)
+        out, card = export_run(self.run, self.format, self.out)
+        if card != out.with_suffix(".md"):
+            print(f"{card.name} is the card: {out.stem}.md was there before and is not this export's", file=sys.stderr)
+        print(f"{out}\n{card}")
         return 0
 
 
@@ -221,7 +223,9 @@ def stored_options(arguments: list[str]) -> Pretrain | None:
         name, _, joined = name.partition("=")
         out = os.path.expanduser(joined or value)
         if name == "--out" and Path(out, "config.json").is_file():
-            return Pretrain(**{**vars(read_config(Path(out, "config.json"))), "out": out})
+            found = Pretrain(**{**vars(read_config(Path(out, "config.json"))), "out": out})
+            ask_for_init(found, [each.partition("=")[0].removeprefix("--") for each in arguments])
+            return found
         if name == "--out" and not any(argument.startswith("--data") for argument in arguments):
             raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name --data to start one")
     return None

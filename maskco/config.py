@@ -11,6 +11,7 @@ import json
 import math
 import numbers
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -72,6 +73,10 @@ class PretrainConfig(ViewConfig, Folders):
     """Dilate the backbone so that its map is no coarser than this many pixels."""
     pretrained: bool = False
     """Start from timm's weights (downloads them)."""
+    init: str | None = None
+    """Start from weights of your own: a run folder, a checkpoint, or a file as for `maskco eval`."""
+    init_prefix: str | None = None
+    """Which of several encoders in that file, as --prefix of `maskco eval`."""
     mask_head: Literal["conv", "attention", "none"] = "conv"
     """Mask prediction head (type: ours)."""
     mask_head_depth: int = 3
@@ -169,6 +174,12 @@ class PretrainConfig(ViewConfig, Folders):
         self._require("key_group", self.key_group != 1, "0, or at least 2")
         self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
         self._require("temperature", self.temperature > 0, "greater than 0")
+        if self.init == "":
+            raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
+        if self.init is not None and self.pretrained:
+            raise ConfigError("init and pretrained exclude each other: keep one")
+        if self.init_prefix is not None and self.init is None:
+            raise ConfigError("init_prefix chooses in the file that init names: name it")
         if not str(self.data):
             raise ConfigError('data is missing: name a folder of pictures, or "demo"')
         if not str(self.out):
@@ -213,6 +224,20 @@ class PretrainConfig(ViewConfig, Folders):
 
 
 OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
+
+
+def ask_for_init(stored: PretrainConfig, given: Container[str]) -> None:
+    """Raises ConfigError if a resumed run would read its first weights although this call does not name them.
+
+    Args:
+        stored: the run's own options, whose `out` is where it lies now.
+        given: names of the options that were given in this call.
+    """
+    if stored.init is not None and "init" not in given and not Path(stored.out, "last.pt").exists():
+        raise ConfigError(
+            f"init: {stored.out} has no checkpoint yet, and was to start from {stored.init}: name that again with "
+            "--init"
+        )
 
 
 def view_config(options: ViewConfig) -> ViewConfig:

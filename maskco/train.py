@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError
-from maskco.config import ConfigError, PretrainConfig, read_config
+from maskco.config import ConfigError, PretrainConfig, ask_for_init, read_config
 from maskco.data.batch_colour import finish
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources import (
@@ -54,6 +54,7 @@ from maskco.distributed import (
     world_size,
 )
 from maskco.health import Health
+from maskco.initial_weights import start_from_weights
 from maskco.run_folder import CONFIG, LOG, Recorder, SilentRecorder, check_out, clear_out
 from maskco.train_state import TrainingError, TrainState
 
@@ -96,7 +97,10 @@ def pretrain(
     stored = Path(out or "", CONFIG).expanduser()
     if resume and not stored.exists() and data is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
-    base = read_config(stored).to_dict() if resume and out and stored.exists() else {"data": "", "out": ""}
+    base: dict[str, Any] = {"data": "", "out": ""}
+    if resume and out and stored.exists():
+        base = read_config(stored).to_dict()
+        ask_for_init(PretrainConfig.from_dict({**base, "out": str(stored.parent)}), options)
     given = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
     return train(PretrainConfig.from_dict({**base, **given, **options}), resume=resume, overwrite=overwrite)
 
@@ -121,12 +125,14 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     with all_or_none():
         check_out(out, resume=resume, overwrite=overwrite)
         check_shares(config)
-        source = open_pictures(config)
+        source, started_from = open_pictures(config), ""
         state = TrainState(config, len(source), device, fingerprint(source))
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
         if resume and (out / CHECKPOINT).exists():
             state.load(out / CHECKPOINT)
+        elif config.init is not None:
+            started_from = start_from_weights(state.method, config)
     check_equal_start(state)
     if overwrite and rank() == 0:
         clear_out(out)
@@ -148,6 +154,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         )
         for remark in state.remarks:
             record.say(remark)
+        if started_from:
+            record.say(started_from)
         started = window = saved = time.monotonic()
         stopped = 0
         for micro_batches in batches(config, source, state, device) if state.step < steps else ():
@@ -248,12 +256,13 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
             "leave it at local"
         )
     data = locate(config.data)
+    init = config.init and os.path.abspath(os.path.expanduser(config.init))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
     threads = config.threads or torch.get_num_threads()
     out = str(Path(config.out).expanduser())
-    return dataclasses.replace(config, device=device, data=data, out=out, threads=threads, workers=workers)
+    return dataclasses.replace(config, device=device, data=data, init=init, out=out, threads=threads, workers=workers)
 
 
 def seeded_devices(device: torch.device) -> list[torch.device | int]:

@@ -18,6 +18,7 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.files import write_atomically
 
 EVALUATION = "evaluation.json"
+TASKS = ("knn", "linear", "regions", "detection")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,26 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def load_rows(path: Path) -> list[Row]:
+    """The rows in a file of them. Raises EvaluationError if it is another file, or damaged."""
     try:
-        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-    except (ValueError, TypeError, KeyError) as error:
+        return [_row(values) for values in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EvaluationError(
             f"{path} is no file of evaluations by this version: move it away, or name another"
         ) from error
+
+
+def _row(values: dict[str, Any]) -> Row:
+    """Raises TypeError or ValueError unless all values are of their fields' types."""
+    row = Row(**values)
+    texts = (row.task, row.data, row.encoder, row.architecture)
+    if row.task not in TASKS or not all(isinstance(text, str) for text in texts):
+        raise ValueError("expected a known task, and text")
+    if not isinstance(row.scores, dict) or not isinstance(row.details, dict) or not row.scores.keys() - {"chance"}:
+        raise ValueError("expected scores and details by name")
+    if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in row.scores.values()):
+        raise ValueError("expected scores in numbers")
+    return row
 
 
 def provenance() -> dict[str, Any]:
