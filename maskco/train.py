@@ -146,6 +146,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
+        for line in source.left_out.lines():
+            record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
         for micro_batches in batches(config, source, state, device) if state.step < steps else ():

@@ -98,7 +98,10 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         found = _open_coco(root) if annotation_files(root) else _open_classes(root)
     except SourceError as error:
         raise EvaluationError(str(error)) from error
-    return replace(found, train=_some(found.train, train), test=_some(found.test, test))
+    sources = {id(p.source): p.source for p in (found.train, found.test) if isinstance(p, Annotated)}
+    left_out = [line for source in sources.values() for line in source.left_out.lines()]
+    notes = (*found.notes, *left_out)
+    return replace(found, train=_some(found.train, train), test=_some(found.test, test), notes=notes)
 
 
 def _some(part: Annotated | LabelledScenes, count: int | None) -> Annotated | LabelledScenes:
@@ -127,22 +130,34 @@ def _open_coco(root: Path) -> LabelledSet:
     if not test:
         learnt, held = _hold_out(len(whole))
         notes = (f"{files[0].name} is the only part: a fifth of its pictures was held out to test on",)
+        notes += _box_notes(source)
         return LabelledSet(root.resolve().name, source.categories, whole.take(learnt), whole.take(held), True, notes)
     other = _coco_source(test[0])
     if other.categories != source.categories:
         raise EvaluationError(f"data: {train[0].name} and {test[0].name} do not have the same categories")
-    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True)
+    notes = (*_box_notes(source), *_box_notes(other))
+    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True, notes)
 
 
 def _coco_source(path: Path) -> CocoSource:
     """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
     source = CocoSource(path)
-    wrong = [f"{count} {what}" for what, count in source.left_out.items() if "without area" not in what]
+    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
+    wrong = [
+        f"{count} {what} (first: {lost.first[what]})"
+        for lost in (source.left_out, source.boxes_left_out)
+        for what, count in lost.items()
+        if "without area" not in what
+    ]
     if wrong:
         raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: mend the file")
     if not source.categories:
         raise EvaluationError(f"data: {str(path)!r} names no categories")
     return source
+
+
+def _box_notes(source: CocoSource) -> tuple[str, ...]:
+    return tuple(f"{source.path.name}: {line}" for line in (*source.notes, *source.boxes_left_out.lines()))
 
 
 def _coco_scenes(source: CocoSource) -> Annotated:
