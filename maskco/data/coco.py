@@ -19,11 +19,13 @@ import torch
 from msgspec import UNSET
 from torch import Tensor
 
-from maskco.data.coco_file import Annotation, Category, ListedImage, read_coco
+from maskco.data.coco_file import Annotation, Category, read_coco
 from maskco.data.coco_sizes import find_frames, place_boxes, read_headers
 from maskco.data.kinds import why_unreadable
 from maskco.data.left_out import LeftOut
 from maskco.data.sources import PictureFiles, SourceError
+
+NO_AREA = "boxes without area"  # as annotators leave them; whoever scores may ignore them
 
 
 class Objects(NamedTuple):
@@ -38,8 +40,8 @@ class CocoSource(PictureFiles):
     """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
-    then in `images/` and beside `annotations/`. Pictures that are missing are counted in `left_out`. Boxes without area,
-    outside of their picture, or of unknown pictures or categories are counted in `boxes_left_out`.
+    then in `images/` and beside `annotations/`. Pictures that are missing are counted in `left_out`. Counted in
+    `boxes_left_out` are boxes without area, outside of their picture, or of unknown pictures or categories.
 
     Boxes are placed when `objects` is first asked for, which reads every annotated picture's header. They follow a
     picture that was resized or that EXIF turns, and `notes` then says how many did. Categories of one name are one.
@@ -53,6 +55,7 @@ class CocoSource(PictureFiles):
 
     def __init__(self, annotations: str | Path, pictures: str | Path | None = None) -> None:
         self.path, self.left_out, self.boxes_left_out = Path(annotations), LeftOut(), LeftOut()
+        self.notes: list[str] = []
         content = read_coco(self.path)
         self.root = _folder(self.path, [image.file_name for image in content.images], pictures)
         present = []
@@ -79,13 +82,14 @@ class CocoSource(PictureFiles):
         path = os.path.join(self.root, name)
         if os.path.isfile(path):
             return why_unreadable(name)
-        return "pipes, sockets, devices or folders" if _exists(path) else "missing pictures"
+        return "pipes, sockets, devices or folders" if os.path.exists(path) else "missing pictures"
 
     def _keep_annotations(self, annotations: list[Annotation], categories: list[Category], listed: set) -> None:
         """As arrays: a million objects would be copied by every loading worker."""
         index_of = {number: index for index, number in enumerate(self.image_ids)}
-        label_of = {category.id: self.categories.index(category.name) for category in categories}
-        self._entries, boxes, labels, crowds, images = [], [], [], [], []
+        label_named = {name: label for label, name in enumerate(self.categories)}
+        label_of = {category.id: label_named[category.name] for category in categories}
+        entries, boxes, labels, crowds, images = [], [], [], [], []
         for entry, annotation in enumerate(annotations):
             if annotation.image_id not in listed:
                 self.boxes_left_out.add("boxes of unknown pictures", f"annotations[{entry}]")
@@ -98,12 +102,12 @@ class CocoSource(PictureFiles):
                 boxes.append(annotation.bbox)
                 labels.append(label_of[annotation.category_id])
                 crowds.append(bool(annotation.iscrowd))
-                self._entries.append(entry)
+                entries.append(entry)
         order = np.argsort(np.array(images, np.int64), kind="stable")
         self._image_of = np.array(images, np.int64)[order]
         self._boxes = np.array(boxes, float).reshape(-1, 4)[order]
         self._labels, self._crowds = np.array(labels, np.int64)[order], np.array(crowds, bool)[order]
-        self._entries = np.array(self._entries, np.int64)[order]
+        self._entries = np.array(entries, np.int64)[order]
 
     @cached_property
     def objects(self) -> list[Objects]:
@@ -115,19 +119,17 @@ class CocoSource(PictureFiles):
         if unexplained:
             first = unexplained[0]
             raise SourceError(_unexplained(self.path, names[first], sizes[first], headers[first], len(unexplained)))
-        boxes = place_boxes(self._boxes, image, frames)
-        has_area = (self._boxes[:, 2:] > 0).all(1)
-        is_inside = (boxes[:, :2] < boxes[:, 2:]).all(1)
-        for reason, wrong in (("boxes without area", ~has_area), ("boxes outside of their picture", has_area & ~is_inside)):
+        placed = place_boxes(self._boxes, image, frames)
+        boxes = placed.astype(np.float32)
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(1)
+        outside = (self._boxes[:, 2:] > 0).all(1) & ~(placed[:, :2] < placed[:, 2:]).all(1)
+        for reason, wrong in ((NO_AREA, ~kept & ~outside), ("boxes outside of their picture", outside)):
             for entry in self._entries[wrong]:
                 self.boxes_left_out.add(reason, f"annotations[{entry}]")
-        kept = has_area & is_inside
         ends = np.searchsorted(self._image_of[kept], np.arange(1, len(self)))
-        columns = (boxes[kept].astype(np.float32), self._labels[kept], self._crowds[kept])
+        columns = (boxes[kept], self._labels[kept], self._crowds[kept])
         parts = zip(*(np.split(column, ends) for column in columns), strict=True)
         return [Objects(*map(torch.from_numpy, part)) for part in parts]
-
-    notes: list[str] = []
 
 
 def annotation_files(root: str | Path) -> list[Path]:
@@ -141,8 +143,8 @@ def _unexplained(path: Path, name: str, size, header, count: int) -> str:
         shown += f" (EXIF orientation {header.orientation})"
     others = f" and {count - 1} more" if count > 1 else ""
     return (
-        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: neither "
-        "resizing nor EXIF explains it. Correct width and height, or remove both if the boxes are of the stored image"
+        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: "
+        "neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes are of the stored image"
     )
 
 
@@ -157,10 +159,3 @@ def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Pa
         f"data: none of the {len(names)} pictures that {str(annotations)!r} lists exists "
         f"(looked for {names[0]!r} in {', '.join(map(str, folders))})"
     )
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.exists(path)
-    except ValueError:
-        return False

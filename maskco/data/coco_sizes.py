@@ -6,6 +6,7 @@ the `width` and `height` of the file tell which: two sources of one fact, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,19 +57,21 @@ def _header(path: Path) -> Stored | None:
     try:
         with open_image(path) as image:
             if image.format == "TIFF":  # Pillow gives the upright size, and turns what it decodes
-                tags = image.tag_v2  # type: ignore[attr-defined]
+                tags = image.tag_v2
                 orientation = tags.get(0x0112, 1)
                 return Stored(tags[256], tags[257], orientation if orientation in range(1, 9) else 1)
-            return Stored(*image.size, orientation_of(image))
+            return Stored(image.width, image.height, orientation_of(image))
     except Exception:  # damaged files make decoders raise almost anything
         return None
 
 
-def find_frames(names: Sequence[str], listed: Sequence[tuple[int, int] | None], stored: Sequence[Stored | None]) -> Frames:
+def find_frames(
+    names: Sequence[str], listed: Sequence[tuple[int, int] | None], stored: Sequence[Stored | None]
+) -> Frames:
     """The frame of each image's boxes.
 
-    - The listed size is that of the stored image, or of the upright one: exactly, or with the same aspect ratio within a
-      pixel, and then boxes are scaled.
+    - The listed size is that of the stored image, or of the upright one: exactly, or with the same aspect ratio within
+      a pixel, and then boxes are scaled.
     - Both fit, as of squares and of images turned by 180°, or none is listed: as the file's other images have it. If
       those do not tell, boxes are of the stored image, as in COCO.
     - Neither fits: unexplained.
@@ -83,7 +86,8 @@ def find_frames(names: Sequence[str], listed: Sequence[tuple[int, int] | None], 
     frames, scaled, turned, guessed, unexplained = [], [], [], [], []
     for index, (size, header, (of_stored, of_upright)) in enumerate(zip(listed, stored, fits, strict=True)):
         if header is None:
-            frames.append(Frame(*(size or (np.inf, np.inf)), (1.0, 1.0), 1))
+            width, height = size or (math.inf, math.inf)
+            frames.append(Frame(width, height, (1.0, 1.0), 1))
             continue
         if header.orientation != 1 and of_stored == of_upright > 0:
             guessed.append(index)
@@ -139,10 +143,11 @@ def place_boxes(boxes: np.ndarray, image: np.ndarray, frames: Sequence[Frame]) -
     of = np.array([(f.width, f.height, *f.scale, f.orientation) for f in frames], float).reshape(-1, 5)[image]
     width, height, scale_x, scale_y, orientation = of.T
     x, y, w, h = boxes.T
-    x1, x2 = ((value * scale_x).clip(0, width) for value in (x, x + w))
-    y1, y2 = ((value * scale_y).clip(0, height) for value in (y, y + h))
-    across = (x1, x2), (width - x2, width - x1)
-    down = (y1, y2), (height - y2, height - y1)
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd numbers, and of images without a known size
+        x1, x2 = ((value * scale_x).clip(0, width) for value in (x, x + w))
+        y1, y2 = ((value * scale_y).clip(0, height) for value in (y, y + h))
+        across = (x1, x2), (width - x2, width - x1)
+        down = (y1, y2), (height - y2, height - y1)
     upright = [  # of EXIF's orientations 1 to 8: left and right, top and bottom
         (across[0], down[0]),
         (across[1], down[0]),

@@ -25,9 +25,15 @@ _EXTENSIONS = {
     "AVIF": "avif",
     "HEIF": "heic heif hif",
 }
-_OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # in most builds of Pillow, by their feature's name
+_OPTIONAL = {
+    "WEBP": "webp",
+    "JPEG2000": "jpg_2000",
+    "AVIF": "avif",
+}  # in most builds of Pillow, by their feature's name
 _RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 _FILM = "avi flv m4v mkv mov mp4 mpeg mpg ogv webm wmv"
+_OTHER = "avifs dcm eps exr heics heifs icns ico jxl nii pdf psd svg"
+_ARCHIVES = "7z gz rar tar tgz xz zip zst"
 _HINTS = {
     **dict.fromkeys(_EXTENSIONS["HEIF"].split(), "pip install pillow-heif"),
     "avif": "pip install a Pillow with AVIF, 11.3 or newer",
@@ -35,8 +41,8 @@ _HINTS = {
     **dict.fromkeys(_EXTENSIONS["JPEG2000"].split(), "pip install a Pillow with JPEG 2000"),
     **dict.fromkeys(_RAW.split(), "camera raw: convert to TIFF or JPEG"),
     **dict.fromkeys(_FILM.split(), "film: extract its frames"),
-    **dict.fromkeys("jxl psd svg eps pdf ico icns exr dcm nii heics heifs avifs".split(), "convert to PNG or JPEG"),
-    **dict.fromkeys("zip 7z rar tar gz tgz zst xz".split(), "archive: unpack it, or give a .tar as data"),
+    **dict.fromkeys(_OTHER.split(), "convert to PNG or JPEG"),
+    **dict.fromkeys(_ARCHIVES.split(), "archive: unpack it, or give a .tar as data"),
     "npy": "array: give it as data by itself",
     "npz": "arrays: save one of them by numpy.save",
 }

@@ -1,11 +1,11 @@
 """Files on other machines, copied here. No address ever reaches a shell, and messages show none of its secrets.
 
-    http:// https://       Python's own client; user:password@ is sent as basic authentication
-    ftp://                 fsspec, which comes with torch
-    s3://                  pip install s3fs
-    gs:// gcs://           pip install gcsfs
-    az:// abfs://          pip install adlfs
-    hf://                  pip install huggingface_hub, which comes with timm
+http:// https://       Python's own client; user:password@ is sent as basic authentication
+ftp://                 fsspec, which comes with torch
+s3://                  pip install s3fs
+gs:// gcs://           pip install gcsfs
+az:// abfs://          pip install adlfs
+hf://                  pip install huggingface_hub, which comes with timm
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ class PictureFiles:
 
 
 class FolderSource(PictureFiles):
-    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and any
-    folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
+    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
+    any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
     def __init__(self, root: str | Path) -> None:
         self.root, self.left_out = Path(root), LeftOut()

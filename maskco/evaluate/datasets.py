@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from maskco.data.coco import CocoSource, Objects, annotation_files
+from maskco.data.coco import NO_AREA, CocoSource, Objects, annotation_files
 from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
+from maskco.data.left_out import LeftOut
 from maskco.data.sources import FolderSource, Source, SourceError
 from maskco.evaluate.errors import EvaluationError
 
@@ -129,8 +130,8 @@ def _open_coco(root: Path) -> LabelledSet:
     whole = _coco_scenes(source)
     if not test:
         learnt, held = _hold_out(len(whole))
-        notes = (f"{files[0].name} is the only part: a fifth of its pictures was held out to test on",)
-        notes += _box_notes(source)
+        held_out = f"{files[0].name} is the only part: a fifth of its pictures was held out to test on"
+        notes = (held_out, *_box_notes(source))
         return LabelledSet(root.resolve().name, source.categories, whole.take(learnt), whole.take(held), True, notes)
     other = _coco_source(test[0])
     if other.categories != source.categories:
@@ -142,18 +143,18 @@ def _open_coco(root: Path) -> LabelledSet:
 def _coco_source(path: Path) -> CocoSource:
     """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
     source = CocoSource(path)
-    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
-    wrong = [
-        f"{count} {what} (first: {lost.first[what]})"
-        for lost in (source.left_out, source.boxes_left_out)
-        for what, count in lost.items()
-        if "without area" not in what
-    ]
-    if wrong:
-        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: mend the file")
+    _require_none(source.left_out, path)
     if not source.categories:
         raise EvaluationError(f"data: {str(path)!r} names no categories")
+    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
+    _require_none(source.boxes_left_out, path)
     return source
+
+
+def _require_none(left_out: LeftOut, path: Path) -> None:
+    wrong = [f"{count} {what} (first: {left_out.first[what]})" for what, count in left_out.items() if what != NO_AREA]
+    if wrong:
+        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
 
 
 def _box_notes(source: CocoSource) -> tuple[str, ...]:
