@@ -156,6 +156,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             record.say(remark)
         if started_from:
             record.say(started_from)
+        for line in source.left_out.lines():
+            record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
         for micro_batches in batches(config, source, state, device) if state.step < steps else ():
