@@ -15,7 +15,7 @@ from tqdm import tqdm
 import maskco
 from maskco.checkpoint import BEST, CHECKPOINT, KEPT, kept_checkpoints
 from maskco.config import ConfigError, PretrainConfig, read_config
-from maskco.files import partial_name, write_atomically
+from maskco.files import partial_name, user_path, write_atomically
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -124,9 +124,15 @@ class SilentRecorder:
         pass
 
 
+def folder_of(run: str | Path) -> Path:
+    """The folder of a run that is named by it, or by a checkpoint in it."""
+    path = user_path(run)
+    return path.parent if path.is_file() else path
+
+
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a last line that was cut off while it was written is left out."""
-    path = Path(run) / METRICS
+    path = folder_of(run) / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

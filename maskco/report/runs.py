@@ -18,9 +18,10 @@ from maskco.data.views import TwoViews, Views
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
+from maskco.files import user_path
 from maskco.methods import Method
 from maskco.report.page import RUN_COLOURS
-from maskco.run_folder import read_metrics
+from maskco.run_folder import folder_of, read_metrics
 
 VIEW_PAIRS = 4
 LABELLED_SCENES, PICTURES, REGIONS_A_PICTURE = 300, 128, 3  # among which regions are compared
@@ -84,11 +85,12 @@ class Run:
 def read_runs(paths: list[str | Path]) -> list[Run]:
     """Raises CheckpointError if a folder holds no checkpoint, or a damaged one."""
     runs = []
-    names = [Path(path).resolve().name for path in paths]
+    paths = [user_path(path) for path in paths]
+    names = [folder_of(path).resolve().name for path in paths]
     for path, name, colour in zip(paths, names, (RUN_COLOURS * len(paths))[: len(paths)], strict=True):
         config, method, step = load_run(path)
         shown = name if names.count(name) == 1 else str(path)
-        runs.append(Run(Path(path), shown, colour, config, method, step, read_metrics(path)))
+        runs.append(Run(folder_of(path), shown, colour, config, method, step, read_metrics(path)))
     return runs
 
 

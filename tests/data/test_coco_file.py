@@ -116,7 +116,18 @@ def test_a_wrong_field_is_named_with_file_and_entry(path: Path, change: Callable
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", json.dumps(SOUND)[:-9], "[]", json.dumps([SOUND]), "null", "7", '"x"', "not JSON", json.dumps(SOUND) + "x"]
+    [
+        "",
+        "{",
+        json.dumps(SOUND)[:-9],
+        "[]",
+        json.dumps([SOUND]),
+        "null",
+        "7",
+        '"x"',
+        "not JSON",
+        json.dumps(SOUND) + "x",
+    ]
     + ['{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"x": ' + "[" * 100_000],
 )
 def test_what_is_no_such_json_is_refused_in_one_line(path: Path, text: str) -> None:
