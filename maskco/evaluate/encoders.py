@@ -98,6 +98,11 @@ def digest(opened: OpenedEncoder) -> str:
 def _of_run(name: str, run: Path, *, trained: bool = True) -> OpenedEncoder:
     config, method, step = load_run(run)
     encoder = method.encoder
+    if not trained and config != config.without_start():
+        raise EvaluationError(
+            f"{name}: this run began with weights from elsewhere, which its folder must not fetch: name them, such as "
+            f"timm:{config.encoder}"
+        )
     if not trained:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)

@@ -60,11 +60,24 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def load_rows(path: Path) -> list[Row]:
     try:
-        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-    except (ValueError, TypeError, KeyError) as error:
+        rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        if not all(map(_is_sound, rows)):
+            raise ValueError("a row holds values of other types")
+        return rows
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EvaluationError(
             f"{path} is no file of evaluations by this version: move it away, or name another"
         ) from error
+
+
+def _is_sound(row: Row) -> bool:
+    texts = (row.task, row.data, row.encoder, row.architecture)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(row.details, dict):
+        return False
+    notes, scores = row.details.get("notes", []), row.scores
+    if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
+        return False
+    return isinstance(scores, dict) and all(type(value) in (int, float) for value in scores.values())
 
 
 def provenance() -> dict[str, Any]:
