@@ -10,6 +10,7 @@ All randomness follows from (seed, epoch, index), so neither the number of worke
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -275,6 +276,8 @@ class PretrainDataset(Dataset):
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
                 return Sample(self.views(epoch, index, chosen), failures)
             except PictureError as error:
+                if (cause := error.__cause__) and lacks_resources(cause):
+                    raise cause from None
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
         raise SourceError(
@@ -287,6 +290,15 @@ class PretrainDataset(Dataset):
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):
             return self.transform(picture)
+
+
+def lacks_resources(error: BaseException) -> bool:
+    """Whether the process lacks memory or files, which is no fault of the picture that it was about to read."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    )
 
 
 @contextmanager
