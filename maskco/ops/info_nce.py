@@ -106,7 +106,7 @@ def info_nce(
         need_grad = torch.is_grad_enabled() and (
             query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
         )
-        loss, lse, positive_logit, rank, _ = ops.info_nce_fwd(
+        loss, lse, positive_logit, rank, *_ = ops.info_nce_fwd(
             query,
             positive,
             queue,
@@ -233,11 +233,15 @@ def _fake_fwd(
     dtype = _accumulation_dtype(query)
     loss, lse, positive_logit = (query.new_empty(n, dtype=dtype) for _ in range(3))
     rank = query.new_empty(n, dtype=torch.int64)
-    return loss, lse, positive_logit, rank, query.new_empty((n if need else 0, c), dtype=dtype)
+    m = 0 if local_negatives is None else local_negatives.shape[1]
+    grad_query, normaliser, local_share = (
+        query.new_empty(size, dtype=dtype) for size in ((n if need else 0, c), (2, n), (n, m))
+    )
+    return loss, lse, positive_logit, rank, grad_query, normaliser, local_share
 
 
 def _fake_bwd_keys(
-    grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor, tf32
+    grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, tensor, aligned, tf32
 ):
     return torch.empty_like(keys, memory_format=torch.contiguous_format)
 
@@ -246,14 +250,22 @@ def _setup_context(ctx, inputs, output) -> None:
     query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = (
         inputs
     )
-    loss, lse, positive_logit, rank, grad_query = output
-    ctx.mark_non_differentiable(lse, positive_logit, rank, grad_query)
+    loss, _, _, _, grad_query, normaliser, local_share = output
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     # A queue without gradient is not needed again: it may be pushed into before backward.
     ctx.queue_needs_grad = ctx.needs_input_grad[2]
     saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
-    ctx.save_for_backward(query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue)
+    saved_rows = (tensor, loss, grad_query, normaliser, local_share)
+    ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
     ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
+    ctx.aligned = all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
+
+
+def _aligned_rows(features: Tensor) -> bool:
+    """Whether each row starts at a 16-byte boundary, as CUDA's tensor-core kernels want. (Allocations do.)"""
+    size = features.element_size()
+    return features.stride(1) == 1 and not (features.stride(0) * size % 16 or features.storage_offset() * size % 16)
 
 
 def register(namespace: str) -> None:
@@ -265,7 +277,7 @@ def register(namespace: str) -> None:
             raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
         if grad_loss is None:
             return (None,) * 12
-        query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue = ctx.saved_tensors
+        query, positive, tensor, loss, grad_query, normaliser, local_share, *saved_queue = ctx.saved_tensors
         queue, query_ids, queue_ids, valid = saved_queue
         need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
         tau = ctx.temperature if tensor is None else tensor
@@ -277,20 +289,17 @@ def register(namespace: str) -> None:
         if need_positive:
             own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
-                args = (grad_loss, lse, query, positive, True, query_ids, query_ids, None)
-                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+                args = (grad_loss, normaliser, query, positive, True, query_ids, query_ids, None)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
                 grad = grad.to(wide.dtype).addcmul_(own, wide)
             else:
                 grad = own * wide
             grads[1] = grad.to(positive.dtype)
         if need_queue:
-            args = (grad_loss, lse, query, queue, False, query_ids, queue_ids, valid)
-            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+            args = (grad_loss, normaliser, query, queue, False, query_ids, queue_ids, valid)
+            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
         if need_local:
-            # [N, M]; no einsum, which a backward inside an autocast block would run in 16 bits
-            logits = (wide[:, None] * local_negatives.to(wide.dtype)).sum(2) / tau
-            share = weight * (logits - lse[:, None]).exp()
-            grads[3] = (share[:, :, None] * wide[:, None]).to(local_negatives.dtype)
+            grads[3] = ((weight * local_share)[:, :, None] * wide[:, None]).to(query.dtype)
         if tensor is not None and ctx.needs_input_grad[9]:
             # d loss_i / d tau = -(sum_j p_ij s_ij - s_i+) / tau, and that sum is q_i · grad_query_i
             grads[9] = (-(grad_loss * (wide * grad_query).sum(1)).sum() / tau).reshape(tensor.shape)
