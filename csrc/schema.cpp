@@ -23,11 +23,11 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "bool allow_tf32) -> Tensor grad_keys");
 
   m.def(
-      "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_size, int sampling_ratio, "
-      "bool aligned) -> Tensor");
+      "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_height, int output_width, "
+      "int sampling_ratio, bool aligned) -> Tensor");
   m.def(
       "box_pool_bwd(Tensor grad_output, Tensor boxes, SymInt[] feature_size, bool channels_last, float spatial_scale, "
-      "int output_size, int sampling_ratio, bool aligned) -> Tensor");
+      "int output_height, int output_width, int sampling_ratio, bool aligned) -> Tensor");
 
   // masks [B, R, H, W] (float or bool) or, with num_regions, labels [B, H, W]. area [B, R] is kept for backward.
   m.def(

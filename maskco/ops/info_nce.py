@@ -9,7 +9,20 @@ from torch import Tensor
 
 from maskco import _ext
 from maskco.ops import reference
-from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, autocast_on, check_device, check_dtype, check_shape
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_float,
+    as_int,
+    as_tensor,
+    autocast_on,
+    check_device,
+    check_dtype,
+    check_shape,
+    is_number,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 
 
 class InfoNCEStats(NamedTuple):
@@ -67,7 +80,7 @@ def info_nce(
     All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
     widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
     reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
-    gradient. Bit for bit repeatable. There is no second derivative.
+    gradient. Bit for bit repeatable. There is no second derivative and no forward-mode one; `torch.func.vmap` works.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).
@@ -76,7 +89,8 @@ def info_nce(
         TypeError: dtypes that are not supported, or mixed.
         ValueError: shapes, devices, `valid`, `temperature` or `reduction` that do not fit; names the argument.
         RuntimeError: on the CPU, a tensor `valid` outside of the queue (on CUDA, where looking would mean to wait, it
-            is clamped); a backward pass with create_graph=True.
+            is clamped); a backward pass with create_graph=True; forward-mode AD and torch.func's gradients, for which
+            there is `maskco.ops.reference.info_nce`.
     """
     query, positive = as_tensor(query, "query"), as_tensor(positive, "positive")
     queue = None if queue is None else as_tensor(queue, "queue")
@@ -103,8 +117,10 @@ def info_nce(
             temperature=scalar if temperature_tensor is None else temperature_tensor,
         )
     else:
+        # (under vmap a tensor does not say whether it requires a gradient outside)
+        in_vmap = refuse_transforms("info_nce", query, positive, queue, local_negatives, temperature_tensor)
         need_grad = torch.is_grad_enabled() and (
-            query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
+            in_vmap or query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
         )
         loss, lse, positive_logit, rank, *_ = ops.info_nce_fwd(
             query,
@@ -172,7 +188,8 @@ def _check_valid(
         return queue, queue_ids, None
     if queue is None:
         raise ValueError("valid was given without queue; pass both")
-    if isinstance(valid, int) and not isinstance(valid, bool):
+    if is_number(valid):
+        valid = as_int(valid, "valid")
         if not 0 <= valid <= queue.shape[0]:
             raise ValueError(f"valid must lie between 0 and the queue's {queue.shape[0]} rows, got {valid}")
         return queue[:valid], None if queue_ids is None else queue_ids[:valid], None
@@ -186,7 +203,8 @@ def _check_valid(
 
 def _check_temperature(temperature: float | Tensor, query: Tensor) -> tuple[float, Tensor | None]:
     """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
-    if isinstance(temperature, (int, float)):
+    if is_number(temperature):
+        temperature = as_float(temperature, "temperature")
         if not temperature or temperature != temperature:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         return float(temperature), None
@@ -229,6 +247,7 @@ def _accumulation_dtype(features: Tensor) -> torch.dtype:
 def _fake_fwd(
     query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need, tf32
 ):
+    refuse_forward_mode("info_nce")
     n, c = query.shape
     dtype = _accumulation_dtype(query)
     loss, lse, positive_logit = (query.new_empty(n, dtype=dtype) for _ in range(3))
