@@ -189,7 +189,8 @@ def gather_together(*tensors: Tensor | None) -> list[Tensor | None]:
                 for rank, layout in enumerate(of_ranks)
             )
             raise RankError(f"ranks bring what does not fit together: {found}; only the number of rows may differ")
-        gathered.append(None if tensor is None else _gather_rows(tensor, [layout[1][0] for layout in of_ranks if layout]))
+        lengths = [layout[1][0] for layout in of_ranks if layout is not None]
+        gathered.append(None if tensor is None else _gather_rows(tensor, lengths))
     return gathered
 
 

@@ -25,7 +25,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def is_number(value: Any) -> bool:
-    """Python's numbers, NumPy's, and what else turns into a float, such as a NumPy array without dimensions. No tensors."""
+    """Numbers of Python and NumPy, and arrays without dimensions on the CPU; neither tensors nor bools."""
     if isinstance(value, (int, float)):
         return not isinstance(value, bool)
     if isinstance(value, Tensor) or hasattr(value, "__cuda_array_interface__"):
@@ -47,7 +47,7 @@ def as_int(value: Any, name: str) -> int:
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value
     try:
-        if isinstance(value, bool) or isinstance(value, Tensor) and value.dtype == torch.bool:
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
         return operator.index(value)
     except TypeError:

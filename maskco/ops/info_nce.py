@@ -266,9 +266,7 @@ def _fake_bwd_keys(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = (
-        inputs
-    )
+    query, positive, queue, _, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = inputs
     loss, _, _, _, grad_query, normaliser, local_share = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)

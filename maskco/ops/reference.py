@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,14 +72,14 @@ def box_pool(
     boxes: Tensor,
     *,
     spatial_scale: float,
-    output_size: int | tuple[int, int] = 7,
+    output_size: int | Sequence[int] = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Tensor:
     """The mean of a RoIAlign grid: `torchvision.ops.roi_align(...).mean((-2, -1))`, point by point."""
     wide = torch.promote_types(features.dtype, torch.float32)
     height, width = features.shape[-2:]
-    down, across = (output_size, output_size) if isinstance(output_size, int) else output_size
+    down, across = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     pooled = []
     for image, x1, y1, x2, y2 in boxes.to(wide).unbind(0) if len(boxes) else []:
         if not bool(torch.isfinite(torch.stack([x1 + x2, y1 + y2]) * spatial_scale).all()):
