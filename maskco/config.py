@@ -11,7 +11,6 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -256,7 +255,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def read_config(path: str | Path) -> PretrainConfig:
-    """The configuration in a run's config.json. Raises ConfigError if the file is not one, or holds impossible values."""
+    """The configuration in a run's config.json. Raises ConfigError if it is none, or holds impossible values."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values.pop("maskco")

@@ -28,7 +28,6 @@ from maskco.report.pictures import NearestRegions, Note, ViewPairs
 from maskco.report.runs import Run, read_runs
 from maskco.report.scores import Scores, tables
 
-
 log = logging.getLogger(__name__)
 
 
