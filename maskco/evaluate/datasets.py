@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from maskco.data.coco import CocoSource, Objects, annotation_files
+from maskco.data.coco import NO_AREA, CocoSource, Objects, annotation_files
 from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
+from maskco.data.left_out import LeftOut
 from maskco.data.sources import Source, SourceError
 from maskco.evaluate.class_folders import PARTS, Part, near_class, read_class_folders
 from maskco.evaluate.errors import EvaluationError
@@ -101,7 +102,10 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         found = _open_coco(root) if annotation_files(root) else _open_classes(root)
     except SourceError as error:
         raise EvaluationError(str(error)) from error
-    return replace(found, train=_some(found.train, train), test=_some(found.test, test))
+    sources = {id(p.source): p.source for p in (found.train, found.test) if isinstance(p, Annotated)}
+    left_out = [line for source in sources.values() for line in source.left_out.lines()]
+    notes = (*found.notes, *left_out)
+    return replace(found, train=_some(found.train, train), test=_some(found.test, test), notes=notes)
 
 
 def _some(part: Annotated | LabelledScenes, count: int | None) -> Annotated | LabelledScenes:
@@ -130,25 +134,37 @@ def _open_coco(root: Path) -> LabelledSet:
     whole = _coco_scenes(source)
     if not test:
         learnt, held = _hold_out(len(whole))
-        notes = (f"{train[0].name} is the only part: a fifth of its pictures was held out to test on",)
+        held_out = f"{train[0].name} is the only part: a fifth of its pictures was held out to test on"
+        notes = (held_out, *_box_notes(source))
         return LabelledSet(root.resolve().name, source.categories, whole.take(learnt), whole.take(held), True, notes)
     unused = [file.name for file in files if file not in (*train, *test)]
     said = (f"not used: {', '.join(unused)}",) if unused else ()
     other = _coco_source(test[0])
     if other.categories != source.categories:
         raise EvaluationError(f"data: {train[0].name} and {test[0].name} do not have the same categories")
-    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True, said)
+    notes = (*said, *_box_notes(source), *_box_notes(other))
+    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True, notes)
 
 
 def _coco_source(path: Path) -> CocoSource:
     """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
     source = CocoSource(path)
-    wrong = [f"{count} {what}" for what, count in source.left_out.items() if "without area" not in what]
-    if wrong:
-        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: mend the file")
+    _require_none(source.left_out, path)
     if not source.categories:
         raise EvaluationError(f"data: {str(path)!r} names no categories")
+    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
+    _require_none(source.boxes_left_out, path)
     return source
+
+
+def _require_none(left_out: LeftOut, path: Path) -> None:
+    wrong = [f"{count} {what} (first: {left_out.first[what]})" for what, count in left_out.items() if what != NO_AREA]
+    if wrong:
+        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
+
+
+def _box_notes(source: CocoSource) -> tuple[str, ...]:
+    return tuple(f"{source.path.name}: {line}" for line in (*source.notes, *source.boxes_left_out.lines()))
 
 
 def _coco_scenes(source: CocoSource) -> Annotated:

@@ -213,6 +213,30 @@ def test_what_the_kernels_cannot_read_takes_the_general_path(device, simulated, 
     assert ("flash_keys" in kernels(simulated)) == (change == "positive")  # which its gradient does not need
 
 
+@pytest.mark.parametrize("change", ["queue", "positive"])
+def test_backward_takes_the_path_of_the_forward_pass(device, simulated, change):
+    """One tensor that the flash kernels cannot read: the other's gradient takes the general path too, so that logits
+    are rounded as in the forward pass."""
+    torch.manual_seed(0)
+    case = make_case(device, n=9, c=32, k=70, valid=60, ids=False)
+    for name in FEATURES:
+        case[name] = case[name] * 1e4
+    run(info_nce, case, FEATURES)
+    assert any("flash_keys" in launch.kernel for launch in simulated.launches)
+    simulated.launches.clear()
+    if change == "queue":
+        case["queue"] = case["queue"].T.contiguous().T
+    else:
+        case["positive"] = torch.cat([case["positive"], case["positive"]], 1)[:, 1:33]
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    actual = info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in case.items()})
+    gradients = torch.autograd.grad(actual, [case[name] for name in FEATURES])
+    assert not any("flash" in launch.kernel for launch in simulated.launches)
+    loss = reference.info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in wide.items()})[0].mean()
+    for gradient, truth in zip(gradients, torch.autograd.grad(loss, [wide[name] for name in FEATURES]), strict=True):
+        torch.testing.assert_close(gradient.double(), truth, rtol=0, atol=1e-5 * float(truth.abs().max()))
+
+
 def test_rows_of_a_wider_buffer_are_read_in_place(device, simulated):
     torch.manual_seed(0)
     case = make_case(device, torch.float16, n=5, c=32, k=50, valid=44)
@@ -379,5 +403,18 @@ def test_opcheck(device):
     args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
     query, keys = unit(4, 32).half(), unit(10, 32).half()
-    args = (torch.rand(4), torch.rand(4), query, keys, False, None, None, torch.tensor(8), 0.2, None, False)
+    args = (
+        torch.rand(4),
+        torch.rand(2, 4) + 1,
+        query,
+        keys,
+        False,
+        None,
+        None,
+        torch.tensor(8),
+        0.2,
+        None,
+        True,
+        False,
+    )
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)

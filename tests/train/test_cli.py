@@ -66,8 +66,8 @@ def test_sigterm_saves_and_resume_needs_nothing_but_the_folder(pictures, tmp_pat
 
 def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
     config = PretrainConfig(data="photos", out="elsewhere", key_head=True, region_scale=(0.1, 0.2))
-    with Recorder(tmp_path, config, 0):
-        pass
+    with Recorder(tmp_path, config, 0) as recorder:
+        recorder.begin()
     stored = cli.stored_options(["pretrain", f"--out={tmp_path}", "--resume"])
     assert (stored.key_head, stored.region_scale, stored.out) == (True, (0.1, 0.2), str(tmp_path))
     assert cli.stored_options(["pretrain", "--out", str(tmp_path)]) is None
