@@ -50,7 +50,9 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "archive.npz", np.zeros(3))
     (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
     os.mkfifo(tmp_path / "fifo.npy")
-    cases = dict.fromkeys(("text", "empty", "folder", "objects", "short", "header"), "not a NumPy array file, or a damaged")
+    cases = dict.fromkeys(
+        ("text", "empty", "folder", "objects", "short", "header"), "not a NumPy array file, or a damaged"
+    )
     cases |= {"archive": "an archive of arrays", "fifo": "is a pipe, socket or device", "missing": "no such file"}
     for name, message in cases.items():
         with pytest.raises(SourceError, match=message) as caught:

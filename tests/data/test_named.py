@@ -110,7 +110,11 @@ def test_fingerprints_tell_names_and_their_order(tmp_path: Path) -> None:
 
 
 def test_pipes_devices_and_paths_of_windows_are_no_data(tmp_path: Path) -> None:
-    cases = {"/dev/null": "is a pipe, socket or device", "C:\\photos": "a path of Windows", "D:/photos": "a path of Windows"}
+    cases = {
+        "/dev/null": "is a pipe, socket or device",
+        "C:\\photos": "a path of Windows",
+        "D:/photos": "a path of Windows",
+    }
     for name in ("fifo", "fifo.jpg", "fifo.json", "fifo.npy"):
         os.mkfifo(tmp_path / name)
         cases[str(tmp_path / name)] = "is a pipe, socket or device"
