@@ -5,6 +5,7 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from maskco.data.pictures import PictureError
 from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
 from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, masked_query
+
+log = logging.getLogger(__name__)
 
 WIDTH, MARGIN, DPI = 13.0, 0.45, 130  # of the sheet, in inches
 SIDE, GAP, STRIP, LINE = 1.85, 0.12, 5.79, 2.22  # a view, the space between two, a picture's strip, a line of strips
@@ -58,6 +61,8 @@ def write_sheet(
         source = open_source(data)
     except SourceError as error:
         raise ConfigError(str(error)) from error
+    for line in source.left_out.lines():
+        log.warning(line)
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     count = min(count, len(dataset))

@@ -144,8 +144,7 @@ def _unexplained(path: Path, name: str, size, header, count: int) -> str:
     others = f" and {count - 1} more" if count > 1 else ""
     return (
         f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: "
-        "neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes are of the image as "
-        "it is stored"
+        "neither resizing nor EXIF explains it. Correct width and height; if boxes are of the stored image, remove both"
     )
 
 

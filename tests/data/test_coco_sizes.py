@@ -124,7 +124,9 @@ def test_what_neither_resizing_nor_exif_explains_is_refused(tmp_path, size: tupl
     save(annotated(), tmp_path / "images/a.png")
     save(annotated(size), tmp_path / "images/b.png", orientation)
     source = CocoSource(write(tmp_path, {"a.png": SIZE, "b.png": SIZE}))
-    with pytest.raises(SourceError, match=rf"'b\.png' as 200 × 120 pixels, and the image has {shown}: neither") as caught:
+    with pytest.raises(
+        SourceError, match=rf"'b\.png' as 200 × 120 pixels, and the image has {shown}: neither"
+    ) as caught:
         _ = source.objects
     assert "\n" not in str(caught.value)
     with pytest.raises(EvaluationError, match="neither resizing nor EXIF explains it"):
