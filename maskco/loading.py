@@ -15,7 +15,7 @@ import resource
 import signal
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -31,6 +31,7 @@ from maskco.data.sources import Batch, PretrainDataset, Sample, SourceError, col
 from maskco.train_state import TrainingError
 
 GRACE_SECONDS = 30  # that loading workers outlive a SIGTERM
+FILES_A_WORKER = 4  # that the training process opens for each
 SPARE_FILES = 8  # that handing over a batch opens for a moment, besides one for each tensor
 SHARED_MEMORY = "shared memory (/dev/shm)"
 
@@ -63,7 +64,7 @@ class Failure:
         reason = {
             "source": self.error,
             "memory": f"{self.where}: out of memory while loading ({self.error}): lower --workers or --batch-size",
-            "files": f"{self.where}: {too_many_files()}",
+            "files": too_many_files(),
             "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}): {shared_memory_remedy()}",
             "other": f"{self.where} cannot be loaded: {self.error}",
         }[self.kind]
@@ -126,19 +127,37 @@ class Loading:
             generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
         )
         self._processes: list[Any] = []
+        self._batches: Generator[Batch, None, None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
+        self._batches = self._iterate()
+        return self._batches
+
+    def _iterate(self) -> Generator[Batch, None, None]:
         try:
+            if self.workers:  # with half of them started, torch takes a minute to give up
+                if not _can_open(FILES_A_WORKER * self.workers + SPARE_FILES):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                multiprocessing.Lock()  # lies in shared memory, as those of the workers' queues
             batches = iter(self._loader)
         except OSError as error:
             if not self.workers:
                 raise
             raise TrainingError(self._not_started(error)) from error
         self._processes = getattr(batches, "_workers", [])
-        for batch in batches:
-            if isinstance(batch, Failure):
-                raise batch.raised()
-            yield batch
+        try:
+            for batch in batches:
+                if isinstance(batch, Failure):
+                    raise batch.raised()
+                yield batch
+        except (ConnectionError, EOFError):  # a worker that was handing over a tensor is gone: how did it end?
+            ended = wait([process.sentinel for process in self._processes], timeout=5)
+            for process in self._processes:
+                if process.sentinel in ended:
+                    process.join(5)
+            raise
+        finally:
+            del batches  # which ends the workers: an error's traceback must not hold them
 
     def __enter__(self) -> Loading:
         return self
@@ -146,11 +165,13 @@ class Loading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loader = None
-        if isinstance(error, UserError) or not self.workers:
+        if self._batches is not None:
+            self._batches.close()
+        if isinstance(error, UserError) or error is None or not self.workers:
             return
         codes = [process.exitcode for process in self._processes if process.exitcode]
-        if isinstance(error, RuntimeError) and codes:
+        traceback.clear_frames(trace)  # as above
+        if isinstance(error, (RuntimeError, ConnectionError, EOFError)) and codes:
             raise TrainingError(self._died(codes[0])) from error
         full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if full or (isinstance(error, (RuntimeError, EOFError, ConnectionError)) and not _can_open(SPARE_FILES)):
@@ -194,7 +215,7 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(1)
+        os._exit(0)
 
 
 def too_many_files() -> str:

@@ -22,7 +22,7 @@ from maskco.checkpoint import (
     save_checkpoint,
     stored_config,
 )
-from maskco.config import PretrainConfig, UserError
+from maskco.config import ConfigError, PretrainConfig, UserError
 from maskco.distributed import gather_in_rank_order, rank, share_batch_statistics, world_size
 from maskco.health import spread
 from maskco.methods import StepOutput, build_method
@@ -55,7 +55,15 @@ class TrainState:
         self.pictures, self.fingerprint = pictures, fingerprint  # how many, and a hash of their names
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
-        method = build_method(config.without_start() if from_checkpoint else config).to(device)
+        try:
+            method = build_method(config.without_start() if from_checkpoint else config).to(device)
+        except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU without memory
+            if isinstance(error, UserError):
+                raise
+            raise ConfigError(
+                f"the method cannot be built with queue_size {config.queue_size}, dim {config.dim}, hidden "
+                f"{config.hidden} and mask_head_depth {config.mask_head_depth}: {one_line(error)}"
+            ) from error
         self.method = method.to(memory_format=torch.channels_last).train()
         self.remarks = rehearse(self.method, config, device)
         """What the log should say of the encoder."""

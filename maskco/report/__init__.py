@@ -8,7 +8,7 @@ Curves, masked views, nearest regions, the spread of keys, regions in the plane 
 
 from __future__ import annotations
 
-import logging
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,6 @@ from maskco.report.page import STYLE, Section, one_page, png
 from maskco.report.pictures import NearestRegions, Note, ViewPairs
 from maskco.report.runs import Run, read_runs
 from maskco.report.scores import Scores, tables
-
-log = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
@@ -93,7 +91,7 @@ def draw_sections(runs: list[Run], projection: str) -> list[Section]:
             mapped.append((run, regions))
         except (OSError, ValueError, PictureError) as error:  # they may have moved, or be another's; curves remain
             note = f"The run's pictures cannot be shown{of}: {one_line(error)}"
-            log.warning("%s", note)
+            print(note, file=sys.stderr)
             own.append(Note(note))
     if mapped:
         own.append(RegionMaps(mapped, projection))
