@@ -217,7 +217,7 @@ class PretrainConfig(ViewConfig, Folders):
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
-        return dataclasses.replace(self, **{name: OPTIONS[name].default for name in STARTS_FROM if name in OPTIONS})
+        return dataclasses.replace(self, pretrained=False, init=None, init_prefix=None)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""
