@@ -56,6 +56,8 @@ def check_address(url: str) -> None:
         known = " ".join(f"{name}://" for name in ("http", "https", *PACKAGES))
         raise SourceError(f"data: {redact(url)!r} has a scheme that cannot be read: use one of {known}, or a path")
     if package := PACKAGES.get(scheme):
+        if "::" in url:  # fsspec's way to name one file system within another, of any scheme
+            raise SourceError(f"data: {redact(url)!r} holds '::': give one plain address")
         try:
             importlib.import_module(package)
         except ImportError as error:

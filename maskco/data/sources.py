@@ -85,8 +85,10 @@ def open_source(data: str | Path) -> Source:
 
     Addresses are http://, https:// and what `maskco.data.remote` lists. Raises SourceError.
     """
-    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", str(data)):
+    if _is_of_windows(str(data)):
         raise SourceError(f"data: {str(data)!r} is a path of Windows, and this is {sys.platform}: give a path as here")
+    if not str(data):
+        raise SourceError("data: nothing is named: give a folder, or use 'demo' for the built-in scenes")
     data = locate(str(data))
     if data == "demo":
         from maskco.data.demo import DemoSource
@@ -96,18 +98,19 @@ def open_source(data: str | Path) -> Source:
         from maskco.data.named import NamedSource
 
         return NamedSource(data)
-    if is_remote(data) or data.lower().endswith((".tar", ".tar.gz", ".tgz")):
+    ending = "" if os.path.isdir(data) else data.lower()
+    if is_remote(data) or ending.endswith((".tar", ".tar.gz", ".tgz")):
         from maskco.data.shards import ShardSource
 
         return ShardSource(data)
     check_regular(Path(data))
-    if data.lower().endswith(".npy"):
+    if ending.endswith(".npy"):
         from maskco.data.arrays import ArraySource
 
         return ArraySource(data)
     from maskco.data.coco import CocoSource, annotation_files
 
-    files = [Path(data)] if data.lower().endswith(".json") else annotation_files(data)
+    files = [Path(data)] if ending.endswith(".json") else annotation_files(data)
     if len(files) > 1:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
     if len(files) > 1:
@@ -123,12 +126,16 @@ def is_remote(data: str) -> bool:
 
 def locate(data: str) -> str:
     """--data with an absolute path, if it is one, so that a run can be resumed from any folder. file:// is a path."""
-    if data == "demo" or data.startswith("torchvision:") or is_remote(data):
+    if data in ("", "demo") or data.startswith("torchvision:") or is_remote(data) or _is_of_windows(data):
         return data
     if data.lower().startswith("file://"):
         data = "/" + unquote(data[len("file://") :].removeprefix("localhost")).lstrip("/")
     # Links stay: what they lead to may lack the name's ending, as in the caches of Hugging Face.
     return os.path.abspath(os.path.expanduser(data))
+
+
+def _is_of_windows(data: str) -> bool:
+    return os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", data) is not None
 
 
 def check_regular(path: Path) -> None:

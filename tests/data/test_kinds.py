@@ -17,6 +17,9 @@ from PIL import Image
 from maskco.data import kinds
 from maskco.data.pictures import Picture, PictureError, read_picture, stretch
 from maskco.data.sources import FolderSource, SourceError, open_source
+from maskco.data.view_config import ViewConfig
+from maskco.sheet import write_sheet
+from maskco.train import pretrain
 
 
 def png16(values: np.ndarray) -> bytes:
@@ -75,6 +78,27 @@ def test_what_a_folder_leaves_out_is_counted_by_kind(tmp_path: Path, monkeypatch
     }
     (line,) = source.left_out.lines()
     assert line.startswith("left out of the data: 2 ") and "2 .heic (pip install pillow-heif), first '1.HEIC'" in line
+
+
+def test_a_run_says_at_its_start_what_is_left_out(tmp_path: Path) -> None:
+    for index in range(8):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray((RAMP * 255).astype(np.uint8)).save(tmp_path / f"photos/{index}.png")
+    (tmp_path / "photos/a.nef").touch()
+    (tmp_path / "photos" / os.fsdecode(b"odd.\xff\n")).touch()
+    tiny = {"encoder": "test_resnet", "image_size": 32, "dim": 8, "queue_size": 12, "workers": 0, "device": "cpu"}
+    pretrain(tmp_path / "photos", tmp_path / "run", epochs=1, batch_size=4, **tiny)
+    log = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert "on 8 pictures" in log[0] and "left out of the data: 1 " in log[1]
+    assert "1 .nef (camera raw: convert to TIFF or JPEG), first 'a.nef'" in log[1]
+    assert "1 without a known extension, first 'odd.\\udcff\\n'" in log[1]
+
+
+def test_views_say_it_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray((RAMP * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").touch()
+    write_sheet(tmp_path, ViewConfig(image_size=32, regions=2), tmp_path / "sheet.png", count=1)
+    assert "left out of the data: 1 .txt, first 'a.txt'" in caplog.text
 
 
 def test_a_folder_of_nothing_but_heic_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,10 @@ def test_other_schemes_are_refused_with_those_that_can_be_read(data: str) -> Non
     assert "has a scheme that cannot be read" in refusal(f"simplecache::{data}" if "x" in data else data)
 
 
+def test_one_store_does_not_lead_to_another(tmp_path: Path) -> None:
+    assert "holds '::'" in refusal(f"ftp://host/a.tar::file://{tmp_path}/a.tar")
+
+
 @pytest.mark.parametrize("data", ["http://", "https:///a.tar", "http://[::1/a.tar"])
 def test_addresses_without_a_host(data: str) -> None:
     assert "names no host" in refusal(data)
