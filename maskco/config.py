@@ -207,7 +207,8 @@ class PretrainConfig(ViewConfig, Folders):
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
-        return dataclasses.replace(self, **{name: OPTIONS[name].default for name in STARTS_FROM if name in OPTIONS})
+        start: dict[str, Any] = {name: OPTIONS[name].default for name in STARTS_FROM if name in OPTIONS}
+        return dataclasses.replace(self, **start)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""
@@ -245,7 +246,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def read_config(path: str | Path) -> PretrainConfig:
-    """The configuration in a run's config.json. Raises ConfigError if the file is not one, or holds impossible values."""
+    """The configuration in a run's config.json. Raises ConfigError if it is none, or has impossible values."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values.pop("maskco")

@@ -63,7 +63,7 @@ def _is_run(out: Path) -> bool:
     """Whether a folder is a run of ours, if need be by other signs than its config.json, which may be damaged."""
     if _names_maskco(out / CONFIG):
         return True
-    if any(METRICS_OF_OURS <= row.keys() for row in read_metrics(out)) or _first_line(out / LOG):
+    if any(row.keys() >= METRICS_OF_OURS for row in read_metrics(out)) or _first_line(out / LOG):
         return True
     return any(is_checkpoint(path) for path in (out / CHECKPOINT, *kept_checkpoints(out).values()))
 
