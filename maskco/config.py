@@ -255,7 +255,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def read_config(path: str | Path) -> PretrainConfig:
-    """The configuration in a run's config.json. Raises ConfigError if it is none, or holds impossible values."""
+    """The configuration in a run's config.json. Raises ConfigError if it is none, or has impossible values."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values.pop("maskco")

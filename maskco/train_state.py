@@ -211,7 +211,7 @@ class TrainState:
             if self.device.type == "cuda" and state["random_cuda"] is not None:
                 random = state["random_cuda"].reshape(len(random), -1)
                 torch.cuda.set_rng_state(random[rank()].clone(), self.device)
-        if not isinstance(state["step"], int) or not state["step"] >= 0:
+        if not isinstance(state["step"], int) or state["step"] < 0:
             raise ValueError(f"step is {state['step']!r}")
         self.step = self.saved_step = state["step"]
         self.seconds = float(state["seconds"])

@@ -27,7 +27,7 @@ PR_SET_CHILD_SUBREAPER = 36  # prctl.h
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """Fails at the end of the suite if a process that it started is still there, orphans included: on Linux these become
+    """Fails at the end of the suite if a process that it started is still there. Orphans count: on Linux they become
     children of this process. The servers of multiprocessing end with it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

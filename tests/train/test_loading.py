@@ -56,7 +56,10 @@ def error_of(pictures: Path, out: Path, **options: object) -> TrainingError:
     ("make", "told"),
     [
         (lambda: RuntimeError("my own words"), "006.png cannot be loaded: RuntimeError: my own words"),
-        (lambda: RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. gloo NCCL"), "RuntimeError: Data"),
+        (
+            lambda: RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. gloo NCCL"),
+            "RuntimeError: Data",
+        ),
         (lambda: KeyError("colour"), "006.png cannot be loaded: KeyError: 'colour' is missing"),
         (lambda: Stubborn(1, 2), "006.png cannot be loaded: Stubborn: of two lines"),
         (lambda: ZeroDivisionError(), "006.png cannot be loaded: ZeroDivisionError"),
@@ -86,8 +89,14 @@ def test_a_picture_is_not_broken_because_the_process_lacks_something(pictures, t
 @pytest.mark.parametrize(
     ("end", "told"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "a loading worker died of SIGKILL, usually by the system, short"),
-        (lambda: os.kill(os.getpid(), signal.SIGBUS), "a loading worker died of SIGBUS, usually for want of shared mem"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "a loading worker died of SIGKILL, usually by the system, short",
+        ),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGBUS),
+            "a loading worker died of SIGBUS, usually for want of shared mem",
+        ),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "a loading worker died of SIGSEGV, in a decoder"),
         (lambda: os._exit(7), "a loading worker ended with status 7"),
     ],
