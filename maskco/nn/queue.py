@@ -58,11 +58,11 @@ class FeatureQueue(nn.Module):
             ValueError: ids given to a queue without ids, or missing for one that keeps them.
             RankError: on every rank alike, where ranks bring keys or ids of different dtypes or row sizes.
         """
-        keys, ids = gather_together(keys.detach(), ids)
+        all_keys, all_ids = gather_together(keys.detach(), ids)
         if (ids is None) != (self.ids is None):
             wanted = "needs ids with the keys" if ids is None else "keeps no ids; make it with ids=True"
             raise ValueError(f"this queue {wanted}")
-        ops.queue_push_(self.features, self.cursor, keys, ids=ids, queue_ids=self.ids, overflow=self.overflow)
+        ops.queue_push_(self.features, self.cursor, all_keys, ids=all_ids, queue_ids=self.ids, overflow=self.overflow)
 
     def extra_repr(self) -> str:
         size, dim = self.features.shape

@@ -35,17 +35,19 @@ def is_number(value: Any) -> bool:
 
 def as_float(value: Any, name: str) -> float:
     """A float of any number, such as NumPy's, or of a tensor with one element."""
+    if type(value) in (float, int):
+        return value
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return value if isinstance(value, (int, float)) else float(value)
+    return float(value)
 
 
 def as_int(value: Any, name: str) -> int:
     """An int of any whole number's type, such as NumPy's integers; a float raises, 7.0 too."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value
+        return value  # type: ignore[return-value]  # (a SymInt is torch.compile's int)
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
@@ -56,6 +58,8 @@ def as_int(value: Any, name: str) -> int:
 
 def as_pair(value: Any, name: str) -> tuple[int, int]:
     """(height, width) of one integer for both, or of any sequence of two."""
+    if type(value) is int:
+        return value, value
     if not (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1):
         size = as_int(value, name)
         return size, size

@@ -210,7 +210,7 @@ def test_what_the_kernels_cannot_read_takes_the_general_path(device, simulated, 
 
     keys = case["queue"].detach().requires_grad_()
     info_nce(case["query"], case["positive"], keys).backward()
-    assert ("flash_keys" in kernels(simulated)) == (change == "positive")  # which its gradient does not need
+    assert "flash_keys" not in kernels(simulated)  # nor for a pass without the tensor: see the next test
 
 
 @pytest.mark.parametrize("change", ["queue", "positive"])
@@ -222,7 +222,7 @@ def test_backward_takes_the_path_of_the_forward_pass(device, simulated, change):
     for name in FEATURES:
         case[name] = case[name] * 1e4
     run(info_nce, case, FEATURES)
-    assert any("flash_keys" in launch.kernel for launch in simulated.launches)
+    assert "flash_keys" in kernels(simulated)
     simulated.launches.clear()
     if change == "queue":
         case["queue"] = case["queue"].T.contiguous().T
@@ -231,7 +231,7 @@ def test_backward_takes_the_path_of_the_forward_pass(device, simulated, change):
     wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
     actual = info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in case.items()})
     gradients = torch.autograd.grad(actual, [case[name] for name in FEATURES])
-    assert not any("flash" in launch.kernel for launch in simulated.launches)
+    assert not {"flash", "flash_keys"} & set(kernels(simulated))
     loss = reference.info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in wide.items()})[0].mean()
     for gradient, truth in zip(gradients, torch.autograd.grad(loss, [wide[name] for name in FEATURES]), strict=True):
         torch.testing.assert_close(gradient.double(), truth, rtol=0, atol=1e-5 * float(truth.abs().max()))
@@ -360,7 +360,9 @@ def test_gradient_keeps_its_precision_when_the_positive_wins(device, kind):
     truth = run(reference.info_nce, wide, ("query",))
     assert truth["loss"].detach().max() < 1e-6
     options = (None, False, None, None, None, 0.045, None, True, kind == "tf32")
-    loss, *_, grad = torch.ops.maskco_sim.info_nce_fwd(case["query"], case["positive"], case["queue"], *options)
+    loss, _, _, _, grad, *_ = torch.ops.maskco_sim.info_nce_fwd(
+        case["query"], case["positive"], case["queue"], *options
+    )
     torch.testing.assert_close(loss.double(), truth["loss"].detach(), rtol=1e-3, atol=0)
     grad = grad * torch.linspace(0.5, 2, 4)[:, None]
     torch.testing.assert_close(
