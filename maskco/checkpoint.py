@@ -13,6 +13,7 @@ import torch
 from maskco.config import PretrainConfig, UserError
 from maskco.files import partial_name, write_atomically
 from maskco.methods import Method, build_method
+from maskco.trust import own_file, refuse_source
 
 FORMAT = "maskco run 3"
 CHECKPOINT = "last.pt"
@@ -61,6 +62,17 @@ def keep_checkpoint(path: Path, name: str) -> None:
         os.replace(partial, kept)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of a run, of this version or another."""
+    if not path.is_file():
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # as in `read_checkpoint`
+        return False
+    return isinstance(state, dict) and str(state.get("format")).startswith("maskco run ")
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU, read with `weights_only=True`. Raises CheckpointError."""
     path = Path(path)
@@ -79,25 +91,49 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[PretrainConfig, Method, int]:
+def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
+    """The checked configuration in a checkpoint's state. Raises CheckpointError."""
+    try:
+        config = PretrainConfig.from_dict(state["config"])
+        config.check()
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
+    return config
+
+
+def load_run(run: str | Path, *, encoder: str | None = None) -> tuple[PretrainConfig, Method, int]:
     """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
     from one of its checkpoints.
 
     Args:
-        architecture: the run's encoder, which has to be named here where timm would fetch or open something to build it
-            ("hf-hub:…", "local-dir:…"): what a run folder says is not enough for that.
+        encoder: to be named again if the run's is not timm's own (`hf-hub:…`, `local-dir:…`), since building it opens
+            what the name says.
 
-    Raises CheckpointError or ConfigError.
+    Nothing but the checkpoint is opened, and nothing fetched. Raises CheckpointError or ConfigError.
     """
     run = Path(run)
-    state = read_checkpoint(run if run.is_file() else run / CHECKPOINT)
-    config = PretrainConfig.from_dict(state["config"])
-    if ":" in str(config.encoder) and config.encoder != architecture:
-        raise CheckpointError(
-            f"{run} is of encoder {config.encoder!r}, which is not fetched or opened because a run says so: to "
-            "evaluate it, name it with --architecture"
-        )
-    with torch.random.fork_rng(devices=[]):
-        method = build_method(config, pretrained=False)
-    method.load_state_dict(state["method"])
-    return config, method.eval(), state["step"]
+    path = run if run.is_file() else own_file(run, CHECKPOINT)
+    state = read_checkpoint(path)
+    config = stored_config(path, state)
+    if encoder != config.encoder:
+        refuse_source(config.encoder, str(path), "name it with --architecture (in Python: load_run(run, encoder=…))")
+    try:
+        step = int(state["step"])
+        weights = state["method"]
+        with torch.random.fork_rng(devices=[]):
+            if weights["queue.features"].shape != (config.queue_size, config.dim):
+                raise ValueError(f"queue_size {config.queue_size} and dim {config.dim} are not those of its queue")
+            method = build_method(config.without_start())
+            method.load_state_dict(weights)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise CheckpointError(f"{path} holds weights that its own options do not fit: {one_line(error)}") from error
+    return config, method.eval(), step
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line of bearable length; of a KeyError, what was missing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{text} is missing" if isinstance(error, KeyError) else text
+    return text if len(text) <= 300 else f"{text[:300]} …"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from maskco.config import ConfigError, PretrainConfig, ask_for_init, demo_config, read_config, view_config
+from maskco.config import ConfigError, PretrainConfig, demo_config, view_config
 from maskco.console import one_line_errors, printable
 from maskco.data.view_config import ViewConfig
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
@@ -125,13 +125,15 @@ class Report:
     """Run folders, or checkpoints in them."""
     out: Path | None = None
     """Folder for report.html and report.png; default: the first run's."""
+    data: str | None = None
+    """Images to show the runs on; default: each run's own, if you started it here from a local folder."""
     projection: Literal["pca", "tsne"] = "pca"
     """How regions are laid out in the plane; tsne needs maskco[eval]."""
 
     def __call__(self) -> int:
         from maskco.report import write_report
 
-        for path in write_report(*self.runs, out=self.out, projection=self.projection):
+        for path in write_report(*self.runs, out=self.out, data=self.data, projection=self.projection):
             print(path)
         return 0
 
@@ -221,9 +223,10 @@ def stored_options(arguments: list[str]) -> Pretrain | None:
         name, _, joined = name.partition("=")
         out = os.path.expanduser(joined or value)
         if name == "--out" and Path(out, "config.json").is_file():
-            found = Pretrain(**{**vars(read_config(Path(out, "config.json"))), "out": out})
-            ask_for_init(found, [each.partition("=")[0].removeprefix("--") for each in arguments])
-            return found
+            from maskco.trust import stored_options as stored
+
+            named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+            return Pretrain(**{**stored(Path(out), named), "out": out})
         if name == "--out" and not any(argument.startswith("--data") for argument in arguments):
             raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name --data to start one")
     return None

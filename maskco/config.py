@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from maskco.option_values import LARGEST, Bounds, make_plain, misfit, out_of_bou
 
 FREE_ON_RESUME = frozenset(
     {
+        "data",
         "out",
         "epochs",
         "accumulate",
@@ -33,7 +33,9 @@ FREE_ON_RESUME = frozenset(
     }
 )  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
 # (epochs), rounding (device, threads, augment, compile), and how many pictures a batch norm sees (accumulate; it
-# depends on the number of ranks as well, and a run may go on with other devices than it began with)
+# depends on the number of ranks as well, and a run may go on with other devices than it began with). Data may have been
+# moved: number and names of the images are compared instead.
+STARTS_FROM = ("pretrained", "init")  # options that say where weights come from when there is no checkpoint yet
 
 
 class UserError(Exception):
@@ -193,7 +195,11 @@ class PretrainConfig(ViewConfig, Folders):
                 hint = f"did you mean {near[0]}?" if near else "`maskco pretrain --help` lists them all"
                 raise ConfigError(f"there is no option {name!r}; {hint}")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**values)
+        return cls(**{"data": "", "out": "", **values})
+
+    def without_start(self) -> PretrainConfig:
+        """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
+        return dataclasses.replace(self, pretrained=False, init=None, init_prefix=None)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""
@@ -221,20 +227,6 @@ BOUNDS: Bounds = {  # smallest and largest value
 }
 
 
-def ask_for_init(stored: PretrainConfig, given: Container[str]) -> None:
-    """Raises ConfigError if a resumed run would read its first weights although this call does not name them.
-
-    Args:
-        stored: the run's own options, whose `out` is where it lies now.
-        given: names of the options that were given in this call.
-    """
-    if stored.init is not None and "init" not in given and not Path(stored.out, "last.pt").exists():
-        raise ConfigError(
-            f"init: {stored.out} has no checkpoint yet, and was to start from {stored.init}: name that again with "
-            "--init"
-        )
-
-
 def view_config(options: ViewConfig) -> ViewConfig:
     """The view options among others, checked. Raises ConfigError."""
     try:
@@ -244,13 +236,21 @@ def view_config(options: ViewConfig) -> ViewConfig:
 
 
 def read_config(path: str | Path) -> PretrainConfig:
-    """The configuration in a run's config.json. Raises ConfigError if the file is not one."""
+    """The configuration in a run's config.json. Raises ConfigError if it is none, or has impossible values."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values.pop("maskco")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not the configuration of a maskco run") from error
-    return PretrainConfig.from_dict(values)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is not the configuration of a maskco run: restore it, or replace the run with --overwrite"
+        ) from error
+    values.pop("signature", None)  # see trust.py
+    try:
+        config = PretrainConfig.from_dict(values)
+        config.check()
+    except (ValueError, OverflowError) as error:  # a ConfigError, or a number of hundreds of digits
+        raise ConfigError(f"{path}: {error}") from error
+    return config
 
 
 def demo_config(out: str | Path) -> PretrainConfig:

@@ -21,11 +21,13 @@ def partial_name(name: str) -> str:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
 
-    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took.
+    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took. A link at
+    `path` is replaced, never followed.
     """
     partial = path.with_name(partial_name(path.name))
+    partial.unlink(missing_ok=True)  # of a process that was killed, or a link
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

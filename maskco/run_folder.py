@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import shutil
 import sys
 import time
@@ -13,17 +15,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 import maskco
-from maskco.checkpoint import BEST, CHECKPOINT, KEPT, kept_checkpoints
+from maskco.checkpoint import BEST, CHECKPOINT, KEPT, is_checkpoint, kept_checkpoints
 from maskco.config import ConfigError, PretrainConfig, read_config
 from maskco.files import partial_name, user_path, write_atomically
+from maskco.trust import CONFIG, SIGNATURE, own_file, sign
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-CONFIG, METRICS, LOG, TENSORBOARD = "config.json", "metrics.jsonl", "log.txt", "tensorboard"
+METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
 WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
 OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
+METRICS_OF_OURS = {"step", "epoch", "loss", "accuracy", "embedding_std"}  # what every row has
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -32,13 +36,51 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError("resume and overwrite exclude each other: keep one")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder for the run")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: {existing} cannot be written to: name another folder, or change its permissions")
     if not out.exists() or all(path.name in PARTIALS for path in out.iterdir()):
         return
-    if not (out / CONFIG).is_file():
+    if not _is_run(out):
         raise ConfigError(f"out: {out} holds other files and no maskco run; name a new or empty folder")
-    read_config(out / CONFIG)
-    if not resume and not overwrite:
+    if overwrite:
+        return
+    if resume:
+        for name in OWN_FILES:
+            own_file(out, name)
+        read_config(out / CONFIG)
+    elif not never_began(out):
         raise ConfigError(f"out: {out} holds a run already; continue it with --resume, or replace it with --overwrite")
+
+
+def never_began(out: Path) -> bool:
+    """Whether a run of ours was started here that made no row of metrics and saved no checkpoint."""
+    kept = any((out / name).exists() for name in (CHECKPOINT, BEST)) or kept_checkpoints(out)
+    return _names_maskco(out / CONFIG) and not kept and not read_metrics(out)
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder is a run of ours, if need be by other signs than its config.json, which may be damaged."""
+    if _names_maskco(out / CONFIG):
+        return True
+    if any(row.keys() >= METRICS_OF_OURS for row in read_metrics(out)) or _first_line(out / LOG):
+        return True
+    return any(is_checkpoint(path) for path in (out / CHECKPOINT, *kept_checkpoints(out).values()))
+
+
+def _names_maskco(config: Path) -> bool:
+    try:
+        return "maskco" in json.loads(config.read_text(encoding="utf-8")) if config.is_file() else False
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _first_line(log: Path) -> bool:
+    """Whether a log begins as ours do."""
+    if not log.is_file():
+        return False
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (maskco|moco_v2) with ", file.readline(200)) is not None
 
 
 def clear_out(out: Path) -> None:
@@ -54,30 +96,54 @@ def clear_out(out: Path) -> None:
 class Recorder:
     """Writes a run's log.txt, metrics.jsonl and TensorBoard events. A context manager.
 
+    Nothing is written, and nothing replaced, before `begin`: a run that fails in its first step leaves no trace, and
+    the run that it was to replace as it was.
+
     Args:
         step: steps already done; rows of metrics past them, which a resumed run makes again, are dropped.
+        replace: remove the run that is in `out`.
     """
 
-    def __init__(self, out: Path, config: PretrainConfig, step: int) -> None:
+    def __init__(self, out: Path, config: PretrainConfig, step: int, *, replace: bool = False) -> None:
+        self._out, self._config, self._step, self._replace = out, config, step, replace
+        self._begun = False
+        self._waiting: list[str] = []  # lines for the log
+
+    def begin(self) -> None:
+        """Makes the folder and its files. Does nothing when called again."""
+        if self._begun:
+            return
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        out = self._out
         out.mkdir(parents=True, exist_ok=True)
-        values = json.dumps({"maskco": maskco.__version__, **config.to_dict()}, indent=2) + "\n"
-        write_atomically(out / CONFIG, lambda file: file.write(values.encode()))
-        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= step)
+        if self._replace:
+            clear_out(out)
+        stored = self._config.to_dict()
+        values = {"maskco": maskco.__version__, SIGNATURE: sign(stored["data"]), **stored}
+        content = json.dumps(values, indent=2) + "\n"
+        write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= self._step)
         write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
-        self._metrics = open(out / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-        self._log = open(out / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self._tensorboard = SummaryWriter(str(out / TENSORBOARD), purge_step=step + 1)
+        self._metrics = open(own_file(out, METRICS), "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(own_file(out, LOG), "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(str(own_file(out, TENSORBOARD)), purge_step=self._step + 1)
+        self._begun = True
+        for line in self._waiting:
+            append(self._log, line)
 
     def say(self, text: str, *, show: bool = True) -> None:
         """A line for log.txt and, with `show`, for the terminal, above the progress bar."""
-        append(self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._begun:
+            append(self._log, line)
+        else:
+            self._waiting.append(line)
         if show:
             tqdm.write(text, file=sys.stderr)
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row of metrics."""
+        """One row of metrics, once the run has begun."""
         append(self._metrics, json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step":
@@ -89,6 +155,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._begun:
+            return
         # A full disk must not hide the error that it led to.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             if error is not None:
@@ -111,6 +179,9 @@ def append(file: TextIO, text: str) -> None:
 class SilentRecorder:
     """Takes what a `Recorder` takes and writes nothing: all ranks but the first have one. A context manager."""
 
+    def begin(self) -> None:
+        pass
+
     def say(self, text: str, *, show: bool = True) -> None:
         pass
 
@@ -131,12 +202,15 @@ def folder_of(run: str | Path) -> Path:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off while it was written is left out."""
-    path = folder_of(run) / METRICS
+    """The rows of a run's metrics.jsonl that say at which step they were made. Others are left out, such as a last line
+    that was cut off while it was written."""
+    path = own_file(folder_of(run), METRICS)
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 1 << 53:
+            rows.append(row)
     return rows

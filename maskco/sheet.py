@@ -6,6 +6,7 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, mask
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors, require_memory
 from maskco.option_values import LARGEST, Bounds, out_of_bounds, plain
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 BOUNDS: Bounds = {"count": (1, 1000), "seed": (0, LARGEST), "epoch": (0, LARGEST)}  # smallest and largest value
@@ -74,6 +77,8 @@ def write_sheet(
     except SourceError as error:
         raise ConfigError(str(error)) from error
     require_memory(f"image_size {config.image_size}", 2 * 3 * 4 * config.image_size**2 * count, "lower it or count")
+    for line in source.left_out.lines():
+        log.warning(line)
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     count = min(count, len(dataset))

@@ -13,30 +13,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskco.checkpoint import CHECKPOINT, CheckpointError
-from maskco.config import ConfigError, PretrainConfig, ask_for_init, read_config
+from maskco.config import ConfigError, PretrainConfig, read_config
 from maskco.data.batch_colour import finish
-from maskco.data.memory import keep_freed_memory
 from maskco.data.sources import (
-    Batch,
     EpochBatches,
     PretrainDataset,
     Source,
     SourceError,
-    collate,
     fingerprint,
     locate,
     open_source,
@@ -57,9 +53,11 @@ from maskco.distributed import (
 from maskco.files import user_path
 from maskco.health import Health
 from maskco.initial_weights import start_from_weights
+from maskco.loading import Loading
 from maskco.memory import memory_errors, require_memory
-from maskco.run_folder import CONFIG, LOG, Recorder, SilentRecorder, check_out, clear_out
-from maskco.train_state import TrainingError, TrainState
+from maskco.run_folder import LOG, Recorder, SilentRecorder, check_out
+from maskco.train_state import TrainState
+from maskco.trust import CONFIG, own_file, stored_data, stored_options
 
 
 @dataclass(frozen=True)
@@ -89,35 +87,44 @@ def pretrain(
     """Pretrains an encoder on the pictures in `data` and writes checkpoint, metrics and log to `out`.
 
     Args:
-        data: folder of pictures, or "demo"; with `resume` it may be left out.
+        data: folder of pictures, or "demo". With `resume` it may be left out if the run was started by this user from a
+            local folder; it may name the same images elsewhere.
         resume: go on with the run in `out`, with its own options except those given here. Starts it if there is none.
         overwrite: replace the run in `out`.
         options: fields of `PretrainConfig`.
 
-    SIGINT and SIGTERM end it after the current step, saved; in a thread other than the main one they are left alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it after the current step, saved; in a thread other than the main one they
+    are left alone.
     Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
     """
     stored = user_path(out or "") / CONFIG
     if resume and not stored.exists() and data is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
-    base: dict[str, Any] = {"data": "", "out": ""}
-    if resume and out and stored.exists():
-        base = read_config(stored).to_dict()
-        ask_for_init(PretrainConfig.from_dict({**base, "out": str(stored.parent)}), options)
     given = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
+    base = stored_options(stored.parent, {*given, *options}) if resume and out and stored.exists() else {}
     return train(PretrainConfig.from_dict({**base, **given, **options}), resume=resume, overwrite=overwrite)
 
 
 @memory_errors("lower batch_size, image_size or queue_size, take a smaller encoder, or raise accumulate")
 def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
-    """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are."""
-    config = resolve(config)
+    """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
+
+    With `resume`, `config.data` may be "": then the run's own are taken, if `trust.stored_data` allows it.
+    """
+    stored = resume and not config.data
+    if stored:
+        config = dataclasses.replace(config, data=read_config(user_path(config.out) / CONFIG).data)
+    config = resolve(config, stored_data=stored)
     device = local_device(config.device)
     threads = torch.get_num_threads()
     with process_group(device), torch.random.fork_rng(devices=seeded_devices(device)), StopSignals() as stop:
         try:
             torch.set_num_threads(config.threads or threads)
             torch.manual_seed(config.seed)
+            if stored:  # rank 0 decides: other machines need not have the key
+                with all_or_none():
+                    if rank() == 0:
+                        stored_data(Path(config.out), config.data, f"pretrain --out {shlex.quote(config.out)} --resume")
             return _train(config, device, stop, resume, overwrite)
         finally:
             torch.set_num_threads(threads)
@@ -131,16 +138,15 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         check_shares(config)
         check_memory(config)
         source, started_from = open_pictures(config), ""
-        state = TrainState(config, len(source), device, fingerprint(source))
+        resumed = resume and own_file(out, CHECKPOINT).exists()
+        state = TrainState(config, len(source), device, fingerprint(source), from_checkpoint=resumed)
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
-        if resume and (out / CHECKPOINT).exists():
+        if resumed:
             state.load(out / CHECKPOINT)
         elif config.init is not None:
             started_from = start_from_weights(state.method, config)
     check_equal_start(state)
-    if overwrite and rank() == 0:
-        clear_out(out)
     learner, health = data_parallel(state.method), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
@@ -150,8 +156,11 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         "unit": "step",
         "disable": None if rank() == 0 else True,
     }
-    recorder = Recorder(out, config, state.step) if rank() == 0 else SilentRecorder()
-    with recorder as record, tqdm(**bar, dynamic_ncols=True) as progress:
+    recorder = Recorder(out, config, state.step, replace=not resume) if rank() == 0 else SilentRecorder()
+    loading = open_loading(config, source, state, device)
+    with recorder as record, tqdm(**bar, dynamic_ncols=True) as progress, loading:
+        if resumed:
+            record.begin()
         record.say(
             f"{config.method} with {config.encoder} on {len(source)} pictures, "
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
@@ -165,7 +174,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
-        for micro_batches in batches(config, source, state, device) if state.step < steps else ():
+        parts = zip(*[iter(loading)] * config.accumulate, strict=True)  # n in a row at a time
+        for micro_batches in parts if state.step < steps else ():
             # ---- learn: nothing here waits for the device
             for group in state.optimizer.param_groups:
                 group["lr"] = lr = state.lr
@@ -179,12 +189,17 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                         output = learner(views, whole_step=False)
                     state.scaler.scale(output.loss / config.accumulate).backward()
                 outputs.append(output)
-            state.method.queue.push(torch.cat([output.keys for output in outputs]))
+            keys = torch.cat([output.keys for output in outputs])
+            state.method.queue.push(keys)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.step += 1
             state.totals.add(outputs, state.step)
             progress.update()
+            if state.step == 1:
+                record.begin()  # only now: a run that cannot make its first step leaves nothing behind
+                for warning in queue_warnings(state, len(keys) * world_size()):
+                    record.say(warning)
 
             # ---- agree: signals, clocks and failures of one rank are all ranks'
             failures = [failure for batch in micro_batches for failure in batch.failures]
@@ -240,12 +255,15 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         )
 
 
-GRACE_SECONDS = 30  # that loading workers outlive a SIGTERM
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two; Slurm sends any that it is told to
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve(config: PretrainConfig) -> PretrainConfig:
-    """The checked configuration with device, workers and the data folder's absolute path filled in."""
+def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainConfig:
+    """The checked configuration with device, workers and the data folder's absolute path filled in.
+
+    stored_data: the data's name comes from a run, and must not be looked up yet.
+    """
     config.check()
     device = config.device
     kind = usable_device(device).type
@@ -258,8 +276,8 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
             f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
             "leave it at local"
         )
-    data = locate(config.data)
     init = config.init and os.path.abspath(os.path.expanduser(config.init))
+    data = config.data if stored_data else locate(config.data)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
@@ -321,9 +339,7 @@ def open_pictures(config: PretrainConfig) -> Source:
     return source
 
 
-def batches(
-    config: PretrainConfig, source: Source, state: TrainState, device: torch.device
-) -> Iterator[tuple[Batch, ...]]:
+def open_loading(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Loading:
     """This rank's micro-batches of every step still to come, of all epochs in a row: workers live once and load ahead
     across epochs."""
     first, done = divmod(state.step, state.steps_per_epoch)
@@ -333,26 +349,24 @@ def batches(
         for epoch in range(first, config.epochs)
     )
     transform = TwoViews(config.view_config())
-    loader = DataLoader(
-        PretrainDataset(source, transform.raw if config.augment == "device" else transform, config.seed),
-        batch_sampler=itertools.chain.from_iterable(orders),
-        collate_fn=collate,
-        num_workers=config.workers or 0,
-        worker_init_fn=start_worker,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
-    )
-    try:
-        yield from zip(*[iter(loader)] * config.accumulate, strict=True)  # n in a row at a time
-        return
-    except RuntimeError as error:  # a worker that dies takes torch's text with it
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = f"a loading worker died ({str(error).splitlines()[0]}): lower workers or batch_size, or give it more "
-        reason += "memory (in Docker: --shm-size)"
-    except SourceError as error:  # a worker wraps it in the traceback of its process: the last line says what it is
-        reason = str(error).strip().splitlines()[-1].removeprefix(f"{SourceError.__module__}.SourceError: ")
-    raise TrainingError(reason)  # out here the first error is gone, and with it the last hold on the workers
+    dataset = PretrainDataset(source, transform.raw if config.augment == "device" else transform, config.seed)
+    keys = itertools.chain.from_iterable(orders)
+    return Loading(dataset, keys, workers=config.workers or 0, pin_memory=device.type == "cuda")
+
+
+def queue_warnings(state: TrainState, keys: int) -> list[str]:
+    """What to say of a queue longer than the data or the whole run will fill.
+
+    Args:
+        keys: that one step pushes, of all ranks together.
+    """
+    size, epoch, run = state.config.queue_size, keys * state.steps_per_epoch, keys * state.steps
+    if size <= epoch:
+        return []
+    why = f"holds keys of the same images from earlier epochs: an epoch makes {epoch:,}"
+    if size > run:
+        why = f"will never be full: the whole run makes {run:,} keys, an epoch {epoch:,}"
+    return [f"warning: the queue of {size:,} keys {why}; --queue-size {epoch} would fit"]
 
 
 def to_device(views: Views | RawViews, device: torch.device) -> Views:
@@ -366,13 +380,6 @@ def to_device(views: Views | RawViews, device: torch.device) -> Views:
     return Views(query, key, *boxes)
 
 
-def start_worker(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # then SIGALRM ends it
-
-
 def summary(row: dict[str, float], broken: int = 0) -> str:
     text = (
         f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.1f}%, lr {row['lr']:.2g}, "
@@ -382,25 +389,33 @@ def summary(row: dict[str, float], broken: int = 0) -> str:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM in `signal` instead of dying of them. The second one acts as it always did, but for one
-    rank of several: there the scheduler may send the first and torchrun, which kills in the end, the second."""
+    """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `signal` instead of dying of them.
+
+    After a SIGINT or SIGTERM, the next one of both acts as it always did, but for one rank of several: there the
+    scheduler may send the first and torchrun, which kills in the end, the second. SIGHUP and SIGUSR1 may come more than
+    once, from a closing terminal for example. A SIGHUP that was ignored, as under nohup, stays so.
+    """
 
     signal: int | None = None
 
     def __enter__(self) -> StopSignals:
-        self._before = {}
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+            hang_up = getattr(signal, "SIGHUP", None)
+            if hang_up and signal.getsignal(hang_up) == signal.SIG_IGN:
+                numbers.remove(hang_up)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        if world_size() == 1:
-            self._restore()
+        if world_size() == 1 and number in (signal.SIGINT, signal.SIGTERM):
+            self._restore(signal.SIGINT, signal.SIGTERM)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, self._before[number])
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        self._restore(*self._before)

@@ -17,10 +17,12 @@ from maskco.checkpoint import (
     CheckpointError,
     keep_checkpoint,
     kept_checkpoints,
+    one_line,
     read_checkpoint,
     save_checkpoint,
+    stored_config,
 )
-from maskco.config import PretrainConfig, UserError
+from maskco.config import ConfigError, PretrainConfig, UserError
 from maskco.distributed import gather_in_rank_order, rank, share_batch_statistics, world_size
 from maskco.health import spread
 from maskco.methods import StepOutput, build_method
@@ -39,12 +41,29 @@ class TrainState:
     pictures. What waits for other ranks says so: all of them must call it.
     """
 
-    def __init__(self, config: PretrainConfig, pictures: int, device: torch.device, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        pictures: int,
+        device: torch.device,
+        fingerprint: str = "",
+        *,
+        from_checkpoint: bool = False,
+    ) -> None:
+        """from_checkpoint: `load` follows, so that weights to start from need not be fetched."""
         self.config = config
         self.pictures, self.fingerprint = pictures, fingerprint  # how many, and a hash of their names
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
-        method = build_method(config).to(device)
+        try:
+            method = build_method(config.without_start() if from_checkpoint else config).to(device)
+        except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU without memory
+            if isinstance(error, UserError):
+                raise
+            raise ConfigError(
+                f"the method cannot be built with queue_size {config.queue_size}, dim {config.dim}, hidden "
+                f"{config.hidden} and mask_head_depth {config.mask_head_depth}: {one_line(error)}"
+            ) from error
         self.method = method.to(memory_format=torch.channels_last).train()
         self.remarks = rehearse(self.method, config, device)
         """What the log should say of the encoder."""
@@ -139,32 +158,46 @@ class TrainState:
     def load(self, path: Path) -> None:
         """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.
 
-        It may be of a run with more or fewer ranks: the order of pictures does not depend on their number.
+        It may be of a run with more or fewer ranks: the order of pictures does not depend on their number. The data may
+        be elsewhere than they were, if there are as many images of the same names.
         """
         state = read_checkpoint(path)
-        differences = self.config.differences(PretrainConfig.from_dict(state["config"]))
+        config = stored_config(path, state)
+        differences = self.config.differences(config)
         if differences:
             raise CheckpointError(
                 f"{path} is of a run with other options ({'; '.join(differences)}): "
                 "leave these as they were, or start another run with another --out"
             )
-        if state["pictures"] != self.pictures:
+        if state.get("pictures") != self.pictures:
             raise CheckpointError(
-                f"{path} is of a run on {state['pictures']} pictures, but {self.config.data} holds {self.pictures}: "
-                "put the pictures back as they were, or start another run with another --out"
+                f"{path} is of a run on {state.get('pictures')} pictures, but {self.config.data} holds "
+                f"{self.pictures}: put the pictures back as they were, or start another run with another --out"
             )
-        if state["fingerprint"] != self.fingerprint:
+        if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
                 f"{path} is of a run on as many pictures of other names than {self.config.data} holds: "
                 "put the pictures back as they were, or start another run with another --out"
             )
-        bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
+        bad = not_finite({name: state.get(name) for name in ("method", "optimizer")})
         if bad:
             more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise CheckpointError(
                 f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
                 "its place, or start anew with --overwrite"
             )
+        try:
+            self._take(state)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be gone on from: {one_line(error)}; put an earlier checkpoint in its place, or start "
+                "anew with --overwrite"
+            ) from error
+        if rank() == 0:
+            self._keep_if_best(path)  # the run may have been killed just before it did
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Raises almost anything if the state is incomplete or not what it should be."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["fused"] = self.device.type == "cuda"  # the checkpoint may be of another device
@@ -178,10 +211,10 @@ class TrainState:
             if self.device.type == "cuda" and state["random_cuda"] is not None:
                 random = state["random_cuda"].reshape(len(random), -1)
                 torch.cuda.set_rng_state(random[rank()].clone(), self.device)
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"step is {state['step']!r}")
         self.step = self.saved_step = state["step"]
-        self.seconds = state["seconds"]
-        if rank() == 0:
-            self._keep_if_best(path)  # the run may have been killed just before it did
+        self.seconds = float(state["seconds"])
 
     def require_finite_loss(self) -> None:
         """Waits for the device and all ranks. Raises TrainingError that names the first step with a loss of NaN or
@@ -219,7 +252,7 @@ def create_optimizer(method: nn.Module, config: PretrainConfig, *, fused: bool) 
 def not_finite(state: dict[str, Any]) -> list[str]:
     """The names of those tensors, anywhere in a nested state, that hold NaN or infinity. Waits for the device once."""
     found = {name: tensor for name, tensor in named_tensors(state) if tensor.is_floating_point()}
-    finite = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist()
+    finite = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist() if found else []
     return [name for name, fine in zip(found, finite, strict=True) if not fine]
 
 

@@ -100,7 +100,8 @@ _IGNORED = (
     "omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata "
     "omegaconf.base.Metadata omegaconf.nodes.AnyNode omegaconf.nodes.StringNode omegaconf.nodes.IntegerNode "
     "omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode omegaconf.nodes.PathNode "
-    "mmengine.logging.history_buffer.HistoryBuffer"
+    "mmengine.logging.history_buffer.HistoryBuffer pytorch_lightning.callbacks.early_stopping.EarlyStopping "
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 )
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _DICTIONARIES = (

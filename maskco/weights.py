@@ -127,6 +127,7 @@ def _choose(
     found: list[Candidate], tensors: Mapping[str, Tensor], source: str, prefix: str | None
 ) -> tuple[Candidate, list[str]]:
     """The encoder to take, and the prefixes of the others, but for further names of the same values."""
+    found = sorted(found, key=lambda each: preference(each.prefix))  # (stable: else in the file's order)
     distinct = _distinct(found, tensors)
     if prefix is not None:
         asked = _unwrapped(prefix.removeprefix("state_dict.")).strip(".")
@@ -139,8 +140,7 @@ def _choose(
             )
         taken = chosen[0]
     else:
-        best = min(preference(each.prefix) for each in distinct)
-        first = [each for each in distinct if preference(each.prefix) == best]
+        first = [each for each in distinct if preference(each.prefix) == preference(distinct[0].prefix)]
         if len(first) > 1:
             raise WeightsError(
                 f"{source} holds {len(first)} encoders that fit, and nothing tells which to take: choose by their "

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +20,36 @@ from simulated import simulated_ops
 REQUIRE_CUDA = os.environ.get("MASKCO_REQUIRE_CUDA") == "1"
 REQUIRE_SIM = os.environ.get("MASKCO_REQUIRE_SIM") == "1"
 DEVICES = ("cpu", "sim", "cuda")
+
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl.h
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fails at the end of the suite if a process that it started is still there. Orphans count: on Linux they become
+    children of this process. The servers of multiprocessing end with it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    deadline = time.monotonic() + 10
+    while (left := _processes_left()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if left:
+        pytest.fail("processes are left: " + "; ".join(f"{number}: {command}" for number, command in left.items()))
+
+
+def _processes_left() -> dict[int, str]:
+    """Children of this process that run, and their command lines."""
+    servers = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
+    left = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z" and int(status.parent.name) not in servers:
+                command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ")
+                left[int(status.parent.name)] = command.decode(errors="replace")[:200]
+    return left
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -74,6 +74,8 @@ class CocoSource(PictureFiles):
         categories = sorted(content.categories, key=lambda category: category.id)
         first_of = {category.name: category.id for category in reversed(categories)}
         self.categories = tuple(dict.fromkeys(category.name for category in categories))
+        if more := len(categories) - len(self.categories):
+            self.notes.append(f"{more} categories have the name of another: each name is one class")
         self.category_ids = tuple(first_of[name] for name in self.categories)  # as in the file; COCO's own have gaps
         listed_ids = {image.id for image in content.images}
         self._keep_annotations(content.annotations, categories, listed_ids)
@@ -115,7 +117,8 @@ class CocoSource(PictureFiles):
         annotated, image = np.unique(self._image_of, return_inverse=True)
         names, sizes = ([column[index] for index in annotated] for column in (self.names, self._sizes))
         headers = read_headers([self.root / name for name in names])
-        frames, self.notes, unexplained = find_frames(names, sizes, headers)
+        frames, notes, unexplained = find_frames(names, sizes, headers)
+        self.notes += notes
         if unexplained:
             first = unexplained[0]
             raise SourceError(_unexplained(self.path, names[first], sizes[first], headers[first], len(unexplained)))
@@ -144,7 +147,7 @@ def _unexplained(path: Path, name: str, size, header, count: int) -> str:
     others = f" and {count - 1} more" if count > 1 else ""
     return (
         f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: "
-        "neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes are of the stored image"
+        "neither resizing nor EXIF explains it. Correct width and height; if boxes are of the stored image, remove both"
     )
 
 

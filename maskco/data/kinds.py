@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from typing import IO
 
@@ -82,8 +83,8 @@ def is_image(name: str) -> bool:
 def why_not(name: str) -> str:
     """Why a file of this name is left out: by its kind, and what would help."""
     extension = os.path.splitext(name)[1].lower()
-    if not extension:
-        return "without an extension"
+    if not re.fullmatch(r"\.\w{1,10}", extension, re.ASCII):  # of a name in any encoding, of any length
+        return "without a known extension" if extension else "without an extension"
     hint = _HINTS.get(extension[1:])
     return f"{extension} ({hint})" if hint else extension
 

@@ -146,13 +146,19 @@ def stretch(values: np.ndarray) -> np.ndarray:
     noisy sky. Where the rest is constant nothing is clipped, which keeps stars in a sky that is exactly black.
     -Inf and NaN become 0, Inf 255. Raises ValueError if nothing is finite.
     """
-    finite = values[np.isfinite(values)].astype(np.float64)
+    is_float = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)] if is_float else values.ravel()
     if not finite.size:
         raise ValueError("holds no finite value")
     few = min(max(1, int(OUTLIERS * finite.size)), (finite.size - 1) // 2)
     ends = np.partition(finite, (few, finite.size - 1 - few))
-    inner_low, inner_high, low, high = ends[few], ends[-1 - few], finite.min(), finite.max()
+    inner_low, inner_high, low, high = map(float, (ends[few], ends[-1 - few], finite.min(), finite.max()))
     if 0 < inner_high - inner_low < (high - low) / 2:
         low, high = inner_low, inner_high
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    scaled = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)  # (16 bits fit into either)
+    if is_float:
+        np.nan_to_num(scaled, copy=False, nan=low, posinf=high, neginf=low)
+    scaled = np.clip(scaled, low, high, out=scaled)
+    scaled -= low
+    scaled *= 255 / ((high - low) or 1.0)
+    return np.rint(scaled, out=scaled).astype(np.uint8)

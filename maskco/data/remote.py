@@ -35,12 +35,13 @@ PACKAGES = {  # what fsspec needs for a scheme
     "abfs": "adlfs",
     "hf": "huggingface_hub",
 }
-SCHEMES = ("http", "https", *PACKAGES)
 
 
 def redact(url: str) -> str:
     """The address without what may be secret: user and password, the query (signed addresses), the fragment."""
-    return re.sub(r"(://)[^/?#]*@", r"\1", re.split(r"[?#]", url, maxsplit=1)[0])
+    plain = re.split(r"[?#]", url, maxsplit=1)[0]
+    plain = re.sub(r"(://)[^/@:]*:(?!\d+/)[^@]*@", r"\1", plain)  # a password may have a slash in it, against the rules
+    return re.sub(r"(://)[^/]*@", r"\1", plain)
 
 
 def check_address(url: str) -> None:
@@ -51,10 +52,12 @@ def check_address(url: str) -> None:
             "data: 'pipe:' is no longer supported, since it ran a shell command: give the shards' address itself "
             "(https://, s3://, …), or copy them here and give their paths"
         )
-    if scheme not in SCHEMES:
-        known = " ".join(f"{name}://" for name in SCHEMES)
+    if scheme not in ("http", "https", *PACKAGES):
+        known = " ".join(f"{name}://" for name in ("http", "https", *PACKAGES))
         raise SourceError(f"data: {redact(url)!r} has a scheme that cannot be read: use one of {known}, or a path")
     if package := PACKAGES.get(scheme):
+        if "::" in url:  # fsspec's way to name one file system within another, of any scheme
+            raise SourceError(f"data: {redact(url)!r} holds '::': give one plain address")
         try:
             importlib.import_module(package)
         except ImportError as error:

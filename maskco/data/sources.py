@@ -10,6 +10,7 @@ All randomness follows from (seed, epoch, index), so neither the number of worke
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -84,8 +85,10 @@ def open_source(data: str | Path) -> Source:
 
     Addresses are http://, https:// and what `maskco.data.remote` lists. Raises SourceError.
     """
-    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", str(data)):
+    if _is_of_windows(str(data)):
         raise SourceError(f"data: {str(data)!r} is a path of Windows, and this is {sys.platform}: give a path as here")
+    if not str(data):
+        raise SourceError("data: nothing is named: give a folder, or use 'demo' for the built-in scenes")
     data = locate(str(data))
     if data == "demo":
         from maskco.data.demo import DemoSource
@@ -95,18 +98,19 @@ def open_source(data: str | Path) -> Source:
         from maskco.data.named import NamedSource
 
         return NamedSource(data)
-    if is_remote(data) or data.lower().endswith((".tar", ".tar.gz", ".tgz")):
+    ending = "" if os.path.isdir(data) else data.lower()
+    if is_remote(data) or ending.endswith((".tar", ".tar.gz", ".tgz")):
         from maskco.data.shards import ShardSource
 
         return ShardSource(data)
     check_regular(Path(data))
-    if data.lower().endswith(".npy"):
+    if ending.endswith(".npy"):
         from maskco.data.arrays import ArraySource
 
         return ArraySource(data)
     from maskco.data.coco import CocoSource, annotation_files
 
-    files = [Path(data)] if data.lower().endswith(".json") else annotation_files(data)
+    files = [Path(data)] if ending.endswith(".json") else annotation_files(data)
     if len(files) > 1:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
     if len(files) > 1:
@@ -122,12 +126,16 @@ def is_remote(data: str) -> bool:
 
 def locate(data: str) -> str:
     """--data with an absolute path, if it is one, so that a run can be resumed from any folder. file:// is a path."""
-    if data == "demo" or data.startswith("torchvision:") or is_remote(data):
+    if data in ("", "demo") or data.startswith("torchvision:") or is_remote(data) or _is_of_windows(data):
         return data
     if data.lower().startswith("file://"):
         data = "/" + unquote(data[len("file://") :].removeprefix("localhost")).lstrip("/")
     # Links stay: what they lead to may lack the name's ending, as in the caches of Hugging Face.
     return os.path.abspath(os.path.expanduser(data))
+
+
+def _is_of_windows(data: str) -> bool:
+    return os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", data) is not None
 
 
 def check_regular(path: Path) -> None:
@@ -275,6 +283,8 @@ class PretrainDataset(Dataset):
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
                 return Sample(self.views(epoch, index, chosen), failures)
             except PictureError as error:
+                if (cause := error.__cause__) and lacks_resources(cause):
+                    raise cause from None
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
         raise SourceError(
@@ -287,6 +297,15 @@ class PretrainDataset(Dataset):
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):
             return self.transform(picture)
+
+
+def lacks_resources(error: BaseException) -> bool:
+    """Whether the process lacks memory or files, which is no fault of the picture that it was about to read."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    )
 
 
 @contextmanager

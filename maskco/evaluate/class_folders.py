@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from maskco.data.pictures import EXTENSIONS
+from maskco.data.kinds import readable
 from maskco.data.sources import FolderSource
 from maskco.evaluate.errors import EvaluationError
 
@@ -61,7 +61,8 @@ def read_class_folders(root: Path) -> tuple[list[Part], list[str]]:
     if not names:
         _require_classes(parts[0])
     _require_no_strays(parts)
-    return parts, _told([found[name].name for name in names], "train" in names)
+    told = _told([found[name].name for name in names], "train" in names)
+    return parts, told + [f"{part.folder.name}: {line}" for part in parts for line in part.source.left_out.lines()]
 
 
 def _told(names: list[str], learns_from_train: bool) -> list[str]:
@@ -142,7 +143,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _holds_images(folder: Path) -> bool:
     return any(
-        os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+        os.path.splitext(name)[1].lower() in readable() and not name.startswith(".")
         for _, _, files in os.walk(folder, followlinks=False)
         for name in files
     )

@@ -158,7 +158,7 @@ def _coco_source(path: Path) -> CocoSource:
 
 
 def _require_none(left_out: LeftOut, path: Path) -> None:
-    wrong = [f"{count} {what} (first: {left_out.first[what]})" for what, count in left_out.items() if what != NO_AREA]
+    wrong = [f"{count} {what} (first: {left_out.first[what]!r})" for what, count in left_out.items() if what != NO_AREA]
     if wrong:
         raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
 

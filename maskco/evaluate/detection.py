@@ -36,6 +36,7 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import OWN, Input, reestimate_batch_norm
 from maskco.evaluate.options import Detection
 from maskco.files import write_atomically
+from maskco.nn.encoder import map_scale
 from maskco.weights import load_named, timm_names, timm_state, whole_model_state
 
 FINEST = 4  # pixels: the finest map that a pyramid is built on
@@ -129,6 +130,11 @@ class Pyramid(nn.Module):
         maps = self.body(images)
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
+        try:  # regions are pooled from these maps by their sizes
+            for stride, features in zip(self.strides, maps, strict=False):
+                map_scale(features, images, int(stride))
+        except ValueError as error:
+            raise EvaluationError(f"encoder: {error}") from error
         return self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps)))
 
 

@@ -104,13 +104,13 @@ def digest(opened: OpenedEncoder) -> str:
 
 
 def _of_run(name: str, run: Path, architecture: str | None, *, trained: bool = True) -> OpenedEncoder:
-    config, method, step = load_run(run, architecture=architecture)
+    config, method, step = load_run(run, encoder=architecture)
     encoder = method.encoder
     notes = []
     if not trained:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)
-            encoder = build_method(config, pretrained=False).encoder.eval()
+            encoder = build_method(config.without_start()).encoder.eval()
         if config.pretrained or config.init:
             began = config.init or f"timm's weights (timm:{config.encoder})"
             notes = [f"{name}: fresh weights, though the run began with {began}"]

@@ -25,6 +25,7 @@ from maskco.data.views import MEAN, STD
 from maskco.evaluate.datasets import Scenes, spread
 from maskco.evaluate.errors import EvaluationError
 from maskco.nn import Encoder
+from maskco.nn.encoder import map_scale
 from maskco.ops import box_pool
 
 OWN = torch.Generator()  # what loaders draw their workers' seeds from, instead of the caller's random numbers
@@ -81,7 +82,11 @@ def extract_features(
             if form.whole:
                 pooled = maps.mean((-2, -1))
             else:
-                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=1 / encoder.stride)
+                try:
+                    scale = map_scale(maps, images, encoder.stride)
+                except ValueError as error:
+                    raise EvaluationError(f"encoder: {error}") from error
+                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
             features.append(pooled.float().cpu())
             labels += batch_labels
     if 2 * len(skipped) > len(scenes):

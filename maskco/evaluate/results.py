@@ -79,6 +79,9 @@ def _row(values: dict[str, Any]) -> Row:
         raise ValueError("expected scores and details by name")
     if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in row.scores.values()):
         raise ValueError("expected scores in numbers")
+    notes = row.details.get("notes", [])
+    if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("expected notes in text")
     return row
 
 

@@ -8,12 +8,14 @@ Curves, masked views, nearest regions, the spread of keys, regions in the plane 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from maskco.checkpoint import one_line
 from maskco.config import ConfigError
 from maskco.data.sources import PictureError
 from maskco.files import user_path, write_atomically
@@ -35,22 +37,27 @@ class Report(NamedTuple):
 
 
 @memory_errors("report fewer runs at a time")
-def write_report(*runs: str | Path, out: str | Path | None = None, projection: str = "pca") -> Report:
+def write_report(
+    *runs: str | Path, out: str | Path | None = None, data: str | Path | None = None, projection: str = "pca"
+) -> Report:
     """Draws the report of run folders into `out`, by default the first of them. Returns where its two files lie.
 
     Args:
+        data: images to show the runs on, as for `pretrain`. Without it each run is shown on its own, if it was trained
+            on the demo or started by this user from a local folder. Else the report says what it lacks.
         projection: of regions to the plane, "pca" or "tsne".
 
     Raises:
         CheckpointError: a folder holds no checkpoint, or a damaged one.
-        ConfigError, ProjectionError, EvaluationError: no run; no such projection; an unreadable evaluation.json.
+        ConfigError, ProjectionError, EvaluationError: no run; no such data; no such projection; an unreadable
+            evaluation.json.
     """
     if not runs:
         raise ConfigError("runs: name at least one run folder")
     folder = folder_of(runs[0]) if out is None else user_path(out)
     if folder.is_file() or (not folder.exists() and folder.suffix in (".html", ".png", ".pdf")):
         raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
-    opened = read_runs(list(runs))
+    opened = read_runs(list(runs), data)
     written = Report(folder / "report.html", folder / "report.png")
     scores = tables(opened)
     with matplotlib.rc_context(STYLE):
@@ -58,14 +65,14 @@ def write_report(*runs: str | Path, out: str | Path | None = None, projection: s
         document = html(opened, sections, *scores)
         drawn = png(_figure(opened, sections, *scores))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(written.html, lambda file: file.write(document.encode()))
+    write_atomically(written.html, lambda file: file.write(document.encode(errors="backslashreplace")))
     write_atomically(written.png, lambda file: file.write(drawn))
     return written
 
 
-def draw_report(*runs: str | Path, projection: str = "pca") -> Figure:
+def draw_report(*runs: str | Path, data: str | Path | None = None, projection: str = "pca") -> Figure:
     """The page as a matplotlib figure; every axes carries a label that says what it shows."""
-    opened = read_runs(list(runs))
+    opened = read_runs(list(runs), data)
     with matplotlib.rc_context(STYLE):
         return _figure(opened, draw_sections(opened, projection), *tables(opened))
 
@@ -87,8 +94,10 @@ def draw_sections(runs: list[Run], projection: str) -> list[Section]:
             own.append(ViewPairs(views, masks=masks, of=of))
             own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
             mapped.append((run, regions))
-        except (OSError, ValueError, PictureError) as error:  # the pictures may have moved since; curves remain
-            own.append(Note(f"The run's pictures cannot be shown{of}: {error}"))
+        except (OSError, ValueError, PictureError) as error:  # they may have moved, or be another's; curves remain
+            note = f"The run's pictures cannot be shown{of}: {one_line(error)}"
+            print(note, file=sys.stderr)
+            own.append(Note(note))
     if mapped:
         own.append(RegionMaps(mapped, projection))
     return [shared[0], *own, shared[1]]

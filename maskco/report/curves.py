@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from maskco.config import PretrainConfig
-from maskco.report.page import BLUE, INK, MARGIN, MUTED, ORANGE, WIDTH, Page
-from maskco.report.runs import Run
+from maskco.report.page import BLUE, INK, MARGIN, MUTED, ORANGE, WIDTH, Page, legend
+from maskco.report.runs import Run, is_number
 
 
 class Header:
@@ -36,8 +36,9 @@ class Header:
 
 def progress(run: Run) -> str:
     when = f"step {run.step:,}"
-    if run.rows:
-        when += f"  ·  epoch {run.rows[-1]['epoch']:.4g}  ·  {_duration(run.rows[-1]['seconds'])}"
+    last = run.rows[-1] if run.rows else {}
+    if is_number(last.get("epoch")) and is_number(last.get("seconds")):
+        when += f"  ·  epoch {last['epoch']:.4g}  ·  {_duration(last['seconds'])}"
     return when
 
 
@@ -118,10 +119,11 @@ class Curves:
         accuracy.set_ylim(0, None)
         if any(run.rows for run in self.runs):
             handles, _ = accuracy.get_legend_handles_labels()
-            accuracy.legend(
+            legend(
+                accuracy,
                 handles=handles if single else handles[-1:],  # the head of the report says which run has which colour
-                loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, fontsize=8, borderaxespad=0.2,
-                handlelength=1.6, columnspacing=1.4,
+                loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2, handlelength=1.6,
+                columnspacing=1.4,
             )  # fmt: skip
 
 

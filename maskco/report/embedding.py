@@ -9,7 +9,7 @@ from torch import Tensor
 from maskco.config import UserError
 from maskco.data.demo import CLASS_NAMES
 from maskco.evaluate.datasets import cut_out
-from maskco.report.page import INK, MARGIN, MUTED, WIDTH, Page
+from maskco.report.page import INK, MARGIN, MUTED, WIDTH, Page, legend
 from maskco.report.runs import Regions, Run
 
 PAIRS = 20_000  # random pairs of keys whose similarity is shown
@@ -68,7 +68,7 @@ class Spread:
         similarity.set_title("Cosine of two keys at random", loc="left", weight="bold", color=INK)
         similarity.set(xlim=(-1, 1), yticks=[])
         if axis.lines:
-            axis.legend(loc="upper right", frameon=False, fontsize=8)
+            legend(axis, loc="upper right")
         else:
             axis.text(0.5, 0.5, "the queue is empty", ha="center", color=MUTED, transform=axis.transAxes)
 

@@ -81,7 +81,7 @@ def _table(table: Table) -> str:
             best = max(other.scores.get(column, -1.0) for other in table.rows)
             kind = ' class="best"' if len(table.rows) > 1 and row.scores.get(column) == best else ""
             cells += f"<td{kind}>{row.scores[column]:.1f}</td>" if column in row.scores else "<td></td>"
-        size = row.details.get("image_size", "")
+        size = escape(str(row.details.get("image_size", "")))
         mark = f'<span style="color:{colour}">■</span> {escape(name)}'
         lines.append(f"<tr><td>{mark}</td>{cells}<td>{escape(row.architecture)}</td><td>{size}</td></tr>")
     if table.chance is not None:

@@ -61,7 +61,7 @@ class Page:
         return axes
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
-        self.figure.text(left / WIDTH, 1 - top / self.height, words, **{"va": "baseline", **style})
+        self.figure.text(left / WIDTH, 1 - top / self.height, words, **{"va": "baseline", "parse_math": False, **style})
 
     def heading(self, top: float, words: str, remark: str) -> None:
         self.text(MARGIN, top, words, weight="bold", size=11.5)
@@ -92,6 +92,12 @@ def alone(section: Section) -> Figure:
     page = Page(section.height)
     section.draw(page, 0.0)
     return page.figure
+
+
+def legend(axes: Axes, **style: Any) -> None:
+    """A legend whose words are shown as they are: names of runs may hold what matplotlib takes for formulas."""
+    for text in axes.legend(frameon=False, fontsize=8, **style).get_texts():
+        text.set_parse_math(False)
 
 
 def png(figure: Figure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
 from maskco.checkpoint import load_run
-from maskco.config import PretrainConfig
+from maskco.config import ConfigError, PretrainConfig
 from maskco.data.demo import DemoSource, Scene, demo_scenes
-from maskco.data.sources import PictureError, PretrainDataset, Source, open_source
+from maskco.data.sources import PictureError, PretrainDataset, Source, SourceError, locate, open_source
 from maskco.data.views import TwoViews, Views
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
@@ -22,8 +23,10 @@ from maskco.files import user_path
 from maskco.methods import Method
 from maskco.report.page import RUN_COLOURS
 from maskco.run_folder import folder_of, read_metrics
+from maskco.trust import stored_data
 
 VIEW_PAIRS = 4
+LARGEST = 1e30  # of a metric that can be drawn
 LABELLED_SCENES, PICTURES, REGIONS_A_PICTURE = 300, 128, 3  # among which regions are compared
 
 
@@ -54,10 +57,11 @@ class Run:
     method: Method
     step: int
     rows: list[dict[str, Any]] = field(repr=False)
+    data: str | None = None  # to show it on, if not its own
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, where it was logged."""
-        rows = [row for row in self.rows if row.get(key) is not None]
+        """Steps and values of a metric, where it was logged as a number that can be drawn."""
+        rows = [row for row in self.rows if is_number(row.get(key))]
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     def views(self, count: int = VIEW_PAIRS) -> list[Views]:
@@ -68,7 +72,7 @@ class Run:
     def regions(self) -> Regions:
         """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own pictures."""
         size = scene_size(self.config, self.method.encoder)
-        labelled = self.config.data == "demo"
+        labelled = (self.data or self.config.data) == "demo"
         if labelled:
             drawn = demo_scenes("test", count=LABELLED_SCENES, image_size=size)
             scenes = [drawn[index] for index in range(len(drawn))]
@@ -78,19 +82,32 @@ class Run:
         return Regions(scenes, features, labels if labelled else None)
 
     def _source(self) -> Source:
-        """The run's pictures. Of the demo set only the first few, since drawing all takes seconds."""
-        return DemoSource(VIEW_PAIRS) if self.config.data == "demo" else open_source(self.config.data)
+        """The pictures that were named, or else the run's own, if they may be opened. Of the demo set only the first
+        few, since drawing all takes seconds."""
+        data = self.data or stored_data(self.path, self.config.data, f"report {shlex.quote(str(self.path))}")
+        return DemoSource(VIEW_PAIRS) if data == "demo" else open_source(data)
 
 
-def read_runs(paths: list[str | Path]) -> list[Run]:
-    """Raises CheckpointError if a folder holds no checkpoint, or a damaged one."""
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[Run]:
+    """Raises CheckpointError if a folder holds no checkpoint, or a damaged one, and ConfigError if the data that are
+    named cannot be opened."""
+    if data is not None:
+        try:
+            data = locate(str(data))
+            open_source(data)
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
     runs = []
     paths = [user_path(path) for path in paths]
     names = [folder_of(path).resolve().name for path in paths]
     for path, name, colour in zip(paths, names, (RUN_COLOURS * len(paths))[: len(paths)], strict=True):
         config, method, step = load_run(path)
         shown = name if names.count(name) == 1 else str(path)
-        runs.append(Run(folder_of(path), shown, colour, config, method, step, read_metrics(path)))
+        runs.append(Run(folder_of(path), shown, colour, config, method, step, read_metrics(path), data))
     return runs
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.ticker import MaxNLocator
 
 from maskco.evaluate.results import EVALUATION, Row, load_rows
 from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page
-from maskco.report.runs import Run
+from maskco.report.runs import Run, is_number
+from maskco.trust import own_file
 
 LINE = 0.3
 NAMES = {"knn": "Pictures by nearest neighbours", "linear": "Pictures by a linear classifier",
@@ -33,7 +34,8 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{NAMES[self.rows[0].task]}, {self.rows[0].data}, %"
+        task = self.rows[0].task
+        return f"{NAMES.get(task, task)}, {self.rows[0].data}, %"
 
 
 def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
@@ -41,8 +43,8 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
 
     Raises EvaluationError if an evaluation.json is none of this version's.
     """
-    files = [run.path / EVALUATION for run in runs]
-    found = {row.key: row for file in files if file.exists() for row in load_rows(file)}
+    files = [own_file(run.path, EVALUATION) for run in runs if run.path.is_dir()]
+    found = {row.key: _drawable(row) for file in files if file.is_file() for row in load_rows(file)}
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in found.values():
         groups.setdefault((row.task, row.data), []).append(row)
@@ -53,8 +55,13 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
         names = [run.name if run else _named(row.encoder, by_path) for run, row in zip(of, rows, strict=True)]
         made.append(Table(rows, names, [run.colour if run else GREY for run in of]))
         stale = [(r, row.details.get("step")) for r, row in zip(of, rows, strict=True) if r]
-        remarks += [f"{run.name}: made at step {step:,}" for run, step in stale if step not in (run.step, None)]
+        remarks += [f"{r.name}: made at step {step:,}" for r, step in stale if is_number(step) and step != r.step]
     return made, list(dict.fromkeys(remarks))
+
+
+def _drawable(row: Row) -> Row:
+    """The row with those of its scores that are numbers to be drawn."""
+    return replace(row, scores={name: value for name, value in row.scores.items() if is_number(value)})
 
 
 def _named(encoder: str, by_path: dict[str, Run]) -> str:
@@ -97,12 +104,12 @@ class Scores:
                     page.text(right, y, f"{row.scores[column]:.1f}", size=9.5, ha="right", **style)
         if table.chance is not None:
             page.text(MARGIN + 0.18, y + LINE, "chance, most frequent class", size=9, color=MUTED)
-            page.text(rights[0], y + LINE, f"{table.chance:.1f}", size=9, color=MUTED, ha="right")
+            page.text(MARGIN + 4.3, y + LINE, f"{table.chance:.1f}", size=9, color=MUTED, ha="right")
 
         left = MARGIN + 4.3 + 1.05 * max(2, len(columns) - 1) + 0.5  # the bars of most tables below each other
         rows = len(table.rows)
         axes = page.axes(left, top + 0.22, WIDTH - MARGIN - left, LINE * rows, f"scores {table.title}")
-        values = [row.scores.get(columns[0], 0.0) for row in table.rows]
+        values = [row.scores.get(columns[0], 0.0) if columns else 0.0 for row in table.rows]
         axes.barh(range(rows), values, 0.62, color=table.colours)
         if table.chance is not None:
             axes.axvline(table.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -110,7 +117,7 @@ class Scores:
         axes.set(xlim=(0, 100 if largest > 50 else 1.25 * largest), ylim=(rows - 0.5, -0.5), yticks=[])
         axes.xaxis.set_major_locator(MaxNLocator(6))
         dashed = "" if table.chance is None else "  (dashed: chance)"
-        axes.set_xlabel(columns[0] + dashed, fontsize=8, labelpad=1)
+        axes.set_xlabel("".join(columns[:1]) + dashed, fontsize=8, labelpad=1, parse_math=False)
 
 
 def shortened(name: str, most: int = 40) -> str:

@@ -95,6 +95,11 @@ def test_categories_of_one_name_are_one(tmp_path: Path) -> None:
     source = CocoSource(write_coco(tmp_path, [box(3, 1, [0, 0, 5, 5]), box(3, 2, [0, 0, 5, 5])], categories=categories))
     assert source.categories == ("dog", "cat") and source.category_ids == (0, 2)
     assert source.objects[0].labels.tolist() == [0, 1]
+    assert source.notes == ["1 categories have the name of another: each name is one class"]
+
+
+def test_a_file_without_annotations_has_no_objects(tmp_path: Path) -> None:
+    assert [len(o.boxes) for o in CocoSource(write_coco(tmp_path, [])).objects] == [0, 0]
 
 
 @pytest.mark.parametrize(

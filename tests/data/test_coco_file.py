@@ -114,21 +114,26 @@ def test_a_wrong_field_is_named_with_file_and_entry(path: Path, change: Callable
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
 
 
+WHOLE = json.dumps(SOUND)
+DEEP = '{"x": ' + "[" * 100_000
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "{",
-        json.dumps(SOUND)[:-9],
+        WHOLE[:-9],
         "[]",
-        json.dumps([SOUND]),
+        f"[{WHOLE}]",
         "null",
         "7",
         '"x"',
         "not JSON",
-        json.dumps(SOUND) + "x",
-    ]
-    + ['{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"x": ' + "[" * 100_000],
+        f"{WHOLE}x",
+        DEEP,
+        DEEP + "]" * 100_000 + "}",
+    ],
 )
 def test_what_is_no_such_json_is_refused_in_one_line(path: Path, text: str) -> None:
     path.write_text(text)

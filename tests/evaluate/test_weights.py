@@ -185,6 +185,8 @@ def test_two_names_of_one_encoder_are_no_choice(tmp_path: Path, resnet: nn.Modul
     assert found.facts["prefix"] == "backbone." and not found.notes
     found = open_encoder(str(tmp_path / "x.pth"), "resnet18", "encoder_q")
     assert found.facts["prefix"] == "encoder_q.0." and not found.notes
+    found = opened(tmp_path / "x.pth", behind("encoder_k.", state) | behind("encoder_q.", state))  # before any step
+    assert found.facts["prefix"] == "encoder_q." and not found.notes
 
 
 def test_numbers_that_no_encoder_can_have_are_refused(tmp_path: Path, resnet: nn.Module) -> None:

@@ -54,15 +54,20 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(tmp_path,
     assert same(*(read_checkpoint(each / "last.pt") | {"config": 0} for each in (run, spared)))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_on_a_full_disk_is_named_and_the_checkpoint_is_whole(run):
-    good = (run / "last.pt").read_bytes()
-    (run / "log.txt").unlink()
-    (run / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"No space left on device: .*log\.txt"):
-        pretrain(out=run, resume=True, epochs=2)
+def test_a_log_that_cannot_grow_is_named_and_the_checkpoint_is_whole(run):
+    """By the limit on the size of a process' files, which the log alone has reached."""
+    good, log = (run / "last.pt").read_bytes(), (run / "log.txt").read_text()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open(run / "log.txt", "a") as file:
+        file.truncate(len(good) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(good) * 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*log\.txt"):
+            pretrain(out=run, resume=True, epochs=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (run / "last.pt").read_bytes() == good
-    (run / "log.txt").unlink()
+    (run / "log.txt").write_text(log)
     assert pretrain(out=run, resume=True, epochs=2).steps == 8
 
 

@@ -94,8 +94,8 @@ def observed(data: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
         gradients.append(torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]))
 
     class Kept(TrainState):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             states.append(self)
 
     hook = register_optimizer_step_pre_hook(keep)

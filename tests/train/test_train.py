@@ -20,7 +20,7 @@ from maskco.checkpoint import load_run, read_checkpoint
 from maskco.config import PretrainConfig
 from maskco.data.sources import FolderSource, PretrainDataset
 from maskco.methods import METHODS, MaskCo
-from maskco.train import pretrain
+from maskco.train import StopSignals, pretrain
 from maskco.train_state import TrainState, create_optimizer
 
 
@@ -238,12 +238,26 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
 
 
 def test_nothing_of_the_caller_is_touched(pictures, tmp_path):
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in stopping]
     torch.manual_seed(5)
     before = torch.get_rng_state()
     pretrain(pictures, tmp_path / "run", **{**TINY, "epochs": 1})
     assert torch.equal(torch.get_rng_state(), before)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in stopping] == handlers
+
+
+def test_a_second_interrupt_ends_at_once_but_a_second_hang_up_does_not():
+    for number, noted in ((signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 2), (signal.SIGUSR1, 2)):
+        died = []
+        before = signal.signal(number, lambda *arguments: died.append(1))  # noqa: B023
+        try:
+            with StopSignals() as stop:
+                for _ in range(2):
+                    os.kill(os.getpid(), number)
+                assert stop.signal == number and len(died) == 2 - noted
+        finally:
+            signal.signal(number, before)
 
 
 def test_runs_outside_the_main_thread(pictures, tmp_path):
