@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Passes, Target, differentiable
 from benchmarks.harness import Options, run
 from benchmarks.memory import PeakMemory, resident_peak
+from benchmarks.table import read_results
 from benchmarks.timing import fastest, time_passes
+from maskco.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -142,3 +146,38 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
     assert in_turn == pytest.approx(32, abs=1)
     assert at_once == pytest.approx(64, abs=1)
     assert none < 0.5
+
+
+@pytest.mark.parametrize("module", ["info_nce", "region_pool", "queue", "train_step", "data"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps", "meta", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(module: str, device: str, monkeypatch, capsys) -> None:
+    def no_gpu(*arguments: object, **options: object) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "ones", no_gpu)
+    data = ["--data", "demo"] if module == "data" else []
+    monkeypatch.setattr(sys, "argv", [module, "--device", device, *data])
+    benchmark = importlib.import_module(f"benchmarks.{module}")
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main() if module in ("train_step", "data") else benchmark.main(
+            f"benchmarks.{module}", benchmark.cases
+        )
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: device ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--threads=0"], ["--threads=1000000000"], ["--repeats=0"], ["--case=nothing"]])
+def test_numbers_out_of_bounds_are_one_line(options: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["queue", *options])
+    monkeypatch.setattr(harness, "metadata", lambda options: {"multiply_add_gflops": None})
+    with pytest.raises(SystemExit) as stopped:
+        harness.main("benchmarks.queue", list)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_results_that_are_none_are_one_line(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", "null"):
+        (tmp_path / "rows.json").write_text(text)
+        with pytest.raises(ConfigError, match="holds no results"):
+            read_results(tmp_path / "rows.json", "rows")

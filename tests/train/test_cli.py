@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from tiny_runs import TINY, rows
 
 from maskco import cli
 from maskco.config import ConfigError, PretrainConfig
+from maskco.console import one_line_errors
 from maskco.run_folder import Recorder
 
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
@@ -96,3 +98,65 @@ def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
     assert cli.stored_options([*new, "--data", "photos"]) is None
     with pytest.raises(ConfigError, match="new holds no run to resume"):
         cli.stored_options(new)
+
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess:
+    """A command line by bash, in which `maskco` is this one; its code is that of the last to fail in a pipe."""
+    script = f'set -o pipefail; maskco() {{ "{sys.executable}" -m maskco "$@"; }}; {command}'
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("command", ["--help", "pretrain --help", "pretrain --data demo --amp x", "views"])
+def test_help_and_errors_print_on_an_ascii_terminal(command):
+    done = shell(f"maskco {command}", **ASCII)
+    assert done.returncode == (0 if "--help" in command else 2)
+    assert "Traceback" not in done.stderr and (done.stdout + done.stderr).isascii()
+
+
+@pytest.mark.parametrize("text", ["─ … × ≤", os.fsdecode(b"caf\xe9.png"), "\u753b"])
+def test_any_text_prints_whatever_the_encoding(text):
+    code = "import sys; from maskco.console import one_line_errors as o\nwith o(): print(sys.argv[1], flush=True)"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        command = [sys.executable, "-c", code, os.fsencode(text)]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert (done.returncode, done.stderr) == (0, b"") and done.stdout
+
+
+def test_a_reader_that_stops_listening_ends_the_command_quietly():
+    for command in ("info", "--help"):  # the sleep lets the reader end first
+        done = shell(f"(sleep 0.2; maskco {command}) | true")
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert shell("maskco info | head -1").stderr == ""
+
+
+def test_another_broken_pipe_is_no_quiet_end(capsys):
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "worker")
+    assert stopped.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe: 'worker'\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_under_the_output_is_one_line():
+    done = shell("maskco info > /dev/full")
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_report_and_export_take_a_checkpoint_and_home_folders(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_main("pretrain", f"--data={pictures}", "--out=~/run", *OPTIONS, "--epochs=1") == 0
+    assert run_main("report", "~/run/last.pt", "--data", pictures) == 0
+    assert (tmp_path / "run/report.html").exists()
+    assert run_main("report", "~/run", "--data", pictures, "--out=~/shown") == 0
+    assert (tmp_path / "shown/report.png").exists()
+    assert run_main("export", "~/run/last.pt", "--format=timm", "--out=~/encoder.pth") == 0
+    assert " h |" in (tmp_path / "encoder.md").read_text()  # from the metrics beside the checkpoint
+    capsys.readouterr()
+    for out in ("page.html", "run/last.pt"):
+        assert run_main("report", "~/run", f"--out=~/{out}") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: out: ") and "is no folder" in error and error.count("\n") == 1

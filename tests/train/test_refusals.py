@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import TINY, make_pictures
 
 from maskco.checkpoint import CheckpointError, load_run, read_checkpoint
-from maskco.config import ConfigError, PretrainConfig
+from maskco.config import ConfigError, PretrainConfig, UserError
+from maskco.memory import OutOfMemory, memory_errors
 from maskco.methods import MaskCo, StepOutput
 from maskco.train import pretrain
 from maskco.train_state import BrokenPictures, TrainingError, TrainState
@@ -189,3 +191,71 @@ def test_a_half_written_file_does_not_block_the_folder(tmp_path, pictures):
     assert pretrain(pictures, tmp_path / "run", **ONE_EPOCH).steps == 4
     pretrain(pictures, tmp_path / "run", **ONE_EPOCH, overwrite=True)
     assert not (tmp_path / "run/.config.json.partial").exists()
+
+
+IMPOSSIBLE = {
+    "device": ["meta", "mps", "xpu", "hpu", "opencl", "privateuseone", "cuda:99", "cpu:x", "", "nonsense"],
+    "seed": [-1, 2**63, 2**64, 10**30],
+    "queue_size": [10**14, 2**70],
+    "dim": [10**12],
+    "hidden": [10**13],
+    "batch_size": [10**12],
+    "image_size": [1, 7, 100_000, 10**9],
+    "epochs": [0, 2**63],
+    "accumulate": [10**6],
+    "workers": [10**6],
+    "threads": [10**9],
+    "stage": [99, -99, 10**9],
+    "output_stride": [7, 10**9],
+    "mask_head_depth": [10**9],
+    "regions": [10**9],
+    "crop_aspect": [(0.001, 0.001), (1, math.inf), (math.nan, 1), (1e300, 1e308)],
+    "region_aspect": [(1e-300, 1e300), (1, math.inf)],
+    "crop_scale": [(0, 1), (math.nan, 1)],
+    "blur_sigma": [(1, math.inf), (1e12, 1e12)],
+    "lr": [math.nan, math.inf, 1e300],
+    "temperature": [0, math.nan, math.inf, 1e-300],
+    "encoder": ["", 0],
+}
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_impossible_values_leave_no_folder(pictures, tmp_path, option):
+    for value in IMPOSSIBLE[option]:
+        with pytest.raises(UserError) as caught:
+            pretrain(**{**ONE_EPOCH, "data": pictures, "out": tmp_path / "run", option: value})
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_extremes_that_work(pictures, tmp_path):
+    extremes = {"crop_aspect": (0.01, 100), "region_aspect": (0.01, 0.01), "blur": 1, "blur_sigma": (1000, 1000)}
+    extremes |= {"key_group": 10**18, "warmup_steps": 10**18, "log_every": 10**18, "keep": 10**18, "seed": 2**63 - 1}
+    assert pretrain(pictures, tmp_path / "run", **{**ONE_EPOCH, **extremes}).steps == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …\nmore"),
+        RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 51200000000 bytes."),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(pictures, tmp_path, monkeypatch, error):
+    def forward(self, views, **options):
+        if views.query.shape[0] == 4 and not self.queue.valid.item():
+            raise error
+        return original(self, views, **options)
+
+    original = MaskCo.forward
+    monkeypatch.setattr(MaskCo, "forward", forward)
+    refused(OutOfMemory, r"^out of memory.*: lower batch_size", data=pictures, out=tmp_path / "run", **ONE_EPOCH)
+
+
+def test_real_refusals_of_memory_are_told():
+    for allocate in (lambda: torch.empty(10**14), lambda: torch.empty(10**18, 128), lambda: np.empty(10**15)):
+        with pytest.raises(OutOfMemory, match=r"^out of memory.*: lower it$") as caught, memory_errors("lower it"):
+            allocate()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"^other$"), memory_errors("lower it"):
+        raise RuntimeError("other")
