@@ -21,7 +21,7 @@ from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
 from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, mask_boxes
+from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 
 WIDTH, MARGIN, DPI = 13.0, 0.45, 130  # of the sheet, in inches
 SIDE, GAP, STRIP, LINE = 1.85, 0.12, 5.79, 2.22  # a view, the space between two, a picture's strip, a line of strips
@@ -81,7 +81,7 @@ def write_sheet(
     _draw_heading(figure, height, config, len(source), blocks=min(len(strips), 2))
     for place, strip in enumerate(strips):
         left = MARGIN + (place % 2) * (WIDTH - 2 * MARGIN - STRIP)
-        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, share=config.mask_share)
+        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config=config)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     figure.savefig(out, format="png", dpi=DPI)
@@ -126,9 +126,10 @@ def _draw_strip(
     picture: Tensor,
     crops: tuple[Crop, Crop],
     views: Views,
-    share: float,
+    config: ViewConfig,
 ) -> None:
-    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=share)[0]
+    fill = draw_fill(config.mask_fill, views.query, generator=torch.Generator())  # not the caller's random numbers
+    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=config.mask_share, fill=fill)[0]
     images = (picture / 255, denormalize(hidden), denormalize(views.key))
     for column, image in enumerate(images):
         x = left + column * (SIDE + GAP)

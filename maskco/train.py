@@ -54,6 +54,7 @@ from maskco.distributed import (
     world_size,
 )
 from maskco.health import Health
+from maskco.rehearsal import rehearse, told
 from maskco.run_folder import CONFIG, LOG, Recorder, SilentRecorder, check_out, clear_out
 from maskco.train_state import TrainingError, TrainState
 
@@ -123,6 +124,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         check_shares(config)
         source = open_pictures(config)
         state = TrainState(config, len(source), device, fingerprint(source))
+        unused = rehearse(state.method, config, device, AMP_DTYPES.get(config.amp))
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
         if resume and (out / CHECKPOINT).exists():
@@ -130,7 +132,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     check_equal_start(state)
     if overwrite and rank() == 0:
         clear_out(out)
-    learner, health = data_parallel(state.method), Health(config, state.method)
+    learner, health = data_parallel(state.method, unused=bool(unused)), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
     bar: dict[str, Any] = {
@@ -146,6 +148,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
+        if unused:
+            record.say(told(unused))
         started = window = saved = time.monotonic()
         stopped = 0
         for micro_batches in batches(config, source, state, device) if state.step < steps else ():

@@ -21,12 +21,14 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.colour import Colours, recolour
 from maskco.data.pictures import Picture, PictureError
-from maskco.data.view_config import ViewConfig
+from maskco.data.view_config import MaskFill, ViewConfig
 
-__all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "mask_boxes"]
+__all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
+
+GREY = 0.1  # of normalised images; see draw_fill
 
 CROP_TRIES = 10  # for a second crop that overlaps the first, before one is constructed
 REGION_TRIES = 12  # candidates for each region, before the least overlapping one is taken
@@ -217,12 +219,13 @@ class TwoViews:
         return torch.addcmul(self._offset, view, self._scale)
 
 
-def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float = 0.0) -> Tensor:
+def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float | Tensor = 0.0) -> Tensor:
     """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
     share: of each box's area, that is hidden: its middle, of the box's shape. Below 1 a box shows some surroundings.
-    fill: 0 is the mean colour of normalised images (ours). Any device, no synchronisation, traceable by torch.compile.
+    fill: what hides it, a number or a tensor that broadcasts to `images`; see `draw_fill`.
+    Any device, no synchronisation, traceable by torch.compile.
     """
     (height, width), boxes = images.shape[-2:], boxes.float()
     if share < 1:
@@ -237,6 +240,20 @@ def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float
     # Counting by a batched product needs no [B, R, H, W] tensor.
     hidden = (in_rows.float().mT @ in_columns.float()) > 0  # [B, H, W]
     return torch.where(hidden[:, None], fill, images)  # unlike masked_fill, keeps channels_last
+
+
+def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
+    """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
+
+    "grey": a constant near the mean colour. "noise": standard normal numbers of the images' shape, from `generator` or
+    else torch's own of the device. "mean": 0, the mean colour.
+
+    A fresh network without biases maps exactly 0 to feature vectors without variance. Each LayerNorm multiplies the
+    gradient of such a vector by 1/√eps, which no learning rate survives. The grey is as far from 0 as it takes.
+    """
+    if kind == "noise":
+        return torch.empty_like(images).normal_(generator=generator)
+    return GREY if kind == "grey" else 0.0
 
 
 def denormalize(images: Tensor) -> Tensor:

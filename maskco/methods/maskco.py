@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.data.views import Views, mask_boxes
+from maskco.data.view_config import MaskFill
+from maskco.data.views import Views, draw_fill, mask_boxes
 from maskco.methods.step import StepOutput
 from maskco.nn import (
     FeatureQueue,
@@ -35,6 +36,7 @@ class MaskCo(nn.Module):
         hidden: hidden width of the projection; None: the encoder's channels.
         mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
             to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
+        mask_fill: "grey", "noise" or "mean", see `data.views.draw_fill` (ours: grey).
         mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led attention
             by about two points and none by three, on scenes of CIFAR-10's pictures both by 1.5 or less:
             benchmarks/results/claims.json. The paper calls the head the key to the success.)
@@ -54,6 +56,7 @@ class MaskCo(nn.Module):
         dim: int = 128,
         hidden: int | None = None,
         mask_share: float = 0.3,
+        mask_fill: MaskFill = "grey",
         mask_head: str = "conv",
         mask_head_depth: int = 3,
         key_head: bool = False,
@@ -68,6 +71,7 @@ class MaskCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.mask_share = mask_share
+        self.mask_fill = mask_fill
         self.key_head = key_head
         self.local_negatives = local_negatives
         self.key_group = key_group
@@ -104,10 +108,13 @@ class MaskCo(nn.Module):
             self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
         return StepOutput(loss, stats, queries.detach(), keys)
 
-    def encode_queries(self, views: Views) -> Tensor:
-        """The masked regions as predicted from their surroundings: [B * R, D] unit vectors."""
-        masked = mask_boxes(views.query, views.query_boxes, share=self.mask_share)  # [B, 3, S, S]
-        features = self.mask_head(self.encoder(masked))  # [B, C, h, w]
+    def encode_queries(self, views: Views, *, masked: bool = True) -> Tensor:
+        """The masked regions as predicted from their surroundings: [B * R, D] unit vectors. Not `masked`: as seen."""
+        images = views.query  # [B, 3, S, S]
+        if masked:
+            fill = draw_fill(self.mask_fill, images)
+            images = mask_boxes(images, views.query_boxes, share=self.mask_share, fill=fill)
+        features = self.mask_head(self.encoder(images))  # [B, C, h, w]
         return embed_regions(features, views.query_boxes, self.encoder.stride, self.projection)
 
     def encode_keys(self, views: Views) -> Tensor:

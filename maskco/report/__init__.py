@@ -79,7 +79,7 @@ def draw_sections(runs: list[Run], projection: str) -> list[Section]:
         try:
             views, regions = run.views(), run.regions()
             mask_share = run.config.mask_share if run.config.method == "maskco" else None
-            own.append(ViewPairs(views, mask_share=mask_share, of=of))
+            own.append(ViewPairs(views, mask_share=mask_share, mask_fill=run.config.mask_fill, of=of))
             own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
             mapped.append((run, regions))
         except (OSError, ValueError, PictureError) as error:  # the pictures may have moved since; curves remain

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.colour import gaussian_blur, greyscale, mean_grey, recolour, scale_from, shift_hue
 from maskco.data.pictures import Picture, PictureError
-from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, mask_boxes
+from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, mask_boxes
 
 PLAIN = ViewConfig(
     image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0
@@ -324,6 +324,34 @@ def test_mask_boxes_takes_out_of_image_boxes_other_dtypes_and_no_boxes() -> None
     assert torch.equal(mask_boxes(images, torch.zeros(1, 0, 4)), images)
 
 
+def test_fills_are_a_grey_noise_of_unit_spread_or_the_mean() -> None:
+    images = torch.zeros(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    boxes = torch.tensor([[[0.0, 0.0, 64.0, 32.0]]]).expand(2, -1, -1)
+
+    def filled(kind, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        masked = mask_boxes(images, boxes, fill=draw_fill(kind, images, generator=generator))
+        assert masked.is_contiguous(memory_format=torch.channels_last) and not masked[:, :, 32:].any()
+        return masked[:, :, :32]
+
+    random = torch.get_rng_state()
+    assert (filled("mean") == 0).all()
+    assert (filled("grey") == 0.1).all()
+    noise = filled("noise")
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert torch.equal(noise, filled("noise")) and not torch.equal(noise, filled("noise", 1))
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_noise_comes_from_the_run_s_random_numbers() -> None:
+    images = torch.zeros(1, 3, 4, 4)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append([draw_fill("noise", images) for _ in range(2)])
+    assert torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][0], draws[0][1])
+
+
 def test_mask_boxes_compiles_without_graph_breaks() -> None:
     images, boxes = torch.randn(2, 3, 16, 16), torch.tensor([[[1.0, 2, 7, 9.5]], [[0, 0, 16, 3]]])
     compiled = torch.compile(mask_boxes, fullgraph=True, backend="aot_eager")
@@ -346,6 +374,7 @@ def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
         {"crop_scale": (0.0, 1.0)},
         {"flip": 1.5},
         {"min_overlap": -0.1},
+        {"mask_fill": "black"},
         {"mask_share": 0.0},
         {"mask_share": 1.1},
         {"image_size": 32, "min_region_pixels": 20},
