@@ -120,9 +120,7 @@ def check_gradients(who: str, masked: dict[str, Tensor | None], plain: dict[str,
     for what, found in (("", others), (" with masks", norms)):
         worst = next((name for name, value in found.items() if not math.isfinite(value)), None)
         if worst:
-            raise ConfigError(
-                f"{who}: the gradient of {worst} is not finite{what}: {advice(what)}"
-            )
+            raise ConfigError(f"{who}: the gradient of {worst} is not finite{what}: {advice(what)}")
     whole, other = math.hypot(*norms.values()), math.hypot(*others.values())
     if whole > EXPLODES * other:
         worst = max(norms, key=norms.__getitem__)

@@ -21,7 +21,9 @@ REGION_COLOURS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a4
 class ViewPairs:
     side, inner = 1.27, 0.05
 
-    def __init__(self, views: list[Views], *, mask_share: float | None, mask_fill: MaskFill = "grey", of: str = "") -> None:
+    def __init__(
+        self, views: list[Views], *, mask_share: float | None, mask_fill: MaskFill = "grey", of: str = ""
+    ) -> None:
         """mask_share and mask_fill: as in the run; mask_share None: it masks nothing."""
         masked = mask_share is not None
         self.views, self.masked, self.mask_share, self.mask_fill = views, masked, mask_share, mask_fill

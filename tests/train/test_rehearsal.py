@@ -112,7 +112,9 @@ def idle_resnet(pretrained=False, **_):
 def test_parameters_without_gradient_are_said_at_the_start(tmp_path):
     options = {**TINY, "encoder": "idle_resnet", "epochs": 1}
     maskco.pretrain(make_pictures(tmp_path / "images"), tmp_path / "run", **options)
-    assert "parameters get no gradient and stay as they are: encoder.backbone." in (tmp_path / "run/log.txt").read_text()
+    assert (
+        "parameters get no gradient and stay as they are: encoder.backbone." in (tmp_path / "run/log.txt").read_text()
+    )
 
 
 def test_nothing_is_written_or_removed_for_an_encoder_that_fails(tmp_path):
