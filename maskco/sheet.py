@@ -22,7 +22,7 @@ from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
 from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, masked_query
+from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def write_sheet(
     _draw_heading(figure, height, config, len(source), blocks=min(len(strips), 2))
     for place, strip in enumerate(strips):
         left = MARGIN + (place % 2) * (WIDTH - 2 * MARGIN - STRIP)
-        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config)
+        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config=config)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     figure.savefig(out, format="png", dpi=DPI)
@@ -133,7 +133,8 @@ def _draw_strip(
     views: Views,
     config: ViewConfig,
 ) -> None:
-    hidden = masked_query(views, share=config.mask_share, fill=config.mask_fill)
+    fill = draw_fill(config.mask_fill, views.query, generator=torch.Generator())  # not the caller's random numbers
+    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=config.mask_share, fill=fill)[0]
     images = (picture / 255, denormalize(hidden), denormalize(views.key))
     for column, image in enumerate(images):
         x = left + column * (SIDE + GAP)
