@@ -269,6 +269,7 @@ def test_a_link_within_the_run_is_followed(run):
         {"method": "__import__"},
         {"seed": 10**400},
         {"regions": None},
+        {"temperature": 10**400},
         {"data": {"a": 1}},
         {"unheard_of": 1},
     ],
