@@ -2,7 +2,11 @@
 //
 // <op>_fwd and <op>_bwd compute; autograd, fake kernels and argument checks are in Python. `need_grad` asks
 // info_nce_fwd for grad_query, the gradient of each query's own loss, which the same pass yields; it is [0, C]
-// otherwise. `allow_tf32`: products of float32 on tensor cores may round their factors (CUDA only).
+// otherwise. `normaliser` [2, N] is each softmax's largest logit, in the device's own unit, and the sum of
+// e^(logit - it): apart, because their log-sum-exp in one number would be rounded by more than e^x bears. `local_share`
+// [N, M] is the softmax of the local negatives. `aligned`: whether the rows of all shared features of the forward pass
+// start at 16-byte boundaries, so that both passes choose the same kernels and round logits alike (CUDA only).
+// `allow_tf32`: products of float32 on tensor cores may round their factors (CUDA only).
 #include "common/library.h"
 
 MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
@@ -10,20 +14,20 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "info_nce_fwd(Tensor query, Tensor positive, Tensor? queue, Tensor? local_negatives, bool in_batch, "
       "Tensor? query_ids, Tensor? queue_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, "
       "bool need_grad, bool allow_tf32) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor "
-      "grad_query)");
+      "grad_query, Tensor normaliser, Tensor local_share)");
   // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left
   // out).
   m.def(
-      "info_nce_bwd_keys(Tensor grad_loss, Tensor lse, Tensor query, Tensor keys, bool in_batch, Tensor? query_ids, "
-      "Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool allow_tf32) -> Tensor "
-      "grad_keys");
+      "info_nce_bwd_keys(Tensor grad_loss, Tensor normaliser, Tensor query, Tensor keys, bool in_batch, "
+      "Tensor? query_ids, Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool aligned, "
+      "bool allow_tf32) -> Tensor grad_keys");
 
   m.def(
-      "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_size, int sampling_ratio, "
-      "bool aligned) -> Tensor");
+      "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_height, int output_width, "
+      "int sampling_ratio, bool aligned) -> Tensor");
   m.def(
       "box_pool_bwd(Tensor grad_output, Tensor boxes, SymInt[] feature_size, bool channels_last, float spatial_scale, "
-      "int output_size, int sampling_ratio, bool aligned) -> Tensor");
+      "int output_height, int output_width, int sampling_ratio, bool aligned) -> Tensor");
 
   // masks [B, R, H, W] (float or bool) or, with num_regions, labels [B, H, W]. area [B, R] is kept for backward.
   m.def(

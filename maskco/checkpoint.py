@@ -120,7 +120,7 @@ def load_run(run: str | Path, *, encoder: str | None = None) -> tuple[PretrainCo
     state = read_checkpoint(path)
     config = stored_config(path, state)
     if encoder != config.encoder:
-        refuse_source(config.encoder, str(path), "name it in load_run(run, encoder=…)")
+        refuse_source(config.encoder, str(path), "name it with --architecture (in Python: load_run(run, encoder=…))")
     try:
         step = int(state["step"])
         weights = state["method"]

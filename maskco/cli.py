@@ -98,7 +98,7 @@ class Export:
     """Write a run's encoder as another library's weights, with a model card beside it."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or one of its checkpoints."""
     format: Literal["torchvision", "timm", "detectron2", "safetensors"]
     """Whose names the tensors get; safetensors: timm's."""
     out: Path
@@ -107,8 +107,10 @@ class Export:
     def __call__(self) -> int:
         from maskco.export import export_run
 
-        for path in export_run(self.run, self.format, self.out):
-            print(path)
+        out, card = export_run(self.run, self.format, self.out)
+        if card != out.with_suffix(".md"):
+            print(f"{card.name} is the card: {out.stem}.md was there before and is not this export's", file=sys.stderr)
+        print(f"{out}\n{card}")
         return 0
 
 

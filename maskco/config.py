@@ -75,6 +75,10 @@ class PretrainConfig(ViewConfig, Folders):
     """Dilate the backbone so that its map is no coarser than this many pixels."""
     pretrained: bool = False
     """Start from timm's weights (downloads them)."""
+    init: str | None = None
+    """Start from weights of your own: a run folder, a checkpoint, or a file as for `maskco eval`."""
+    init_prefix: str | None = None
+    """Which of several encoders in that file, as --prefix of `maskco eval`."""
     mask_head: Literal["conv", "attention", "none"] = "conv"
     """Mask prediction head (type: ours)."""
     mask_head_depth: int = 3
@@ -172,6 +176,12 @@ class PretrainConfig(ViewConfig, Folders):
         self._require("key_group", self.key_group != 1, "0, or at least 2")
         self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
         self._require("temperature", self.temperature > 0, "greater than 0")
+        if self.init == "":
+            raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
+        if self.init is not None and self.pretrained:
+            raise ConfigError("init and pretrained exclude each other: keep one")
+        if self.init_prefix is not None and self.init is None:
+            raise ConfigError("init_prefix chooses in the file that init names: name it")
         if not str(self.data):
             raise ConfigError('data is missing: name a folder of pictures, or "demo"')
         if not str(self.out):
@@ -207,8 +217,7 @@ class PretrainConfig(ViewConfig, Folders):
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
-        start: dict[str, Any] = {name: OPTIONS[name].default for name in STARTS_FROM if name in OPTIONS}
-        return dataclasses.replace(self, **start)
+        return dataclasses.replace(self, pretrained=False, init=None, init_prefix=None)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""

@@ -8,7 +8,9 @@ What ends in .safetensors is written as that, anything else by `torch.save` as t
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig, UserError
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.results import commit
-from maskco.files import write_atomically
+from maskco.files import user_path, write_atomically
 from maskco.run_folder import read_metrics
 from maskco.weights import timm_state, whole_model_state
 
@@ -47,19 +49,26 @@ class Exported:
 def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Path]:
     """Writes the encoder of a run to `out` and a card to `out` with .md in place of its suffix. Returns both paths.
 
+    Only what an earlier export to `out` wrote is replaced. If the card's name is taken by another file, .md is added to
+    the whole name of `out`.
+
     Args:
         format: "torchvision", "timm", "detectron2" or "safetensors".
 
     Raises:
-        ExportError: no such format, an encoder that the library lacks, or a suffix that the format is not read from.
+        ExportError: no such format, an encoder that the library lacks, a suffix that the format is not read from, or
+            files in the way that no export to `out` wrote.
         CheckpointError, ConfigError: `run` holds no usable checkpoint.
     """
-    out = Path(out)
+    run, out = user_path(run), user_path(out)
     if format not in FORMATS:
         raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     suffixes = SUFFIXES[format]
+    if out.is_dir():
+        raise ExportError(f"out: {out} is a folder: name a file in it, such as {out / ('encoder' + suffixes[-1])}")
     if out.suffix not in suffixes:
         raise ExportError(f"out: {format} reads {' and '.join(suffixes)} files, got {out.name!r}")
+    card = _card_of(out)
     config, method, step = load_run(run)
     exported = FORMATS[format](config, timm_state(method.encoder.backbone, config.encoder), out)
     tensors = {name: value.detach().contiguous() for name, value in exported.tensors.items()}
@@ -70,11 +79,40 @@ def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Pat
         content = save(tensors, header)
         write_atomically(out, lambda file: file.write(content))
     else:
-        write_atomically(out, lambda file: torch.save(exported.wrap(tensors), file))
-    card = out.with_suffix(".md")
-    text = model_card(config, step, format, out, exported, seconds=_seconds(Path(run)))
+        packed = io.BytesIO()  # (on a full disk torch.save itself would hide the reason)
+        torch.save(exported.wrap(tensors), packed)
+        write_atomically(out, lambda file: file.write(packed.getbuffer()))
+    text = model_card(config, step, format, out, exported, seconds=_seconds(run))
     write_atomically(card, lambda file: file.write(text.encode()))
     return out, card
+
+
+def _card_of(out: Path) -> Path:
+    """Where the card goes. Raises ExportError if a file is in the way that no export to `out` wrote."""
+    names = (out.with_suffix(".md"), out.with_name(f"{out.name}.md"))
+    own = next((card for card in names if _is_card_of(card, out)), None)
+    if out.exists() and own is None:
+        raise ExportError(f"out: {out} exists, and no card beside it says that it is an export: name another file")
+    card = own or next((card for card in names if not os.path.lexists(card)), None)
+    if card is None:
+        raise ExportError(
+            f"out: {names[0]} and {names[1].name} exist, and no export to {out.name} wrote them: name "
+            "another file, or move one away"
+        )
+    return card
+
+
+def _is_card_of(card: Path, out: Path) -> bool:
+    """Whether a file is the model card of an export to `out`, by its first lines."""
+    start = _card_start(out.name).encode()
+    if not card.is_file():
+        return False
+    with open(card, "rb") as file:
+        return file.read(len(start)) == start
+
+
+def _card_start(name: str) -> str:
+    return f"# {name}\n\n| | |\n|---|---|\n| encoder | "
 
 
 # --- formats --------------------------------------------------------------------------------------------------------
@@ -202,15 +240,17 @@ def model_card(
         "tensors": f"{len(exported.tensors)}, {format}'s names",
         "made with": f"{made}, torch {torch.__version__}",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    encoder, *others = rows.items()
+    table = "\n".join([f"{encoder[1]} |", *(f"| {name} | {value} |" for name, value in others)])
     settings = json.dumps(config.to_dict(), indent=2)
     note = f"\n{exported.note}\n" if exported.note else ""
     return (
-        f"# {out.name}\n\n| | |\n|---|---|\n{table}\n\n## Load\n\n```python\n{exported.loading}\n```\n{note}\n"
+        f"{_card_start(out.name)}{table}\n\n## Load\n\n```python\n{exported.loading}\n```\n{note}\n"
         f"## Configuration\n\n```json\n{settings}\n```\n"
     )
 
 
 def _seconds(run: Path) -> float | None:
     rows = read_metrics(run)
-    return rows[-1].get("seconds") if rows else None
+    seconds = rows[-1].get("seconds") if rows and isinstance(rows[-1], dict) else None
+    return seconds if isinstance(seconds, (int, float)) else None

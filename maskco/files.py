@@ -1,4 +1,4 @@
-"""Files that are replaced in one go, so that they are never half there."""
+"""Files as users name them, and files that are replaced in one go, so that they are never half there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with ~ replaced by a home folder. That of nobody stays as it is, for whoever opens it to refuse."""
+    return Path(os.path.expanduser(path))
 
 
 def partial_name(name: str) -> str:

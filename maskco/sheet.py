@@ -5,6 +5,7 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
 from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, mask_boxes
+from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, masked_query
+
+log = logging.getLogger(__name__)
 
 WIDTH, MARGIN, DPI = 13.0, 0.45, 130  # of the sheet, in inches
 SIDE, GAP, STRIP, LINE = 1.85, 0.12, 5.79, 2.22  # a view, the space between two, a picture's strip, a line of strips
@@ -58,6 +61,8 @@ def write_sheet(
         source = open_source(data)
     except SourceError as error:
         raise ConfigError(str(error)) from error
+    for line in source.left_out.lines():
+        log.warning(line)
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     count = min(count, len(dataset))
@@ -81,7 +86,7 @@ def write_sheet(
     _draw_heading(figure, height, config, len(source), blocks=min(len(strips), 2))
     for place, strip in enumerate(strips):
         left = MARGIN + (place % 2) * (WIDTH - 2 * MARGIN - STRIP)
-        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, share=config.mask_share)
+        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     figure.savefig(out, format="png", dpi=DPI)
@@ -126,9 +131,9 @@ def _draw_strip(
     picture: Tensor,
     crops: tuple[Crop, Crop],
     views: Views,
-    share: float,
+    config: ViewConfig,
 ) -> None:
-    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=share)[0]
+    hidden = masked_query(views, share=config.mask_share, fill=config.mask_fill)
     images = (picture / 255, denormalize(hidden), denormalize(views.key))
     for column, image in enumerate(images):
         x = left + column * (SIDE + GAP)

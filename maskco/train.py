@@ -50,6 +50,7 @@ from maskco.distributed import (
     world_size,
 )
 from maskco.health import Health
+from maskco.initial_weights import start_from_weights
 from maskco.loading import Loading
 from maskco.run_folder import LOG, Recorder, SilentRecorder, check_out
 from maskco.train_state import TrainState
@@ -131,13 +132,15 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     with all_or_none():
         check_out(out, resume=resume, overwrite=overwrite)
         check_shares(config)
-        source = open_pictures(config)
+        source, started_from = open_pictures(config), ""
         resumed = resume and own_file(out, CHECKPOINT).exists()
         state = TrainState(config, len(source), device, fingerprint(source), from_checkpoint=resumed)
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
         if resumed:
             state.load(out / CHECKPOINT)
+        elif config.init is not None:
+            started_from = start_from_weights(state.method, config)
     check_equal_start(state)
     learner, health = data_parallel(state.method), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
@@ -158,6 +161,12 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
+        for remark in state.remarks:
+            record.say(remark)
+        if started_from:
+            record.say(started_from)
+        for line in source.left_out.lines():
+            record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
         parts = zip(*[iter(loading)] * config.accumulate, strict=True)  # n in a row at a time
@@ -266,13 +275,14 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
             f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
             "leave it at local"
         )
+    init = config.init and os.path.abspath(os.path.expanduser(config.init))
     data = config.data if stored_data else locate(config.data)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
     threads = config.threads or torch.get_num_threads()
     out = str(Path(config.out).expanduser())
-    return dataclasses.replace(config, device=device, data=data, out=out, threads=threads, workers=workers)
+    return dataclasses.replace(config, device=device, data=data, init=init, out=out, threads=threads, workers=workers)
 
 
 def seeded_devices(device: torch.device) -> list[torch.device | int]:

@@ -3,10 +3,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 
 #include "checks.h"
 
 namespace maskco {
+
+// loss, lse, positive_logit, rank, grad_query, normaliser, local_share: as in the schema
+using InfoNCEForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 inline void check_info_nce_query(const Tensor& query) {
   check_dim(query, 2, "query");
@@ -61,14 +65,18 @@ inline void check_info_nce_fwd(const Tensor& query, const Tensor& positive, cons
   check_scalar(temperature_tensor, accumulation_type(query), query, "temperature_tensor");
 }
 
-inline void check_info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& query, const Tensor& keys,
-                                    bool in_batch, const std::optional<Tensor>& query_ids,
+inline void check_info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query,
+                                    const Tensor& keys, bool in_batch, const std::optional<Tensor>& query_ids,
                                     const std::optional<Tensor>& key_ids, const std::optional<Tensor>& valid,
                                     const std::optional<Tensor>& temperature_tensor) {
   check_info_nce_query(query);
   check_rows(grad_loss, query, "grad_loss");
-  check_rows(lse, query, "lse");
-  STD_TORCH_CHECK(lse.is_contiguous(), "lse must be contiguous");
+  check_dim(normaliser, 2, "normaliser");
+  check_size(normaliser, 0, 2, "normaliser");
+  check_size(normaliser, 1, query.size(0), "normaliser");
+  check_dtype(normaliser, accumulation_type(query), "normaliser");
+  check_same_device(normaliser, query, "normaliser");
+  STD_TORCH_CHECK(normaliser.is_contiguous(), "normaliser must be contiguous");
   check_features(keys, 2, query, "keys");
   if (in_batch) check_size(keys, 0, query.size(0), "keys");
   check_ids(query_ids, query.size(0), query, "query_ids");

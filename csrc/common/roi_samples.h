@@ -14,7 +14,8 @@ namespace maskco {
 
 struct RoiGrid {  // the same for all boxes of a call
   double spatial_scale;
-  long long output_size, sampling_ratio;  // sampling_ratio <= 0: adaptive, about a point for every feature pixel
+  long long output_height, output_width;  // bins
+  long long sampling_ratio;               // 0 or less: adaptive, about a point for every feature pixel
   bool aligned;
 };
 
@@ -24,8 +25,8 @@ struct RoiSamples {
   long long bins, per_bin, size;  // size: of the feature map along this axis
   bool finite;
 
-  MASKCO_HOST_DEVICE RoiSamples(T low, T high, const RoiGrid& grid, long long size_)
-      : bins(grid.output_size), size(size_) {
+  MASKCO_HOST_DEVICE RoiSamples(T low, T high, const RoiGrid& grid, long long bins_, long long size_)
+      : bins(bins_), size(size_) {
     const T scale = T(grid.spatial_scale), offset = grid.aligned ? T(0.5) : T(0);
     start = low * scale - offset;
     T extent = (high * scale - offset) - start;

@@ -31,14 +31,14 @@ struct Kernels {
   void (*key_gradient)(const KeyGradientPass<T>&);
 };
 
-#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                  \
-  template <class T>                                                                                        \
-  struct name {                                                                                             \
-    using Tile = RegisterTile<MultiplyAdd<T, bytes>, bytes, rows, vectors>;                                 \
-    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);    \
-    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                  \
-    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile>(pass); }    \
-    static Kernels<T> get() { return {Tile::kColumns, 1, &pass_workspace<Tile>, &forward, &key_gradient}; } \
+#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                     \
+  template <class T>                                                                                           \
+  struct name {                                                                                                \
+    using Tile = RegisterTile<MultiplyAdd<T, bytes>, bytes, rows, vectors>;                                    \
+    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);       \
+    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                     \
+    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile, Tile>(pass); } \
+    static Kernels<T> get() { return {Tile::kColumns, 1, &pass_workspace<Tile>, &forward, &key_gradient}; }    \
   };
 
 #if defined(__x86_64__)
@@ -55,14 +55,17 @@ MASKCO_KERNELS(Baseline, , 16, 4, 2)                                       // SS
 struct Avx512Bf16 {
   using Tile = RegisterTile<MultiplyAddPairs, 64, 8, 2>;
   MASKCO_AVX512 static void forward(const ForwardPass<float>& pass) { stream_forward<Tile>(pass); }
-  static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, nullptr}; }
+  MASKCO_AVX512 static void key_gradient(const KeyGradientPass<float>& pass) {
+    stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
+  }
+  static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, &key_gradient}; }
 };
 #endif
 #else
 MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
-// For sums in T and queries of this dtype. The keys' gradient is computed in T whatever the dtype.
+// For sums in T and queries of this dtype.
 template <class T>
 Kernels<T> kernels([[maybe_unused]] ScalarType dtype) {
 #if defined(__x86_64__)
@@ -148,20 +151,17 @@ std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, int64_t p
   return out;
 }
 
-// values [n] -> [n rounded up], times scale
-template <class T>
-std::vector<T> padded_values(const T* values, int64_t n, T scale) {
-  std::vector<T> out(round_up(n, kRowStep), T(0));
-  for (int64_t i = 0; i < n; i++) out[i] = values[i] * scale;
-  return out;
-}
-
 template <class T>
 T dot(const T* a, const T* b, int64_t c) {
-  T sum = 0;
+  constexpr int64_t kBlock = 256;  // in blocks for the sake of precision, as in panel_logits
+  T total = 0;
+  for (int64_t first = 0; first < c; first += kBlock) {
+    T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t x = 0; x < c; x++) sum += a[x] * b[x];
-  return sum;
+    for (int64_t x = first; x < std::min(c, first + kBlock); x++) sum += a[x] * b[x];
+    total += sum;
+  }
+  return total;
 }
 
 // ---- forward
@@ -191,20 +191,24 @@ struct Queries {
   const T* rows;       // [N, C]
   const T* positives;  // [N, C]
   const int64_t* ids;  // [N] or null
+  T* local_logits;     // [N, M]
   T* sums;             // [N, C]: weighted sums of the negatives; null without gradient
-  int64_t n, c;
+  int64_t n, c, m;
   T scale;         // from a product to a logit in units of log 2
   int64_t padded;  // n rounded up
   std::vector<T> positive_logit, max, sum;
   std::vector<int64_t> rank;
 
-  Queries(const T* rows, const T* positives, const int64_t* ids, T* sums, int64_t n, int64_t c, T scale)
+  Queries(const T* rows, const T* positives, const int64_t* ids, T* local_logits, T* sums, int64_t n, int64_t c,
+          int64_t m, T scale)
       : rows(rows),
         positives(positives),
         ids(ids),
+        local_logits(local_logits),
         sums(sums),
         n(n),
         c(c),
+        m(m),
         scale(scale),
         padded(round_up(n, kRowStep)),
         positive_logit(padded),
@@ -215,13 +219,13 @@ struct Queries {
 
 // Each query's own keys, with which its state starts: the positive, and local negatives [N, M, C].
 template <class T>
-void start(Queries<T>& queries, const T* local_negatives, int64_t m) {
-  const int64_t c = queries.c;
+void start(Queries<T>& queries, const T* local_negatives) {
+  const int64_t c = queries.c, m = queries.m;
   torch::stable::parallel_for(0, queries.n, grain(c * (m + 1)), [&](int64_t begin, int64_t end) {
-    std::vector<T> logits(m);
     for (int64_t i = begin; i < end; i++) {
       const T* query = queries.rows + i * c;
       const T* keys = local_negatives + i * m * c;
+      T* logits = queries.local_logits + i * m;
       const T positive = dot(query, queries.positives + i * c, c) * queries.scale;
       T max = positive;
       for (int64_t j = 0; j < m; j++) {
@@ -290,31 +294,34 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& query_in, const Tensor& positive_in, const std::optional<Tensor>& queue,
-    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
-    const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
-    const std::optional<Tensor>& temperature_tensor, bool need_grad) {
+InfoNCEForward forward(const Tensor& query_in, const Tensor& positive_in, const std::optional<Tensor>& queue,
+                       const std::optional<Tensor>& local_negatives, bool in_batch,
+                       const std::optional<Tensor>& query_ids, const std::optional<Tensor>& queue_ids,
+                       const std::optional<Tensor>& valid, double temperature,
+                       const std::optional<Tensor>& temperature_tensor, bool need_grad) {
   const Tensor query = as_contiguous<T>(query_in), positive = as_contiguous<T>(positive_in);
   std::optional<Tensor> local;
   if (local_negatives) local = as_contiguous<T>(*local_negatives);
-  const int64_t n = query.size(0), c = query.size(1);
+  const int64_t n = query.size(0), c = query.size(1), m = local ? local->size(1) : 0;
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
 
   Tensor loss = torch::stable::new_empty(query, {n}), lse = torch::stable::new_empty(query, {n});
   Tensor positive_logit = torch::stable::new_empty(query, {n});
   Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
   Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});  // until the end: the sums
-  if (n == 0) return {loss, lse, positive_logit, rank, grad_query};
+  Tensor normaliser = torch::stable::new_empty(query, {2, n});
+  Tensor local_share = torch::stable::new_empty(query, {n, m});  // until the end: the logits
+  if (n == 0) return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
 
-  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(query_ids),
-                     need_grad ? data<T>(grad_query) : nullptr, n, c, inverse * T(kLog2E));
+  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(query_ids), data<T>(local_share),
+                     need_grad ? data<T>(grad_query) : nullptr, n, c, m, inverse * T(kLog2E));
   const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
-  start(queries, local ? data<const T>(*local) : nullptr, local ? local->size(1) : 0);
+  start(queries, local ? data<const T>(*local) : nullptr);
   if (queue) stream(queries, make_keys(*queue, valid, queue_ids, false), kernel);
   if (in_batch) stream(queries, make_keys(positive, std::nullopt, query_ids, true), kernel);
 
   T *out_loss = data<T>(loss), *out_lse = data<T>(lse), *out_logit = data<T>(positive_logit);
+  T *out_max = data<T>(normaliser), *out_total = out_max + n;
   std::copy_n(queries.rank.data(), n, data<int64_t>(rank));
   torch::stable::parallel_for(0, n, grain(c), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
@@ -325,35 +332,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
       out_loss[i] = value;
       out_logit[i] = own * ln2;
       out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
+      out_max[i] = max;
+      out_total[i] = total;
+      for (T* share = queries.local_logits + i * m; share < queries.local_logits + (i + 1) * m; share++)
+        *share = std::exp2(*share - max) / total;
       if (!need_grad) continue;
       T* grad = queries.sums + i * c;
       const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
       for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
     }
   });
-  return {loss, lse, positive_logit, rank, grad_query};
+  return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
 }
 
 // ---- the keys' gradient
 
 template <class T>
-Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Tensor& query_in, const Tensor& keys_in,
-                     bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
-                     const std::optional<Tensor>& valid, double temperature,
+Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& normaliser, const Tensor& query_in,
+                     const Tensor& keys_in, bool in_batch, const std::optional<Tensor>& query_ids,
+                     const std::optional<Tensor>& key_ids, const std::optional<Tensor>& valid, double temperature,
                      const std::optional<Tensor>& temperature_tensor) {
   const Tensor query = as_contiguous<T>(query_in), grad_loss = as_contiguous<T>(grad_loss_in);
-  const Tensor lse_row = as_contiguous<T>(lse_in);
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
   const T* q = data<const T>(query);
-  const Kernels<T> kernel = kernels<T>(scalar_type_of<T>);
+  const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
   const int64_t width = round_up(c, kernel.panel);
-  const auto panels = query_panels(q, n, c, kernel.panel, 1, inverse * T(kLog2E));
+  const T scale = inverse * T(kLog2E);
+  const auto panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
   std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
   if (c != width)
     for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
-  const std::vector<T> lse = padded_values(data<const T>(lse_row), n, T(kLog2E));
-  const std::vector<T> upstream = padded_values(data<const T>(grad_loss), n, inverse);
+  const T *row_max = data<const T>(normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
+  std::vector<T> max(round_up(n, kRowStep), T(0)), upstream(max.size(), T(0));
+  for (int64_t i = 0; i < n; i++) {
+    max[i] = row_max[i];
+    upstream[i] = grad_rows[i] * inverse / total[i];
+  }
 
   Tensor grad_keys = torch::stable::new_empty(query, {keys_in.size(0), c});
   const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
@@ -363,44 +378,44 @@ Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& lse_in, const Ten
   const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
-    kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(),
-                         c == width ? q : wide.data(), n, c, id_pointer(query_ids), lse.data(), upstream.data(), grad,
+    kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,
+                         c == width ? q : wide.data(), n, c, id_pointer(query_ids), max.data(), upstream.data(), grad,
                          workspace.get()});
   });
   return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
-    const Tensor& query,                           // [N, C]
-    const Tensor& positive,                        // [N, C]
-    const std::optional<Tensor>& queue,            // [K, C], any strides
-    const std::optional<Tensor>& local_negatives,  // [N, M, C]
-    bool in_batch,
-    const std::optional<Tensor>& query_ids,  // [N] int64
-    const std::optional<Tensor>& queue_ids,  // [K] int64
-    const std::optional<Tensor>& valid,      // one int64
-    double temperature,
-    const std::optional<Tensor>&
-        temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
-    bool need_grad, bool /* allow_tf32 */) {
+InfoNCEForward info_nce_fwd(const Tensor& query,                           // [N, C]
+                            const Tensor& positive,                        // [N, C]
+                            const std::optional<Tensor>& queue,            // [K, C], any strides
+                            const std::optional<Tensor>& local_negatives,  // [N, M, C]
+                            bool in_batch,
+                            const std::optional<Tensor>& query_ids,  // [N] int64
+                            const std::optional<Tensor>& queue_ids,  // [K] int64
+                            const std::optional<Tensor>& valid,      // one int64
+                            double temperature,
+                            const std::optional<Tensor>&
+                                temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
+                            bool need_grad, bool /* allow_tf32 */) {
   check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &forward<double> : &forward<float>;
   return run(query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature,
              temperature_tensor, need_grad);
 }
 
-Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
-                         const Tensor& lse,        // [N]
-                         const Tensor& query,      // [N, C]
-                         const Tensor& keys,       // [K, C]
-                         bool in_batch,            // key i is query i's own positive, and no negative of it
+Tensor info_nce_bwd_keys(const Tensor& grad_loss,   // [N]
+                         const Tensor& normaliser,  // [2, N], of info_nce_fwd
+                         const Tensor& query,       // [N, C]
+                         const Tensor& keys,        // [K, C]
+                         bool in_batch,             // key i is query i's own positive, and no negative of it
                          const std::optional<Tensor>& query_ids,  // [N] int64
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
-                         double temperature, const std::optional<Tensor>& temperature_tensor, bool /* allow_tf32 */) {
-  check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
+                         double temperature, const std::optional<Tensor>& temperature_tensor, bool /* aligned */,
+                         bool /* allow_tf32 */) {
+  check_info_nce_bwd_keys(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   auto run = accumulation_type(query) == ScalarType::Double ? &backward_keys<double> : &backward_keys<float>;
-  return run(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor);
+  return run(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor);
 }
 
 }  // namespace

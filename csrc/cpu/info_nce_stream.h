@@ -47,17 +47,19 @@ struct ForwardPass {
   T* workspace;              // pass_workspace() elements
 };
 
-// All queries against one range of keys, once more: the keys' gradient.
+// All queries against one range of keys, once more: the keys' gradient. A logit must come out bit for bit as in the
+// forward pass: then no weight 2^(s - max) exceeds 1, however large the logits and their rounding errors are.
 template <class T>
 struct KeyGradientPass {
   Keys keys;
   int64_t first_key, last_key;
-  const T* query;       // [N rounded up / panel, C, panel], scaled
+  const void* query;  // operands, as in the forward pass
+  T scale;
   const T* query_wide;  // [N, C rounded up], as it is
   int64_t n, c;
   const int64_t* query_ids;  // [N] or null
-  const T* lse;              // [N rounded up], in units of log 2
-  const T* grad_loss;        // [N rounded up], divided by the temperature
+  const T* max;              // [N rounded up], of the forward pass, in units of log 2
+  const T* upstream;         // [N rounded up]: grad_loss / (temperature · sum of 2^(s - max))
   T* grad_keys;              // [K, C]
   T* workspace;              // pass_workspace() elements
 };
@@ -89,12 +91,19 @@ struct Ahead {
 // logits [n rounded up, panel], in rows of `stride`
 template <class Tile, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
-                                int64_t depth, typename Tile::T* logits, int64_t stride, Ahead& ahead) {
+                                int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
+                                Ahead& ahead) {
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kBlock = 256;  // of the depth
   for (int64_t j = 0; j < n; j += Tile::kRows) {
     ahead.fetch();
-    Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, Tile::kColumns, logits + j * stride, stride, depth,
-                   false);
+    for (int64_t first = 0; first == 0 || first < depth; first += kBlock)
+      Tile::multiply(tile + j * tile_stride + first, tile_stride, 1, query + first * Tile::kColumns, Tile::kColumns,
+                     logits + j * stride, stride, std::min(kBlock, depth - first), first > 0);
   }
+  if constexpr (Tile::kDepth == 2)
+    for (int64_t j = 0; j < round_up(n, 2); j++)
+      for (int64_t l = 0; l < Tile::kColumns; l += Lane::kCount) Lane::at(logits + j * stride + l) *= scale;
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
@@ -156,7 +165,6 @@ MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shri
 template <class Tile, class T>
 MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
   using Operand = typename Tile::Operand;
-  using Lane = typename Tile::Lane;
   constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
   const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
   const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
@@ -173,9 +181,7 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
     Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, pass.rows);
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
-      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, logits, kPanel, ahead);
-      if constexpr (kDepth == 2)
-        for (int64_t l = 0; l < round_up(n, 2) * kPanel; l += Lane::kCount) Lane::at(logits + l) *= pass.scale;
+      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, pass.scale, logits, kPanel, ahead);
       exclude(logits, kPanel, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
       absorb<Tile>(logits, n, pass.states + i0, shrink);
       if (!pass.sums) continue;
@@ -192,31 +198,36 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
   }
 }
 
-template <class Tile, class T>
+// LogitTile makes the logits as the forward pass does, Tile the gradient, in T.
+template <class LogitTile, class Tile, class T>
 MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
+  using Operand = typename LogitTile::Operand;
   using Lane = typename Tile::Lane;
-  constexpr int64_t kPanel = Tile::kColumns;
-  const int64_t c = pass.c, width = round_up(c, kPanel);
-  T* logits = pass.workspace;                   // [kKeyTile, kQueryGroup]
-  T* buffer = logits + kKeyTile * kQueryGroup;  // [kKeyTile, C]
-  T* gradient = buffer + kKeyTile * width;      // [kKeyTile, width]
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = LogitTile::kDepth;
+  static_assert(LogitTile::kColumns == kPanel && sizeof(Operand) == sizeof(T));
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const auto* query = static_cast<const Operand*>(pass.query);
+  T* logits = pass.workspace;                                                  // [kKeyTile, kQueryGroup]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kQueryGroup);  // [kKeyTile, depth]
+  T* gradient = logits + kKeyTile * (kQueryGroup + width);                     // [kKeyTile, width]
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
-    const T* tile = key_rows<Tile>(pass.keys, k0, n, c, c, buffer, tile_stride);
+    const Operand* tile = key_rows<LogitTile>(pass.keys, k0, n, c, depth, buffer, tile_stride);
     std::fill_n(gradient, kKeyTile * width, T(0));
-    Ahead ahead = Ahead::of<Tile>(tile, tile_stride, c, pass.n);
+    Ahead ahead = Ahead::of<LogitTile>(tile, tile_stride, depth, pass.n);
     for (int64_t i0 = 0; i0 < pass.n; i0 += kQueryGroup) {
       const int64_t queries = std::min(kQueryGroup, pass.n - i0);
       for (int64_t i = 0; i < queries; i += kPanel)
-        panel_logits<Tile>(tile, tile_stride, n, pass.query + (i0 + i) * c, c, logits + i, kQueryGroup, ahead);
+        panel_logits<LogitTile>(tile, tile_stride, n, query + (i0 + i) * depth, depth, pass.scale, logits + i,
+                                kQueryGroup, ahead);
       exclude(logits, kQueryGroup, pass.keys, k0, n, pass.query_ids, i0, queries);
       for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < queries; i += Lane::kCount) {
           auto& logit = Lane::at(logits + j * kQueryGroup + i);
-          auto share = logit - Lane::at(pass.lse + i0 + i);
-          Lane::exp2(share);
-          logit = share * Lane::at(pass.grad_loss + i0 + i);
+          auto weight = logit - Lane::at(pass.max + i0 + i);
+          Lane::exp2(weight);
+          logit = weight * Lane::at(pass.upstream + i0 + i);
         }
       for (int64_t x = 0; x < width; x += kPanel)
         for (int64_t j = 0; j < n; j += Tile::kRows)

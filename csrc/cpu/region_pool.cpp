@@ -57,8 +57,8 @@ struct BoxList {
     weights.list(begin[image + 1] - first, [&](const auto& visit) {
       for (int64_t m = first; m < begin[image + 1]; m++) {
         const T* box = boxes.data() + members[m] * 5;
-        const auto& across = columns.compute(box[1], box[3], grid, width);
-        const auto& down = rows.compute(box[2], box[4], grid, height);
+        const auto& across = columns.compute(box[1], box[3], grid, grid.output_width, width);
+        const auto& down = rows.compute(box[2], box[4], grid, grid.output_height, height);
         if (!rows.finite || !columns.finite) {
           if (height > 0 && width > 0) visit(0, m - first, T(NAN));
           continue;
@@ -70,16 +70,16 @@ struct BoxList {
   }
 };
 
-Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_size,
-                    int64_t sampling_ratio, bool aligned) {
+Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_height,
+                    int64_t output_width, int64_t sampling_ratio, bool aligned) {
   check_box_pool_fwd(features, boxes);
   const int64_t channels = features.size(1);
   Tensor output = torch::stable::new_empty(features, {boxes.size(0), channels});
   dispatch(features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
-    const BoxList<T> list(boxes, {spatial_scale, output_size, sampling_ratio, aligned}, features.size(0),
-                          features.size(2), features.size(3));
+    const BoxList<T> list(boxes, {spatial_scale, output_height, output_width, sampling_ratio, aligned},
+                          features.size(0), features.size(2), features.size(3));
     S* out = static_cast<S*>(output.mutable_data_ptr());
     pool_regions<S>(
         features.size(0), features.stride(0), feature_map<const S>(features), boxes.size(0) * channels * 16,
@@ -93,14 +93,14 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
 }
 
 Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<int64_t> feature_size,
-                    bool channels_last, double spatial_scale, int64_t output_size, int64_t sampling_ratio,
-                    bool aligned) {
+                    bool channels_last, double spatial_scale, int64_t output_height, int64_t output_width,
+                    int64_t sampling_ratio, bool aligned) {
   check_box_pool_bwd(grad_output, boxes, feature_size);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   dispatch(grad_output.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulator<S>::type;
-    const BoxList<T> list(boxes, {spatial_scale, output_size, sampling_ratio, aligned}, feature_size[0],
+    const BoxList<T> list(boxes, {spatial_scale, output_height, output_width, sampling_ratio, aligned}, feature_size[0],
                           feature_size[2], feature_size[3]);
     const S* grad = static_cast<const S*>(grad_output.const_data_ptr());
     const int64_t row = grad_output.stride(0), column = grad_output.stride(1);

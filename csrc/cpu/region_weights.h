@@ -183,9 +183,9 @@ class AxisWeights {
     int64_t index;
     T weight;
   };
-  const std::vector<Share>& compute(T low, T high, const RoiGrid& grid, int64_t size) {
+  const std::vector<Share>& compute(T low, T high, const RoiGrid& grid, int64_t bins, int64_t size) {
     shares_.clear();
-    const RoiSamples<T> samples(low, high, grid, size);
+    const RoiSamples<T> samples(low, high, grid, bins, size);
     finite = samples.finite;
     if (size == 0 || !finite) return shares_;
     dense_.assign(size, T(-1));

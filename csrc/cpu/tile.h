@@ -33,7 +33,8 @@ struct MultiplyAddPairs {
 };
 #endif
 
-// c[kRows, kColumns] = or += a[kRows, depth] b[depth, kColumns], with the whole c in registers.
+// c[kRows, kColumns] = or += a[kRows, depth] b[depth, kColumns], with the whole product in registers. It is added to c
+// in the end, so that a long sum cut into several calls has the small rounding error of a blocked one.
 template <class Step, int kVectorBytes, int kRows_, int kVectors>
 struct RegisterTile {
   using T = typename Step::T;
@@ -47,8 +48,7 @@ struct RegisterTile {
                                      const Operand* b, int64_t b_depth, T* c, int64_t c_row, int64_t depth, bool add) {
     typename Lane::Vector sum[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++)
-        sum[r][v] = add ? Lane::at(c + r * c_row + v * Lane::kCount) : typename Lane::Vector{};
+      for (int v = 0; v < kVectors; v++) sum[r][v] = typename Lane::Vector{};
     for (int64_t k = 0; k < depth; k++) {
       typename Step::Vector row[kVectors];
       for (int v = 0; v < kVectors; v++) row[v] = Lanes<Operand, kVectorBytes>::at(b + k * b_depth + v * Lane::kCount);
@@ -59,7 +59,10 @@ struct RegisterTile {
       }
     }
     for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) Lane::at(c + r * c_row + v * Lane::kCount) = sum[r][v];
+      for (int v = 0; v < kVectors; v++) {
+        auto& to = Lane::at(c + r * c_row + v * Lane::kCount);
+        to = add ? to + sum[r][v] : sum[r][v];
+      }
   }
 };
 

@@ -83,11 +83,11 @@ void for_each_tile(const Call<Acc>& call, const Keys& keys, const Body& body) {
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& query_in, const Tensor& positive, const std::optional<Tensor>& queue,
-    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
-    const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
-    const std::optional<Tensor>& temperature_tensor, bool need_grad) {
+InfoNCEForward forward(const Tensor& query_in, const Tensor& positive, const std::optional<Tensor>& queue,
+                       const std::optional<Tensor>& local_negatives, bool in_batch,
+                       const std::optional<Tensor>& query_ids, const std::optional<Tensor>& queue_ids,
+                       const std::optional<Tensor>& valid, double temperature,
+                       const std::optional<Tensor>& temperature_tensor, bool need_grad) {
   using Acc = accumulator_t<T>;
   const Tensor query = std::is_same_v<T, Acc> ? query_in : torch::stable::to(query_in, scalar_type_of<Acc>);
   const int64_t n = query.size(0), c = query.size(1), num_local = local_negatives ? local_negatives->size(1) : 0;
@@ -95,7 +95,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   Tensor positive_logit = torch::stable::new_empty(query, {n});
   Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
   Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});  // until the end: the key sums
-  if (n == 0) return {loss, lse, positive_logit, rank, grad_query};
+  Tensor normaliser = torch::stable::new_empty(query, {2, n});
+  Tensor local_share = torch::stable::new_empty(query, {n, num_local});  // until the end: the logits
+  if (n == 0) return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
 
   const Call<Acc> call{query, query_ids, {temperature, optional_ptr<Acc>(temperature_tensor)}, current_stream(query)};
   Tensor row_max = torch::stable::new_empty(query, {n}), row_sum = torch::stable::new_empty(query, {n});
@@ -106,10 +108,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 
   info_nce_start_kernel<T><<<one_block_each(n), kInfoNceThreads, 0, call.stream>>>(
       device_ptr<const Acc>(query), device_ptr<const T>(positive), optional_ptr<T>(local_negatives), call.temperature,
-      device_ptr<Acc>(local_weights), device_ptr<Acc>(positive_logit), device_ptr<Acc>(row_max),
-      device_ptr<Acc>(row_sum), device_ptr<int64_t>(rank), key_sums, c, num_local, query.stride(0), query.stride(1),
-      positive.stride(0), positive.stride(1), num_local ? local_negatives->stride(0) : 0,
-      num_local ? local_negatives->stride(1) : 0, num_local ? local_negatives->stride(2) : 0);
+      device_ptr<Acc>(local_weights), device_ptr<Acc>(local_share), device_ptr<Acc>(positive_logit),
+      device_ptr<Acc>(row_max), device_ptr<Acc>(row_sum), device_ptr<int64_t>(rank), key_sums, c, num_local,
+      query.stride(0), query.stride(1), positive.stride(0), positive.stride(1),
+      num_local ? local_negatives->stride(0) : 0, num_local ? local_negatives->stride(1) : 0,
+      num_local ? local_negatives->stride(2) : 0);
   check_cuda(cudaGetLastError(), "info_nce: start");
 
   auto stream_over = [&](const Keys& keys) {
@@ -128,14 +131,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 
   info_nce_finish_kernel<T><<<one_block_each(n), kInfoNceThreads, 0, call.stream>>>(
       device_ptr<const Acc>(positive_logit), device_ptr<const Acc>(row_max), device_ptr<const Acc>(row_sum),
-      device_ptr<const T>(positive), pending, call.temperature, device_ptr<Acc>(loss), device_ptr<Acc>(lse), key_sums,
-      c, positive.stride(0), positive.stride(1));
+      device_ptr<const T>(positive), pending, call.temperature, device_ptr<Acc>(local_share),
+      device_ptr<Acc>(normaliser), device_ptr<Acc>(loss), device_ptr<Acc>(lse), key_sums, c, num_local,
+      positive.stride(0), positive.stride(1));
   check_cuda(cudaGetLastError(), "info_nce: finish");
-  return {loss, lse, positive_logit, rank, grad_query};
+  return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
 }
 
 template <class T>
-Tensor backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& query_in, const Tensor& keys,
+Tensor backward_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query_in, const Tensor& keys,
                      bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                      const std::optional<Tensor>& valid, double temperature,
                      const std::optional<Tensor>& temperature_tensor) {
@@ -149,7 +153,7 @@ Tensor backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& q
                    [&](int64_t first, const Tensor& tile, const Tensor& logits, const Exclusions& excluded) {
                      const int64_t width = logits.size(1);
                      info_nce_shares_kernel<Acc><<<one_block_each(n), kInfoNceThreads, 0, call.stream>>>(
-                         device_ptr<Acc>(logits), call.temperature, excluded, device_ptr<const Acc>(lse),
+                         device_ptr<Acc>(logits), call.temperature, excluded, device_ptr<const Acc>(normaliser),
                          device_ptr<const Acc>(grad_loss), width, grad_loss.stride(0));
                      check_cuda(cudaGetLastError(), "info_nce: shares");
                      const Tensor shares = torch::stable::transpose(logits, 0, 1);
@@ -165,7 +169,7 @@ Tensor backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& q
   return grad_keys;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
+InfoNCEForward info_nce_fwd(
     const Tensor& query,                           // [N, C], any strides, like all features
     const Tensor& positive,                        // [N, C]
     const std::optional<Tensor>& queue,            // [K, C]
@@ -192,25 +196,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
   });
 }
 
-Tensor info_nce_bwd_keys(const Tensor& grad_loss,  // [N]
-                         const Tensor& lse,        // [N], of info_nce_fwd
-                         const Tensor& query,      // [N, C]
-                         const Tensor& keys,       // [K, C]: the queue, or with in_batch the positives
+Tensor info_nce_bwd_keys(const Tensor& grad_loss,   // [N]
+                         const Tensor& normaliser,  // [2, N], of info_nce_fwd
+                         const Tensor& query,       // [N, C]
+                         const Tensor& keys,        // [K, C]: the queue, or with in_batch the positives
                          bool in_batch,
                          const std::optional<Tensor>& query_ids,  // [N] int64
                          const std::optional<Tensor>& key_ids,    // [K] int64
                          const std::optional<Tensor>& valid,      // one int64
-                         double temperature, const std::optional<Tensor>& temperature_tensor, bool allow_tf32) {
+                         double temperature, const std::optional<Tensor>& temperature_tensor,
+                         bool aligned,  // as all shared features were for info_nce_fwd: then its kernels are taken
+                         bool allow_tf32) {
   check_on_device(query, query, "query");
-  check_info_nce_bwd_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
+  check_info_nce_bwd_keys(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
   DeviceGuard guard(query);
-  if (flash_takes(query, nullptr, &keys)) {
-    return flash_backward_keys(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature,
+  if (aligned && flash_takes(query, nullptr, &keys)) {
+    return flash_backward_keys(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature,
                                temperature_tensor, allow_tf32);
   }
   return dispatch_floating<__half, __nv_bfloat16>(query.scalar_type(), [&](auto tag) {
-    return backward_keys<typename decltype(tag)::type>(grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid,
-                                                       temperature, temperature_tensor);
+    return backward_keys<typename decltype(tag)::type>(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids,
+                                                       valid, temperature, temperature_tensor);
   });
 }
 

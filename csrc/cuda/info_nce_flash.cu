@@ -88,11 +88,11 @@ bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys
          (positive == nullptr || aligned_rows(*positive)) && (keys == nullptr || aligned_rows(*keys));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
-    const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
-    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
-    const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
-    const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32) {
+InfoNCEForward flash_forward(const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
+                             const std::optional<Tensor>& local_negatives, bool in_batch,
+                             const std::optional<Tensor>& query_ids, const std::optional<Tensor>& queue_ids,
+                             const std::optional<Tensor>& valid, double temperature,
+                             const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32) {
   const int64_t n = query.size(0), c = query.size(1), num_local = local_negatives ? local_negatives->size(1) : 0;
   auto new_floats = [&](torch::headeronly::IntHeaderOnlyArrayRef size) {
     return torch::stable::new_empty(query, size, ScalarType::Float);
@@ -100,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
   Tensor loss = new_floats({n}), lse = new_floats({n}), positive_logit = new_floats({n});
   Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
   Tensor grad_query = new_floats({need_grad ? n : 0, c});
-  Tensor positive_product = new_floats({n}), local_weights = new_floats({n, num_local});
+  Tensor normaliser = new_floats({2, n}), local_share = new_floats({n, num_local});
+  Tensor positive_product = new_floats({n});
   const Temperature<float> tau{temperature, optional_ptr<float>(temperature_tensor)};
   const cudaStream_t stream = current_stream(query);
 
@@ -125,17 +126,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     info_nce_combine_kernel<T><<<grid_size(n, 1), kInfoNceThreads, 0, stream>>>(
         device_ptr<const T>(query), device_ptr<const T>(positive), optional_ptr<T>(local_negatives),
         device_ptr<const float>(positive_product), device_ptr<const FlashRow>(split_rows),
-        device_ptr<const float>(split_sums), num, tau, device_ptr<float>(local_weights), device_ptr<float>(loss),
-        device_ptr<float>(lse), device_ptr<float>(positive_logit), device_ptr<int64_t>(rank),
+        device_ptr<const float>(split_sums), num, tau, device_ptr<float>(local_share), device_ptr<float>(normaliser),
+        device_ptr<float>(loss), device_ptr<float>(lse), device_ptr<float>(positive_logit), device_ptr<int64_t>(rank),
         need_grad ? device_ptr<float>(grad_query) : nullptr, c, num_local, query.stride(0), positive.stride(0),
         num_local ? local_negatives->stride(0) : 0, num_local ? local_negatives->stride(1) : 0,
         num_local ? local_negatives->stride(2) : 0);
     check_cuda(cudaGetLastError(), "info_nce: combine");
   });
-  return {loss, lse, positive_logit, rank, grad_query};
+  return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
 }
 
-Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Tensor& query, const Tensor& keys,
+Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query, const Tensor& keys,
                            bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                            const std::optional<Tensor>& valid, double temperature,
                            const std::optional<Tensor>& temperature_tensor, bool allow_tf32) {
@@ -154,7 +155,7 @@ Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& lse, const Ten
     const cudaStream_t stream = current_stream(query);
     kernel<<<dim3(row_blocks, num), F::kThreads, shared_bytes, stream>>>(
         flash_features<T>(keys, key_ids), flash_features<T>(query, query_ids), optional_ptr<int64_t>(valid), in_batch,
-        Temperature<float>{temperature, optional_ptr<float>(temperature_tensor)}, device_ptr<const float>(lse),
+        Temperature<float>{temperature, optional_ptr<float>(temperature_tensor)}, device_ptr<const float>(normaliser),
         device_ptr<const float>(grad_loss), grad_loss.stride(0), device_ptr<T>(grad_keys),
         num > 1 ? device_ptr<float>(split_gradients) : nullptr);
     check_cuda(cudaGetLastError(), "info_nce: flash keys");

@@ -217,14 +217,14 @@ struct BoxScratch {
   }
 };
 
-Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_size,
-                    int64_t sampling_ratio, bool aligned) {
+Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_scale, int64_t output_height,
+                    int64_t output_width, int64_t sampling_ratio, bool aligned) {
   check_box_pool_fwd(features, boxes);
   DeviceGuard guard(features);
   Tensor output = torch::stable::new_empty(features, {boxes.size(0), features.size(1)});
   if (output.numel() == 0) return output;
-  const BoxScratch scratch(boxes, features, {spatial_scale, output_size, sampling_ratio, aligned}, features.size(0),
-                           features.size(2), features.size(3));
+  const BoxScratch scratch(boxes, features, {spatial_scale, output_height, output_width, sampling_ratio, aligned},
+                           features.size(0), features.size(2), features.size(3));
   dispatch(features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
@@ -235,14 +235,14 @@ Tensor box_pool_fwd(const Tensor& features, const Tensor& boxes, double spatial_
 }
 
 Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<int64_t> feature_size,
-                    bool channels_last, double spatial_scale, int64_t output_size, int64_t sampling_ratio,
-                    bool aligned) {
+                    bool channels_last, double spatial_scale, int64_t output_height, int64_t output_width,
+                    int64_t sampling_ratio, bool aligned) {
   check_box_pool_bwd(grad_output, boxes, feature_size);
   DeviceGuard guard(grad_output);
   Tensor grad_features = new_features(grad_output, feature_size, channels_last);
   if (grad_features.numel() == 0) return grad_features;
-  const BoxScratch scratch(boxes, grad_output, {spatial_scale, output_size, sampling_ratio, aligned}, feature_size[0],
-                           feature_size[2], feature_size[3]);
+  const BoxScratch scratch(boxes, grad_output, {spatial_scale, output_height, output_width, sampling_ratio, aligned},
+                           feature_size[0], feature_size[2], feature_size[3]);
   dispatch(grad_output.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

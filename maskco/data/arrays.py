@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskco.data.sources import SourceError
+from maskco.data.left_out import LeftOut
+from maskco.data.sources import SourceError, check_regular
 
 
 class ArraySource:
@@ -18,13 +19,19 @@ class ArraySource:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self.left_out = Path(path), LeftOut()
+        check_regular(self.path)
         try:
             self.pictures = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
             raise SourceError(f"data: no such file {str(path)!r}: check the path") from error
-        except (OSError, ValueError, EOFError) as error:
-            raise SourceError(f"data: {str(path)!r} is not a NumPy array file: write it by numpy.save") from error
+        except Exception as error:  # NumPy parses the header as Python's literals, and what fails there is no one kind
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise SourceError(
+                f"data: {str(path)!r} is not a NumPy array file, or a damaged one ({reason}): write it by numpy.save"
+            ) from error
+        if not isinstance(self.pictures, np.ndarray):
+            raise SourceError(f"data: {str(path)!r} is an archive of arrays (.npz): write one of them by numpy.save")
         shape, kind = self.pictures.shape, self.pictures.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise SourceError(

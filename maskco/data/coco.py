@@ -9,25 +9,29 @@ Pretraining takes the pictures and never looks at the boxes; they are for evalua
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-from collections import Counter
+import os
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from msgspec import UNSET
 from torch import Tensor
 
+from maskco.data.coco_file import Annotation, Category, read_coco
+from maskco.data.coco_sizes import find_frames, place_boxes, read_headers
+from maskco.data.kinds import why_unreadable
+from maskco.data.left_out import LeftOut
 from maskco.data.sources import PictureFiles, SourceError
 
-log = logging.getLogger(__name__)
+NO_AREA = "boxes without area"  # as annotators leave them; whoever scores may ignore them
 
 
 class Objects(NamedTuple):
     """What is annotated in one picture."""
 
-    boxes: Tensor  # float32 [n, 4]: x1, y1, x2, y2 in pixels, inside the picture
+    boxes: Tensor  # float32 [n, 4]: x1, y1, x2, y2 in pixels, inside the upright picture
     labels: Tensor  # int64 [n]: index into `CocoSource.categories`
     crowd: Tensor  # bool [n]: the box surrounds a group; training leaves these out, COCO's mAP ignores matches to them
 
@@ -36,8 +40,11 @@ class CocoSource(PictureFiles):
     """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
-    then in `images/` and beside `annotations/`. What the file says wrongly is left out, counted in `left_out` and
-    warned of: pictures that are missing, boxes without area, and boxes of unknown pictures or categories.
+    then in `images/` and beside `annotations/`. Pictures that are missing are counted in `left_out`. Counted in
+    `boxes_left_out` are boxes without area, outside of their picture, or of unknown pictures or categories.
+
+    Boxes are placed when `objects` is first asked for, which reads every annotated picture's header. They follow a
+    picture that was resized or that EXIF turns, and `notes` then says how many did. Categories of one name are one.
 
     Raises SourceError if the file is not COCO's, lists nothing, or none of its pictures exists.
 
@@ -47,55 +54,85 @@ class CocoSource(PictureFiles):
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path | None = None) -> None:
-        path = Path(annotations)
-        content = _read(path)
-        listed = {}
-        for image in content["images"]:
-            if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or "id" not in image:
-                raise SourceError(f"data: {str(path)!r} lists a picture without id or file_name: {str(image)[:80]}")
-            listed[image["id"]] = image
-        self.root = _folder(path, [image["file_name"] for image in listed.values()], pictures)
-        present = {number: image for number, image in listed.items() if (self.root / image["file_name"]).is_file()}
-        self.image_ids = sorted(present)
-        self.names = [present[number]["file_name"] for number in self.image_ids]
+        self.path, self.left_out, self.boxes_left_out = Path(annotations), LeftOut(), LeftOut()
+        self.notes: list[str] = []
+        content = read_coco(self.path)
+        self.root = _folder(self.path, [image.file_name for image in content.images], pictures)
+        present = []
+        for image in content.images:
+            if reason := self._problem(image.file_name):
+                self.left_out.add(reason, image.file_name)
+            else:
+                present.append(image)
+        if not present:
+            raise SourceError(f"data: {str(self.path)!r} lists no picture that can be read: {self.left_out.lines()[0]}")
+        present.sort(key=lambda image: image.id)
+        self.image_ids = [image.id for image in present]
+        self.names = [image.file_name for image in present]
+        self._sizes = [None if i.width is None or i.height is None else (int(i.width), int(i.height)) for i in present]
 
-        categories = sorted((int(c["id"]), str(c["name"])) for c in content.get("categories", ()))
-        self.category_ids = tuple(number for number, _ in categories)  # as in the file; COCO's own have gaps
-        self.categories = tuple(name for _, name in categories)
+        categories = sorted(content.categories, key=lambda category: category.id)
+        first_of = {category.name: category.id for category in reversed(categories)}
+        self.categories = tuple(dict.fromkeys(category.name for category in categories))
+        if more := len(categories) - len(self.categories):
+            self.notes.append(f"{more} categories have the name of another: each name is one class")
+        self.category_ids = tuple(first_of[name] for name in self.categories)  # as in the file; COCO's own have gaps
+        listed_ids = {image.id for image in content.images}
+        self._keep_annotations(content.annotations, categories, listed_ids)
 
-        self.left_out: Counter[str] = Counter()
-        missing = [image["file_name"] for number, image in listed.items() if number not in present]
-        if missing:
-            self.left_out[f"missing pictures (first: {missing[0]})"] = len(missing)
-        self.objects = self._objects(content.get("annotations", ()), listed)
-        if self.left_out:
-            counts = ", ".join(f"{count} {what}" for what, count in self.left_out.items())
-            log.warning("%s: left out %s", path, counts)
+    def _problem(self, name: str) -> str | None:
+        path = os.path.join(self.root, name)
+        if os.path.isfile(path):
+            return why_unreadable(name)
+        return "pipes, sockets, devices or folders" if os.path.exists(path) else "missing pictures"
 
-    def _objects(self, annotations: list[dict[str, Any]], listed: dict[int, dict[str, Any]]) -> list[Objects]:
-        label_of = {number: label for label, number in enumerate(self.category_ids)}
-        found: dict[int, list[tuple[list[float], int, bool]]] = {number: [] for number in self.image_ids}
-        for annotation in annotations:
-            image, category = annotation.get("image_id"), annotation.get("category_id")
-            if image not in listed:
-                self.left_out["boxes of unknown pictures"] += 1
-            elif category not in label_of:
-                self.left_out["boxes of unknown categories"] += 1
-            elif (box := _corners(annotation.get("bbox"), listed[image])) is None:
-                self.left_out["boxes without area"] += 1
-            elif image in found:
-                found[image].append((box, label_of[category], bool(annotation.get("iscrowd", 0))))
-        objects = []
-        for number in self.image_ids:
-            boxes, labels, crowd = zip(*found[number], strict=True) if found[number] else ((), (), ())
-            objects.append(
-                Objects(
-                    torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                    torch.tensor(labels, dtype=torch.int64),
-                    torch.tensor(crowd, dtype=torch.bool),
-                )
-            )
-        return objects
+    def _keep_annotations(self, annotations: list[Annotation], categories: list[Category], listed: set) -> None:
+        """As arrays: a million objects would be copied by every loading worker."""
+        index_of = {number: index for index, number in enumerate(self.image_ids)}
+        label_named = {name: label for label, name in enumerate(self.categories)}
+        label_of = {category.id: label_named[category.name] for category in categories}
+        entries, boxes, labels, crowds, images = [], [], [], [], []
+        for entry, annotation in enumerate(annotations):
+            if annotation.image_id not in listed:
+                self.boxes_left_out.add("boxes of unknown pictures", f"annotations[{entry}]")
+            elif annotation.bbox is UNSET or annotation.category_id is UNSET:
+                self.boxes_left_out.add("annotations without box or category", f"annotations[{entry}]")
+            elif annotation.category_id not in label_of:
+                self.boxes_left_out.add("boxes of unknown categories", f"annotations[{entry}]")
+            elif annotation.image_id in index_of:
+                images.append(index_of[annotation.image_id])
+                boxes.append(annotation.bbox)
+                labels.append(label_of[annotation.category_id])
+                crowds.append(bool(annotation.iscrowd))
+                entries.append(entry)
+        order = np.argsort(np.array(images, np.int64), kind="stable")
+        self._image_of = np.array(images, np.int64)[order]
+        self._boxes = np.array(boxes, float).reshape(-1, 4)[order]
+        self._labels, self._crowds = np.array(labels, np.int64)[order], np.array(crowds, bool)[order]
+        self._entries = np.array(entries, np.int64)[order]
+
+    @cached_property
+    def objects(self) -> list[Objects]:
+        """Of each picture. Raises SourceError if a picture's size is neither that of the file nor follows from it."""
+        annotated, image = np.unique(self._image_of, return_inverse=True)
+        names, sizes = ([column[index] for index in annotated] for column in (self.names, self._sizes))
+        headers = read_headers([self.root / name for name in names])
+        frames, notes, unexplained = find_frames(names, sizes, headers)
+        self.notes += notes
+        if unexplained:
+            first = unexplained[0]
+            raise SourceError(_unexplained(self.path, names[first], sizes[first], headers[first], len(unexplained)))
+        placed = place_boxes(self._boxes, image, frames)
+        boxes = placed.astype(np.float32)
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(1)
+        outside = (self._boxes[:, 2:] > 0).all(1) & ~(placed[:, :2] < placed[:, 2:]).all(1)
+        for reason, wrong in ((NO_AREA, ~kept & ~outside), ("boxes outside of their picture", outside)):
+            for entry in self._entries[wrong]:
+                self.boxes_left_out.add(reason, f"annotations[{entry}]")
+        ends = np.searchsorted(self._image_of[kept], np.arange(1, len(self)))
+        columns = (boxes[kept], self._labels[kept], self._crowds[kept])
+        parts = zip(*(np.split(column, ends) for column in columns), strict=True)
+        return [Objects(*map(torch.from_numpy, part)) for part in parts]
 
 
 def annotation_files(root: str | Path) -> list[Path]:
@@ -103,16 +140,15 @@ def annotation_files(root: str | Path) -> list[Path]:
     return sorted(Path(root).glob("annotations/instances_*.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"data: {str(path)!r} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise SourceError(f"data: {str(path)!r} is no COCO annotation file: it has no list of images")
-    if not content["images"]:
-        raise SourceError(f"data: {str(path)!r} lists no pictures")
-    return content
+def _unexplained(path: Path, name: str, size, header, count: int) -> str:
+    shown = " × ".join(map(str, header[:2]))
+    if header.orientation != 1:
+        shown += f" (EXIF orientation {header.orientation})"
+    others = f" and {count - 1} more" if count > 1 else ""
+    return (
+        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: "
+        "neither resizing nor EXIF explains it. Correct width and height; if boxes are of the stored image, remove both"
+    )
 
 
 def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Path:
@@ -120,20 +156,9 @@ def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Pa
     root, split = annotations.absolute().parent.parent, annotations.stem.split("_", 1)[-1]
     folders = [root / split, root / "images" / split, root / "images", root] if given is None else [Path(given)]
     for folder in folders:
-        if folder.is_dir() and any((folder / name).is_file() for name in names):
+        if folder.is_dir() and any(os.path.isfile(os.path.join(folder, name)) for name in names):
             return folder
     raise SourceError(
         f"data: none of the {len(names)} pictures that {str(annotations)!r} lists exists "
         f"(looked for {names[0]!r} in {', '.join(map(str, folders))})"
     )
-
-
-def _corners(box: Any, image: dict[str, Any]) -> list[float] | None:
-    """x, y, width, height as the corners x1, y1, x2, y2 inside the picture; None if nothing of it is there."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
-        return None
-    x, y, width, height = box
-    x1, y1 = max(x, 0.0), max(y, 0.0)
-    x2, y2 = min(x + width, image.get("width", math.inf)), min(y + height, image.get("height", math.inf))
-    corners = [x1, y1, x2, y2]
-    return corners if x1 < x2 and y1 < y2 and all(map(math.isfinite, corners)) else None

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 from torch.utils.data import Dataset
 
+from maskco.data.left_out import LeftOut
+
 CLASS_NAMES = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -76,6 +78,7 @@ class DemoSource:
 
     def __init__(self, count: int | None = None) -> None:
         self.images = demo_scenes("train", count).images
+        self.left_out = LeftOut()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from PIL import Image
 
 from maskco.data.cache import cache_folder, one_at_a_time
+from maskco.data.left_out import LeftOut
 from maskco.data.pictures import PictureError, to_rgb
 from maskco.data.sources import SourceError
 
@@ -28,6 +29,7 @@ class NamedSource:
     def __init__(self, data: str) -> None:
         from torchvision import datasets
 
+        self.left_out = LeftOut()
         self.title, _, query = data.removeprefix(PREFIX).partition("?")
         known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
         if self.title not in known:
@@ -39,7 +41,7 @@ class NamedSource:
         options: dict[str, Any] = {"root": str(cache_folder("torchvision"))} if "root" in accepted else {}
         if "download" in accepted:
             options["download"] = True
-        options |= {name: _value(text) for name, text in parse_qsl(query, keep_blank_values=True)}
+        options |= _options(query, data)
         try:
             with one_at_a_time(cache_folder("torchvision") / self.title):
                 self._pictures = kind(**options)
@@ -47,6 +49,8 @@ class NamedSource:
         except Exception as error:  # whatever a set's code, its download or its optional packages raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise SourceError(f"data: {data!r} cannot be opened: {reason}") from error
+        if first is None:
+            raise SourceError(f"data: {data!r} holds no pictures")
         if not isinstance(first, Image.Image):
             raise SourceError(f"data: {data!r} holds no pictures, but {type(first).__name__}")
 
@@ -65,6 +69,18 @@ class NamedSource:
     def _picture(self, index: int) -> Any:
         sample = self._pictures[index]
         return sample[0] if isinstance(sample, tuple) else sample
+
+
+def _options(query: str, data: str) -> dict[str, str | int | bool]:
+    """The arguments `a=1&b=c`; %26 is an & in a value."""
+    options: dict[str, str | int | bool] = {}
+    for part in filter(None, query.split("&")):
+        name, equals, text = part.partition("=")
+        if not equals or name in options:
+            problem = "has no value" if not equals else "is given twice"
+            raise SourceError(f"data: option {name!r} of {data!r} {problem}: write NAME?option=value&option=value")
+        options[name] = _value(unquote(text))
+    return options
 
 
 def _value(text: str) -> str | int | bool:

@@ -15,14 +15,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision has announced that its decoders will go; Pillow's takes a quarter longer
-    decode_jpeg = None
+from maskco.data.kinds import open_image
 
-# What Pillow decodes by itself; matched in any case of letters.
-_FORMATS = "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif"
-EXTENSIONS = frozenset(f".{name}" for name in _FORMATS.split())
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+except ImportError:  # torchvision has announced that its decoders will go; Pillow's JPEG takes a quarter longer
+    decode_jpeg = decode_png = None
+
+OUTLIERS = 0.005  # share of pixels at each end that may be clipped when more than 8 bits become 8
 BACKGROUND = (128, 128, 128)  # behind transparent pixels: mid-grey draws no hard edge around light or dark cut-outs
 
 
@@ -52,12 +52,14 @@ class Picture:
         self.name = str(file) if name is None else name
         with self._naming_itself():
             self._data = file if isinstance(file, bytes) else Path(file).read_bytes()
-            self._image = Image.open(io.BytesIO(self._data))
+            self._image = open_image(io.BytesIO(self._data))
+            # (colours only: grey of 16 bits has a mode of its own)
+            self._is_deep = any(";16" in str(tile) for tile in getattr(self._image, "tile", ()))
             self._is_jpeg = isinstance(self._image, JpegImageFile)
             if not self._is_jpeg:  # other formats may tell only after decoding how they are to be turned
                 self._image.load()
             width, height = self._image.size
-            self._orientation = self._image.getexif().get(ExifTags.Base.Orientation, 1)
+            self._orientation = orientation_of(self._image)
             self.size = (width, height) if self._orientation >= 5 else (height, width)
             """Height and width of the upright picture in pixels."""
 
@@ -71,6 +73,8 @@ class Picture:
                 width, height = self._image.size
                 self._image.draft(None, (width // shrink, height // shrink))
             self._image.load()
+            if self._is_deep and self._image.mode in ("RGB", "RGBA") and "transparency" not in self._image.info:
+                self._image = self._stretched()
             ImageOps.exif_transpose(self._image, in_place=True)
             return to_rgb(self._image)
 
@@ -82,6 +86,23 @@ class Picture:
             except RuntimeError:
                 pass  # Pillow either can or says why not
         return pil_to_tensor(self.decode(shrink))
+
+    def _stretched(self) -> Image.Image:
+        """Colours of 16 bits as 8, with one scale for all three. Pillow keeps the upper 8 bits, which are nearly black
+        where a camera fills 10 or 12; torchvision has all 16 of a PNG's."""
+        values = np.asarray(self._image)
+        if decode_png and self._image.format == "PNG":
+            encoded = torch.frombuffer(bytearray(self._data), dtype=torch.uint8)
+            values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+            if values.shape[2] == 2:  # grey and opacity
+                values = values[..., [0, 0, 0, 1]]
+        colours = stretch(values[..., :3])
+        if self._image.mode == "RGBA":
+            colours = np.concatenate([colours, np.asarray(self._image)[..., 3:]], axis=2)
+        result = Image.fromarray(colours)
+        result.info = self._image.info
+        result.getexif()[ExifTags.Base.Orientation] = self._orientation
+        return result
 
     @contextmanager
     def _naming_itself(self) -> Iterator[None]:
@@ -99,11 +120,17 @@ def read_picture(path: str | Path) -> Image.Image:
     return Picture(path).decode()
 
 
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) to 8; what is none of these turns nothing."""
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB: transparency over mid-grey, and pictures of more than 8 bits (16-bit grey, 32-bit integer
-    or float) stretched from their own smallest and largest value to 0..255, since their scale is not known."""
+    or float) stretched to 0..255 by `stretch`, since their scale is not known."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return _stretch(np.asarray(image)).convert("RGB")
+        return Image.fromarray(stretch(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, BACKGROUND)
         opaque.alpha_composite(image.convert("RGBA"))
@@ -111,11 +138,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
 
 
-def _stretch(values: np.ndarray) -> Image.Image:
-    finite = np.isfinite(values)
-    if not finite.any():
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Numbers of any kind and scale as uint8 of the same shape: the smallest becomes 0, the largest 255.
+
+    A few pixels must not turn the others black or white. So up to 0.5% of them are clipped at an end (at least one
+    is), but only if the rest spans less than half of the whole range: hot pixels are clipped, and so are stars in a
+    noisy sky. Where the rest is constant nothing is clipped, which keeps stars in a sky that is exactly black.
+    -Inf and NaN become 0, Inf 255. Raises ValueError if nothing is finite.
+    """
+    is_float = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)] if is_float else values.ravel()
+    if not finite.size:
         raise ValueError("holds no finite value")
-    values = values.astype(np.float64)
-    low, high = values[finite].min(), values[finite].max()
-    scaled = (np.where(finite, values, low) - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    few = min(max(1, int(OUTLIERS * finite.size)), (finite.size - 1) // 2)
+    ends = np.partition(finite, (few, finite.size - 1 - few))
+    inner_low, inner_high, low, high = map(float, (ends[few], ends[-1 - few], finite.min(), finite.max()))
+    if 0 < inner_high - inner_low < (high - low) / 2:
+        low, high = inner_low, inner_high
+    scaled = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)  # (16 bits fit into either)
+    if is_float:
+        np.nan_to_num(scaled, copy=False, nan=low, posinf=high, neginf=low)
+    scaled = np.clip(scaled, low, high, out=scaled)
+    scaled -= low
+    scaled *= 255 / ((high - low) or 1.0)
+    return np.rint(scaled, out=scaled).astype(np.uint8)

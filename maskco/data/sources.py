@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.data.pictures import EXTENSIONS, Picture, PictureError
+from maskco.data.kinds import is_image, readable, why_not
+from maskco.data.left_out import LeftOut
+from maskco.data.pictures import Picture, PictureError
 from maskco.data.views import RawViews, Views
 
 __all__ = [
@@ -39,14 +43,13 @@ __all__ = [
     "SourceError",
     "collate",
     "fingerprint",
+    "is_remote",
     "locate",
     "open_source",
     "seed_from",
 ]
 
 REPLACEMENT_TRIES = 32  # pictures tried in place of a broken one before giving up
-
-log = logging.getLogger(__name__)
 
 
 class SourceError(ValueError):
@@ -55,6 +58,8 @@ class SourceError(ValueError):
 
 class Source(Protocol):
     """A numbered collection of pictures."""
+
+    left_out: LeftOut  # what there is besides, and why it is not used: said before it is learned from
 
     def __len__(self) -> int: ...
 
@@ -72,15 +77,19 @@ def open_source(data: str | Path) -> Source:
 
         demo                            the built-in scenes
         torchvision:NAME?option=value   a set of torchvision's, downloaded if need be
-        a URL, pipe:COMMAND, ….tar      shards; braces and, if local, * expand
+        an address, ….tar               shards; braces and, if local, * expand
         ….npy                           a NumPy array of small pictures
         ….json                          a COCO annotation file: the pictures that it lists
         a folder with annotations/instances_*.json    the same; of several files, the one for training
         any other folder                every picture below it
 
-    Raises SourceError.
+    Addresses are http://, https:// and what `maskco.data.remote` lists. Raises SourceError.
     """
-    data = str(data)
+    if _is_of_windows(str(data)):
+        raise SourceError(f"data: {str(data)!r} is a path of Windows, and this is {sys.platform}: give a path as here")
+    if not str(data):
+        raise SourceError("data: nothing is named: give a folder, or use 'demo' for the built-in scenes")
+    data = locate(str(data))
     if data == "demo":
         from maskco.data.demo import DemoSource
 
@@ -89,17 +98,19 @@ def open_source(data: str | Path) -> Source:
         from maskco.data.named import NamedSource
 
         return NamedSource(data)
-    if is_shards(data):
+    ending = "" if os.path.isdir(data) else data.lower()
+    if is_remote(data) or ending.endswith((".tar", ".tar.gz", ".tgz")):
         from maskco.data.shards import ShardSource
 
         return ShardSource(data)
-    if data.endswith(".npy"):
+    check_regular(Path(data))
+    if ending.endswith(".npy"):
         from maskco.data.arrays import ArraySource
 
         return ArraySource(data)
     from maskco.data.coco import CocoSource, annotation_files
 
-    files = [Path(data)] if data.endswith(".json") else annotation_files(data)
+    files = [Path(data)] if ending.endswith(".json") else annotation_files(data)
     if len(files) > 1:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
     if len(files) > 1:
@@ -108,20 +119,30 @@ def open_source(data: str | Path) -> Source:
     return CocoSource(files[0]) if files else FolderSource(data)
 
 
-def is_shards(data: str) -> bool:
-    """Whether --data names tar shards. (Compressed ones are for ShardSource to refuse.)"""
-    return is_remote(data) or data.endswith((".tar", ".tar.gz", ".tgz"))
-
-
 def is_remote(data: str) -> bool:
-    return data.startswith("pipe:") or "://" in data
+    """Whether --data is no path, and lies outside this machine's file system. (pipe: too, which is always refused.)"""
+    return not data.lower().startswith("file://") and ("://" in data or data.lower().startswith("pipe:"))
 
 
 def locate(data: str) -> str:
-    """--data with an absolute path, if it is one, so that a run can be resumed from any folder."""
-    if data == "demo" or data.startswith("torchvision:") or is_remote(data):
+    """--data with an absolute path, if it is one, so that a run can be resumed from any folder. file:// is a path."""
+    if data in ("", "demo") or data.startswith("torchvision:") or is_remote(data) or _is_of_windows(data):
         return data
-    return str(Path(data).expanduser().resolve())
+    if data.lower().startswith("file://"):
+        data = "/" + unquote(data[len("file://") :].removeprefix("localhost")).lstrip("/")
+    # Links stay: what they lead to may lack the name's ending, as in the caches of Hugging Face.
+    return os.path.abspath(os.path.expanduser(data))
+
+
+def _is_of_windows(data: str) -> bool:
+    return os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", data) is not None
+
+
+def check_regular(path: Path) -> None:
+    """Raises SourceError if something is there that is neither file nor folder: reading a named pipe would wait for
+    ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise SourceError(f"data: {str(path)!r} is a pipe, socket or device: give a file or a folder")
 
 
 def fingerprint(source: Source) -> str:
@@ -137,6 +158,7 @@ class PictureFiles:
 
     root: Path
     names: list[str]
+    left_out: LeftOut
 
     def __len__(self) -> int:
         return len(self.names)
@@ -152,50 +174,73 @@ class PictureFiles:
 
 
 class FolderSource(PictureFiles):
-    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as is any folder already
-    visited, so links may form loops. Raises SourceError if there is nothing to read."""
+    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
+    any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root, self.left_out = Path(root), LeftOut()
         if not self.root.exists():
             raise SourceError(
                 f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes"
             )
+        check_regular(self.root)
         if not self.root.is_dir():
             raise SourceError(
                 f"data: {str(root)!r} is a file: give the folder that holds the pictures, a .tar or a COCO .json"
             )
-        files = sorted(_files_below(self.root))
-        self.names = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
+        files = sorted(_files_below(self.root, self.left_out))
+        self.names = [name for name in files if is_image(name)]
+        for name in files:
+            if not is_image(name):
+                self.left_out.add(why_not(name), name)
         if not files:
-            raise SourceError(f"data: {str(root)!r} is empty: give a folder that holds pictures")
+            others = "".join(f" of files that can be used ({line})" for line in self.left_out.lines())
+            raise SourceError(f"data: {str(root)!r} is empty{others}: give a folder that holds pictures")
         if not self.names and any(name.endswith(".tar") for name in files):
             raise SourceError(f"data: {str(root)!r} holds tar files and no pictures: for shards, give '{root}/*.tar'")
         if not self.names:
             raise SourceError(
-                f"data: none of the {len(files)} files below {str(root)!r} is a picture "
-                f"(first: {files[0]!r}): convert them to one of {' '.join(sorted(EXTENSIONS))}"
+                f"data: none of the {len(files)} files below {str(root)!r} is a picture ({self.left_out.lines()[0]}): "
+                f"convert them to one of {' '.join(sorted(readable()))}"
             )
 
 
-def _files_below(root: Path) -> Iterator[str]:
-    """Paths of all files below root, relative to it, but for hidden ones and those in run folders of ours."""
+def _files_below(root: Path, left_out: LeftOut) -> Iterator[str]:
+    """Paths of all regular files below root, relative to it, but for hidden ones and those in run folders of ours."""
     visited = set()
-    for folder, subfolders, files in os.walk(
-        root, followlinks=True, onerror=lambda error: log.warning("folder left out: %s", error)
-    ):
-        status = os.stat(folder)
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(root / folder)
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            left_out.add(f"folders that cannot be read ({error.strerror})", folder or str(root))
+            continue
         if (status.st_dev, status.st_ino) in visited:
-            subfolders.clear()
+            left_out.add("links to folders already read", folder)
             continue
         visited.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if "metrics.jsonl" in files and "config.json" in files:  # a run's report.png is no picture to learn from
-            subfolders.clear()
+        if {"metrics.jsonl", "config.json"} <= {entry.name for entry in entries}:
+            left_out.add("folders of runs", folder or str(root))  # a run's report.png is no picture to learn from
             continue
-        for name in files:
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
+        subfolders = []
+        for entry in entries:
+            name = os.path.join(folder, entry.name)
+            try:
+                if entry.name.startswith("."):
+                    left_out.add("hidden (the name begins with a dot)", name)
+                elif entry.is_dir():
+                    subfolders.append(name)
+                elif entry.is_file():
+                    yield name
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    left_out.add("links to nothing", name)
+                else:  # opening a named pipe would wait for ever
+                    left_out.add("pipes, sockets or devices", name)
+            except OSError as error:  # of a link in a circle, for example
+                left_out.add(f"not readable ({error.strerror})", name)
+        folders += sorted(subfolders, reverse=True)
 
 
 class Sample(NamedTuple):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+MaskFill = Literal["grey", "noise", "mean"]
 
 
 @dataclass
@@ -22,6 +25,9 @@ class ViewConfig:
     """Width over height of a region in the query view (ours)."""
     mask_share: float = 0.3
     """Share of a region's area that is hidden, in its middle; the rest shows what it stands in (ours)."""
+    mask_fill: MaskFill = "grey"
+    """What hides it (ours): "grey", a little lighter than the mean colour; "noise" with the colours' own spread; or
+    "mean", the mean colour itself, whose gradients explode in most encoders with LayerNorm."""
     min_region_pixels: int = 8
     """Both sides of every region are at least this long in both views (ours)."""
     max_region_overlap: float = 0.25
@@ -64,6 +70,8 @@ class ViewConfig:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.mask_share <= 1:
             raise ValueError(f"mask_share must be above 0 and at most 1, got {self.mask_share}")
+        if self.mask_fill not in get_args(MaskFill):
+            raise ValueError(f"mask_fill must be one of {', '.join(get_args(MaskFill))}, got {self.mask_fill!r}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue must be between 0 and 0.5, half a turn, got {self.hue}")
         if self.min_region_pixels > self.region_scale[1] * self.image_size:

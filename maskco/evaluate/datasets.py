@@ -1,7 +1,8 @@
 """Labelled sets, all as scenes: a picture, boxes and a label for each. What lies in a folder tells its layout.
 
     annotations/instances_*.json        COCO's: train and val parts, or one part
-    train/CLASS/…, val/CLASS/…          pictures by class (or test/ for val/; or CLASS/… alone): one box, all of it
+    train/CLASS/…, val/CLASS/…          pictures by class (or test/ for val/; or CLASS/… alone): one box, all of it;
+                                        see class_folders.py
     "demo"                              the built-in scenes
 
 Where there is no part to test on, a fifth of the pictures is held out for it, always the same one.
@@ -19,10 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from maskco.data.coco import CocoSource, Objects, annotation_files
+from maskco.data.coco import NO_AREA, CocoSource, Objects, annotation_files
 from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
-from maskco.data.sources import FolderSource, Source, SourceError
+from maskco.data.left_out import LeftOut
+from maskco.data.sources import Source, SourceError
+from maskco.evaluate.class_folders import PARTS, Part, near_class, read_class_folders
 from maskco.evaluate.errors import EvaluationError
+from maskco.files import user_path
 
 T = TypeVar("T")
 
@@ -89,7 +93,7 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         counts = [own if asked is None else asked for own, asked in zip(DEMO_COUNTS, (train, test), strict=True)]
         learnt, held = (demo_scenes(part, n, image_size) for part, n in zip(("train", "test"), counts, strict=True))
         return LabelledSet("demo scenes", CLASS_NAMES, learnt, held, has_boxes=True)
-    root = Path(data)
+    root = user_path(data)
     if not root.is_dir():
         raise EvaluationError(
             f"data: no such folder {data!r}; name one in COCO's layout, one of pictures by class, or 'demo'"
@@ -98,7 +102,10 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
         found = _open_coco(root) if annotation_files(root) else _open_classes(root)
     except SourceError as error:
         raise EvaluationError(str(error)) from error
-    return replace(found, train=_some(found.train, train), test=_some(found.test, test))
+    sources = {id(p.source): p.source for p in (found.train, found.test) if isinstance(p, Annotated)}
+    left_out = [line for source in sources.values() for line in source.left_out.lines()]
+    notes = (*found.notes, *left_out)
+    return replace(found, train=_some(found.train, train), test=_some(found.test, test), notes=notes)
 
 
 def _some(part: Annotated | LabelledScenes, count: int | None) -> Annotated | LabelledScenes:
@@ -116,7 +123,8 @@ def spread(length: int, count: int) -> list[int]:
 
 def _open_coco(root: Path) -> LabelledSet:
     files = annotation_files(root)
-    train, test = ([f for f in files if f.stem.startswith(f"instances_{part}")] for part in ("train", "val"))
+    train, val, test = ([f for f in files if f.stem.lower().startswith(f"instances_{part}")] for part in PARTS)
+    test = val or test
     if len(files) == 1:
         train, test = files, []
     if len(train) != 1 or len(test) > 1:
@@ -126,23 +134,37 @@ def _open_coco(root: Path) -> LabelledSet:
     whole = _coco_scenes(source)
     if not test:
         learnt, held = _hold_out(len(whole))
-        notes = (f"{files[0].name} is the only part: a fifth of its pictures was held out to test on",)
+        held_out = f"{train[0].name} is the only part: a fifth of its pictures was held out to test on"
+        notes = (held_out, *_box_notes(source))
         return LabelledSet(root.resolve().name, source.categories, whole.take(learnt), whole.take(held), True, notes)
+    unused = [file.name for file in files if file not in (*train, *test)]
+    said = (f"not used: {', '.join(unused)}",) if unused else ()
     other = _coco_source(test[0])
     if other.categories != source.categories:
         raise EvaluationError(f"data: {train[0].name} and {test[0].name} do not have the same categories")
-    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True)
+    notes = (*said, *_box_notes(source), *_box_notes(other))
+    return LabelledSet(root.resolve().name, source.categories, whole, _coco_scenes(other), True, notes)
 
 
 def _coco_source(path: Path) -> CocoSource:
     """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
     source = CocoSource(path)
-    wrong = [f"{count} {what}" for what, count in source.left_out.items() if "without area" not in what]
-    if wrong:
-        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: mend the file")
+    _require_none(source.left_out, path)
     if not source.categories:
         raise EvaluationError(f"data: {str(path)!r} names no categories")
+    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
+    _require_none(source.boxes_left_out, path)
     return source
+
+
+def _require_none(left_out: LeftOut, path: Path) -> None:
+    wrong = [f"{count} {what} (first: {left_out.first[what]!r})" for what, count in left_out.items() if what != NO_AREA]
+    if wrong:
+        raise EvaluationError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
+
+
+def _box_notes(source: CocoSource) -> tuple[str, ...]:
+    return tuple(f"{source.path.name}: {line}" for line in (*source.notes, *source.boxes_left_out.lines()))
 
 
 def _coco_scenes(source: CocoSource) -> Annotated:
@@ -160,36 +182,26 @@ def _coco_scenes(source: CocoSource) -> Annotated:
 
 
 def _open_classes(root: Path) -> LabelledSet:
-    parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
-    whole, classes = _classes_of(parts[0] if parts else root)
+    parts, notes = read_class_folders(root)
+    classes = parts[0].classes
+    whole = _whole_images(parts[0], classes)
+    name = root.resolve().name
     if len(parts) < 2:
         learnt, held = _hold_out(len(whole))
-        notes = (f"{parts[0] if parts else root} is the only part: a fifth of its pictures was held out to test on",)
-        return LabelledSet(root.resolve().name, classes, whole.take(learnt), whole.take(held), False, notes)
-    test, own = _classes_of(parts[1])
-    if unknown := sorted(set(own) - set(classes)):
-        raise EvaluationError(f"data: class {unknown[0]!r} of {str(parts[1])!r} has no folder in {str(parts[0])!r}")
-    labels = [torch.tensor([classes.index(own[int(label)])]) for label in test.labels]
-    return LabelledSet(root.resolve().name, classes, whole, replace(test, labels=labels), False)
+        notes = [f"{parts[0].folder} is the only part: a fifth of its pictures was held out to test on"]
+        return LabelledSet(name, classes, whole.take(learnt), whole.take(held), False, tuple(notes))
+    if unknown := sorted(set(parts[1].classes) - set(classes)):
+        near = near_class(unknown[0], classes)
+        raise EvaluationError(
+            f"data: class {unknown[0]!r} of {str(parts[1].folder)!r} has no folder in {str(parts[0].folder)!r}"
+            + (f", which has {near!r}: rename one of them" if near else "")
+        )
+    return LabelledSet(name, classes, whole, _whole_images(parts[1], classes), False, tuple(notes))
 
 
-def _classes_of(folder: Path) -> tuple[Annotated, tuple[str, ...]]:
-    """Every picture below `folder`, labelled by the first folder on the way to it."""
-    source = FolderSource(folder)
-    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if len(classes) < 2:
-        raise EvaluationError(
-            f"data: expected a folder for each class, or COCO's annotations/instances_….json, in {str(folder)!r}"
-        )
-    label_of = {name: label for label, name in enumerate(classes)}
-    firsts = [Path(source.name(index)).parts[0] for index in range(len(source))]
-    if empty := [name for name in classes if name not in firsts]:
-        raise EvaluationError(f"data: class {empty[0]!r} has no picture in {str(folder)!r}")
-    if loose := [source.name(i) for i, first in enumerate(firsts) if first not in label_of]:
-        raise EvaluationError(
-            f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?"
-        )
-    return Annotated(source, range(len(source)), [torch.tensor([label_of[first]]) for first in firsts]), classes
+def _whole_images(part: Part, classes: tuple[str, ...]) -> Annotated:
+    labels = [torch.tensor([classes.index(part.classes[label])]) for label in part.labels]
+    return Annotated(part.source, range(len(part.source)), labels)
 
 
 def _hold_out(length: int) -> tuple[list[int], list[int]]:

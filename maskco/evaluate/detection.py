@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,7 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import OWN, Input, reestimate_batch_norm
 from maskco.evaluate.options import Detection
 from maskco.files import write_atomically
+from maskco.nn.encoder import map_scale
 from maskco.weights import load_named, timm_names, timm_state, whole_model_state
 
 FINEST = 4  # pixels: the finest map that a pyramid is built on
@@ -44,6 +45,7 @@ SAVE_MINUTES = 10
 SCORES = {"mAP": "map", "mAP 50": "map_50", "mAP 75": "map_75"}  # a table's heads: torchmetrics' names
 
 Target = dict[str, Tensor]
+Batch = tuple[list[Tensor], list[Target]]
 
 
 def evaluate_detection(
@@ -128,6 +130,11 @@ class Pyramid(nn.Module):
         maps = self.body(images)
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
+        try:  # regions are pooled from these maps by their sizes
+            for stride, features in zip(self.strides, maps, strict=False):
+                map_scale(features, images, int(stride))
+        except ValueError as error:
+            raise EvaluationError(f"encoder: {error}") from error
         return self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps)))
 
 
@@ -166,11 +173,16 @@ class Training:
         self.step, self.loss = 0, math.nan
         self.steps = options.epochs * self.batches_per_epoch
         if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.step, self.loss = state["step"], state["loss"]
-            detector.load_state_dict(state["detector"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])  # RPN and heads draw their samples from it
+            try:
+                self._load(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception as error:  # damaged files make the readers raise almost anything
+                raise EvaluationError(f"{path} is no detector to go on with, or is damaged: remove it") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.loss = int(state["step"]), float(state["loss"])
+        torch.set_rng_state(state["random"])  # RPN and heads draw their samples from it
 
     @property
     def batches_per_epoch(self) -> int:
@@ -182,7 +194,7 @@ class Training:
         saved = time.monotonic()
         hidden = None if progress else True  # None: shown on a terminal only
         with tqdm(total=self.steps, initial=self.step, desc=progress, disable=hidden, leave=False) as bar:
-            for images, targets in self._batches():
+            for images, targets in _readable(self._batches()):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.lr(self.step)
                 images = [image.to(device) for image in images]
@@ -221,7 +233,7 @@ class Training:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda file: torch.save(state, file))
 
-    def _batches(self) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    def _batches(self) -> Iterator[Batch | str]:
         """What is left of all epochs; the order of pictures and their flips follow from seed and epoch."""
         size = self.options.batch_size
         for epoch in range(self.step // self.batches_per_epoch, self.options.epochs):
@@ -237,7 +249,8 @@ class Training:
 class DetectionSet(Dataset):
     """Scenes as torchvision's detectors want them: a picture [3, H, W] in [0, 1] and boxes with labels from 1 on.
 
-    A key (epoch, index) is a picture to learn from, by chance mirrored; an index alone one to test on.
+    A key (epoch, index) is a picture to learn from, by chance mirrored; an index alone one to test on. Of a picture
+    that cannot be read there is the reason instead.
     """
 
     def __init__(self, scenes: Scenes, seed: int = 0) -> None:
@@ -246,12 +259,12 @@ class DetectionSet(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target] | str:
         epoch, index = key if isinstance(key, tuple) else (None, key)
         try:
             image, boxes, labels = self.scenes[index]
         except PictureError as error:
-            raise EvaluationError(f"data: {error}") from error
+            return str(error)
         image, boxes = image / 255, boxes.float()
         if epoch is None:
             return image, {"boxes": boxes, "labels": labels + 1}
@@ -262,9 +275,19 @@ class DetectionSet(Dataset):
         return image, {"boxes": boxes, "labels": labels + 1}
 
 
-def _collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    images, targets = zip(*samples, strict=True)
+def _collate(samples: list[tuple[Tensor, Target] | str]) -> Batch | str:
+    if reasons := [sample for sample in samples if isinstance(sample, str)]:
+        return reasons[0]
+    images, targets = zip(*cast("list[tuple[Tensor, Target]]", samples), strict=True)
     return list(images), list(targets)
+
+
+def _readable(batches: Iterable[Batch | str]) -> Iterator[Batch]:
+    """Raises EvaluationError for the first picture that cannot be read: COCO's measure is of all pictures."""
+    for batch in batches:  # (an error raised in a loading worker would come with the traceback of its process)
+        if isinstance(batch, str):
+            raise EvaluationError(f"data: {batch}: restore it, or take it out of the annotation file")
+        yield batch
 
 
 # --- testing --------------------------------------------------------------------------------------------------------
@@ -280,7 +303,7 @@ def average_precision(
     hidden = None if progress else True
     index = 0
     with torch.no_grad():
-        for images, targets in tqdm(loader, desc=progress, disable=hidden, leave=False):
+        for images, targets in _readable(tqdm(loader, desc=progress, disable=hidden, leave=False)):
             found = detector([image.to(device) for image in images])
             for target in targets:
                 _add_crowds(target, scenes, index)

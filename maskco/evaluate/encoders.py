@@ -2,8 +2,10 @@
 
 RUN                    a folder that `maskco pretrain` wrote, or one of its checkpoints
 timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them)
-untrained:RUN_or_NAME  the same architecture with fresh weights; of a run those that it began with
-FILE                   a state dict: torchvision's, timm's, or MoCo's own .pth.tar with its `module.encoder_q.`
+untrained:RUN_or_NAME  the same architecture with fresh weights; of a run those of its seed
+FILE                   a state dict: torchvision's, timm's, lightly's, MoCo's own .pth.tar with its `module.encoder_q.`
+
+Nothing is fetched or opened that is not named here: not what a run or file says of itself.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
+from maskco.files import user_path
 from maskco.methods import build_method
 from maskco.nn import Encoder, create_encoder
-from maskco.weights import load_named, read_weights, timm_names, whole_model_state
+from maskco.weight_files import read_weights
+from maskco.weights import load_named, timm_names, told, whole_model_state
 
 IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
@@ -42,13 +46,15 @@ class OpenedEncoder:
     image_size: int | None = None  # side in pixels that suits it; None: it has no opinion
     run: Path | None = None  # folder
     facts: dict[str, Any] = field(default_factory=dict)  # what else a table's file should say: step, file, digest …
+    notes: list[str] = field(default_factory=list)  # what a reader of its row should know
 
 
-def open_encoder(name: str, architecture: str | None = None) -> OpenedEncoder:
+def open_encoder(name: str, architecture: str | None = None, prefix: str | None = None) -> OpenedEncoder:
     """The encoder that `name` means; see the top of this file.
 
     Args:
         architecture: timm's name for the encoder in a file of weights; None: what the file says (MoCo's does).
+        prefix: which of several encoders in a file of weights, see `maskco.weights.load_named`.
 
     Raises:
         EvaluationError: `name` is nothing of all that, timm does not know the architecture, or cannot get its weights.
@@ -59,11 +65,13 @@ def open_encoder(name: str, architecture: str | None = None) -> OpenedEncoder:
     if kind == "timm" and rest:
         return _of_timm(name, rest, pretrained=True)
     if kind == "untrained" and rest:
-        return _of_run(name, Path(rest), trained=False) if Path(rest).is_dir() else _of_timm(name, rest)
-    if Path(name).is_dir():
-        return _of_run(name, Path(name))
-    if Path(name).is_file():
-        return _of_file(name, architecture)
+        run = user_path(rest)
+        return _of_run(name, run, architecture, trained=False) if run.exists() else _of_timm(name, rest)
+    path = user_path(name)
+    if path.is_dir():
+        return _of_run(name, path, architecture)
+    if path.is_file():
+        return _of_file(name, path, architecture, prefix)
     hint = f"; did you mean timm:{name}?" if timm.is_model(name.split(".")[0]) else ""
     raise EvaluationError(
         f"encoder {name!r} is neither a run folder, nor a file of weights, nor timm:NAME or untrained:NAME{hint}"
@@ -95,18 +103,17 @@ def digest(opened: OpenedEncoder) -> str:
     return sha.hexdigest()[:16]
 
 
-def _of_run(name: str, run: Path, *, trained: bool = True) -> OpenedEncoder:
-    config, method, step = load_run(run)
+def _of_run(name: str, run: Path, architecture: str | None, *, trained: bool = True) -> OpenedEncoder:
+    config, method, step = load_run(run, encoder=architecture)
     encoder = method.encoder
-    if not trained and config != config.without_start():
-        raise EvaluationError(
-            f"{name}: this run began with weights from elsewhere, which its folder must not fetch: name them, such as "
-            f"timm:{config.encoder}"
-        )
+    notes = []
     if not trained:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)
-            encoder = build_method(config).encoder.eval()
+            encoder = build_method(config.without_start()).encoder.eval()
+        if config.pretrained or config.init:
+            began = config.init or f"timm's weights (timm:{config.encoder})"
+            notes = [f"{name}: fresh weights, though the run began with {began}"]
     return OpenedEncoder(
         name=name,
         encoder=encoder,
@@ -116,6 +123,7 @@ def _of_run(name: str, run: Path, *, trained: bool = True) -> OpenedEncoder:
         image_size=scene_size(config, encoder),
         run=run.parent if run.is_file() else run,
         facts={"method": config.method, "step": step} if trained else {"method": "untrained", "step": 0},
+        notes=notes,
     )
 
 
@@ -135,14 +143,27 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
     return opened
 
 
-def _of_file(name: str, architecture: str | None) -> OpenedEncoder:
-    tensors, facts = read_weights(name)
+def _of_file(name: str, path: Path, architecture: str | None, prefix: str | None) -> OpenedEncoder:
+    tensors, facts = read_weights(path)
     if str(facts.get("format")).startswith("maskco run"):
-        return _of_run(name, Path(name))
-    architecture = architecture or facts.get("arch") or facts.get("architecture")
-    if not isinstance(architecture, str):
-        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as --architecture resnet50")
+        return _of_run(name, path, architecture)
+    architecture = architecture or _said(name, facts)
     opened = _of_timm(name, architecture)
     names = timm_names(opened.encoder.backbone, whole_model_state(architecture))
-    opened.facts = {"method": "file of weights", **load_named(opened.encoder.backbone, names, tensors, name)}
+    found = load_named(opened.encoder.backbone, names, tensors, name, prefix=prefix)
+    opened.facts = {"method": "file of weights", **found}
+    if choice := told(found):
+        opened.notes.append(f"{name}: {choice}")
     return opened
+
+
+def _said(name: str, facts: dict[str, Any]) -> str:
+    """The architecture that a file says it is of, if timm has it built in."""
+    said = facts.get("arch") or facts.get("architecture")
+    if not isinstance(said, str):
+        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as --architecture resnet50")
+    if not timm.is_model(said.removeprefix("timm/").split(".")[0]):
+        raise EvaluationError(
+            f"{name} says that its architecture is {said!r}, which timm does not have: name timm's with --architecture"
+        )
+    return said

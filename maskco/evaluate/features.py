@@ -7,6 +7,7 @@ of masked and augmented views. This protocol is ours.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, cast
@@ -24,6 +25,7 @@ from maskco.data.views import MEAN, STD
 from maskco.evaluate.datasets import Scenes, spread
 from maskco.evaluate.errors import EvaluationError
 from maskco.nn import Encoder
+from maskco.nn.encoder import map_scale
 from maskco.ops import box_pool
 
 OWN = torch.Generator()  # what loaders draw their workers' seeds from, instead of the caller's random numbers
@@ -38,12 +40,13 @@ class Input(NamedTuple):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     workers: int = 0
+    noun: str = "pictures"  # what errors call them
 
 
 class Features(NamedTuple):
     x: Tensor  # [M, C] float32, on the CPU
     labels: Tensor  # [M] int64
-    skipped: list[str]  # pictures that could not be read, and why
+    skipped: list[str]  # pictures that could not be read, and why: each once
 
 
 def extract_features(
@@ -53,6 +56,7 @@ def extract_features(
     *,
     batch_size: int = 128,
     progress: str | None = None,
+    digests: list[bytes] | None = None,
 ) -> Features:
     """The mean of the encoder's feature map over each box, or over each whole picture, scene by scene.
 
@@ -61,9 +65,11 @@ def extract_features(
             gradients, on the device of its parameters, and left in the mode it was in.
         scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
         progress: the words before a progress bar; None shows no bar.
+        digests: gets a digest of each picture that was read, the same for the same pixels.
 
     Raises:
-        EvaluationError: no scene, none with a box, or pictures of several sizes without `image_size`.
+        EvaluationError: no scene, none with a box, more than half of the pictures unreadable, or pictures of several
+            sizes without `image_size`.
     """
     device = next(encoder.parameters()).device
     features: list[Tensor] = []
@@ -71,19 +77,28 @@ def extract_features(
     skipped: list[str] = []
     with _modes(encoder), torch.no_grad():
         encoder.eval()
-        for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped):
+        for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped, digests):
             maps = encoder(images.to(device))  # [B, C, h, w]
             if form.whole:
                 pooled = maps.mean((-2, -1))
             else:
-                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=1 / encoder.stride)
+                try:
+                    scale = map_scale(maps, images, encoder.stride)
+                except ValueError as error:
+                    raise EvaluationError(f"encoder: {error}") from error
+                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
             features.append(pooled.float().cpu())
             labels += batch_labels
+    if 2 * len(skipped) > len(scenes):
+        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
+        raise EvaluationError(
+            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
+        )
     if not features or sum(map(len, features)) == 0:
         raise EvaluationError(
             f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
         )
-    return Features(torch.cat(features), torch.cat(labels), skipped)
+    return Features(torch.cat(features), torch.cat(labels), list(dict.fromkeys(skipped)))
 
 
 def reestimate_batch_norm(
@@ -122,17 +137,18 @@ def reestimate_batch_norm(
 class _Prepared(Dataset):
     """Scenes as float32 pictures [3, S, S] in [0, 255] with boxes along, or as the reason why one cannot be read."""
 
-    def __init__(self, scenes: Scenes, form: Input) -> None:
-        self.scenes, self.form = scenes, form
+    def __init__(self, scenes: Scenes, form: Input, digested: bool) -> None:
+        self.scenes, self.form, self.digested = scenes, form, digested
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor] | str:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, bytes] | str:
         try:
             image, boxes, labels = self.scenes[index]
         except PictureError as error:
             return str(error)
+        digest = _digest(image) if self.digested else b""
         image, boxes, size = image.float(), boxes.float(), self.form.image_size
         height, width = image.shape[-2:]
         if size is not None and (height, width) != (size, size):
@@ -142,15 +158,27 @@ class _Prepared(Dataset):
             boxes = boxes * torch.tensor([new[1] / width, new[0] / height] * 2)
             top, left = (new[0] - size) // 2, (new[1] - size) // 2
             image = image[:, top : top + size, left : left + size]
-        return image, boxes, labels
+        return image, boxes, labels, digest
+
+
+def _digest(image: Tensor) -> bytes:
+    sha = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
+    sha.update(image.contiguous().numpy().tobytes())
+    return sha.digest()
 
 
 def _batches(
-    scenes: Scenes, form: Input, batch_size: int, progress: str | None = None, skipped: list[str] | None = None
+    scenes: Scenes,
+    form: Input,
+    batch_size: int,
+    progress: str | None = None,
+    skipped: list[str] | None = None,
+    digests: list[bytes] | None = None,
 ) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """Normalised pictures [B, 3, H, W] float32, with one tensor of boxes and one of labels a picture."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
-    loader = DataLoader(_Prepared(scenes, form), batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+    prepared = _Prepared(scenes, form, digests is not None)
+    loader = DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
     hidden = None if progress else True  # None: shown on a terminal only
     for batch in tqdm(loader, desc=progress, disable=hidden, leave=False):
         usable = [sample for sample in batch if not isinstance(sample, str)]
@@ -158,7 +186,9 @@ def _batches(
             skipped += [sample for sample in batch if isinstance(sample, str)]
         if not usable:
             continue
-        images, boxes, labels = (list(parts) for parts in zip(*usable, strict=True))
+        images, boxes, labels, read = (list(parts) for parts in zip(*usable, strict=True))
+        if digests is not None:
+            digests += read
         if len({image.shape for image in images}) > 1:
             raise EvaluationError(
                 "scenes: expected pictures of one size, found several; pass image_size to resize them"

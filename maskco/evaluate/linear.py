@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from maskco.evaluate.accuracy import accuracy
 from maskco.evaluate.errors import EvaluationError, check_rows
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # for 256 rows a step
@@ -67,8 +68,7 @@ def linear_probe(
     correct = [int((_predict(train_x[held], solution) == target[held]).sum()) for solution in solutions]
     best = max(range(len(rates)), key=correct.__getitem__)  # among equals the lowest, smoothest one
     predictions = classes[_predict(test_x, solutions[best])]
-    accuracy = 100 * float((predictions == test_y).double().mean())
-    return Probe(accuracy, learning_rates[best], 100 * correct[best] / count, predictions)
+    return Probe(accuracy(predictions, test_y), learning_rates[best], 100 * correct[best] / count, predictions)
 
 
 def _fit(

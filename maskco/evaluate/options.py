@@ -22,6 +22,9 @@ class Evaluation:
     """Add each encoder once more with fresh weights."""
     architecture: str | None = None
     """timm's name of the encoder in files of weights that do not say it."""
+    prefix: str | None = None
+    """Which of several encoders in a file of weights: what stands before its tensors' names, or a word of that, such as
+    module.encoder_k or teacher; default: an EMA, then the teacher or query side, then a momentum side."""
     image_size: int | None = None
     """Side of the pictures; default: what suits the first run named, else 224. The same for all encoders."""
     train_pictures: int | None = None

@@ -18,6 +18,7 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.files import write_atomically
 
 EVALUATION = "evaluation.json"
+TASKS = ("knn", "linear", "regions", "detection")
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,29 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def load_rows(path: Path) -> list[Row]:
+    """The rows in a file of them. Raises EvaluationError if it is another file, or damaged."""
     try:
-        rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-        if not all(map(_is_sound, rows)):
-            raise ValueError("a row holds values of other types")
-        return rows
+        return [_row(values) for values in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EvaluationError(
             f"{path} is no file of evaluations by this version: move it away, or name another"
         ) from error
 
 
-def _is_sound(row: Row) -> bool:
+def _row(values: dict[str, Any]) -> Row:
+    """Raises TypeError or ValueError unless all values are of their fields' types."""
+    row = Row(**values)
     texts = (row.task, row.data, row.encoder, row.architecture)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(row.details, dict):
-        return False
-    notes, scores = row.details.get("notes", []), row.scores
+    if row.task not in TASKS or not all(isinstance(text, str) for text in texts):
+        raise ValueError("expected a known task, and text")
+    if not isinstance(row.scores, dict) or not isinstance(row.details, dict) or not row.scores.keys() - {"chance"}:
+        raise ValueError("expected scores and details by name")
+    if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in row.scores.values()):
+        raise ValueError("expected scores in numbers")
+    notes = row.details.get("notes", [])
     if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
-        return False
-    return isinstance(scores, dict) and all(type(value) in (int, float) for value in scores.values())
+        raise ValueError("expected notes in text")
+    return row
 
 
 def provenance() -> dict[str, Any]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
 from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
-from maskco.evaluate.knn import knn_accuracy
+from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
 from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
+from maskco.files import user_path
 from maskco.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
@@ -36,18 +39,23 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     """
     _check(options)
     device = _device(options.device)
-    encoders = [open_encoder(name, options.architecture) for name in options.encoders]
+    encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]
+    if options.prefix is not None and not any("prefix" in opened.facts for opened in encoders):
+        raise EvaluationError("prefix: chooses in a file of weights, and none of the encoders is one")
     if options.untrained:
         fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
-        encoders += [open_encoder(name) for name in fresh if name not in options.encoders]
+        encoders += [open_encoder(name, options.architecture) for name in fresh if name not in options.encoders]
     runs = [(opened.run, opened.image_size) for opened in encoders if opened.run is not None]
     size = options.image_size or next((own for _, own in runs if own is not None), IMAGE_SIZE)
     data = open_labelled(options.data, image_size=size, train=options.train_pictures, test=options.test_pictures)
-    out = Path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
+    out = user_path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
+    if out.is_dir():
+        raise EvaluationError(f"out: {out} is a folder: name a file, such as {out / EVALUATION}")
     if out.exists():
         load_rows(out)  # what cannot be added to should be known before the work
 
     rows = []
+    notes = dict.fromkeys(data.notes)  # in order, each once
     for opened in encoders:
         opened.facts["encoder_sha256"] = digest(opened)  # before batch norms see the data
         opened.encoder.to(device)
@@ -55,6 +63,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
             scores, details = TASKS[options.task](opened, data, options, opened.encoder.image_size or size, verbose)
         finally:
             opened.encoder.cpu()
+        own_notes = [*data.notes, *opened.notes, *details.pop("notes", ())]
+        notes |= dict.fromkeys(own_notes)
         row = Row(
             task=options.task,
             data=data.name,
@@ -67,7 +77,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
                 "image_size": opened.encoder.image_size or size,
                 "pictures": {"train": len(data.train), "test": len(data.test)},
                 **details,
-                "notes": list(data.notes),
+                "notes": own_notes,
                 "device": str(device),
                 **provenance(),
             },
@@ -77,7 +87,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     if verbose:
         print(f"{TITLES[options.task]}, {data.name}, {size} px")
         print(format_table(rows))
-        print("\n".join([*data.notes, f"kept in {out}"]))
+        print("\n".join([*notes, f"kept in {out}"]))
     return rows
 
 
@@ -116,17 +126,58 @@ def _frozen(
     form = Input(size, whole, opened.mean, opened.std, workers(options, data))
     if options.batch_norm == "data":
         reestimate_batch_norm(opened.encoder, parts[0], form)
+    boxes_of = "boxes of the " if isinstance(parts[0], CutOuts) else ""
+    digests: tuple[list[bytes], list[bytes]] = ([], [])
     train, test = (
-        extract_features(opened.encoder, part, form, progress=f"{opened.name}, {name}" if verbose else None)
-        for name, part in zip(("train", "test"), parts, strict=True)
+        extract_features(
+            opened.encoder,
+            part,
+            form._replace(noun=f"{boxes_of}{kind} images"),
+            progress=f"{opened.name}, {kind}" if verbose else None,
+            digests=read,
+        )
+        for kind, part, read in zip(("training", "test"), parts, digests, strict=True)
     )
+    skipped = {name: part.skipped for name, part in (("train", train), ("test", test))}
     details: dict[str, Any] = {
         "rows": {"train": len(train.x), "test": len(test.x)},
         "channels": train.x.shape[1],
+        "skipped": {name: {"count": len(those), "first": those[:SHOWN_SKIPPED]} for name, those in skipped.items()},
+        "notes": _told_skipped(data, skipped) + _told_classes(data, train, test) + _told_repeated(boxes_of, *digests),
     }
-    if skipped := train.skipped + test.skipped:
-        details["skipped"] = {"count": len(skipped), "first": skipped[:SHOWN_SKIPPED]}
     return train, test, details
+
+
+def _told_skipped(data: LabelledSet, skipped: dict[str, list[str]]) -> list[str]:
+    counts = {"train": len(data.train), "test": len(data.test)}
+    return [
+        f"{len(those)} of the {counts[name]} {kind} images could not be read and are left out; the first: {those[0]}"
+        for name, kind in (("train", "training"), ("test", "test"))
+        if (those := skipped[name])
+    ]
+
+
+def _told_classes(data: LabelledSet, train: Features, test: Features) -> list[str]:
+    """Classes that only one of the parts has."""
+    learnt, tested = (set(part.labels.tolist()) for part in (train, test))
+    unknown, untested = sorted(tested - learnt), sorted(set(range(len(data.classes))) - tested)
+    notes = []
+    if unknown:
+        notes.append(f"not learned, so that their test rows count as wrong: {_counted(unknown, data.classes)}")
+    if untested:
+        notes.append(f"not tested, so that the mean per class leaves them out: {_counted(untested, data.classes)}")
+    return notes
+
+
+def _counted(labels: list[int], classes: Sequence[str], most: int = 5) -> str:
+    names = ", ".join(classes[label] for label in labels[:most]) + (" …" if len(labels) > most else "")
+    return f"{len(labels)} of {len(classes)} classes ({names})"
+
+
+def _told_repeated(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
+    """Pixels that both parts hold: what was learned by heart there counts as right here."""
+    repeated = sum(map(set(train).__contains__, test))
+    return [f"{repeated} of the {len(test)} {boxes_of}test images are training images too"] if repeated else []
 
 
 def _chance(train: Features, test: Features) -> float:
@@ -136,40 +187,48 @@ def _chance(train: Features, test: Features) -> float:
 
 def _knn(opened: OpenedEncoder, data: LabelledSet, options: Knn, size: int, verbose: bool) -> Scored:
     train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
-    return {"kNN top-1": _vote(train, test, options), "chance": _chance(train, test)}, details
+    return _vote(train, test, options) | {"chance": _chance(train, test)}, details
 
 
 def _linear(opened: OpenedEncoder, data: LabelledSet, options: Linear, size: int, verbose: bool) -> Scored:
     train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
-    accuracy, probe = _probe(train, test, options)
-    return {"linear top-1": accuracy, "chance": _chance(train, test)}, details | probe
+    scores, probe = _probe(train, test, options)
+    return scores | {"chance": _chance(train, test)}, details | probe
 
 
 def _regions(opened: OpenedEncoder, data: LabelledSet, options: Regions, size: int, verbose: bool) -> Scored:
     if not data.has_boxes:
         raise EvaluationError(f"data: regions need boxes, and {data.name} has none: take knn or linear for it")
     train, test, details = _frozen(opened, data, options, size, verbose, whole=False)
-    accuracy, probe = _probe(train, test, options)
-    scores = {"linear top-1": accuracy, "kNN top-1": _vote(train, test, options), "chance": _chance(train, test)}
-    return scores, details | probe
+    scores, probe = _probe(train, test, options)
+    return scores | _vote(train, test, options) | {"chance": _chance(train, test)}, details | probe
 
 
-def _vote(train: Features, test: Features, options: Knn | Regions) -> float:
+def _accuracies(name: str, predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        f"{name} top-1": accuracy(predictions, labels),
+        f"{name} per class": mean_class_accuracy(predictions, labels),
+    }
+
+
+def _vote(train: Features, test: Features, options: Knn | Regions) -> dict[str, float]:
     k = min(options.k, len(train.x))
-    return knn_accuracy(train.x, train.labels, test.x, test.labels, k=k, temperature=options.temperature)
+    rows = (train.x, train.labels, test.x, test.labels)
+    return _accuracies("kNN", knn_predictions(*rows, k=k, temperature=options.temperature), test.labels)
 
 
-def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[float, dict[str, Any]]:
+def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[dict[str, float], dict[str, Any]]:
     device = _device(options.device)
     rows = (value.to(device) for value in (train.x, train.labels, test.x, test.labels))
     probe = linear_probe(*rows, epochs=options.epochs, seed=options.seed)
-    return probe.accuracy, {"probe": {"lr": probe.lr, "held_out_accuracy": probe.held_out_accuracy}}
+    scores = _accuracies("linear", probe.predictions.cpu(), test.labels)
+    return scores, {"probe": {"lr": probe.lr, "held_out_accuracy": probe.held_out_accuracy}}
 
 
 def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, size: int, verbose: bool) -> Scored:
     from maskco.evaluate.detection import evaluate_detection  # needs [eval]
 
-    folder = own_file(opened.run or Path(options.out or ".").parent, "detectors")
+    folder = own_file(opened.run or user_path(options.out or ".").parent, "detectors")
     return evaluate_detection(opened, data, options, size, folder, workers(options, data), verbose)
 
 

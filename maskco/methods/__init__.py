@@ -46,4 +46,5 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> M
         options["key_head"] = config.key_head
         options["local_negatives"] = config.local_negatives
         options["mask_share"] = config.mask_share
+        options["mask_fill"] = config.mask_fill
     return METHODS[config.method](encoder, **options)

@@ -119,6 +119,26 @@ def _begin_branches(backbone: nn.Module) -> None:
             nn.init.ones_(module.weight)
 
 
+def map_scale(features: Tensor, images: Tensor, stride: int) -> float:
+    """Feature pixels per image pixel, for `ops.box_pool`: 1 / stride, if the map is of the size that this means.
+
+    Args:
+        features: [B, C, h, w], the encoder's map of images [B, 3, H, W].
+
+    Raises:
+        ValueError: h or w is not H / stride or W / stride, rounded down or up. Unpadded convolutions (Inception's) make
+            smaller maps, in which a region would be looked up at the wrong place.
+    """
+    found, sides = features.shape[-2:], images.shape[-2:]
+    if all(side // stride <= size <= -(-side // stride) for size, side in zip(found, sides, strict=True)):
+        return 1 / stride
+    wanted = " x ".join(str(side // stride) for side in sides)
+    raise ValueError(
+        f"the encoder's map of {sides[0]} x {sides[1]} pixels is {found[0]} x {found[1]}, not {wanted} as its stride "
+        f"{stride} says. Its convolutions are not padded, so regions cannot be located in it."
+    )
+
+
 def as_encoder(encoder: str | nn.Module) -> Encoder:
     """A name becomes `create_encoder(name)`; a module is taken as it is if it says `.channels` and `.stride`."""
     if isinstance(encoder, str):

@@ -12,11 +12,11 @@ class InfoNCE(nn.Module):
     """Contrast each query with its positive against a queue; see `maskco.ops.info_nce`.
 
     Args:
-        temperature: the logits are dot products over this; 0.2 is MoCo v2's.
+        temperature: the logits are dot products over this; 0.2 is MoCo v2's. A parameter is learned.
         reduction: "mean", "sum" or "none".
     """
 
-    def __init__(self, temperature: float = 0.2, reduction: str = "mean") -> None:
+    def __init__(self, temperature: float | Tensor = 0.2, reduction: str = "mean") -> None:
         super().__init__()
         self.temperature = temperature
         self.reduction = reduction

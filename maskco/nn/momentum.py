@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from maskco.distributed import gather_in_rank_order, own_rows, world_size
+from maskco.distributed import gather_in_rank_order, join_lists, own_rows, world_size
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -60,13 +60,14 @@ def shuffled_across_ranks(forward: Callable[..., Tensor], *inputs: Tensor) -> Te
     query even where a rank has too few pictures for groups. All rows of all inputs travel, the outputs travel back.
 
     Args:
-        inputs: [B, ...] each, the same B on every rank; memory formats are kept.
+        inputs: [B, ...] each; memory formats are kept. B may differ between ranks, not between inputs.
         forward: gives [B, ...] without gradient. On one rank it is called with the inputs themselves.
     """
     if world_size() == 1:
         return forward(*inputs)
-    order = torch.randperm(world_size() * len(inputs[0]), device=inputs[0].device)
+    lengths = join_lists([len(inputs[0])])  # of all ranks
+    order = torch.randperm(sum(lengths), device=inputs[0].device)
     dist.broadcast(order, 0)  # ranks draw different random numbers
-    mine = own_rows(order)
+    mine = own_rows(order, lengths)
     outputs = forward(*(torch.empty_like(rows).copy_(gather_in_rank_order(rows)[mine]) for rows in inputs))
-    return gather_in_rank_order(outputs)[own_rows(order.argsort())]
+    return gather_in_rank_order(outputs)[own_rows(order.argsort(), lengths)]

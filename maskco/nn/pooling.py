@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from maskco import ops
+from maskco.ops._inputs import as_float, as_int, as_pair
 
 
 class BoxPool(nn.Module):
@@ -16,11 +17,14 @@ class BoxPool(nn.Module):
     defaults.
     """
 
-    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int = 2, aligned: bool = True) -> None:
+    def __init__(
+        self, output_size: int | Sequence[int], spatial_scale: float, sampling_ratio: int = 2, aligned: bool = True
+    ) -> None:
         super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
+        height, width = as_pair(output_size, "output_size")
+        self.output_size = height if height == width else (height, width)
+        self.spatial_scale = as_float(spatial_scale, "spatial_scale")
+        self.sampling_ratio = as_int(sampling_ratio, "sampling_ratio")
         self.aligned = aligned
 
     def forward(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -51,7 +55,7 @@ class MaskedPool(nn.Module):
 
     def __init__(self, num_regions: int | None = None, reduction: str = "mean") -> None:
         super().__init__()
-        self.num_regions = num_regions
+        self.num_regions = None if num_regions is None else as_int(num_regions, "num_regions")
         self.reduction = reduction
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:

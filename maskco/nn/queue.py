@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.distributed import gather_in_rank_order
+from maskco.distributed import gather_together
+from maskco.ops._inputs import as_int
 
 
 class FeatureQueue(nn.Module):
@@ -32,6 +33,7 @@ class FeatureQueue(nn.Module):
         self, size: int, dim: int, *, dtype: torch.dtype = torch.float32, ids: bool = False, overflow: str = "wrap"
     ) -> None:
         super().__init__()
+        size, dim = as_int(size, "size"), as_int(dim, "dim")
         if size < 1 or dim < 1:
             raise ValueError(f"queue needs size ≥ 1 and dim ≥ 1, got size={size}, dim={dim}")
         if overflow not in ("wrap", "truncate", "error"):
@@ -50,15 +52,17 @@ class FeatureQueue(nn.Module):
     def push(self, keys: Tensor, ids: Tensor | None = None) -> None:
         """Writes the keys [B, dim] (and ids [B]) of all ranks, in rank order, behind the newest rows.
 
+        B may differ between ranks, and be 0.
+
         Raises:
             ValueError: ids given to a queue without ids, or missing for one that keeps them.
+            RankError: on every rank alike, where ranks bring keys or ids of different dtypes or row sizes.
         """
+        all_keys, all_ids = gather_together(keys.detach(), ids)
         if (ids is None) != (self.ids is None):
             wanted = "needs ids with the keys" if ids is None else "keeps no ids; make it with ids=True"
             raise ValueError(f"this queue {wanted}")
-        keys = gather_in_rank_order(keys.detach())
-        ids = None if ids is None else gather_in_rank_order(ids)
-        ops.queue_push_(self.features, self.cursor, keys, ids=ids, queue_ids=self.ids, overflow=self.overflow)
+        ops.queue_push_(self.features, self.cursor, all_keys, ids=all_ids, queue_ids=self.ids, overflow=self.overflow)
 
     def extra_repr(self) -> str:
         size, dim = self.features.shape

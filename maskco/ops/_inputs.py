@@ -1,11 +1,15 @@
-"""What every op does with its arguments first: DLPack, checks with the argument's name, dtypes under autocast."""
+"""What every op does with its arguments first: DLPack, NumPy numbers, checks with the argument's name, dtypes under
+autocast."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
+import torch._C._functorch as functorch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -18,6 +22,50 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if hasattr(value, "__dlpack__"):
         return torch.from_dlpack(value)
     raise TypeError(f"{name} must be a tensor or an array with __dlpack__, got {type(value).__name__}")
+
+
+def is_number(value: Any) -> bool:
+    """Numbers of Python and NumPy, and arrays without dimensions on the CPU; neither tensors nor bools."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    if isinstance(value, Tensor) or hasattr(value, "__cuda_array_interface__"):
+        return False
+    return hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0 and str(getattr(value, "dtype", "")) != "bool"
+
+
+def as_float(value: Any, name: str) -> float:
+    """A float of any number, such as NumPy's, or of a tensor with one element."""
+    if type(value) in (float, int):
+        return value
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def as_int(value: Any, name: str) -> int:
+    """An int of any whole number's type, such as NumPy's integers; a float raises, 7.0 too."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # (a SymInt is torch.compile's int)
+    try:
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def as_pair(value: Any, name: str) -> tuple[int, int]:
+    """(height, width) of one integer for both, or of any sequence of two."""
+    if type(value) is int:
+        return value, value
+    if not (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1):
+        size = as_int(value, name)
+        return size, size
+    if len(value) != 2:
+        raise ValueError(f"{name} must be one integer or two, (height, width), got {len(value)}")
+    return as_int(value[0], f"{name}[0]"), as_int(value[1], f"{name}[1]")
 
 
 def check_shape(value: Tensor, shape: tuple[int | str, ...], name: str) -> None:
@@ -44,3 +92,42 @@ def check_device(value: Tensor, like: Tensor, name: str, like_name: str) -> None
 
 def autocast_on(value: Tensor) -> bool:
     return value.device.type != "meta" and torch.is_autocast_enabled(value.device.type)
+
+
+def refuse_transforms(op: str, *tensors: Tensor | None) -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work; a RuntimeError where it differentiates a tensor.
+
+    The compiled ops have gradients for `backward` and `torch.autograd.grad` alone. Torch would give forward mode a
+    tangent of 0, without an error. (torch.compile cannot trace the question: see `refuse_forward_mode`.)
+    """
+    if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and functorch.peek_interpreter_stack() is None):
+        return False
+    if any(tensor is not None and _is_differentiated(tensor) for tensor in tensors):
+        raise RuntimeError(_no_transform(op))
+    return True
+
+
+def refuse_forward_mode(op: str) -> None:
+    """For fake kernels, which see what torch.compile traces: raises where forward-mode AD is at work at all."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(_no_transform(op))
+
+
+def _no_transform(op: str) -> str:
+    if op == "queue_push_":
+        advice = "it takes keys as constants: pass keys.detach()"
+    else:
+        advice = f"use backward() or torch.autograd.grad, or maskco.ops.reference.{op}, the same in plain torch"
+    return (
+        f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, dual tensors) and no torch.func gradient (grad, "
+        f"vjp, jacrev, hessian); {advice}"
+    )
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    forward = forward_ad._current_level >= 0
+    while functorch.is_functorch_wrapped_tensor(tensor):  # one wrapper for each transform; vmap's are harmless
+        if functorch.is_gradtrackingtensor(tensor) and (forward or tensor.requires_grad):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return forward and forward_ad.unpack_dual(tensor).tangent is not None

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from maskco import _ext
 from maskco.ops import reference
-from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, autocast_on, check_device, check_dtype, check_shape
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_float,
+    as_int,
+    as_tensor,
+    autocast_on,
+    check_device,
+    check_dtype,
+    check_shape,
+    is_number,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 
 
 class InfoNCEStats(NamedTuple):
@@ -67,7 +80,7 @@ def info_nce(
     All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
     widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
     reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
-    gradient. Bit for bit repeatable. There is no second derivative.
+    gradient. Bit for bit repeatable. There is no second derivative and no forward-mode one; `torch.func.vmap` works.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).
@@ -76,7 +89,8 @@ def info_nce(
         TypeError: dtypes that are not supported, or mixed.
         ValueError: shapes, devices, `valid`, `temperature` or `reduction` that do not fit; names the argument.
         RuntimeError: on the CPU, a tensor `valid` outside of the queue (on CUDA, where looking would mean to wait, it
-            is clamped); a backward pass with create_graph=True.
+            is clamped); a backward pass with create_graph=True; forward-mode AD and torch.func's gradients, for which
+            there is `maskco.ops.reference.info_nce`.
     """
     query, positive = as_tensor(query, "query"), as_tensor(positive, "positive")
     queue = None if queue is None else as_tensor(queue, "queue")
@@ -103,10 +117,12 @@ def info_nce(
             temperature=scalar if temperature_tensor is None else temperature_tensor,
         )
     else:
+        # (under vmap a tensor does not say whether it requires a gradient outside)
+        in_vmap = refuse_transforms("info_nce", query, positive, queue, local_negatives, temperature_tensor)
         need_grad = torch.is_grad_enabled() and (
-            query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
+            in_vmap or query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
         )
-        loss, lse, positive_logit, rank, _ = ops.info_nce_fwd(
+        loss, lse, positive_logit, rank, *_ = ops.info_nce_fwd(
             query,
             positive,
             queue,
@@ -172,7 +188,8 @@ def _check_valid(
         return queue, queue_ids, None
     if queue is None:
         raise ValueError("valid was given without queue; pass both")
-    if isinstance(valid, int) and not isinstance(valid, bool):
+    if is_number(valid):
+        valid = as_int(valid, "valid")
         if not 0 <= valid <= queue.shape[0]:
             raise ValueError(f"valid must lie between 0 and the queue's {queue.shape[0]} rows, got {valid}")
         return queue[:valid], None if queue_ids is None else queue_ids[:valid], None
@@ -186,7 +203,8 @@ def _check_valid(
 
 def _check_temperature(temperature: float | Tensor, query: Tensor) -> tuple[float, Tensor | None]:
     """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
-    if isinstance(temperature, (int, float)):
+    if is_number(temperature):
+        temperature = as_float(temperature, "temperature")
         if not temperature or temperature != temperature:
             raise ValueError(f"temperature must be a number other than 0, got {temperature}")
         return float(temperature), None
@@ -229,31 +247,42 @@ def _accumulation_dtype(features: Tensor) -> torch.dtype:
 def _fake_fwd(
     query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need, tf32
 ):
+    refuse_forward_mode("info_nce")
     n, c = query.shape
     dtype = _accumulation_dtype(query)
     loss, lse, positive_logit = (query.new_empty(n, dtype=dtype) for _ in range(3))
     rank = query.new_empty(n, dtype=torch.int64)
-    return loss, lse, positive_logit, rank, query.new_empty((n if need else 0, c), dtype=dtype)
+    m = 0 if local_negatives is None else local_negatives.shape[1]
+    grad_query, normaliser, local_share = (
+        query.new_empty(size, dtype=dtype) for size in ((n if need else 0, c), (2, n), (n, m))
+    )
+    return loss, lse, positive_logit, rank, grad_query, normaliser, local_share
 
 
 def _fake_bwd_keys(
-    grad_loss, lse, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor, tf32
+    grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, tensor, aligned, tf32
 ):
     return torch.empty_like(keys, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = (
-        inputs
-    )
-    loss, lse, positive_logit, rank, grad_query = output
-    ctx.mark_non_differentiable(lse, positive_logit, rank, grad_query)
+    query, positive, queue, _, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = inputs
+    loss, _, _, _, grad_query, normaliser, local_share = output
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     # A queue without gradient is not needed again: it may be pushed into before backward.
     ctx.queue_needs_grad = ctx.needs_input_grad[2]
     saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
-    ctx.save_for_backward(query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue)
+    saved_rows = (tensor, loss, grad_query, normaliser, local_share)
+    ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
     ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
+    ctx.aligned = all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
+
+
+def _aligned_rows(features: Tensor) -> bool:
+    """Whether each row starts at a 16-byte boundary, as CUDA's tensor-core kernels want. (Allocations do.)"""
+    size = features.element_size()
+    return features.stride(1) == 1 and not (features.stride(0) * size % 16 or features.storage_offset() * size % 16)
 
 
 def register(namespace: str) -> None:
@@ -265,7 +294,7 @@ def register(namespace: str) -> None:
             raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
         if grad_loss is None:
             return (None,) * 12
-        query, positive, local_negatives, tensor, loss, lse, grad_query, *saved_queue = ctx.saved_tensors
+        query, positive, tensor, loss, grad_query, normaliser, local_share, *saved_queue = ctx.saved_tensors
         queue, query_ids, queue_ids, valid = saved_queue
         need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
         tau = ctx.temperature if tensor is None else tensor
@@ -277,20 +306,17 @@ def register(namespace: str) -> None:
         if need_positive:
             own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
-                args = (grad_loss, lse, query, positive, True, query_ids, query_ids, None)
-                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+                args = (grad_loss, normaliser, query, positive, True, query_ids, query_ids, None)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
                 grad = grad.to(wide.dtype).addcmul_(own, wide)
             else:
                 grad = own * wide
             grads[1] = grad.to(positive.dtype)
         if need_queue:
-            args = (grad_loss, lse, query, queue, False, query_ids, queue_ids, valid)
-            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.allow_tf32)
+            args = (grad_loss, normaliser, query, queue, False, query_ids, queue_ids, valid)
+            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
         if need_local:
-            # [N, M]; no einsum, which a backward inside an autocast block would run in 16 bits
-            logits = (wide[:, None] * local_negatives.to(wide.dtype)).sum(2) / tau
-            share = weight * (logits - lse[:, None]).exp()
-            grads[3] = (share[:, :, None] * wide[:, None]).to(local_negatives.dtype)
+            grads[3] = ((weight * local_share)[:, :, None] * wide[:, None]).to(query.dtype)
         if tensor is not None and ctx.needs_input_grad[9]:
             # d loss_i / d tau = -(sum_j p_ij s_ij - s_i+) / tau, and that sum is q_i · grad_query_i
             grads[9] = (-(grad_loss * (wide * grad_query).sum(1)).sum() / tau).reshape(tensor.shape)

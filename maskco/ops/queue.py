@@ -11,7 +11,16 @@ import torch
 
 from maskco import _ext
 from maskco.ops import reference
-from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, check_device, check_dtype, check_shape
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_tensor,
+    check_device,
+    check_dtype,
+    check_shape,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 
 OVERFLOWS = ("wrap", "truncate", "error")
 
@@ -48,8 +57,9 @@ def queue_push_(
         ValueError: wrong shapes, devices or strides, one of `ids` and `queue_ids` alone, or with "error" a B that does
             not divide K.
         TypeError: a wrong dtype.
-        RuntimeError: the queue requires grad; or, on the CPU, the cursor is outside of the queue (on CUDA, where
-            looking would mean to wait, its row is taken modulo K and its count clamped).
+        RuntimeError: the queue requires grad, or it or the keys have a forward-mode tangent (detach them); or, on the
+            CPU, the cursor is outside of the queue (on CUDA, where looking would mean to wait, its row is taken modulo
+            K and its count clamped).
     """
     queue, cursor, keys = as_tensor(queue, "queue"), as_tensor(cursor, "cursor"), as_tensor(keys, "keys")
     check_dtype(queue, FLOATS, "queue")
@@ -88,6 +98,7 @@ def queue_push_(
             'drop the last short batch or use overflow="wrap"'
         )
 
+    refuse_transforms("queue_push_", queue, keys)
     ops = _ext.kernels(queue.device)
     if ops is None:
         with torch.no_grad():
@@ -107,7 +118,7 @@ def register(namespace: str) -> None:
 
     @torch.library.register_fake(f"{namespace}::queue_push_")
     def _(queue, cursor, keys, normalize, ids, queue_ids, wrap):
-        return None
+        refuse_forward_mode("queue_push_")
 
 
 register("maskco")

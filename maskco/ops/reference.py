@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,13 +72,14 @@ def box_pool(
     boxes: Tensor,
     *,
     spatial_scale: float,
-    output_size: int = 7,
+    output_size: int | Sequence[int] = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Tensor:
     """The mean of a RoIAlign grid: `torchvision.ops.roi_align(...).mean((-2, -1))`, point by point."""
     wide = torch.promote_types(features.dtype, torch.float32)
     height, width = features.shape[-2:]
+    down, across = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     pooled = []
     for image, x1, y1, x2, y2 in boxes.to(wide).unbind(0) if len(boxes) else []:
         if not bool(torch.isfinite(torch.stack([x1 + x2, y1 + y2]) * spatial_scale).all()):
@@ -87,8 +88,8 @@ def box_pool(
         if not 0 <= float(image) < features.shape[0]:  # (a NaN, too)
             pooled.append(features.new_full((features.shape[1],), math.nan, dtype=wide))
             continue
-        rows, row_weights = _samples(y1, y2, height, spatial_scale, output_size, sampling_ratio, aligned)
-        columns, column_weights = _samples(x1, x2, width, spatial_scale, output_size, sampling_ratio, aligned)
+        rows, row_weights = _samples(y1, y2, height, spatial_scale, down, sampling_ratio, aligned)
+        columns, column_weights = _samples(x1, x2, width, spatial_scale, across, sampling_ratio, aligned)
         patch = features[int(image)][:, rows][:, :, columns].to(wide)  # [C, 2S, 2S']
         pooled.append(torch.einsum("chw,h,w->c", patch, row_weights, column_weights))
     if not pooled:
@@ -97,7 +98,7 @@ def box_pool(
 
 
 def _samples(
-    start: Tensor, end: Tensor, size: int, scale: float, output_size: int, sampling_ratio: int, aligned: bool
+    start: Tensor, end: Tensor, size: int, scale: float, count: int, sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """The feature rows (or columns) that a RoI's sample points touch, and each one's share of the mean.
 
@@ -106,15 +107,15 @@ def _samples(
     offset = 0.5 if aligned else 0.0
     start, end = start * scale - offset, end * scale - offset
     extent = end - start if aligned else (end - start).clamp(min=1)
-    bins = extent / output_size
+    bins = extent / count
     per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bins), 0)
-    point = torch.arange(output_size * per_bin, device=start.device, dtype=start.dtype)
+    point = torch.arange(count * per_bin, device=start.device, dtype=start.dtype)
     position = start + (point // max(per_bin, 1)) * bins + (point % max(per_bin, 1) + 0.5) * bins / max(per_bin, 1)
     position = position[(position >= -1) & (position <= size)].clamp(min=0)
     low = position.long().clamp(max=size - 1)
     high = (low + 1).clamp(max=size - 1)
     fraction = torch.where(low >= size - 1, 0, position - low)
-    weights = torch.cat([1 - fraction, fraction]) / max(output_size * per_bin, 1)
+    weights = torch.cat([1 - fraction, fraction]) / max(count * per_bin, 1)
     return torch.cat([low, high]), weights
 
 

@@ -16,7 +16,20 @@ from torch import Tensor
 
 from maskco import _ext
 from maskco.ops import reference
-from maskco.ops._inputs import FLOATS, INTEGERS, as_tensor, autocast_on, check_device, check_dtype, check_shape
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_float,
+    as_int,
+    as_pair,
+    as_tensor,
+    autocast_on,
+    check_device,
+    check_dtype,
+    check_shape,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 
 
 def box_pool(
@@ -24,7 +37,7 @@ def box_pool(
     boxes: Tensor | Sequence[Tensor],
     *,
     spatial_scale: float,
-    output_size: int = 7,
+    output_size: int | Sequence[int] = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Tensor:
@@ -36,7 +49,7 @@ def box_pool(
             float32 or the features' dtype. No gradient flows to the boxes (nor does it in torchvision). A 16-bit dtype
             can't hold every image index: give float32 or the list.
         spatial_scale: feature pixels per picture pixel, as 1/32 for a stride of 32.
-        output_size: RoIAlign's grid of bins is output_size × output_size.
+        output_size: RoIAlign's grid of bins: one number for both sides, or (height, width).
         sampling_ratio: sample points of a bin along each axis; 0 or less: adaptive, about one for every feature pixel.
         aligned: shift by half a pixel, so that pixel centres agree (torchvision's `aligned=True`). Without it a box is
             at least one feature pixel wide and high.
@@ -51,27 +64,31 @@ def box_pool(
     Raises:
         TypeError: wrong dtypes. ValueError: wrong shapes, devices or options.
         RuntimeError: an image index out of range (CPU; on CUDA its row is NaN, as looking would stall the device); the
-            gradient of the gradient.
+            gradient of the gradient; forward-mode AD and torch.func's gradients (see `maskco.ops.reference`).
     """
     features = as_tensor(features, "features")
     check_shape(features, ("B", "C", "H", "W"), "features")
     check_dtype(features, FLOATS, "features")
     rois = _rois(features, boxes)
+    spatial_scale = as_float(spatial_scale, "spatial_scale")
     if not math.isfinite(spatial_scale):
         raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
-    if output_size < 1:
+    height, width = as_pair(output_size, "output_size")
+    if min(height, width) < 1:
         raise ValueError(f"output_size must be at least 1, got {output_size}")
+    sampling_ratio = as_int(sampling_ratio, "sampling_ratio")
     ops = _ext.kernels(features.device)
     if ops is None:
         return reference.box_pool(
             features,
             rois,
             spatial_scale=spatial_scale,
-            output_size=output_size,
+            output_size=(height, width),
             sampling_ratio=sampling_ratio,
             aligned=aligned,
         )
-    return ops.box_pool_fwd(features, rois.detach(), spatial_scale, output_size, sampling_ratio, aligned)
+    refuse_transforms("box_pool", features, rois)
+    return ops.box_pool_fwd(features, rois.detach(), spatial_scale, height, width, sampling_ratio, aligned)
 
 
 def _rois(features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -121,13 +138,15 @@ def masked_pool(
 
     Raises:
         TypeError: wrong dtypes. ValueError: wrong shapes, devices or options.
-        RuntimeError: the gradient of the gradient.
+        RuntimeError: the gradient of the gradient; forward-mode AD and torch.func's gradients (see
+            `maskco.ops.reference`).
     """
     features, masks = as_tensor(features, "features"), as_tensor(masks, "masks")
     check_shape(features, ("B", "C", "H", "W"), "features")
     check_dtype(features, FLOATS, "features")
     batch, _, height, width = features.shape
     if num_regions is not None:
+        num_regions = as_int(num_regions, "num_regions")
         if num_regions < 0:
             raise ValueError(f"num_regions must not be negative, got {num_regions}")
         check_dtype(masks, INTEGERS, "masks (labels, as num_regions is given)")
@@ -145,6 +164,7 @@ def masked_pool(
     ops = _ext.kernels(features.device)
     if ops is None:
         return reference.masked_pool(features, masks, num_regions=num_regions, reduction=reduction)
+    refuse_transforms("masked_pool", features, masks)
     return ops.masked_pool_fwd(features, masks, num_regions, reduction == "mean")[0]
 
 
@@ -167,11 +187,12 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
 
     @torch.library.register_fake(f"{namespace}::box_pool_fwd")
-    def _(features, boxes, spatial_scale, output_size, sampling_ratio, aligned):
+    def _(features, boxes, spatial_scale, output_height, output_width, sampling_ratio, aligned):
+        refuse_forward_mode("box_pool")
         return features.new_empty(boxes.shape[0], features.shape[1])
 
     @torch.library.register_fake(f"{namespace}::box_pool_bwd")
-    def _(grad_output, boxes, feature_size, channels_last, spatial_scale, output_size, sampling_ratio, aligned):
+    def _(grad_output, boxes, feature_size, channels_last, *grid):
         return _new_features(grad_output, feature_size, channels_last)
 
     def save_box_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -184,12 +205,13 @@ def register(namespace: str) -> None:
         grad_features = None
         if ctx.needs_input_grad[0]:
             grad_features = ops.box_pool_bwd(grad_output, boxes, ctx.feature_size, ctx.channels_last, *ctx.grid)
-        return grad_features, None, None, None, None, None
+        return grad_features, None, None, None, None, None, None
 
     torch.library.register_autograd(f"{namespace}::box_pool_fwd", box_pool_backward, setup_context=save_box_pool)
 
     @torch.library.register_fake(f"{namespace}::masked_pool_fwd")
     def _(features, masks, num_regions, mean):
+        refuse_forward_mode("masked_pool")
         regions = masks.shape[1] if num_regions is None else num_regions
         output = features.new_empty(features.shape[0], regions, features.shape[1])
         return output, features.new_empty(features.shape[0], regions, dtype=_wide(features.dtype))

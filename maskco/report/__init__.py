@@ -85,8 +85,8 @@ def draw_sections(runs: list[Run], projection: str) -> list[Section]:
         of = f": {run.name}" if len(runs) > 1 else ""
         try:
             views, regions = run.views(), run.regions()
-            mask_share = run.config.mask_share if run.config.method == "maskco" else None
-            own.append(ViewPairs(views, mask_share=mask_share, of=of))
+            masks = run.config if run.config.method == "maskco" else None
+            own.append(ViewPairs(views, masks=masks, of=of))
             own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
             mapped.append((run, regions))
         except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,28 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "empty.npy").touch()
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
-    for name in ("text.npy", "empty.npy", "objects.npy"):
-        with pytest.raises(SourceError, match=r"not a NumPy array file"):
-            open_source(tmp_path / name)
-    with pytest.raises(SourceError, match="no such file"):
-        open_source(tmp_path / "missing.npy")
+    np.save(tmp_path / "whole.npy", np.zeros((5, 40, 40, 3), np.uint8))
+    whole = (tmp_path / "whole.npy").read_bytes()
+    (tmp_path / "short.npy").write_bytes(whole[:-1])
+    (tmp_path / "header.npy").write_bytes(whole.replace(b"(5, 40", b"(5, 4x"))
+    np.savez(tmp_path / "archive.npz", np.zeros(3))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    os.mkfifo(tmp_path / "fifo.npy")
+    cases = dict.fromkeys(("text", "empty", "objects", "short", "header"), "not a NumPy array file, or a damaged")
+    cases |= {"archive": "an archive of arrays", "fifo": "is a pipe, socket or device", "missing": "no such file"}
+    for name, message in cases.items():
+        with pytest.raises(SourceError, match=message) as caught:
+            open_source(tmp_path / f"{name}.npy")
+        assert f"{name}.npy" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_order_in_memory_does_not_matter(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), dtype=np.uint8)
+    np.save(tmp_path / "photos.NPY", pictures)
+    (tmp_path / "photos.NPY.npy").rename(tmp_path / "photos.NPY")
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(pictures))
+    for name in ("photos.NPY", "fortran.npy"):
+        assert np.array_equal(open_source(tmp_path / name)[2].permute(1, 2, 0).numpy(), pictures[2])
 
 
 def test_a_run_learns_from_an_array(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,32 +44,70 @@ def test_boxes_are_corners_and_labels_have_no_gaps(tmp_path: Path, pictures: str
     assert torch.equal(boxes, torch.tensor([[10, 20, 40, 25.5], [0, 50, 6, 60]])), "xyxy, cut off at the border"
     assert labels.tolist() == [2, 0] and crowd.tolist() == [False, True]
     assert source.objects[1].boxes.shape == (0, 4) and source.objects[1].labels.dtype == torch.int64
-    assert not source.left_out
+    assert not source.left_out and not source.boxes_left_out and not source.notes
 
 
-def test_what_the_file_says_wrongly_is_left_out_counted_and_named(tmp_path, caplog) -> None:
+def test_what_the_file_says_wrongly_is_left_out_counted_and_named(tmp_path: Path) -> None:
     good = box(7, 18, [1, 2, 3, 4])
     wrong = [
         box(7, 2, [1, 2, 3, 4]),
         box(99, 1, [1, 2, 3, 4]),
-        *(box(7, 1, b) for b in ([1, 2, 0, 4], [80, 2, 3, 4], [1, 2, float("nan"), 4], [1, 2, 3], None)),
+        {"image_id": 7, "caption": "a dog"},
+        *(box(7, 1, b) for b in ([1, 2, 0, 4], [1, 2, 3, -4], [5, 5, 1e-12, 3], [80, 2, 3, 4], [1, -9, 3, 4])),
     ]
     path = write_coco(tmp_path, [wrong[0], good, *wrong[1:], box(3, 1, [0, 0, 5, 5])])
     (tmp_path / "val2017/3.png").unlink()
-    with caplog.at_level(logging.WARNING):
-        source = CocoSource(path)
-    assert source.names == ["7.png"] and torch.equal(source.objects[0].boxes, torch.tensor([[1.0, 2, 4, 6]]))
-    assert sorted(source.left_out.values()) == [1, 1, 1, 5]
-    assert "1 missing pictures (first: 3.png), 1 boxes of unknown categories" in caplog.text
-    assert caplog.text.count("\n") == 1
+    source = CocoSource(path)
+    assert source.names == ["7.png"] and source.left_out.lines() == [
+        "left out of the data: 1 missing pictures, first '3.png'"
+    ]
+    assert torch.equal(source.objects[0].boxes, torch.tensor([[1.0, 2, 4, 6]]))
+    assert source.boxes_left_out == {
+        "boxes of unknown categories": 1,
+        "boxes of unknown pictures": 1,
+        "annotations without box or category": 1,
+        "boxes without area": 3,
+        "boxes outside of their picture": 2,
+    }
+    assert source.boxes_left_out.first["boxes without area"] == "annotations[4]"
+
+
+def test_files_that_cannot_be_read_are_left_out_by_kind(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [])
+    content = json.loads(path.read_text())
+    names = ["fifo.jpg", "folder.jpg", "shot.NEF"]
+    content["images"] += [{"id": 100 + i, "file_name": name} for i, name in enumerate(names)]
+    path.write_text(json.dumps(content))
+    os.mkfifo(tmp_path / "val2017/fifo.jpg")
+    (tmp_path / "val2017/folder.jpg").mkdir()
+    (tmp_path / "val2017/shot.NEF").touch()
+    source = CocoSource(path)
+    assert source.names == ["3.png", "7.png"]
+    assert source.left_out == {
+        "pipes, sockets, devices or folders": 2,
+        ".nef (camera raw: convert to TIFF or JPEG)": 1,
+    }
+
+
+def test_categories_of_one_name_are_one(tmp_path: Path) -> None:
+    """As some exporters write it: the group's name first, then the class of that name."""
+    categories = [{"id": 0, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 1, "name": "dog"}]
+    source = CocoSource(write_coco(tmp_path, [box(3, 1, [0, 0, 5, 5]), box(3, 2, [0, 0, 5, 5])], categories=categories))
+    assert source.categories == ("dog", "cat") and source.category_ids == (0, 2)
+    assert source.objects[0].labels.tolist() == [0, 1]
+    assert source.notes == ["1 categories have the name of another: each name is one class"]
+
+
+def test_a_file_without_annotations_has_no_objects(tmp_path: Path) -> None:
+    assert [len(o.boxes) for o in CocoSource(write_coco(tmp_path, [])).objects] == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"images": []}, "lists no pictures"),
-        ({"images": None}, "no list of images"),
-        ({"images": [{"id": 1}]}, "without id or file_name"),
+        ({"images": None}, "images: Expected array, got null"),
+        ({"images": [{"id": 1}]}, r"images\[0\]: Object missing required field file_name"),
         ({"images": [{"id": 1, "file_name": "gone.jpg"}]}, r"none of the 1 pictures .*\(looked for 'gone.jpg' in"),
     ],
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import logging
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from maskco.data import shards
 from maskco.data.pictures import PictureError
 from maskco.data.shards import ShardSource
-from maskco.data.sources import FolderSource, PretrainDataset, SourceError, fingerprint, locate, open_source
+from maskco.data.sources import FolderSource, PretrainDataset, SourceError, locate, open_source
 from maskco.data.views import TwoViews, ViewConfig
 
 
@@ -135,8 +136,11 @@ def test_what_is_no_shard_is_refused_in_one_line(tmp_path: Path) -> None:
     pack(tmp_path / "text.tar", {"a.txt": b"no picture"})
     pack(tmp_path / "empty.tar", {})
     (tmp_path / "zero.tar").write_bytes(b"")
-    cases = {"noise.tar": "is no tar file$", "a.tar.gz": "is no tar file: unpack it first"}
-    cases |= {"zero.tar": "is no tar file$"} | dict.fromkeys(
+    cases = {"noise.tar": "is no tar file$", "a.tar.gz": "is compressed: unpack it first"}
+    (tmp_path / "lfs.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "page.tar").write_text("<!DOCTYPE html><html>not found</html>")
+    cases |= {"lfs.tar": "is a pointer of git-lfs", "page.tar": "is a web page"}
+    cases |= {"zero.tar": "is empty$"} | dict.fromkeys(
         ("text.tar", "empty.tar"), "none of the 1 shards .* holds a picture"
     )
     for name, message in cases.items():
@@ -156,30 +160,103 @@ def test_an_index_is_made_once_for_each_state_of_a_shard(tmp_path: Path, monkeyp
     assert len(ShardSource(str(path))) == 2
 
 
-def test_remote_shards_are_copied_once(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("webdataset")
-    two_shards(tmp_path)
-    remote = f"pipe:cat {tmp_path}/{{00000..00001}}.tar"
-    source = open_source(locate(remote))
-    assert len(source) == 6 and source[5].size == (60, 50)
-    for shard in tmp_path.glob("*.tar"):
-        shard.unlink()
-    assert fingerprint(open_source(remote)) == fingerprint(source)
-    with pytest.raises(SourceError, match="cannot be read") as caught:
-        open_source(f"pipe:cat {tmp_path}/00007.tar")
-    assert "\n" not in str(caught.value) and len(list((cache / "shards").glob("*.tar"))) == 2
-
-
-def test_a_missing_webdataset_is_named_with_the_command_to_install_it(tmp_path, monkeypatch) -> None:
-    real = builtins.__import__
-
-    def without(name, *rest, **options):
-        if name == "webdataset":
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    for data in (two_shards(tmp_path), "https://host/a.tar"):
-        with pytest.raises(SourceError, match=r"needs webdataset: pip install 'maskco\[shards\]'"):
+def test_a_missing_braceexpand_is_named_with_the_command_to_install_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "braceexpand", None)
+    for data in (two_shards(tmp_path), "https://host/{0..1}.tar"):
+        with pytest.raises(SourceError, match=r"needs braceexpand: pip install 'maskco\[shards\]'"):
             open_source(data)
     assert len(open_source(tmp_path / "*.tar")) == 6
+
+
+@pytest.mark.parametrize("pattern", ["{0..99999999999}.tar", "{0..9999}{0..9999}.tar", "{00000..00001.tar"])
+def test_braces_that_make_no_list_are_refused_at_once(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(SourceError, match=r"check its numbers|braces cannot be read|no such shards") as caught:
+        open_source(tmp_path / pattern)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_whose_name_has_signs_of_patterns_is_that_file(tmp_path: Path) -> None:
+    for name in ("a [1].tar", "b{0..1}.tar", "c*.tar", "UPPER.TAR"):
+        pack(tmp_path / name, {"0.jpg": jpeg(0)})
+        assert names(open_source(tmp_path / name)) == [f"{name}/0.jpg"]
+
+
+# ---- which members are images of their own
+
+
+DOTTED = [
+    *(f"2021.05.{day:02}_{number:04}.jpg" for day in range(1, 5) for number in range(5)),
+    *(f"photo v1.{number}.jpg" for number in range(10)),
+    *(f"www.host.org_{number}.jpg" for number in range(10)),
+]
+
+
+@pytest.mark.parametrize(
+    ("members", "second"),
+    [
+        (DOTTED, []),
+        ([f"{name[:-4]}.{kind}" for name in DOTTED for kind in ("jpg", "mask.png")], "all masks"),
+        (["1.mask.png", "1.jpg"], ["1.mask.png"]),
+        (["1.jpg", "1.left.seg.png", "1.png"], ["1.left.seg.png", "1.png"]),
+        (["1.png", "1.jpg"], ["1.png"]),
+        (["1.jpg", "2.jpg", "1.seg.png"], ["1.seg.png"]),  # not side by side
+        (["1.image.png", "1.mask.png", "2.mask.png", "2.img.jpg"], ["1.mask.png", "2.mask.png"]),
+        (["1.left.jpg", "1.right.jpg"], []),
+        (["clip.0.jpg", "clip.1.jpg", "clip.jpg"], []),
+        (["a/1.jpg", "b/1.mask.png"], []),
+        (["a.JPG", "a.jpg"], []),
+        (["cat.jpg", "cat.1.jpg", "cat.v2.jpg"], ["cat.v2.jpg"]),
+    ],
+)
+def test_only_what_belongs_to_another_image_is_no_image_of_its_own(tmp_path, members: list, second) -> None:
+    pack(tmp_path / "a.tar", dict.fromkeys(members, b"x"))
+    source = ShardSource(str(tmp_path / "a.tar"))
+    second = [name for name in members if "mask" in name] if second == "all masks" else second
+    assert names(source) == [f"a.tar/{name}" for name in members if name not in second]
+    assert dict(source.left_out) == ({"second images of a sample": len(second)} if second else {})
+
+
+def test_whatever_a_shard_leaves_out_is_counted_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+
+        def add(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE) -> None:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(data) if kind == tarfile.REGTYPE else 0
+            member.linkname = "1.jpg" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            tar.addfile(member, io.BytesIO(data))
+
+        add("1.jpg", b"first"), add("1.json"), add("1.txt"), add("2.txt"), add("clip.mp4")
+        add("._1.jpg"), add("__MACOSX/._1.jpg"), add(".git/x.jpg"), add("empty.jpg", b""), add("noname")
+        add("folder.jpg", kind=tarfile.DIRTYPE), add("soft.jpg", kind=tarfile.SYMTYPE)
+        add("hard.jpg", kind=tarfile.LNKTYPE), add("fifo.jpg", kind=tarfile.FIFOTYPE)
+        add("2.jpg"), add("./1.jpg", b"second")
+    for source in (ShardSource(str(path)), ShardSource(str(path))):  # scanned, and from the cache
+        assert names(source) == ["a.tar/2.jpg", "a.tar/./1.jpg"]
+        assert dict(source.left_out) == {
+            ".json": 1,
+            ".txt": 2,
+            ".mp4 (film: extract its frames)": 1,
+            "hidden (the name begins with a dot)": 3,
+            "empty": 1,
+            "without an extension": 1,
+            "links": 2,
+            "pipes or devices": 1,
+            "replaced by a later member of the same name": 1,
+        }
+        assert source.left_out.first[".txt"] == "a.tar/1.txt"
+    assert source._sizes[1] == len(b"second")
+
+
+def test_indices_of_other_versions_and_damaged_ones_are_made_again(tmp_path, cache: Path, monkeypatch) -> None:
+    path = tmp_path / "a.tar"
+    pack(path, {"photo v1.1.jpg": jpeg(0), "photo v1.2.jpg": jpeg(1)})
+    monkeypatch.setattr(shards, "INDEX_VERSION", 1)
+    monkeypatch.setattr(shards, "second_images", lambda paths: paths[1:])  # as it once was
+    assert len(ShardSource(str(path))) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("MASKCO_CACHE", str(cache))
+    assert len(ShardSource(str(path))) == 2
+    for stored in (cache / "indices").glob("*.npz"):
+        stored.write_bytes(stored.read_bytes()[:100])
+    assert len(ShardSource(str(path))) == 2

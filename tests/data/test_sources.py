@@ -189,10 +189,19 @@ def test_links_to_folders_are_followed_once_even_in_a_loop(tmp_path: Path) -> No
     assert FolderSource(root).names == ["inner/a.png", "link/b.png"]
 
 
+@pytest.mark.parametrize("ending", ["tar", "npy", "json"])
+def test_a_folder_may_be_called_as_it_likes(tmp_path: Path, ending: str) -> None:
+    root = tmp_path / f"photos.{ending}"
+    root.mkdir()
+    assert len(open_source(folder_of_pictures(root, 2))) == 2
+
+
 def test_folders_without_pictures_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty" / "still").mkdir(parents=True)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("")
+    with pytest.raises(SourceError, match="nothing is named"):
+        open_source("")
     cases = {"missing": "no such folder", "empty": "is empty", "text": "is a picture", "text/a.txt": "is a file"}
     for name, message in cases.items():
         with pytest.raises(SourceError, match=message) as caught:

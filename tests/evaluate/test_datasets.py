@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,10 @@ def break_coco(root: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"].append({"id": 99, "file_name": "gone.jpg"}), r"1 missing pictures \(first: gone.jpg\)"),
+        (
+            lambda c: c["images"].append({"id": 99, "file_name": "gone.jpg"}),
+            r"1 missing pictures \(first: 'gone.jpg'\)",
+        ),
         (lambda c: c["annotations"][0].update(category_id=2), "1 boxes of unknown categories"),
         (lambda c: c["annotations"][0].update(image_id=77), "1 boxes of unknown pictures"),
         (lambda c: c["categories"][0].update(name="pink"), "do not have the same categories"),
@@ -118,6 +122,15 @@ def test_wrong_class_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     refused(str(tmp_path / "nowhere"), "no such folder")
     refused(
         str(make_coco(tmp_path / "two", {"train2014": 2, "train2017": 2, "val2017": 2})), "expected one instances_train"
+    )
+
+
+def test_what_is_left_out_of_class_folders_is_noted_once(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"train": 9})
+    (root / "train/red/notes.txt").touch()
+    os.mkfifo(root / "train/red/fifo.jpg")
+    assert open_labelled(str(root)).notes[1:] == (
+        "left out of the data: 1 pipes, sockets or devices, first 'red/fifo.jpg'; 1 .txt, first 'red/notes.txt'",
     )
 
 

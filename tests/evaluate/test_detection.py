@@ -161,3 +161,12 @@ def test_a_whole_detection_run_learns_three_colours_and_is_short_the_second_time
     detector = Path(row.details["detector"])
     written = detector.stat().st_mtime_ns
     assert evaluate(options, verbose=False)[0].scores == row.scores and detector.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", None], ids=["empty", "text", "other"])
+def test_a_damaged_detector_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"step": 1}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"x.pt is no detector to go on with.*: remove it") as error:
+        small_training(path, Detection(encoders=()))
+    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskco.checkpoint import CheckpointError, save_checkpoint
-from maskco.config import PretrainConfig
+from maskco.config import PretrainConfig, UserError
 from maskco.evaluate.encoders import digest, open_encoder, scene_size, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.methods import build_method
@@ -187,3 +187,59 @@ def test_whole_pictures_are_seen_larger_than_views(image_size, crop_scale, fixed
     encoder = nn.Identity()
     encoder.image_size = fixed
     assert scene_size(config, encoder) == expected
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whatever is asked of the hub, or for timm's weights, is noted and refused."""
+    asked: list[str] = []
+
+    def refuse(*arguments, **options):
+        asked.append(repr(arguments))
+        raise OSError("offline")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", refuse)
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_path", refuse, raising=False)
+    return asked
+
+
+def rewrite(run: Path, **options) -> Path:
+    state = torch.load(run / "last.pt", weights_only=True)
+    torch.save({**state, "config": {**state["config"], **options}}, run / "last.pt")
+    return run
+
+
+@pytest.mark.parametrize(
+    "encoder", ["hf-hub:somebody/else", "local-dir:/etc", "hf_hub:somebody/else", "timm/hf-hub:a/b"]
+)
+def test_an_encoder_that_only_a_run_names_is_neither_fetched_nor_opened(
+    run: Path, offline: list[str], encoder: str
+) -> None:
+    rewrite(run, encoder=encoder)
+    for name in (str(run), f"untrained:{run}", str(run / "last.pt")):
+        refused(name, CheckpointError, "is not fetched or opened because a run says so")
+    assert not offline
+    with pytest.raises(UserError) as error:
+        open_encoder(str(run), encoder)  # named by the user, it is
+    assert "because a run says so" not in str(error.value) and (offline or not encoder.startswith("hf"))
+
+
+def test_a_run_that_began_with_timm_s_weights_fetches_none(run: Path, offline: list[str]) -> None:
+    rewrite(run, pretrained=True)
+    trained, untrained = open_encoder(str(run)), open_encoder(f"untrained:{run}")
+    assert not offline and not trained.notes
+    assert untrained.notes == [
+        f"untrained:{run}: fresh weights, though the run began with timm's weights (timm:test_resnet)"
+    ]
+
+
+def test_an_architecture_that_only_a_file_names_is_timm_s_own(
+    tmp_path: Path, resnet: nn.Module, offline: list[str]
+) -> None:
+    for said in ("hf-hub:somebody/else", "local-dir:/etc", "vit_small_of_dino", ""):
+        torch.save({"arch": said, "state_dict": resnet.state_dict()}, tmp_path / "x.pth")
+        message = "which timm does not have: name timm's" if said else "does not say which architecture"
+        refused(str(tmp_path / "x.pth"), EvaluationError, message)
+    assert not offline

@@ -172,3 +172,170 @@ def test_the_command_line(run: Path, pictures: str, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert "kNN top-1" in printed.out and printed.err.startswith("error: data: no such folder")
     assert [row.details["settings"]["k"] for row in load_rows(out)] == [3, 3]
+
+
+def spoil(folder: Path, count: int) -> list[Path]:
+    """Cuts the first images of a folder short."""
+    paths = sorted(folder.rglob("*.png"))[:count]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:60])
+    return paths
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_counted_and_named(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    root = make_class_folders(tmp_path / "set", {"train": 24, "val": 12})
+    learnt, tested = spoil(root / "train", 3), spoil(root / "val", 2)
+    (row,) = evaluate(Knn(encoders=(str(run),), data=str(root), image_size=32, workers=workers, device="cpu"))
+    told = capsys.readouterr().out
+    assert "3 of the 24 training images could not be read" in told and str(learnt[0]) in told
+    assert "2 of the 12 test images could not be read" in told and str(tested[0]) in told
+    assert row.details["rows"] == {"train": 21, "test": 10}
+    skipped = row.details["skipped"]
+    assert {name: part["count"] for name, part in skipped.items()} == {"train": 3, "test": 2}
+    assert all(path in reason for path, reason in zip(map(str, tested), skipped["test"]["first"], strict=True))
+    assert len([note for note in row.details["notes"] if "could not be read" in note]) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("part", "count", "message"),
+    [
+        ("train", 24, r"none of the 24 training images could be read; the first that could not: .*blue/\d+.png: "),
+        ("val", 12, r"none of the 12 test images could be read; the first that could not: .*blue/\d+.png: "),
+        ("val", 7, "only 5 of the 12 test images could be read"),
+    ],
+)
+def test_a_part_that_is_mostly_unreadable_is_refused(
+    tmp_path: Path, run: Path, part: str, count: int, message: str, workers: int
+) -> None:
+    root = make_class_folders(tmp_path / "set", {"train": 24, "val": 12})
+    spoil(root / part, count)
+    options = Linear(encoders=(str(run),), data=str(root), image_size=32, workers=workers, device="cpu")
+    with pytest.raises(UserError, match=message) as error:
+        evaluate(options, verbose=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_with_boxes(tmp_path: Path, run: Path, workers: int) -> None:
+    root = make_coco(tmp_path / "coco", {"train2017": 12, "val2017": 6})
+    options = {"encoders": (str(run),), "data": str(root), "image_size": 32, "workers": workers, "device": "cpu"}
+    spoil(root / "val2017", 1)
+    for task in (Knn, Regions):
+        row = evaluate(task(**options), verbose=False)[0]
+        assert row.details["skipped"]["test"]["count"] == 1 and row.details["rows"]["test"] == 10
+    with pytest.raises(UserError, match=r"val2017/000.png: .*take it out of the annotation file") as error:
+        evaluate(Detection(**options, epochs=1, batch_size=4, proposals=8), verbose=False)
+    assert "\n" not in str(error.value)
+    spoil(root / "val2017", 6)
+    with pytest.raises(UserError, match="none of the 6 test images could be read"):
+        evaluate(Regions(**options), verbose=False)
+
+
+def test_a_class_that_only_one_part_has_is_said(tmp_path: Path, run: Path) -> None:
+    root = make_class_folders(tmp_path / "set", {"train": 24, "val": 12})
+    spoil(root / "train/blue", 8)
+    spoil(root / "val/green", 4)
+    row = evaluate(Knn(encoders=(str(run),), data=str(root), **SMALL), verbose=False)[0]
+    notes = "\n".join(row.details["notes"])
+    assert "not learned, so that their test rows count as wrong: 1 of 3 classes (blue)" in notes
+    assert "not tested, so that the mean per class leaves them out: 1 of 3 classes (green)" in notes
+    assert row.scores["kNN per class"] <= 50  # of blue and red, blue cannot be told
+
+
+def test_images_of_both_parts_are_counted(tmp_path: Path, run: Path, pictures: str) -> None:
+    root = make_class_folders(tmp_path / "set", {"train": 24, "val": 12})
+    for index, path in enumerate(sorted((root / "train/red").iterdir())[:3]):
+        (root / f"val/red/copy{index}.png").write_bytes(path.read_bytes())
+    notes = evaluate(Knn(encoders=(str(run),), data=str(root), **SMALL), verbose=False)[0].details["notes"]
+    repeated = [note for note in notes if "are training images too" in note]
+    same = make_class_folders(tmp_path / "same", {"train": 24, "val": 12})  # one generator: the parts differ
+    assert repeated == ["3 of the 15 test images are training images too"]
+    assert not evaluate(Knn(encoders=(str(run),), data=str(same), **SMALL), verbose=False)[0].details["notes"]
+
+
+@pytest.mark.parametrize("task", [Knn, Linear, Regions])
+def test_imbalanced_classes_show_in_the_mean_per_class(tmp_path: Path, task) -> None:
+    """An encoder that sees nothing scores by the most frequent class; per class it cannot."""
+    blind = make_run(tmp_path / "blind", lambda encoder: [p.zero_() for p in encoder.parameters()])
+    root = make_coco(tmp_path / "coco", {"train2017": 24, "val2017": 12})
+    for path in sorted(root.glob("annotations/*.json")):  # that of the test part is read last
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"][:-6]:
+            annotation["category_id"] = 1
+        path.write_text(json.dumps(content))
+    row = evaluate(task(encoders=(str(blind),), data=str(root), **SMALL), verbose=False)[0]
+    readout = "kNN" if task is Knn else "linear"
+    tested = len({a["category_id"] for a in content["annotations"]})
+    assert row.scores[f"{readout} top-1"] == pytest.approx(row.scores["chance"]) and row.scores["chance"] > 70
+    assert row.scores[f"{readout} per class"] == pytest.approx(100 / tested)
+    assert list(row.scores)[-1] == "chance"
+
+
+def test_the_encoder_that_was_taken_of_several_is_said(
+    tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maskco.evaluate.encoders import open_encoder
+
+    state = open_encoder("untrained:test_convnext").encoder.backbone.state_dict()
+    prefixes = ("module.encoder_k.", "module.encoder_q.")
+    both = {prefix + name: value * (1 + n) for n, prefix in enumerate(prefixes) for name, value in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "moco.pth")
+    options = Knn(
+        encoders=(str(tmp_path / "moco.pth"),),
+        data=pictures,
+        architecture="test_convnext",
+        out=str(tmp_path / "x.json"),
+    )
+    options = replace(options, **SMALL)
+    (row,) = evaluate(options)
+    (note,) = row.details["notes"]
+    assert "the encoder taken is 'module.encoder_q.'; the file holds 'module.encoder_k.' as well" in note
+    assert note in capsys.readouterr().out
+    (chosen,) = evaluate(replace(options, prefix="encoder_k"), verbose=False)
+    assert chosen.details["prefix"] == "module.encoder_k." and chosen.details["settings"]["prefix"] == "encoder_k"
+    assert chosen.details["encoder_sha256"] != row.details["encoder_sha256"]
+    with pytest.raises(UserError, match="prefix: chooses in a file of weights, and none"):
+        evaluate(replace(options, encoders=("untrained:test_convnext",), prefix="x"), verbose=False)
+
+
+ROW = {"task": "knn", "data": "x", "encoder": "e", "architecture": "a", "scores": {"kNN top-1": 1.0}, "details": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "null", "[]", "3", '"rows"', "{}", '{"rows": null}', '{"rows": 3}', '{"rows": [null]}',
+        '{"rows": [[]]}', '{"rows": {"a": 1}}', "\udce9".encode("utf-8", "surrogateescape"), "[" * 100_000,
+        *(json.dumps({"rows": [ROW | change]}) for change in (
+            {"scores": None}, {"scores": []}, {"scores": {}}, {"scores": {"chance": 1}}, {"scores": {"x": None}},
+            {"scores": {"x": "1"}}, {"scores": {"x": True}}, {"details": None}, {"details": [1]}, {"task": "jump"},
+            {"task": None}, {"task": []}, {"encoder": 3}, {"data": None}, {"more": 1},
+        )),
+    ],
+    ids=lambda content: repr(content)[:40],
+)  # fmt: skip
+def test_a_damaged_or_foreign_file_of_rows_is_one_line(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match="is no file of evaluations by this version") as error:
+        evaluate(Knn(encoders=("untrained:test_resnet",), train_pictures=1, test_pictures=1, out=str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_paths_may_begin_with_the_home_folder(
+    tmp_path: Path, run: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    from maskco.evaluate.encoders import open_encoder
+
+    torch.save(open_encoder("untrained:test_convnext").encoder.backbone.state_dict(), tmp_path / "x.pth")
+    names = ("~/run", "untrained:~/run", "~/x.pth", "~/run/last.pt", "untrained:~/run/last.pt")
+    options = Knn(encoders=names, data=pictures, architecture="test_convnext", out="~/made/x.json", **SMALL)
+    rows = evaluate(options, verbose=False)
+    assert [row.encoder for row in rows] == list(names) and (tmp_path / "made/x.json").is_file()
+    with pytest.raises(UserError, match=r"out: .* is a folder: name a file"):
+        evaluate(replace(options, out="~/made"), verbose=False)

@@ -172,3 +172,76 @@ def test_the_command_line(resnet18: Path, tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr()
     assert printed.out.split() == [str(tmp_path / "b.pth"), str(tmp_path / "b.md")]
     assert printed.err.startswith("error: out: timm reads .pth")
+
+
+def test_other_files_are_not_overwritten(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# README.pth\n\nMine.\n")
+    out, card = export_run(resnet18, "torchvision", tmp_path / "README.pth")
+    assert card == tmp_path / "README.pth.md" and readme.read_text() == "# README.pth\n\nMine.\n"
+    export_run(resnet18, "timm", out)  # over its own files
+    assert "timm's names" in card.read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(resnet18), "--format", "timm", "--out", str(out)])
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(out), str(card)] and "README.pth.md is the card" in printed.err
+    card.write_text("mine as well")
+    assert_refused(resnet18, tmp_path / "README.pth", "README.pth exists, and no card beside it says")
+    out.unlink()
+    assert_refused(resnet18, tmp_path / "README.pth", r"README.md and README.pth.md exist, and no export")
+    assert card.read_text() == "mine as well" and not out.exists()
+
+
+def test_weights_that_no_export_wrote_are_not_overwritten(resnet18: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.pth").write_bytes(b"theirs")
+    assert_refused(resnet18, tmp_path / "theirs.pth", "theirs.pth exists, and no card")
+    run = make_run(tmp_path / "run", encoder="test_resnet")
+    before = (run / "last.pt").read_bytes()
+    assert_refused(run, run / "last.pt", "last.pt exists, and no card")
+    assert (run / "last.pt").read_bytes() == before and (tmp_path / "theirs.pth").read_bytes() == b"theirs"
+
+
+def test_two_exports_of_one_stem_have_a_card_each(resnet18: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        cards = [export_run(resnet18, "timm", tmp_path / name)[1].name for name in ("b.pth", "b.safetensors")]
+        assert cards == ["b.md", "b.safetensors.md"]
+    assert (tmp_path / "b.md").read_text().startswith("# b.pth\n")
+
+
+def test_folders_links_and_half_written_files(resnet18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    assert_refused(resnet18, tmp_path / "models", r"models is a folder: name a file in it, such as .*models/encoder\.")
+    assert_refused(resnet18, tmp_path / "backbone", "reads .pth and .pt and .safetensors files, got 'backbone'")
+    (tmp_path / "b.md").symlink_to(tmp_path / "nowhere.md")  # writing through it would make a file elsewhere
+    assert export_run(resnet18, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(path: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("maskco.files.os.fsync", full)
+    for name in ("c.pth", "c.safetensors"):
+        with pytest.raises(OSError, match="No space left"):
+            export_run(resnet18, "timm", tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_home_folder_is_expanded(resnet18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(resnet18)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["export", "~/run", "--format", "timm", "--out", "~/made/b.pth"])
+    assert stopped.value.code == 0 and (tmp_path / "made/b.pth").is_file() and (tmp_path / "made/b.md").is_file()
+
+
+@pytest.mark.parametrize("content", ["null\n", "[]\n", '{"seconds": "x"}\n', '{"seconds": null}\n', "3\n"])
+def test_foreign_metrics_are_no_hindrance(tmp_path: Path, content: str) -> None:
+    run = make_run(tmp_path / "run", encoder="test_resnet")
+    (run / "metrics.jsonl").write_text(content)
+    assert " h |" not in export_run(run, "timm", tmp_path / "b.pth")[1].read_text()
+
+
+def assert_refused(run: Path, out: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        export_run(run, "timm", out)
+    assert "\n" not in str(error.value)

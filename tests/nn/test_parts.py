@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -121,6 +122,11 @@ def test_queue_errors():
         parts.FeatureQueue(5, 2, ids=True).push(torch.randn(1, 2))
     with pytest.raises(ValueError, match="size"):
         parts.FeatureQueue(0, 2)
+    with pytest.raises(TypeError, match=r"size must be an integer, got 8\.0"):
+        parts.FeatureQueue(8.0, 2)
+    with pytest.raises(TypeError, match="dim must be an integer, got '2'"):
+        parts.FeatureQueue(8, "2")
+    assert parts.FeatureQueue(np.int64(8), np.array(2)).features.shape == (8, 2)
     with pytest.raises(ValueError, match="overflow"):
         parts.FeatureQueue(2, 2, overflow="drop")
 
@@ -162,3 +168,55 @@ def test_ranks_hold_the_same_queue_in_rank_order(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["ids"].tolist() == second["ids"].tolist() == [6, 7, 2, 3, 4, 5]
     assert first["features"][:, 0].tolist() == second["features"][:, 0].tolist() == [11, 11, 1, 1, 10, 10]
+
+
+def uneven_pushes_from_rank(rank: int, store: str, out: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    queue = parts.FeatureQueue(12, 2, ids=True)
+    queue.features.zero_()
+    results: dict[str, object] = {}
+    for lengths in ((3, 4), (0, 2), (1, 0), (0, 0)):  # of the ranks
+        count = lengths[rank]
+        keys = torch.full((count, 2), 1.0 + rank, requires_grad=True)
+        queue.push(keys, ids=torch.arange(count) + 100 * rank)
+    results["state"] = queue.state_dict()
+    bad = {  # what each rank brings
+        "dtypes": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(1, 2).double(), torch.zeros(1).long())),
+        "row sizes": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(1, 3), torch.zeros(1).long())),
+        "dimensions": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(2), torch.zeros(1).long())),
+        "missing ids": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(1, 2), None)),
+        "ids of others": ((torch.ones(1, 2), torch.zeros(2).long()), (torch.ones(2, 2), torch.zeros(2).long())),
+    }
+    for name, arguments in bad.items():
+        try:
+            queue.push(*arguments[rank])
+        except Exception as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    images = torch.arange(3.0 + 2 * rank)[:, None] + 10 * rank
+    torch.manual_seed(rank)
+    seen = []
+    results["outputs"] = parts.shuffled_across_ranks(lambda x, y: seen.append(x) or x + y, images, images * 100)
+    results["seen"] = seen[0]
+    torch.save(results, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_ranks_may_bring_batches_of_different_lengths(tmp_path):
+    mp.spawn(uneven_pushes_from_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for results in (first, second):
+        state = results["state"]
+        assert state["cursor"].tolist() == [10, 10]
+        assert state["features"][:, 0].tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 2, 1, 0, 0]
+        assert state["ids"].tolist() == [0, 1, 2, 100, 101, 102, 103, 100, 101, 0, -1, -1]
+    for name in ("dtypes", "row sizes", "dimensions", "missing ids"):
+        assert first[name] == second[name] and first[name].startswith("RankError: ranks bring what does not fit"), name
+    assert "rank 0 float32 [1, 2], rank 1 float64 [1, 2]" in first["dtypes"]
+    assert "rank 1 none" in first["missing ids"]
+    assert first["ids of others"] == second["ids of others"]  # 4 ids of 3 keys
+    assert "ids must have shape [3]" in first["ids of others"]
+    assert torch.equal(first["outputs"], 101 * torch.arange(3.0)[:, None])
+    assert torch.equal(second["outputs"], 101 * (torch.arange(5.0)[:, None] + 10))
+    assert first["seen"].shape == (3, 1) and second["seen"].shape == (5, 1)
+    assert sorted(torch.cat([first["seen"], second["seen"]]).flatten().tolist()) == [0, 1, 2, 10, 11, 12, 13, 14]

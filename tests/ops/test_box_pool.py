@@ -21,6 +21,8 @@ GRIDS = [  # spatial_scale, output_size, sampling_ratio, aligned
     (0.25, 7, -1, True),
     (0.5, 3, 5, False),
     (0.3, 1, -1, False),
+    (0.4, (3, 5), 2, True),
+    (0.7, (4, 2), -1, False),
 ]
 
 
@@ -263,7 +265,7 @@ def test_opcheck():
     for layout in ("nchw", "channels_last"):
         features, boxes = case(channels=4, height=5, width=6, boxes=3, layout=layout)
         torch.library.opcheck(
-            torch.ops.maskco.box_pool_fwd.default, (features.requires_grad_(), boxes, 0.25, 7, 2, True)
+            torch.ops.maskco.box_pool_fwd.default, (features.requires_grad_(), boxes, 0.25, 7, 5, 2, True)
         )
 
 

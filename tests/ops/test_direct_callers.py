@@ -11,7 +11,7 @@ B, R, C, H, W = 2, 3, 4, 5, 6
 SIZE = [B, C, H, W]
 FEATURES, GRAD, AREA = torch.zeros(B, C, H, W), torch.zeros(B, R, C), torch.zeros(B, R)
 MASKS, BOXES, LABELS = torch.zeros(B, R, H, W), torch.zeros(7, 5), torch.zeros(B, H, W, dtype=torch.long)
-GRID = (1.0, 7, 2, True)
+GRID = (1.0, 7, 7, 2, True)
 ROWS, KEYS, CURSOR = torch.zeros(3, C), torch.zeros(8, C), torch.zeros(2, dtype=torch.long)
 IDS = torch.zeros(1, dtype=torch.long)
 

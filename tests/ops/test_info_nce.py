@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
+from maskco.nn import InfoNCE
 from maskco.ops import info_nce, reference
 from peak_memory import peak_mib
 from tolerance import assert_as_good_as
@@ -284,6 +285,72 @@ def test_bitwise_repeatable():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+LARGE = {  # length of the features, temperature: logits up to
+    "10": (1, 0.07),
+    "5e3": (30, 0.07),
+    "5e4": (100, 0.07),
+    "-5e4": (100, -0.07),
+    "3e7": (1, 1e-8),
+    "5e8": (1e4, 0.07),
+    "4e10": (1e5, 0.07),
+    "1e38": (1, 1e-38),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm, temperature", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.parametrize("sizes", [{"n": 5, "k": 9}, {"n": 70, "k": 130, "c": 32}, {"n": 64, "c": 520}], ids=str)
+def test_gradients_at_logits_of_any_size(device, request, dtype, norm, temperature, sizes):
+    """The backward pass computes logits again. Where it rounds them as little as 1 of 1e7 unlike the forward pass, or
+    subtracts a log-sum-exp that float32 cannot hold, no softmax comes out."""
+    if norm / abs(temperature) > 1e4 and dtype == torch.float16:
+        pytest.skip("float16 does not hold such gradients")
+    if request.node.get_closest_marker("sim") and (sizes["n"] == 64 or dtype == torch.float64):
+        pytest.skip("the simulator is slow")
+    torch.manual_seed(0)
+    case = make_case(device, dtype, **sizes, m=2, valid=sizes.get("k", 45) - 1, temperature=temperature)
+    for name in FEATURES:
+        case[name] = (case[name].double() * norm).to(dtype)
+    check_relative(case)
+
+
+def check_relative(case: dict) -> None:
+    """`check_case` for large values: every gradient relative to its largest entry."""
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    results = [
+        run(f, c, FEATURES) for f, c in ((info_nce, case), (reference.info_nce, case), (reference.info_nce, wide))
+    ]
+    for name in (f"grad_{name}" for name in FEATURES):
+        scale = results[2][name].abs().max().clamp(min=1e-300)
+        actual, same, truth = ((result[name].double() / scale).cpu() for result in results)
+        same = torch.where(same.isfinite(), same, truth)
+        dtype = case["query"].dtype
+        assert_as_good_as(actual.to(dtype), same, truth, dtype, name)
+
+
+def test_temperature_gradient_at_large_logits(device):
+    torch.manual_seed(0)
+    case = make_case(device, m=2)
+    for name in FEATURES:
+        case[name] = case[name] * 1e4
+    gradients = []
+    for function, dtype in ((info_nce, torch.float32), (reference.info_nce, torch.float64)):
+        tau = torch.tensor(0.07, dtype=dtype, device=device, requires_grad=True)
+        wide = {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+        loss = function(**wide | {"temperature": tau})
+        loss = loss if function is info_nce else loss[0].mean()
+        gradients.append(torch.autograd.grad(loss, tau)[0])
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [1e3, 1e4, 1e5])
+def test_weights_of_the_keys_sum_to_one(value):
+    """Equal keys share each query's weight, whatever the common size of their logits."""
+    query, queue = torch.full((3, 8), value), torch.full((50, 8), value, requires_grad=True)
+    info_nce(query, -query, queue, reduction="sum", temperature=1.0).backward()
+    torch.testing.assert_close(queue.grad, torch.full((50, 8), 3 * value / 50), rtol=1e-5, atol=0)
+
+
 def test_no_second_derivative():
     query = unit(3, 8).requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -306,7 +373,8 @@ def test_opcheck(need_grad):
         False,
     )
     opcheck(torch.ops.maskco.info_nce_fwd, args)
-    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, None, 0.2, None, False)
+    keys = (unit(4, 6), unit(10, 6), False, None, None, None)
+    args = (torch.rand(4), torch.rand(2, 4) + 1, *keys, 0.2, None, True, False)
     opcheck(torch.ops.maskco.info_nce_bwd_keys, args)
 
 
@@ -371,7 +439,28 @@ def test_numpy_arrays_by_dlpack():
     torch.testing.assert_close(info_nce(*arrays), info_nce(*map(torch.from_numpy, arrays)))
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.float16, np.array, lambda x: np.array(x, np.float32)])
+def test_numpy_numbers(number):
+    torch.manual_seed(0)
+    case = make_case(temperature=0.25)
+    expected = info_nce(**case)
+    assert torch.equal(info_nce(**case | {"temperature": number(0.25)}), expected)
+    assert torch.equal(InfoNCE(number(0.25))(case["query"], case["positive"]), torch.zeros(()))
+    for valid in (np.int64(40), np.int32(40), np.array(40), torch.tensor(40)):
+        assert torch.equal(info_nce(**case | {"valid": valid}), expected)
+    assert torch.equal(info_nce(**case | {"temperature": np.int64(2)}), info_nce(**case | {"temperature": 2.0}))
+
+
 BAD = {
+    "NumPy's zero": ({"temperature": np.float32(0)}, ValueError, "temperature must be a number other than 0, got 0"),
+    "an array of zero": ({"temperature": np.array(0.0)}, ValueError, "temperature must be a number other than 0"),
+    "NumPy's NaN": ({"temperature": np.float64("nan")}, ValueError, "temperature must be a number .*, got nan"),
+    "temperature text": ({"temperature": "0.2"}, TypeError, "temperature must be a tensor .*, got str"),
+    "temperature bool": ({"temperature": True}, TypeError, "temperature must be a tensor .*, got bool"),
+    "valid float": ({"valid": 3.0}, TypeError, "valid must be an integer, got 3.0"),
+    "valid NumPy float": ({"valid": np.float32(3)}, TypeError, "valid must be an integer, got"),
+    "valid NumPy": ({"valid": np.int64(46)}, ValueError, "valid must lie between 0 and the queue's 45 rows, got 46"),
+    "valid bool": ({"valid": True}, TypeError, "valid must be a tensor .*, got bool"),
     "query shape": ({"query": torch.zeros(3)}, ValueError, r"query must have shape \[N, C\], got \[3\]"),
     "positive shape": ({"positive": torch.zeros(9, 4)}, ValueError, r"positive must have shape \[9, 20\], got"),
     "queue width": ({"queue": torch.zeros(45, 4)}, ValueError, r"queue must have shape \[K, 20\]"),

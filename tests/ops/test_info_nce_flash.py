@@ -210,7 +210,31 @@ def test_what_the_kernels_cannot_read_takes_the_general_path(device, simulated, 
 
     keys = case["queue"].detach().requires_grad_()
     info_nce(case["query"], case["positive"], keys).backward()
-    assert ("flash_keys" in kernels(simulated)) == (change == "positive")  # which its gradient does not need
+    assert "flash_keys" not in kernels(simulated)  # nor for a pass without the tensor: see the next test
+
+
+@pytest.mark.parametrize("change", ["queue", "positive"])
+def test_backward_takes_the_path_of_the_forward_pass(device, simulated, change):
+    """One tensor that the flash kernels cannot read: the other's gradient takes the general path too, so that logits
+    are rounded as in the forward pass."""
+    torch.manual_seed(0)
+    case = make_case(device, n=9, c=32, k=70, valid=60, ids=False)
+    for name in FEATURES:
+        case[name] = case[name] * 1e4
+    run(info_nce, case, FEATURES)
+    assert "flash_keys" in kernels(simulated)
+    simulated.launches.clear()
+    if change == "queue":
+        case["queue"] = case["queue"].T.contiguous().T
+    else:
+        case["positive"] = torch.cat([case["positive"], case["positive"]], 1)[:, 1:33]
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    actual = info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in case.items()})
+    gradients = torch.autograd.grad(actual, [case[name] for name in FEATURES])
+    assert not {"flash", "flash_keys"} & set(kernels(simulated))
+    loss = reference.info_nce(**{k: v.requires_grad_() if k in FEATURES else v for k, v in wide.items()})[0].mean()
+    for gradient, truth in zip(gradients, torch.autograd.grad(loss, [wide[name] for name in FEATURES]), strict=True):
+        torch.testing.assert_close(gradient.double(), truth, rtol=0, atol=1e-5 * float(truth.abs().max()))
 
 
 def test_rows_of_a_wider_buffer_are_read_in_place(device, simulated):
@@ -336,7 +360,9 @@ def test_gradient_keeps_its_precision_when_the_positive_wins(device, kind):
     truth = run(reference.info_nce, wide, ("query",))
     assert truth["loss"].detach().max() < 1e-6
     options = (None, False, None, None, None, 0.045, None, True, kind == "tf32")
-    loss, *_, grad = torch.ops.maskco_sim.info_nce_fwd(case["query"], case["positive"], case["queue"], *options)
+    loss, _, _, _, grad, *_ = torch.ops.maskco_sim.info_nce_fwd(
+        case["query"], case["positive"], case["queue"], *options
+    )
     torch.testing.assert_close(loss.double(), truth["loss"].detach(), rtol=1e-3, atol=0)
     grad = grad * torch.linspace(0.5, 2, 4)[:, None]
     torch.testing.assert_close(
@@ -379,5 +405,18 @@ def test_opcheck(device):
     args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
     query, keys = unit(4, 32).half(), unit(10, 32).half()
-    args = (torch.rand(4), torch.rand(4), query, keys, False, None, None, torch.tensor(8), 0.2, None, False)
+    args = (
+        torch.rand(4),
+        torch.rand(2, 4) + 1,
+        query,
+        keys,
+        False,
+        None,
+        None,
+        torch.tensor(8),
+        0.2,
+        None,
+        True,
+        False,
+    )
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)

@@ -174,7 +174,8 @@ def test_opcheck(device):
     inputs = [case[name].requires_grad_() for name in FEATURES]
     args = (*inputs, True, case["query_ids"], case["queue_ids"], case["valid"], 1.0, torch.tensor(0.3), True, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_fwd, args)
-    args = (torch.rand(4), torch.rand(4), unit(4, 6), unit(10, 6), False, None, None, torch.tensor(8), 0.2, None, False)
+    keys = (unit(4, 6), unit(10, 6), False, None, None, torch.tensor(8))
+    args = (torch.rand(4), torch.rand(2, 4) + 1, *keys, 0.2, None, True, False)
     torch.library.opcheck(torch.ops.maskco_sim.info_nce_bwd_keys, args)
 
 

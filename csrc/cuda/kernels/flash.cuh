@@ -180,8 +180,9 @@ struct Flash {
     }
   };
 
-  // s = rows · columnsᵀ, infinite where a factor is
-  template <int kMostKept>
+  // s = rows · columnsᵀ, infinite where a factor is. `kSwapped`: the rows are keys, not queries; each logit comes out
+  // bit for bit the same.
+  template <bool kSwapped, int kMostKept>
   __device__ __forceinline__ static void multiply(Logits& s, const Rows<kMostKept>& rows, uint32_t tile) {
     const int lane = thread_index() % 32;
     const uint32_t address = tile + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -202,7 +203,7 @@ struct Flash {
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             if constexpr (Product::kTerms == 3) {
-              Product::add_rest(rest[block][j + i], a[block], b[i]);
+              Product::template add_rest<kSwapped>(rest[block][j + i], a[block], b[i]);
               Product::add_high(s[block][j + i], a[block], b[i]);
             } else {
               Product::add(s[block][j + i], a[block], b[i]);

@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(kInfoNceThreads)
                           const T* local_negatives,  // [N, M, C]
                           Temperature<Acc> temperature,
                           Acc* local_weights,   // [N, M] workspace
+                          Acc* local_logits,    // [N, M]
                           Acc* positive_logit,  // [N]
                           Acc* row_max,         // [N]
                           Acc* row_sum,         // [N]
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   const Acc tau = temperature.get();
   const Acc* q = query + i * query_row_stride;
   const T* local = local_negatives + i * local_query_stride;
-  Acc* weights = local_weights + i * num_local;
+  Acc *weights = local_weights + i * num_local, *logits = local_logits + i * num_local;
   const Acc s = block_sum(partial_dot<Acc>(q, query_stride, positive + i * positive_row_stride, positive_stride,
                                            channels, threadIdx.x, kInfoNceThreads)) /
                 tau;
@@ -139,10 +140,10 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   for (int64_t m = threadIdx.x / 32; m < num_local; m += kInfoNceThreads / 32) {
     Acc dot = partial_dot<Acc>(q, query_stride, local + m * local_row_stride, local_stride, channels, lane, 32);
     for (int offset = 16; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffff, dot, offset);
-    if (lane == 0) weights[m] = dot / tau;
+    if (lane == 0) logits[m] = dot / tau;
   }
   __syncthreads();
-  absorb(row, weights, num_local, [&](int64_t m) { return weights[m]; });
+  absorb(row, weights, num_local, [&](int64_t m) { return logits[m]; });
   if (key_sums != nullptr) {
     for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
       Acc sum = 0;
@@ -198,10 +199,12 @@ __global__ void __launch_bounds__(kInfoNceThreads)
                            const T* positive,          // [N, C]
                            const Acc* product,         // [N, C] weights · keys of the last tile, or null
                            Temperature<Acc> temperature,
-                           Acc* loss,        // [N]
-                           Acc* lse,         // [N]
-                           Acc* grad_query,  // [N, C] or null: comes with the key sums
-                           int64_t channels, int64_t positive_row_stride, int64_t positive_stride) {
+                           Acc* local_share,  // [N, M]: comes with the logits
+                           Acc* normaliser,   // [2, N]: maximum, and sum of e^(s - max)
+                           Acc* loss,         // [N]
+                           Acc* lse,          // [N]
+                           Acc* grad_query,   // [N, C] or null: comes with the key sums
+                           int64_t channels, int64_t num_local, int64_t positive_row_stride, int64_t positive_stride) {
   const int64_t i = blockIdx.x;
   const Row<Acc> row{row_max[i], row_sum[i], 0, positive_logit[i]};
   const Acc own = exp(row.positive_logit - row.shift()), total = own + row.sum;
@@ -209,7 +212,11 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     const Acc log_total = own == 1 ? log1p(row.sum) : log(total);
     loss[i] = log_total + (row.shift() - row.positive_logit);
     lse[i] = log_total + row.shift();
+    normaliser[i] = row.max;
+    normaliser[gridDim.x + i] = total;
   }
+  for (int64_t m = i * num_local + threadIdx.x; m < (i + 1) * num_local; m += kInfoNceThreads)
+    local_share[m] = exp(local_share[m] - row.shift()) / total;
   if (grad_query == nullptr) return;
   const Acc scale = Acc(1) / (total * temperature.get());
   for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
@@ -220,19 +227,22 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   }
 }
 
-// The recompute pass for the keys' own gradient: what each key takes of each query.
+// The recompute pass for the keys' own gradient: what each key takes of each query. The same product as in the forward
+// pass gives logits with the same bits, so that none exceeds its row's maximum, however large they are.
 template <typename Acc>
 __global__ void __launch_bounds__(kInfoNceThreads)
     info_nce_shares_kernel(Acc* logits,  // [N, T] query · key without temperature; becomes grad_loss · p / temperature
                            Temperature<Acc> temperature, Exclusions excluded,
-                           const Acc* lse,        // [N]
-                           const Acc* grad_loss,  // [N]
+                           const Acc* normaliser,  // [2, N]
+                           const Acc* grad_loss,   // [N]
                            int64_t width, int64_t grad_stride) {
   const int64_t i = blockIdx.x;
-  const Acc tau = temperature.get(), row_lse = lse[i], grad = grad_loss[i * grad_stride] / tau;
+  const Acc tau = temperature.get(), max = normaliser[i];
+  const Acc grad = grad_loss[i * grad_stride] / tau / normaliser[gridDim.x + i];
   for (int64_t j = threadIdx.x; j < width; j += kInfoNceThreads) {
     Acc& entry = logits[i * width + j];
-    entry = excluded(i, j) ? Acc(0) : grad * exp(entry / tau - row_lse);
+    const Acc behind = entry / tau - max;  // (above 0 only if the product was rounded in another way this time)
+    entry = excluded(i, j) ? Acc(0) : grad * exp(behind > 0 ? Acc(0) : behind);
   }
 }
 

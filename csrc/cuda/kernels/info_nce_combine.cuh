@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kInfoNceThreads)
                             const FlashRow* split_rows,     // [S, N]
                             const float* split_sums,        // [S, N, C]
                             int num_splits, Temperature<float> temperature,
-                            float* local_weights,   // [N, M] workspace
+                            float* local_share,     // [N, M]: softmax; the weights until the end
+                            float* normaliser,      // [2, N]: maximum in base 2, and sum of 2^(s - max)
                             float* loss,            // [N]
                             float* lse,             // [N]
                             float* positive_logit,  // [N]
@@ -31,9 +32,9 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   __shared__ float split_scale[kMaxSplits];
   __shared__ float4 partial[kInfoNceThreads];
   const int64_t i = blockIdx.x, n = gridDim.x;
-  const float tau = temperature.get(), scale = kLog2E / tau, positive_base2 = positive_product[i] * scale;
+  const float tau = temperature.get(), scale = kLog2E / tau, positive_base2 = __fmul_rn(positive_product[i], scale);
   const T* local = local_negatives + i * local_query_stride;
-  float* weights = local_weights + i * num_local;
+  float* weights = local_share + i * num_local;
 
   // The maximum and rank of all, then everything relative to that maximum (base 2, as in the flash kernel).
   float max = positive_base2;
@@ -78,7 +79,11 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     lse[i] = log_total + shift * kLn2;
     positive_logit[i] = positive_product[i] / tau;
     rank[i] = above;
+    normaliser[i] = max;
+    normaliser[n + i] = total;
   }
+  const float inverse = 1 / total;
+  for (int64_t m = threadIdx.x; m < num_local; m += kInfoNceThreads) weights[m] *= inverse;
   if (grad_query == nullptr) return;
 
   // A team of threads, four channels each, for every so many splits; then the teams' sums.
@@ -94,15 +99,15 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   }
   partial[threadIdx.x] = mine;
   __syncthreads();
-  const float to_gradient = 1 / (total * tau);
   for (int c = threadIdx.x; c < channels; c += kInfoNceThreads) {
     float key_sum = 0;
     for (int t = 0; t < teams; t++) key_sum += reinterpret_cast<const float*>(&partial[t * team_size])[c];
+    key_sum *= inverse;
     for (int64_t m = 0; m < num_local; m++)
       key_sum += weights[m] * convert<float>(local[m * local_row_stride + c * local_stride]);
     // sum_j p_j k_j - k_+, as 1 - p_+ = sum / total
     const float key = convert<float>(positive[i * positive_row_stride + c]);
-    grad_query[i * channels + c] = (key_sum - sum * key) * to_gradient;
+    grad_query[i * channels + c] = (key_sum - sum * inverse * key) / tau;
   }
 }
 

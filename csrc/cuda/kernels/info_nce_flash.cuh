@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
         inside ? F::template dot<8>(shared.rows, row, positive.rows + (first_row + row) * positive.row_stride) : 0;
     for (int offset = 4; offset > 0; offset /= 2) product += __shfl_xor_sync(0xffffffff, product, offset);
     if (threadIdx.x % 8 == 0) {
-      shared.row_positive[row] = product * scale;
+      shared.row_positive[row] = __fmul_rn(product, scale);
       if (blockIdx.y == 0 && inside) positive_product[first_row + row] = product;
     }
   }
@@ -151,8 +151,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     const uint32_t column_tile = column_tiles + stage * F::kColumnTileBytes;
 
     typename F::Logits s;
-    F::multiply(s, rows, column_tile);
-    F::for_each_logit([&](int block, int j, int i) { s[block][j][i] *= scale; });
+    F::template multiply<false>(s, rows, column_tile);
+    // (never part of a fused multiply-add: the keys' pass must see the same logit)
+    F::for_each_logit([&](int block, int j, int i) { s[block][j][i] = __fmul_rn(s[block][j][i], scale); });
     const Keys keys = keys_of(tile);
     const unsigned own = tile - queue_tiles - int(blockIdx.x) * F::kRowTiles;  // which of the tiles of the block's own
     if (own < F::kRowTiles || keys.count < F::kColumns)
@@ -199,11 +200,18 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   });
 }
 
+// What a query's softmax and upstream gradient make of its logits s: weights sign · 2^(s - max + log_factor).
+struct FlashShare {
+  float max;         // of the forward pass
+  float log_factor;  // log2 of |grad_loss| / (|temperature| · sum of 2^(s - max))
+  float sign;
+};
+
 template <class F>
 struct FlashKeysShared {
   alignas(128) char rows[F::kRowTileBytes];
   char columns[kFlashStages][F::kColumnTileBytes];
-  float2 column_share[kFlashStages][F::kColumns];  // of each query: log2 |grad_loss / temperature| - lse, and the sign
+  FlashShare column_share[kFlashStages][F::kColumns];
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 template <class Shared>
@@ -212,16 +220,17 @@ constexpr int flash_shared_bytes(bool with_ids) {
 }
 
 // The recompute pass for the keys' own gradient, with queries and keys in changed places: for key j
-// sum_i grad_i / temperature · e^(s_ij - lse_i) · q_i. Upstream gradients and softmax are one exponential, so that a
-// running maximum keeps the weights in the range of 16 bits here as well. Block (x, y): kRows keys from x · kRows on
-// and the y-th of gridDim.y equal parts of the queries.
+// sum_i grad_i / temperature · softmax_ij · q_i. Upstream gradients and softmax are one exponential, so that a running
+// maximum keeps the weights in the range of 16 bits here as well. The logits have the forward pass's bits, so that none
+// exceeds its maximum, however large they are. Block (x, y): kRows keys from x · kRows on and the y-th of gridDim.y
+// equal parts of the queries.
 template <typename F, typename T = typename F::T>
 __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
                                const int64_t* valid,  // one element, or null
                                bool in_batch, Temperature<float> temperature,
-                               const float* lse,        // [N]
-                               const float* grad_loss,  // [N]
+                               const float* normaliser,  // [2, N]: maximum, and sum of 2^(s - max)
+                               const float* grad_loss,   // [N]
                                int64_t grad_stride,
                                T* grad_keys,              // [K, C], or
                                float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
@@ -239,11 +248,12 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   };
   auto share_of = [&](int tile) {
     const int64_t i = int64_t(tile) * F::kColumns + threadIdx.x;
-    if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return make_float2(-INFINITY, 1);
+    if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return FlashShare{0, -INFINITY, 1};
     const float weight = grad_loss[i * grad_stride] / tau;
-    return make_float2(log2f(fabsf(weight)) - lse[i] * kLog2E, weight < 0 ? -1 : 1);
+    return FlashShare{normaliser[i], log2f(fabsf(weight)) - log2f(normaliser[query.count + i]),
+                      weight < 0 ? -1.f : 1.f};
   };
-  auto store_share = [&](int tile, float2 share) {
+  auto store_share = [&](int tile, const FlashShare& share) {
     if (threadIdx.x < F::kColumns) shared.column_share[tile % kFlashStages][threadIdx.x] = share;
   };
   auto load_queries = [&](int tile) {
@@ -277,14 +287,17 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     __syncthreads();
     if (tile + 1 < last_tile) load_queries(tile + 1);
     commit_copies();
-    const float2 next_share = share_of(tile + 1);  // on its way during the products
+    const FlashShare next_share = share_of(tile + 1);  // on its way during the products
     const int stage = tile % kFlashStages;
     const uint32_t column_tile = column_tiles + stage * F::kColumnTileBytes;
 
     typename F::Logits s;
-    F::multiply(s, rows, column_tile);
+    F::template multiply<true>(s, rows, column_tile);
     F::for_each_logit([&](int block, int j, int i) {
-      s[block][j][i] = s[block][j][i] * scale + shared.column_share[stage][F::column(j, i)].x;
+      const FlashShare& share = shared.column_share[stage][F::column(j, i)];
+      const float behind = __fmul_rn(s[block][j][i], scale) - share.max;
+      s[block][j][i] =
+          (behind > 0 ? 0 : behind) + share.log_factor;  // (above 0 only if a GPU rounds a · b unlike b · a)
     });
     const int columns = columns_of(tile);
     const unsigned own = tile - int(blockIdx.x) * F::kRowTiles;
@@ -295,7 +308,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     F::lane_max(s, top);
     F::weigh(s, top, max, gradient, [](int, int, float) {});
     F::for_each_logit(
-        [&](int block, int j, int i) { s[block][j][i] *= shared.column_share[stage][F::column(j, i)].y; });
+        [&](int block, int j, int i) { s[block][j][i] *= shared.column_share[stage][F::column(j, i)].sign; });
     F::accumulate(gradient, s, column_tile);
     store_share(tile + 1, next_share);
   }

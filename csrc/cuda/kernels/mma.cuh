@@ -130,9 +130,12 @@ struct Tf32Product {  // k = 8
   __device__ __forceinline__ static void add_high(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
     MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.high);
   }
+  // `kSwapped`: rounded as add_rest(sums, b, a) without it
+  template <bool kSwapped = false>
   __device__ __forceinline__ static void add_rest(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
+    if constexpr (kSwapped) MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.low);
     MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.low, b.high);
-    MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.low);
+    if constexpr (!kSwapped) MASKCO_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", sums, a.high, b.low);
   }
   __device__ __forceinline__ static void add(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
     if constexpr (kTerms == 3) add_rest(sums, a, b);  // small terms first

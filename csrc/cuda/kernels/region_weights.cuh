@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kBoxThreads) box_weights_kernel(
   }
   const int64_t r = blockIdx.x;
   const T box = lane < 5 ? convert<T>(boxes[r * box_row + lane * box_column]) : T(0);  // image, x1, y1, x2, y2
-  RoiSamples<T> rows(__shfl_sync(~0u, box, 2), __shfl_sync(~0u, box, 4), grid, height);
-  RoiSamples<T> columns(__shfl_sync(~0u, box, 1), __shfl_sync(~0u, box, 3), grid, width);
+  RoiSamples<T> rows(__shfl_sync(~0u, box, 2), __shfl_sync(~0u, box, 4), grid, grid.output_height, height);
+  RoiSamples<T> columns(__shfl_sync(~0u, box, 1), __shfl_sync(~0u, box, 3), grid, grid.output_width, width);
   const bool finite = rows.finite && columns.finite;
   if (threadIdx.x < 4) extent[threadIdx.x] = threadIdx.x % 2 ? -1 : INT32_MAX;
   __syncthreads();
