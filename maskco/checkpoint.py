@@ -18,6 +18,7 @@ from maskco.trust import own_file, refuse_source
 FORMAT = "maskco run 3"
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
+LARGEST = 1e20  # of any option
 BEST = "best.pt"  # that of the epoch with the lowest mean loss
 
 
@@ -96,6 +97,9 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     try:
         config = PretrainConfig.from_dict(state["config"])
         config.check()
+        for name, value in config.to_dict().items():
+            if isinstance(value, (int, float)) and abs(value) > LARGEST:
+                raise ValueError(f"{name} is larger than {LARGEST:g}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
     return config
