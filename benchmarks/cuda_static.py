@@ -31,6 +31,7 @@ from benchmarks import roofline
 from benchmarks.cuda_cases import Row, all_cases, flash_launches, short_name, simulate, simulated_kernels
 from benchmarks.harness import _commit
 from benchmarks.roofline import GPUS, predict
+from maskco.console import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = (80, 86, 89, 90, 100, 120)
@@ -273,4 +274,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import PIL
@@ -28,11 +27,14 @@ from torchvision.transforms import v2
 
 from benchmarks import harness
 from benchmarks.timing import clock
+from maskco.config import ConfigError
+from maskco.console import one_line_errors
 from maskco.data.batch_colour import finish
 from maskco.data.memory import keep_freed_memory
 from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, Sample, collate, open_source
+from maskco.data.sources import PretrainDataset, Sample, SourceError, collate, open_source
 from maskco.data.views import MEAN, STD, TwoViews, ViewConfig, denormalize
+from maskco.memory import memory_errors
 
 OURS = "maskco"
 WORKER, DEVICE = "maskco: augment device, worker", "maskco: augment device, device"
@@ -58,8 +60,8 @@ class Options:
     """How many of them, spread evenly."""
     repeats: int = 7
     """Passes over the pictures; the median and the 20th and 80th percentiles are reported."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where colours are applied with --augment device; all else is the CPU's."""
+    device: str = "cpu"
+    """Where colours are applied with --augment device, cpu or cuda; all else is the CPU's."""
     draws: int = 8
     """Pairs of views of each picture for the statistics; 0: none."""
     json: Path | None = None
@@ -218,20 +220,23 @@ def show(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.data")
-    torch.set_num_threads(1)
-    keep_freed_memory()  # as our loading workers do, and here for all: it makes each of them faster
-    meta = harness.metadata(harness.Options(repeats=options.repeats))
-    meta["versions"]["pillow"] = PIL.__version__
-    meta["pictures"] = min(options.pictures, len(open_source(options.data)))
-    try:
-        rows = measure(options)
-    except PictureError as error:
-        raise SystemExit(f"error: {error}: benchmark pictures that can be read") from error
-    show(rows)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-        print(f"\nwrote {options.json}")
+    with one_line_errors(), memory_errors("lower image_size"):
+        options = tyro.cli(Options, prog="python -m benchmarks.data")
+        harness.check_options(options)
+        torch.set_num_threads(1)
+        keep_freed_memory()  # as our loading workers do, and here for all: it makes each of them faster
+        meta = harness.metadata(harness.Options(repeats=options.repeats))
+        meta["versions"]["pillow"] = PIL.__version__
+        try:
+            meta["pictures"] = min(options.pictures, len(open_source(options.data)))
+            rows = measure(options)
+        except (PictureError, SourceError) as error:
+            raise ConfigError(f"{error}: benchmark pictures that can be read") from error
+        show(rows)
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+            print(f"\nwrote {options.json}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.kernels_cupy import gpu, milliseconds, nvrtc_options, standard_headers
+from maskco.console import one_line_errors
 
 TEMPERATURE = 0.2
 CHANNELS = (64, 128, 192, 256)
@@ -124,4 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

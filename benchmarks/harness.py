@@ -25,16 +25,32 @@ from benchmarks import table
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Inputs, Passes, Target
 from benchmarks.memory import PeakMemory, Peaks, keep_freed_memory
 from benchmarks.timing import clock, time_passes
+from maskco.config import ConfigError
+from maskco.console import one_line_errors
+from maskco.devices import usable_device
+from maskco.memory import memory_errors
+from maskco.option_values import Bounds, out_of_bounds
 
 PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PASSES = (FORWARD, BACKWARD, BOTH)
+MEMORY_ADVICE = "choose smaller cases, such as --quick"
+BOUNDS: Bounds = {  # of the options of all benchmarks: smallest and largest value
+    "threads": (1, 1024),
+    "repeats": (1, 10**6),
+    "pictures": (1, 10**9),
+    "image_size": (1, 100_000),
+    "draws": (0, 10**6),
+    "seeds": (1, 10**6),
+    "jobs": (1, 1024),
+}
 Row = dict[str, Any]
 
 
 @dataclass
 class Options:
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
+    """cpu or cuda."""
     threads: int | None = None
     """CPU threads; torch's own choice if left out."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
@@ -59,22 +75,33 @@ class Options:
 
 def main(module: str, cases: Callable[[], list[Case]]) -> None:
     """The command line of the benchmark `module`; `cases()` declares what it compares."""
-    options = tyro.cli(Options, prog=f"python -m {module}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
-        print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
-    meta = metadata(options)  # before: the load is the others' now
-    if meta["multiply_add_gflops"]:
-        print(
-            f"one core's multiply-adds: at most {meta['multiply_add_gflops']} GFLOP/s in float32; "
-            f"torch.mm on {meta['threads']}: {meta['mm_gflops']}"
-        )
-    rows = run(module, cases(), options)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-        print(f"\nwrote {options.json}")
+    with one_line_errors(), memory_errors(MEMORY_ADVICE):
+        options = tyro.cli(Options, prog=f"python -m {module}")
+        check_options(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
+            print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
+        meta = metadata(options)  # before: the load is the others' now
+        if meta["multiply_add_gflops"]:
+            print(
+                f"one core's multiply-adds: at most {meta['multiply_add_gflops']} GFLOP/s in float32; "
+                f"torch.mm on {meta['threads']}: {meta['mm_gflops']}"
+            )
+        rows = run(module, cases(), options)
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+            print(f"\nwrote {options.json}")
+
+
+def check_options(options: Any) -> None:
+    """Raises ConfigError for a number out of bounds, or a device that is not there or not one for benchmarks."""
+    if wrong := out_of_bounds(options, BOUNDS):
+        raise ConfigError(wrong)
+    if options.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {options.device!r}: CUDA_VISIBLE_DEVICES chooses the GPU")
+    usable_device(options.device)
 
 
 def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
@@ -82,7 +109,7 @@ def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
     suite = "quick" if options.quick else "full"
     chosen = [c for c in cases if options.case in c.name and suite in c.suites and (options.sweeps or c.sweep is None)]
     if not chosen:
-        sys.exit(f"no case of {module} fits; there are: {', '.join(c.name for c in cases)}")
+        raise ConfigError(f"case: none of {module} fits; there are: {', '.join(c.name for c in cases)}")
     memory = PeakMemory(module, device, torch.get_num_threads())
     table.print_heading(_device_name(device), torch.get_num_threads())
     rows: list[Row] = []

@@ -9,13 +9,15 @@ python -m benchmarks.kernels_cupy      needs a GPU and cupy (pip install 'maskco
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from maskco.config import ConfigError
+from maskco.console import one_line_errors
 
 KERNELS = Path(__file__).resolve().parent.parent / "csrc/cuda/kernels"
 STANDARD_HEADERS = ("climits", "cstddef", "cstdint", "type_traits", "utility")  # NVRTC has them as cuda/std/… only
@@ -96,15 +98,15 @@ def milliseconds(cupy: Any, function: Any, repeats: int = 20) -> float:
 
 
 def gpu(module: str) -> Any:
-    """CuPy, if it is there and finds a GPU; else `module` ends."""
+    """CuPy, if it is there and finds a GPU. Raises ConfigError."""
     try:
         import cupy
 
         cupy.cuda.runtime.getDeviceCount()
     except ImportError:
-        sys.exit(f"{module} needs cupy: pip install cupy-cuda13x")
+        raise ConfigError(f"{module} needs cupy: pip install cupy-cuda13x") from None
     except Exception as error:  # (cupy's own class of error is only known with cupy)
-        sys.exit(f"{module} needs a GPU: {error}")
+        raise ConfigError(f"{module} needs a GPU: {error}") from error
     return cupy
 
 
@@ -142,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -5,7 +5,6 @@ python -m benchmarks.plot RESULT.json … --out DIR
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS
+from benchmarks.table import read_results
+from maskco.console import one_line_errors
 
 Row = dict[str, Any]
 # Okabe and Ito's palette: told apart by colour-blind readers too
@@ -54,11 +55,11 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.plot")
-    options.out.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE):
+    with one_line_errors(), plt.rc_context(STYLE):
+        options = tyro.cli(Options, prog="python -m benchmarks.plot")
+        options.out.mkdir(parents=True, exist_ok=True)
         for path in options.results:
-            result = json.loads(path.read_text())
+            result = read_results(path, "meta", "rows")
             for name, figure in figures(result["rows"], _conditions(result["meta"])):
                 picture = options.out / f"{path.stem}_{name}.png"
                 figure.savefig(picture, bbox_inches="tight", pad_inches=0.15)

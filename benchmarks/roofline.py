@@ -11,9 +11,11 @@ python -m benchmarks.roofline [FILE]      prints the table that stands in benchm
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks.table import read_results
+from maskco.console import one_line_errors
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results/cuda_static.json"
@@ -82,7 +84,8 @@ def table(results: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="default: %(default)s")
-    print(table(json.loads(parser.parse_args().results.read_text())))
+    with one_line_errors():
+        print(table(read_results(parser.parse_args().results, "cases", "predictions")))
 
 
 if __name__ == "__main__":

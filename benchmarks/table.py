@@ -1,10 +1,13 @@
-"""Prints the rows of a benchmark as a table of at most 120 columns."""
+"""Prints the rows of a benchmark as a table of at most 120 columns, and reads what it wrote."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import OURS
+from maskco.config import ConfigError
 
 Row = dict[str, Any]
 COLUMNS = f"{'pass':<7} {'ms':>9} {'p20 – p80':>19} {'GFLOP/s':>8} {'peak MiB':>9} {'ours/this':>9}  target"
@@ -43,6 +46,17 @@ def print_case(name: str, rows: list[Row]) -> None:
         print(f"{label:<24} {PASS[row['pass']]:<7} {figures} {_number(ratio, 3):>9}  {targets}".rstrip())
     for implementation, note in notes.items():
         print(f"  {implementation}: {note}")
+
+
+def read_results(path: Path, *parts: str) -> Row:
+    """What a benchmark wrote to a JSON file. Raises OSError, or ConfigError if the file lacks one of its parts."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if all(part in results for part in parts):
+            return results
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} holds no results of a benchmark: {error}") from error
+    raise ConfigError(f"{path} holds no results of this benchmark: it needs {', '.join(parts)}")
 
 
 def _target(target: dict[str, Any]) -> str:

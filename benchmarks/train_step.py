@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 import maskco.methods.maskco
 import maskco.train
-from benchmarks.harness import metadata
+from benchmarks.harness import check_options, metadata
 from benchmarks.memory import keep_freed_memory
 from benchmarks.timing import clock
 from maskco import ops
+from maskco.console import one_line_errors
 from maskco.methods import MaskCo
 from maskco.nn import FeatureQueue
 from maskco.train_state import Totals, TrainState
@@ -62,7 +63,8 @@ class Options:
     """Where views get their colours: with "device" that is a part of the step too."""
     workers: int = 0
     """Loading processes; with 0 loading stands among the parts, else it runs beside them and only waiting is seen."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
+    """cpu or cuda."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 7
@@ -240,22 +242,24 @@ def print_rows(case: str, rows: list[Row], batch_size: int) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.train_step")
-    if options.quick:
-        options = dataclasses.replace(options, encoder="test_resnet", image_size=64, queue_size=1024, repeats=3)
-    torch.set_num_threads(options.threads)
-    if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
-        print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
-    meta = metadata(options)
-    case = f"{options.encoder} at {options.image_size}, batch {options.batch_size}, {Path(options.data).name}"
-    rows = rows_of(measure(options), case, options)
-    print_rows(case, rows, options.batch_size)
-    if options.json is not None:
-        chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-        meta["options"] = {name: value for name, value in chosen.items() if name not in ("data", "json")}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-        print(f"\nwrote {options.json}")
+    with one_line_errors():
+        options = tyro.cli(Options, prog="python -m benchmarks.train_step")
+        check_options(options)
+        if options.quick:
+            options = dataclasses.replace(options, encoder="test_resnet", image_size=64, queue_size=1024, repeats=3)
+        torch.set_num_threads(options.threads)
+        if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
+            print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
+        meta = metadata(options)
+        case = f"{options.encoder} at {options.image_size}, batch {options.batch_size}, {Path(options.data).name}"
+        rows = rows_of(measure(options), case, options)
+        print_rows(case, rows, options.batch_size)
+        if options.json is not None:
+            chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+            meta["options"] = {name: value for name, value in chosen.items() if name not in ("data", "json")}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+            print(f"\nwrote {options.json}")
 
 
 if __name__ == "__main__":

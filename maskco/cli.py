@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from maskco.config import ConfigError, PretrainConfig, UserError, demo_config, view_config
+from maskco.config import ConfigError, PretrainConfig, demo_config, view_config
+from maskco.console import one_line_errors, printable
 from maskco.data.view_config import ViewConfig
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
+from maskco.files import user_path
 
 
 @dataclass
@@ -39,9 +41,9 @@ class _Sheet:
     data: str
     """Pictures, as for pretrain."""
     out: Path = Path("views.png")
-    """The PNG to write."""
+    """File to write: .png, .pdf, .svg, .jpg, .webp or .tif."""
     count: int = 12
-    """Pictures on it, spread evenly over the data."""
+    """Pictures on it, spread evenly over the data; at most 1000."""
     seed: int = 0
     epoch: int = 0
     """Of the run whose views are shown."""
@@ -59,18 +61,19 @@ class ShowViews(ViewConfig, _Sheet):
     def __call__(self) -> int:
         from maskco.sheet import write_sheet
 
+        out = user_path(self.out)
         failures = write_sheet(
             self.data,
             view_config(self),
-            self.out,
+            out,
             count=self.count,
             seed=self.seed,
             epoch=self.epoch,
             augment=self.augment,
         )
         for name, reason in failures:
-            print(f"cannot be used: {name}: {reason}", file=sys.stderr)
-        print(self.out)
+            print(printable(f"cannot be used: {name}: {reason}"), file=sys.stderr)
+        print(out)
         return 0
 
 
@@ -119,7 +122,7 @@ class Report:
     """Draw runs beside each other: curves, masked views, nearest regions, spread of embeddings, evaluations."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN …]")]
-    """Run folders."""
+    """Run folders, or checkpoints in them."""
     out: Path | None = None
     """Folder for report.html and report.png; default: the first run's."""
     data: str | None = None
@@ -163,7 +166,8 @@ class Demo:
         from maskco.report import write_report
         from maskco.train import train
 
-        config = demo_config(self.out)
+        out = user_path(self.out)
+        config = demo_config(out)
         if self.epochs is not None:
             config = dataclasses.replace(config, epochs=self.epochs)
         print("1/3  pretraining on the demo scenes, without their labels", flush=True)
@@ -172,10 +176,10 @@ class Demo:
             print("     run the same command again to go on")
             return 128 + result.signal
         print("2/3  evaluating the trained encoder against the same encoder untrained", flush=True)
-        evaluate(Regions(encoders=(str(self.out),), untrained=True))
+        evaluate(Regions(encoders=(str(out),), untrained=True))
         print("3/3  drawing the report", flush=True)
-        report = write_report(self.out).html
-        print(f"\nreport      {report}\nrun folder  {self.out}\ncurves      tensorboard --logdir {self.out}")
+        report = write_report(out).html
+        print(f"\nreport      {report}\nrun folder  {out}\ncurves      tensorboard --logdir {out}")
         return 0
 
 
@@ -183,18 +187,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
-    try:
-        command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)
-        code = command()
-    except UserError as error:
-        print(f"{who}error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:  # no permission, no space, not a folder: the text names the file
-        print(f"{who}error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped at once; what was saved before is untouched", file=sys.stderr)
-        code = 128 + signal.SIGINT
+    with one_line_errors(who):
+        try:
+            code = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)()
+        except KeyboardInterrupt:
+            print("stopped at once; what was saved before is untouched", file=sys.stderr)
+            code = 128 + signal.SIGINT
     sys.exit(code)
 
 

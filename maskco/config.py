@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
-import numbers
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from maskco.data.view_config import ViewConfig
+from maskco.option_values import LARGEST, Bounds, make_plain, misfit, out_of_bounds
 
 FREE_ON_RESUME = frozenset(
     {
@@ -151,31 +149,15 @@ class PretrainConfig(ViewConfig, Folders):
     tells how well the contrast is solved; how useful the features are is for `maskco eval` to say."""
 
     def __post_init__(self) -> None:
-        """Nothing yet: an option with an impossible value is for `check` to refuse, with all others."""
+        """Values become plain ones. An impossible one is for `check` to refuse, with all others."""
+        make_plain(self)
 
     def check(self) -> None:
         """Raises ConfigError for the first impossible value."""
-        for name, kind in get_type_hints(PretrainConfig).items():
-            if not _fits(getattr(self, name), kind):
-                wanted = f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else OPTIONS[name].type
-                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-        for name in (
-            "mask_head_depth", "dim", "queue_size", "epochs", "accumulate", "log_every", "keep",
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "key_group", "warmup_steps", "weight_decay", "save_every_minutes", "save_every_steps", "lr", "seed",
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0 and math.isfinite(getattr(self, name)), "0 or more")
-        for name in ("momentum", "sgd_momentum"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("hidden", "output_stride"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        self._require("threads", self.threads is None or self.threads >= 1, "1 or more")
+        if wrong := misfit(self, PretrainConfig) or out_of_bounds(self, BOUNDS):
+            raise ConfigError(wrong)
         self._require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
         self._require("key_group", self.key_group != 1, "0, or at least 2")
-        self._require("workers", self.workers is None or self.workers >= 0, "0 or more")
-        self._require("temperature", self.temperature > 0, "greater than 0")
         if self.init == "":
             raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
         if self.init is not None and self.pretrained:
@@ -230,6 +212,19 @@ class PretrainConfig(ViewConfig, Folders):
 
 
 OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
+BOUNDS: Bounds = {  # smallest and largest value
+    **dict.fromkeys(("dim", "hidden", "queue_size", "output_stride", "epochs", "batch_size"), (1, LARGEST)),
+    **dict.fromkeys(("accumulate", "log_every", "keep"), (1, LARGEST)),
+    **dict.fromkeys(("key_group", "warmup_steps", "save_every_steps", "seed"), (0, LARGEST)),
+    "stage": (-1000, 1000),
+    "mask_head_depth": (1, 1000),
+    "threads": (1, 1024),  # a process that starts many more dies without a word
+    "workers": (0, 1024),
+    "save_every_minutes": (0, 1e9),
+    **dict.fromkeys(("momentum", "sgd_momentum"), (0, 1)),
+    **dict.fromkeys(("lr", "weight_decay"), (0, 1e6)),
+    "temperature": (1e-4, 1e4),
+}
 
 
 def view_config(options: ViewConfig) -> ViewConfig:
@@ -238,20 +233,6 @@ def view_config(options: ViewConfig) -> ViewConfig:
         return ViewConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ViewConfig)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an option's type. Whole numbers are floats too, and paths are text."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        return isinstance(value, (tuple, list)) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if get_args(kind):  # X | None
-        return any(_fits(value, each) for each in get_args(kind))
-    if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
-    return isinstance(value, (str, os.PathLike) if kind is str else kind)
 
 
 def read_config(path: str | Path) -> PretrainConfig:

@@ -28,6 +28,7 @@ from maskco.config import PretrainConfig, UserError
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.results import commit
 from maskco.files import user_path, write_atomically
+from maskco.memory import memory_errors
 from maskco.run_folder import read_metrics
 from maskco.weights import timm_state, whole_model_state
 
@@ -46,6 +47,7 @@ class Exported:
     wrap: Callable[[dict[str, Tensor]], dict[str, Any]] = lambda tensors: tensors  # what torch.save gets
 
 
+@memory_errors("export on a machine with more memory")
 def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Path]:
     """Writes the encoder of a run to `out` and a card to `out` with .md in place of its suffix. Returns both paths.
 

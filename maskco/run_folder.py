@@ -17,7 +17,7 @@ from tqdm import tqdm
 import maskco
 from maskco.checkpoint import BEST, CHECKPOINT, KEPT, is_checkpoint, kept_checkpoints
 from maskco.config import ConfigError, PretrainConfig, read_config
-from maskco.files import partial_name, write_atomically
+from maskco.files import partial_name, user_path, write_atomically
 from maskco.trust import CONFIG, SIGNATURE, own_file, sign
 
 if TYPE_CHECKING:
@@ -195,10 +195,16 @@ class SilentRecorder:
         pass
 
 
+def folder_of(run: str | Path) -> Path:
+    """The folder of a run that is named by it, or by a checkpoint in it."""
+    path = user_path(run)
+    return path.parent if path.is_file() else path
+
+
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl that say at which step they were made. Others are left out, such as a last line
     that was cut off while it was written."""
-    path = own_file(Path(run), METRICS)
+    path = own_file(folder_of(run), METRICS)
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:

@@ -5,8 +5,11 @@ write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 
 from __future__ import annotations
 
+import io
 import logging
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -18,14 +21,20 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from maskco.config import ConfigError
+from maskco.console import printable
 from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, SourceError, open_source, seed_from
+from maskco.data.sources import PretrainDataset, SourceError, locate, open_source, seed_from
 from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
+from maskco.files import user_path, write_atomically
+from maskco.memory import memory_errors, require_memory
+from maskco.option_values import LARGEST, Bounds, out_of_bounds, plain
 
 log = logging.getLogger(__name__)
 
+SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+BOUNDS: Bounds = {"count": (1, 1000), "seed": (0, LARGEST), "epoch": (0, LARGEST)}  # smallest and largest value
 WIDTH, MARGIN, DPI = 13.0, 0.45, 130  # of the sheet, in inches
 SIDE, GAP, STRIP, LINE = 1.85, 0.12, 5.79, 2.22  # a view, the space between two, a picture's strip, a line of strips
 HEAD, FOOT = 1.68, 0.36
@@ -39,6 +48,7 @@ COLUMNS = (
 )
 
 
+@memory_errors("lower image_size or count")
 def write_sheet(
     data: str | Path,
     config: ViewConfig,
@@ -50,17 +60,23 @@ def write_sheet(
     augment: Literal["workers", "device"] = "workers",
 ) -> list[tuple[str, str]]:
     """Draws `count` pictures, spread evenly over the data, with the views that a run of this seed has of them in this
-    epoch, as a PNG. Returns (name, reason) of pictures that were left out because they cannot be used.
+    epoch, in the format that the suffix of `out` says. Returns (name, reason) of pictures that were left out because
+    they cannot be used.
 
     augment: as in `PretrainConfig`, with the CPU as the device.
-    Raises ConfigError if there are no pictures, or none that can be used.
+    Raises ConfigError if there are no pictures, none that can be used, or if `out` cannot be written.
     """
-    if count < 1:
-        raise ConfigError(f"count must be at least 1, got {count}")
+    numbers = SimpleNamespace(count=plain(count), seed=plain(seed), epoch=plain(epoch))
+    if wrong := out_of_bounds(numbers, BOUNDS):
+        raise ConfigError(wrong)
+    out, count, seed, epoch = user_path(out), numbers.count, numbers.seed, numbers.epoch
+    if out.suffix.lower() not in SUFFIXES or out.is_dir():
+        raise ConfigError(f"out: {out} is no file name of an image: let it end in one of {', '.join(SUFFIXES)}")
     try:
-        source = open_source(data)
+        source = open_source(locate(str(data)))
     except SourceError as error:
         raise ConfigError(str(error)) from error
+    require_memory(f"image_size {config.image_size}", 2 * 3 * 4 * config.image_size**2 * count, "lower it or count")
     for line in source.left_out.lines():
         log.warning(line)
     transform = TwoViews(config)
@@ -77,9 +93,11 @@ def write_sheet(
             continue
         with seed_from(seed, epoch, index):  # crops are what the views draw first
             crops = transform.crops(*picture.shape[1:])
-        strips.append((source.name(index), picture, crops, views))
+        strips.append((printable(source.name(index)), picture, crops, views))
     if not strips:
-        raise ConfigError(f"data: none of {len(failures)} pictures can be used (first: {': '.join(failures[0])})")
+        raise ConfigError(
+            f"data: none of {len(failures)} pictures can be used (first: {printable(': '.join(failures[0]))})"
+        )
     lines = -(-len(strips) // 2)
     height = HEAD + lines * LINE + FOOT
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
@@ -89,8 +107,22 @@ def write_sheet(
         _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config=config)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
-    figure.savefig(out, format="png", dpi=DPI)
+    _write(figure, out)
     return failures
+
+
+def _write(figure: Figure, out: Path) -> None:
+    kind, buffer = out.suffix[1:].lower(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in a script that the font lacks
+        try:
+            figure.savefig(buffer, format=kind, dpi=DPI)
+        except (ValueError, OSError) as error:  # WebP and JPEG have a largest height
+            raise ConfigError(
+                f"out: the sheet cannot be written as {kind} ({error}): lower count, or take .png"
+            ) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda file: file.write(buffer.getvalue()))
 
 
 def finished(views: Views | RawViews) -> Views:

@@ -38,6 +38,7 @@ from maskco.data.sources import (
     open_source,
 )
 from maskco.data.views import RawViews, TwoViews, Views
+from maskco.devices import usable_device
 from maskco.distributed import (
     agree,
     all_or_none,
@@ -49,9 +50,11 @@ from maskco.distributed import (
     reduce_gradients,
     world_size,
 )
+from maskco.files import user_path
 from maskco.health import Health
 from maskco.initial_weights import start_from_weights
 from maskco.loading import Loading
+from maskco.memory import memory_errors, require_memory
 from maskco.rehearsal import rehearse, told
 from maskco.run_folder import LOG, Recorder, SilentRecorder, check_out
 from maskco.train_state import TrainState
@@ -95,7 +98,7 @@ def pretrain(
     are left alone.
     Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
     """
-    stored = Path(out or "", CONFIG).expanduser()
+    stored = user_path(out or "") / CONFIG
     if resume and not stored.exists() and data is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
     given = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
@@ -103,6 +106,7 @@ def pretrain(
     return train(PretrainConfig.from_dict({**base, **given, **options}), resume=resume, overwrite=overwrite)
 
 
+@memory_errors("lower batch_size, image_size or queue_size, take a smaller encoder, or raise accumulate")
 def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
 
@@ -110,7 +114,7 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
     """
     stored = resume and not config.data
     if stored:
-        config = dataclasses.replace(config, data=read_config(Path(config.out, CONFIG).expanduser()).data)
+        config = dataclasses.replace(config, data=read_config(user_path(config.out) / CONFIG).data)
     config = resolve(config, stored_data=stored)
     device = local_device(config.device)
     threads = torch.get_num_threads()
@@ -133,6 +137,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     with all_or_none():
         check_out(out, resume=resume, overwrite=overwrite)
         check_shares(config)
+        check_memory(config)
         source, started_from = open_pictures(config), ""
         resumed = resume and own_file(out, CHECKPOINT).exists()
         state = TrainState(config, len(source), device, fingerprint(source), from_checkpoint=resumed)
@@ -263,13 +268,9 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
     """
     config.check()
     device = config.device
+    kind = usable_device(device).type
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {config.device!r} cannot be used here; 'auto' takes what there is") from error
+        device = kind
     if config.amp == "fp16" and kind != "cuda":
         raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}; choose bf16 or off")
     if config.batch_norm == "sync" and kind != "cuda":
@@ -283,7 +284,7 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.workers is None else config.workers
     threads = config.threads or torch.get_num_threads()
-    out = str(Path(config.out).expanduser())
+    out = str(user_path(config.out))
     return dataclasses.replace(config, device=device, data=data, init=init, out=out, threads=threads, workers=workers)
 
 
@@ -303,6 +304,19 @@ def check_shares(config: PretrainConfig) -> None:
             f"batch_size {config.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
             f"{config.accumulate}, and leave each part 2 pictures or more: {near} would do"
         )
+
+
+def check_memory(config: PretrainConfig) -> None:
+    """Raises ConfigError if the queue, a rank's views or its logits of other regions cannot fit into the memory."""
+    rows = max(config.queue_size, config.hidden or 0)
+    named = f"queue_size {config.queue_size}, hidden {config.hidden} and dim {config.dim}"
+    require_memory(named, 4 * rows * config.dim, "lower them")
+    images = config.batch_size // (world_size() * config.accumulate)
+    views = 2 * 3 * 4 * config.image_size**2 * images
+    require_memory(f"image_size {config.image_size} for {images} images at a time", views, "lower it or batch_size")
+    if config.method == "maskco" and config.local_negatives:
+        named = f"regions {config.regions} of {images} images, each with all others of its image,"
+        require_memory(named, 4 * config.dim * images * config.regions**2, "lower regions or batch_size")
 
 
 def check_equal_start(state: TrainState) -> None:

@@ -12,19 +12,21 @@ Rows that the file holds already are not computed again, and a run that was inte
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from benchmarks import harness
 from benchmarks.claims.figure import draw
 from benchmarks.claims.sets import DEMO, SCENES
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import overview, tables, verdicts
-from maskco.config import UserError
+from maskco.config import ConfigError
+from maskco.console import one_line_errors
+from maskco.option_values import out_of_bounds
 
 
 @dataclass
@@ -69,17 +71,17 @@ def jobs(options: Options) -> list[Job]:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    file = options.show or options.json or options.folder / "results.json"
-    together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1
-    try:
+    with one_line_errors():
+        options = tyro.cli(Options, description=__doc__)
+        if wrong := out_of_bounds(options, harness.BOUNDS):
+            raise ConfigError(wrong)
+        file = options.show or options.json or options.folder / "results.json"
+        together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1
         if options.show is None:
             compute(jobs(options), options.pictures, options.folder, file, together)
         rows = load(file)
-    except UserError as error:
-        sys.exit(f"benchmarks.claims: {error}")
-    figure = draw(rows, file.with_suffix(".png"))
-    print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")
+        figure = draw(rows, file.with_suffix(".png"))
+        print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from maskco.option_values import Bounds, make_plain, misfit, out_of_bounds
 
 MaskFill = Literal["grey", "noise", "mean"]
+
+BOUNDS: Bounds = {  # smallest and largest value
+    **dict.fromkeys(("image_size", "min_region_pixels", "min_picture_side"), (1, 100_000)),
+    "regions": (1, 1000),  # each is compared with all others
+    **dict.fromkeys(("max_region_overlap", "min_overlap", "flip", "jitter", "brightness", "contrast"), (0, 1)),
+    **dict.fromkeys(("saturation", "grayscale", "blur"), (0, 1)),
+    "hue": (0, 0.5),  # half a turn
+}
+RANGES: Bounds = {  # within which both ends of a range lie
+    "region_scale": (0, 1),
+    "region_aspect": (0.01, 100),
+    "crop_scale": (0, 1),
+    "crop_aspect": (0.01, 100),  # a narrower part of an image has no pixel
+    "blur_sigma": (0, 1000),
+}
 
 
 @dataclass
@@ -56,24 +72,16 @@ class ViewConfig:
     """Pictures with a shorter side than this are refused (ours)."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "regions", "min_region_pixels", "min_picture_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, limit in (("region_scale", 1), ("region_aspect", math.inf), ("crop_scale", 1),
-                            ("crop_aspect", math.inf), ("blur_sigma", math.inf)):  # fmt: skip
+        make_plain(self)
+        if wrong := misfit(self, ViewConfig) or out_of_bounds(self, BOUNDS):
+            raise ValueError(wrong)
+        for name, (least, most) in RANGES.items():
             low, high = getattr(self, name)
-            if not 0 < low <= high <= limit:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {limit}, got {(low, high)}")
-        for name in ("max_region_overlap", "min_overlap", "flip", "jitter", "brightness", "contrast", "saturation",
-                     "grayscale", "blur"):  # fmt: skip
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+            if not least <= low <= high <= most or low == 0:
+                wanted = f"{least} <= low" if least else "0 < low"
+                raise ValueError(f"{name} must be (low, high) with {wanted} <= high <= {most}, got {(low, high)}")
         if not 0 < self.mask_share <= 1:
             raise ValueError(f"mask_share must be above 0 and at most 1, got {self.mask_share}")
-        if self.mask_fill not in get_args(MaskFill):
-            raise ValueError(f"mask_fill must be one of {', '.join(get_args(MaskFill))}, got {self.mask_fill!r}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must be between 0 and 0.5, half a turn, got {self.hue}")
         if self.min_region_pixels > self.region_scale[1] * self.image_size:
             raise ValueError(
                 f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "

@@ -151,7 +151,7 @@ class TwoViews:
             w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return Crop(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w)
-        w, h = min(width, round(height * most)), min(height, round(width / least))
+        w, h = min(width, max(round(height * most), 1)), min(height, max(round(width / least), 1))
         return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:

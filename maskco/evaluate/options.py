@@ -7,6 +7,17 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from maskco.option_values import LARGEST, Bounds, make_plain
+
+BOUNDS: Bounds = {  # smallest and largest value
+    **dict.fromkeys(("train_pictures", "test_pictures", "k", "epochs", "batch_size", "proposals"), (1, LARGEST)),
+    "image_size": (16, 100_000),
+    "workers": (0, 1024),
+    "seed": (0, LARGEST),
+    "temperature": (1e-4, 1e4),
+    "lr": (1e-12, 1e6),
+}
+
 
 @dataclass(kw_only=True)
 class Evaluation:
@@ -39,6 +50,10 @@ class Evaluation:
     """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
     workers: int | None = None
     """Processes that load pictures; default: as many as cores, at most 8; none for the demo."""
+
+    def __post_init__(self) -> None:
+        """Values become plain ones, since results keep them as JSON. `evaluate` refuses impossible ones."""
+        make_plain(self)
 
 
 @dataclass(kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
 from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
@@ -18,9 +18,11 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
-from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
+from maskco.evaluate.options import BOUNDS, Detection, Evaluation, Knn, Linear, Regions
 from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
 from maskco.files import user_path
+from maskco.memory import memory_errors
+from maskco.option_values import misfit, out_of_bounds
 from maskco.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
@@ -28,6 +30,7 @@ SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
 Scored = tuple[dict[str, float], dict[str, Any]]  # a row's scores and details
 
 
+@memory_errors("lower image_size, batch_size, train_pictures or test_pictures")
 def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     """Evaluates every encoder that `options` names and adds the rows to a JSON file.
 
@@ -38,7 +41,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         EvaluationError: unknown or unsuitable data, or encoders; WeightsError: a file that does not fit.
     """
     _check(options)
-    device = _device(options.device)
+    device = usable_device(options.device)
     encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]
     if options.prefix is not None and not any("prefix" in opened.facts for opened in encoders):
         raise EvaluationError("prefix: chooses in a file of weights, and none of the encoders is one")
@@ -92,25 +95,10 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
 
 
 def _check(options: Evaluation) -> None:
+    if wrong := misfit(options, type(options)) or out_of_bounds(options, BOUNDS):
+        raise EvaluationError(wrong)
     if not options.encoders:
         raise EvaluationError("encoders: name at least one run folder, timm:NAME or file of weights")
-    for name in ("train_pictures", "test_pictures", "k", "temperature", "epochs", "batch_size", "lr", "proposals"):
-        value = getattr(options, name, None)
-        if value is not None and value <= 0:
-            raise EvaluationError(f"{name} must be positive, got {value}")
-    if options.image_size is not None and options.image_size < 16:
-        raise EvaluationError(f"image_size must be at least 16, got {options.image_size}")
-    if options.workers is not None and options.workers < 0:
-        raise EvaluationError(f"workers must be 0 or more, got {options.workers}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EvaluationError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 # --- tasks on frozen features ---------------------------------------------------------------------------------------
@@ -218,7 +206,7 @@ def _vote(train: Features, test: Features, options: Knn | Regions) -> dict[str, 
 
 
 def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[dict[str, float], dict[str, Any]]:
-    device = _device(options.device)
+    device = usable_device(options.device)
     rows = (value.to(device) for value in (train.x, train.labels, test.x, test.labels))
     probe = linear_probe(*rows, epochs=options.epochs, seed=options.seed)
     scores = _accuracies("linear", probe.predictions.cpu(), test.labels)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from maskco.checkpoint import one_line
 from maskco.config import ConfigError
 from maskco.data.sources import PictureError
-from maskco.files import write_atomically
+from maskco.files import user_path, write_atomically
+from maskco.memory import memory_errors
 from maskco.report.curves import Curves, Header
 from maskco.report.embedding import RegionMaps, Spread
 from maskco.report.html import html
@@ -27,6 +28,7 @@ from maskco.report.page import STYLE, Section, one_page, png
 from maskco.report.pictures import NearestRegions, Note, ViewPairs
 from maskco.report.runs import Run, read_runs
 from maskco.report.scores import Scores, tables
+from maskco.run_folder import folder_of
 
 
 class Report(NamedTuple):
@@ -34,6 +36,7 @@ class Report(NamedTuple):
     png: Path
 
 
+@memory_errors("report fewer runs at a time")
 def write_report(
     *runs: str | Path, out: str | Path | None = None, data: str | Path | None = None, projection: str = "pca"
 ) -> Report:
@@ -51,8 +54,10 @@ def write_report(
     """
     if not runs:
         raise ConfigError("runs: name at least one run folder")
+    folder = folder_of(runs[0]) if out is None else user_path(out)
+    if folder.is_file() or (not folder.exists() and folder.suffix in (".html", ".png", ".pdf")):
+        raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
     opened = read_runs(list(runs), data)
-    folder = Path(runs[0] if out is None else out)
     written = Report(folder / "report.html", folder / "report.png")
     scores = tables(opened)
     with matplotlib.rc_context(STYLE):

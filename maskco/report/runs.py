@@ -19,9 +19,10 @@ from maskco.data.views import TwoViews, Views
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
+from maskco.files import user_path
 from maskco.methods import Method
 from maskco.report.page import RUN_COLOURS
-from maskco.run_folder import read_metrics
+from maskco.run_folder import folder_of, read_metrics
 from maskco.trust import stored_data
 
 VIEW_PAIRS = 4
@@ -101,11 +102,12 @@ def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[R
         except SourceError as error:
             raise ConfigError(str(error)) from error
     runs = []
-    names = [Path(path).resolve().name for path in paths]
+    paths = [user_path(path) for path in paths]
+    names = [folder_of(path).resolve().name for path in paths]
     for path, name, colour in zip(paths, names, (RUN_COLOURS * len(paths))[: len(paths)], strict=True):
         config, method, step = load_run(path)
         shown = name if names.count(name) == 1 else str(path)
-        runs.append(Run(Path(path), shown, colour, config, method, step, read_metrics(path), data))
+        runs.append(Run(folder_of(path), shown, colour, config, method, step, read_metrics(path), data))
     return runs
 
 

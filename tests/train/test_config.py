@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from maskco.config import ConfigError, PretrainConfig, demo_config, read_config
+from maskco.config import OPTIONS, ConfigError, PretrainConfig, demo_config, read_config
+from maskco.evaluate.options import Regions
 
 CONFIG = PretrainConfig(data="photos", out="run")
 
@@ -66,6 +72,55 @@ def test_values_of_another_type_are_refused(option, value, wanted):
 
 def test_whole_numbers_are_floats_and_lists_are_tuples():
     dataclasses.replace(CONFIG, lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
+
+
+def test_numbers_and_paths_of_other_libraries_become_plain():
+    config = PretrainConfig(
+        data=Path("photos"),
+        out=np.str_("run"),
+        epochs=np.int64(3),
+        batch_size=torch.tensor(8),
+        lr=np.float32(0.5),
+        temperature=np.array(0.25),
+        momentum=Fraction(1, 2),
+        key_head=np.bool_(True),
+        hidden=np.array(7, dtype=np.uint8),
+        region_scale=np.array([0.25, 0.5]),
+        crop_scale=torch.tensor([0.5, 1.0]),
+        crop_aspect=[np.float64(0.5), 2],
+        device=torch.device("cpu"),
+    )
+    config.check()
+    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert {type(value) for value in vars(config).values()} <= {str, int, float, bool, tuple, type(None)}
+    assert (config.batch_size, config.lr, config.region_scale, config.key_head) == (8, 0.5, (0.25, 0.5), True)
+    with pytest.raises(ConfigError, match=r"^batch_size must be int, got 8\.0$"):
+        dataclasses.replace(CONFIG, batch_size=np.float64(8)).check()
+    with pytest.raises(ConfigError, match=r"^region_scale must be"):
+        dataclasses.replace(CONFIG, region_scale=np.ones(3)).check()
+    options = Regions(encoders=[Path("run")], data=Path("scenes"), k=np.int64(5), temperature=torch.tensor(0.5))
+    assert json.loads(json.dumps(dataclasses.asdict(options)))["encoders"] == ["run"] and type(options.k) is int
+
+
+EXTREMES = [0, -1, 10**19, 10**400, math.nan, math.inf, -math.inf, 1e39, 1e-46, "x", None, [], (), (1,), {}, b"x", 1j]
+EXTREMES += [(0, 0), (math.nan, 1), (0.5, math.inf), (1e-9, 1e-9), (2, 1), object(), Decimal(1), np.zeros(3)]
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS))
+def test_any_value_is_taken_or_refused_in_one_line(option):
+    """What is taken can be stored, and holds no number that torch's types do not."""
+    for value in EXTREMES:
+        config = dataclasses.replace(CONFIG, **{option: value})
+        try:
+            config.check()
+        except ConfigError as error:
+            assert option in str(error) and "\n" not in str(error)
+            continue
+        assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        taken = getattr(config, option)
+        for number in taken if isinstance(taken, tuple) else (taken,):
+            if isinstance(number, (int, float)):
+                assert abs(number) < 2**63 and math.isfinite(number)
 
 
 def test_views_that_cannot_be_drawn_are_refused():

@@ -1,0 +1,97 @@
+"""What a command does with its terminal: any text can be printed, errors are one line, a reader may stop listening.
+
+    with one_line_errors():
+        ...                       # a UserError or OSError becomes "error: …" and exit code 2
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from maskco.config import UserError
+
+ASCII = dict(zip("─│╭╮╰╯├┤•…×–—≤≥→·²✓✗“”‘’", "-|+++++**.x--<>>.2+x\"\"''", strict=True)) | {
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+}
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal shows written as escapes: bytes of file names that are no UTF-8, line breaks."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Stand-ins for characters that an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing), error.end
+
+
+codecs.register_error("maskco.stand_in", _replace)
+
+
+@contextlib.contextmanager
+def one_line_errors(who: str = "") -> Iterator[None]:
+    """Around all that a command does. Ends the process with 2 after one line on stderr for UserError and OSError,
+    and with 128 + SIGPIPE, quietly, if nobody reads what it prints any more (as in `… | head -1`).
+
+    Args:
+        who: stands before "error:", such as the rank.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # (a stream that was replaced may lack it, a closed one is None)
+            stream.reconfigure(errors="maskco.stand_in")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a failure can still be told
+    except BrokenPipeError as error:
+        if not _is_unread(sys.stdout) and not _is_unread(sys.stderr):  # it was another pipe
+            _end_with(f"{who}error: {error}")
+        _silence()
+        sys.exit(128 + signal.SIGPIPE)
+    except (UserError, OSError) as error:  # an OSError names its file
+        _silence()
+        _end_with(f"{who}error: {error}")
+
+
+def _end_with(line: str) -> None:
+    print(" ".join(line.splitlines()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
+        return bool(poll.poll(0))  # POLLERR, on macOS POLLHUP
+    except (AttributeError, OSError):  # closed, or replaced by what is no file
+        return False
+
+
+def _silence() -> None:
+    """Sends what waits in a stream that cannot be written to nowhere, since Python would try again as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+                if _is_unread(stream):
+                    raise BrokenPipeError
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -1,0 +1,20 @@
+"""Devices by name: found usable by a sum, since a device that cannot add, such as meta, trains nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from maskco.config import ConfigError
+
+
+def usable_device(name: str) -> torch.device:
+    """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # torch raises almost anything for a device that was not built in
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used here ({reason[:150]}): 'auto' takes what there is"
+        ) from error
+    return device

@@ -1,0 +1,66 @@
+"""Too little memory, told in one line: before it is asked for, where that can be known, or when it was refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from maskco.config import ConfigError, UserError
+
+# What torch says on the CPU, where it has no type of error for this.
+CPU_REFUSALS = ("DefaultCPUAllocator", "Storage size calculation overflowed", "integer multiplication overflow")
+
+
+class OutOfMemory(UserError, MemoryError):
+    """The machine, or the GPU, has too little memory for what was asked."""
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Raises OutOfMemory in place of the errors by which Python, NumPy and torch say so; as a decorator, too.
+
+    Args:
+        advice: what can be lowered, such as "lower batch_size".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(f"out of memory{_asked(error)}: {advice}") from error
+    except RuntimeError as error:
+        if not any(refusal in str(error) for refusal in CPU_REFUSALS):
+            raise
+        raise OutOfMemory(f"out of memory{_asked(error)}: {advice}") from error
+
+
+def require_memory(what: str, size: float, advice: str) -> None:
+    """Raises ConfigError if `size` bytes exceed the machine's memory. A system that promises more than it has would end
+    the process without a word when they are used."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > total:
+        raise ConfigError(
+            f"{what} would take {_readable(size)} of memory, the machine has {_readable(total)}: {advice}"
+        )
+
+
+def _asked(error: BaseException) -> str:
+    found = re.search(
+        r"ried to allocate ([\d.]+ [KMGT]?i?B|\d+ bytes)|Unable to allocate ([\d.]+ [KMGTPE]?iB)", str(error)
+    )
+    if not found:
+        return ""
+    amount = found[1] or found[2]
+    return f" ({_readable(int(amount.split()[0])) if 'bytes' in amount else amount} were asked for at once)"
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} EB"
