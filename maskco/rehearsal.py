@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maskco import ops
 from maskco.config import ConfigError, PretrainConfig
 from maskco.data.views import Views
+from maskco.memory import memory_errors
 from maskco.methods import MaskCo, Method
 from maskco.nn.encoder import map_scale
 
@@ -37,7 +38,7 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
         torch.manual_seed(0)
         views = noise_views(config, device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
                 features = method.encoder(views.query)
             check_map(who, features, views.query, method.encoder.channels, method.encoder.stride)
             gradients = gradients_of(method, method.encode_queries(views), list(learned.values()))
@@ -95,7 +96,9 @@ def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -
     keys = nn.functional.normalize(torch.randn(2 * len(queries), queries.shape[1], device=queries.device), dim=1)
     positive, queue = keys.chunk(2)
     loss = ops.info_nce(queries, positive, queue, temperature=method.temperature)
-    return torch.autograd.grad(loss, learned, allow_unused=True)
+    assert isinstance(loss, Tensor)
+    with memory_errors("lower image_size, or choose a smaller encoder"):
+        return torch.autograd.grad(loss, learned, allow_unused=True)
 
 
 def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride: int) -> None:
