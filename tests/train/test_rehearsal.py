@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
+from tiny_runs import TINY, make_pictures
 from torch import nn
 
 import maskco
@@ -17,7 +18,6 @@ from maskco.config import ConfigError, PretrainConfig
 from maskco.methods import MaskCo, MoCoV2, build_method
 from maskco.nn import Encoder
 from maskco.rehearsal import rehearse
-from tests.train.tiny_runs import TINY, make_pictures
 
 CPU = torch.device("cpu")
 BASE = PretrainConfig(**{**TINY, "data": "a", "out": "b", "image_size": 64})
