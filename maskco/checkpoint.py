@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     """The checked configuration in a checkpoint's state. Raises CheckpointError."""
     try:
-        config = PretrainConfig.from_dict(state["config"])
+        config = PretrainConfig.from_stored(state["config"])
         config.check()
         for name, value in config.to_dict().items():
             if isinstance(value, (int, float)) and abs(value) > LARGEST:
