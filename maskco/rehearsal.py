@@ -93,7 +93,7 @@ def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -
     """Gradients of a contrast of these queries [Q, D] with random keys."""
     keys = nn.functional.normalize(torch.randn(2 * len(queries), queries.shape[1], device=queries.device), dim=1)
     positive, queue = keys.chunk(2)
-    loss = ops.info_nce(queries, positive, queue, temperature=method.temperature)
+    loss, _ = ops.info_nce(queries, positive, queue, temperature=method.temperature, return_stats=True)
     return torch.autograd.grad(loss, learned, allow_unused=True)
 
 
