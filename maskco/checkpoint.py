@@ -140,4 +140,4 @@ def one_line(error: BaseException) -> str:
     """What an error says, on one line of bearable length; of a KeyError, what was missing."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{text} is missing" if isinstance(error, KeyError) else text
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    return text if len(text) <= 1000 else f"{text[:1000]} …"

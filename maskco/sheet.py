@@ -104,7 +104,7 @@ def write_sheet(
     _draw_heading(figure, height, config, len(source), blocks=min(len(strips), 2))
     for place, strip in enumerate(strips):
         left = MARGIN + (place % 2) * (WIDTH - 2 * MARGIN - STRIP)
-        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config=config)
+        _draw_strip(figure, height, left, HEAD + place // 2 * LINE, *strip, config)
     shown = f"seed {seed}, epoch {epoch}: the same views as in a run with these options"
     figure.text(MARGIN / WIDTH, 0.16 / height, shown, size=7.5, color=MUTED)
     _write(figure, out)

@@ -315,7 +315,7 @@ def test_foreign_rows_of_metrics_break_neither_curves_nor_resuming(run):
 def test_nothing_of_a_run_is_script_in_the_report(run, tmp_path):
     script = "<script>alert(1)</script>"
     renamed = Path(shutil.move(run, tmp_path / "<img src=x onerror=alert(1)> $\\bad{"))
-    row = {"task": script, "data": script, "encoder": script, "architecture": script, "scores": {script: 3, "b": 1e999}}
+    row = {"task": "knn", "data": script, "encoder": script, "architecture": script, "scores": {script: 3, "b": 1e999}}
     row["details"] = {"image_size": script, "notes": [script], "step": script}
     (renamed / "evaluation.json").write_text(json.dumps({"rows": [row, {**row, "encoder": str(renamed)}]}))
     text = write_report(renamed).html.read_text()
