@@ -32,6 +32,7 @@ from benchmarks.memory import keep_freed_memory
 from benchmarks.timing import clock
 from maskco import ops
 from maskco.console import one_line_errors
+from maskco.loading import Loading
 from maskco.methods import MaskCo
 from maskco.nn import FeatureQueue
 from maskco.train_state import Totals, TrainState
@@ -130,8 +131,8 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
     def nothing() -> None:
         pass
 
-    def batches(*arguments: Any) -> Iterator[Any]:
-        found = original_batches(*arguments)
+    def batches(loading: Loading) -> Iterator[Any]:
+        found = original_batches(loading)
         while True:
             watch.end("rest of the loop")
             watch.next_step()
@@ -141,7 +142,7 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
             watch.end("data")
             yield batch
 
-    def hooked(method: nn.Module) -> nn.Module:
+    def hooked(method: nn.Module, **options: Any) -> nn.Module:
         """Reads the clock behind each module, and where its output's gradient is ready: there the part behind ends."""
         for module, part, behind in (
             (method.encoder, ENCODERS[0], HEAD),
@@ -171,8 +172,8 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
         watch.end("loss")
         return result
 
-    original_batches, original_pool, original_loss = maskco.train.batches, ops.box_pool, ops.info_nce
-    patch(maskco.train, "batches", batches)
+    original_batches, original_pool, original_loss = Loading.__iter__, ops.box_pool, ops.info_nce
+    patch(Loading, "__iter__", batches)
     patch(maskco.train, "data_parallel", hooked)
     patch(maskco.train, "to_device", wrapped(maskco.train.to_device, nothing, ends("data")))
     patch(ops, "box_pool", box_pool)

@@ -18,6 +18,7 @@ from maskco.trust import own_file, refuse_source
 FORMAT = "maskco run 3"
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
+LARGEST = 1e20  # of any option
 BEST = "best.pt"  # that of the epoch with the lowest mean loss
 
 
@@ -94,8 +95,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     """The checked configuration in a checkpoint's state. Raises CheckpointError."""
     try:
-        config = PretrainConfig.from_dict(state["config"])
+        config = PretrainConfig.from_stored(state["config"])
         config.check()
+        for name, value in config.to_dict().items():
+            if isinstance(value, (int, float)) and abs(value) > LARGEST:
+                raise ValueError(f"{name} is larger than {LARGEST:g}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
     return config
@@ -136,4 +140,4 @@ def one_line(error: BaseException) -> str:
     """What an error says, on one line of bearable length; of a KeyError, what was missing."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{text} is missing" if isinstance(error, KeyError) else text
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    return text if len(text) <= 1000 else f"{text[:1000]} …"

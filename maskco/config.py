@@ -35,6 +35,7 @@ FREE_ON_RESUME = frozenset(
 # (epochs), rounding (device, threads, augment, compile), and how many pictures a batch norm sees (accumulate; it
 # depends on the number of ranks as well, and a run may go on with other devices than it began with). Data may have been
 # moved: number and names of the images are compared instead.
+FORMERLY = {"mask_fill": "mean"}  # what runs did whose options do not say it
 STARTS_FROM = ("pretrained", "init")  # options that say where weights come from when there is no checkpoint yet
 
 
@@ -187,6 +188,11 @@ class PretrainConfig(ViewConfig, Folders):
         }
 
     @classmethod
+    def from_stored(cls, values: dict[str, Any]) -> PretrainConfig:
+        """The options that a run stored, perhaps of an earlier version: what that lacked is as it was then."""
+        return cls.from_dict({**FORMERLY, **values})
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
         """The inverse of `to_dict`. Options that are missing take their defaults; unknown ones raise ConfigError."""
         for name in values:
@@ -246,7 +252,7 @@ def read_config(path: str | Path) -> PretrainConfig:
         ) from error
     values.pop("signature", None)  # see trust.py
     try:
-        config = PretrainConfig.from_dict(values)
+        config = PretrainConfig.from_stored(values)
         config.check()
     except (ValueError, OverflowError) as error:  # a ConfigError, or a number of hundreds of digits
         raise ConfigError(f"{path}: {error}") from error

@@ -104,8 +104,10 @@ def _launched_with_others() -> bool:
 # ---- gradients
 
 
-def data_parallel(module: nn.Module) -> nn.Module:
+def data_parallel(module: nn.Module, *, unused: bool = False) -> nn.Module:
     """`module`, equal on all ranks, with gradients averaged over them.
+
+    unused: some parameters get no gradient. They are looked for at each step, or torch would wait for them.
 
     Buffers are not broadcast at each step: the queue's stay equal anyway, and a batch norm's are for each rank to keep.
     """
@@ -113,7 +115,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
         return module
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from torch 2.14 on
     buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, **buffers)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=unused, **buffers)
 
 
 def reduce_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:

@@ -1,99 +1,140 @@
-"""One step tried on a copy before a run starts: does the encoder run at this size, and are its gradients sound?
-
-timm has over a thousand encoders. Some need a larger image than the run's, some return no map, some have parameters
-that the chosen map does not depend on, and in some the masks make gradients explode. All of that shows here, in one
-line and before a file is touched, instead of at the first step.
-"""
+"""A dry forward and backward pass before a run writes anything: does this encoder work at this image size?"""
 
 from __future__ import annotations
 
-import copy
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from maskco.config import ConfigError, PretrainConfig, UserError
+from maskco import ops
+from maskco.config import ConfigError, PretrainConfig
 from maskco.data.views import Views
-from maskco.methods import Method
+from maskco.memory import memory_errors
+from maskco.methods import MaskCo, Method
+from maskco.nn.encoder import map_scale
 
-PICTURES = 4  # of the trial batch
-SOUND = 1e3  # norm of the encoder's first gradient. Sound ones lie below 50, exploding ones reach infinity
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
+PICTURES = 2  # batch norms need company
 
 
-def rehearse(method: Method, config: PretrainConfig, device: torch.device) -> list[str]:
-    """Runs one step on a copy of `method`, and freezes those parameters of `method` that it gave no gradient.
+def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype: torch.dtype | None) -> list[str]:
+    """Names of learned parameters that get no gradient, in the method's order.
 
-    The frozen ones would wait for their gradient in vain under DistributedDataParallel, and weight decay has never
-    touched them. Nothing else changes: weights, batch statistics, queue and random numbers stay as they are.
+    Runs the query side once, forward and backward, on two images of noise at the run's size, and MaskCo's once more
+    without masks. Weights, gradients, buffers and random numbers stay as they are. All ranks may call it on their own.
 
-    Returns lines for the log.
+    Args:
+        dtype: of autocast; None: it is off.
 
-    Raises:
-        ConfigError: the encoder fails at this image size, or its gradient is not finite or explodes.
+    Raises ConfigError that names encoder and image size, if the encoder fails, its map has another shape than it says,
+    its gradient is not finite, or masks make its gradient explode.
     """
-    trial = copy.deepcopy(method).train()
-    trial.shuffle_keys = False  # no other rank is asked
-    trial.queue.cursor[1] = len(trial.queue.features)  # the random rows: without negatives there is no gradient
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        amp = torch.autocast(device.type, AMP_DTYPES[config.amp]) if config.amp != "off" else nullcontext()
+    who = f"encoder {config.encoder} at image_size {config.image_size}"
+    learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    with no_trace(method, device), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        torch.manual_seed(0)
+        views = noise_views(config, device)
         try:
-            with amp:
-                loss = trial(_views(config, device), whole_step=False).loss
-            loss.backward()
-        except (UserError, MemoryError, torch.OutOfMemoryError):
+            with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
+                features = method.encoder(views.query)
+            check_map(who, features, views.query, method.encoder.channels, method.encoder.stride)
+            gradients = gradients_of(method, method.encode_queries(views), list(learned.values()))
+            plain = (
+                gradients_of(method, method.encode_queries(views, masked=False), list(learned.values()))
+                if isinstance(method, MaskCo)
+                else gradients
+            )
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # each encoder fails in its own way
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:  # encoders are anyone's code
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise ConfigError(
-                f"encoder {config.encoder} cannot be trained at image_size {config.image_size}: {reason} "
-                "Choose another image_size, stage or encoder."
+                f"{who} fails in its first pass ({type(error).__name__}: {reason}): "
+                "choose an image_size that it takes, or another encoder"
             ) from error
-    _require_sound_gradients(trial, config)
-    return _freeze_unused(method, trial)
+    check_gradients(who, dict(zip(learned, gradients, strict=True)), dict(zip(learned, plain, strict=True)))
+    return [name for name, gradient in zip(learned, gradients, strict=True) if gradient is None]
 
 
-def _views(config: PretrainConfig, device: torch.device) -> Views:
-    """Smooth random images with regions in their corners, on the CPU from a generator of their own."""
-    count, side = min(PICTURES, config.batch_size), config.image_size
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(2 * count, 3, 8, 8, generator=generator)
-    images = interpolate(coarse, size=(side, side), mode="bilinear")
-    images += 0.1 * torch.randn(images.shape, generator=generator)
-    query, key = images.to(device, memory_format=torch.channels_last).chunk(2)
-    region = min(max(sum(config.region_scale) / 2 * side, config.min_region_pixels), side)
-    corners = torch.tensor([[i % 2, i // 2 % 2] for i in range(config.regions)]) * (side - region)  # [R, 2]
-    boxes = torch.cat([corners, corners + region], dim=1).to(device).expand(count, -1, -1)  # [B, R, 4]
-    return Views(query, key, boxes, boxes)
+def told(unused: list[str]) -> str:
+    """One line about parameters without gradient."""
+    more = ", …" if len(unused) > 3 else ""
+    return f"{len(unused)} parameters get no gradient and stay as they are: {', '.join(unused[:3])}{more}"
 
 
-def _require_sound_gradients(trial: Method, config: PretrainConfig) -> None:
-    norms = {name: p.grad.float().norm() for name, p in trial.encoder.named_parameters() if p.grad is not None}
-    if not norms:
-        raise ConfigError(f"encoder {config.encoder}: none of its parameters gets a gradient. Choose another stage.")
-    values = torch.stack(list(norms.values())).double().cpu()
-    total = values.norm().item()
-    if total <= SOUND:
-        return
-    worst = list(norms)[int(values.nan_to_num(math.inf, math.inf).argmax())].rpartition(".")[0]
-    advice = "Choose another encoder or stage."
-    if getattr(trial, "mask_fill", None) == "mean":
-        advice = "Masks filled with the mean colour do this to encoders with LayerNorm: choose another mask_fill."
-    raise ConfigError(
-        f"encoder {config.encoder} explodes: its first gradient has norm {total:.2g}, where sound ones stay below 100 "
-        f"(most of it in {worst}). {advice}"
-    )
+@contextmanager
+def no_trace(method: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts random numbers and buffers (batch norms' statistics and counters) back, and compiles nothing. The queue is
+    not copied, since only a push changes it."""
+    before = {name: buffer.clone() for name, buffer in method.named_buffers() if not name.startswith("queue.")}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in method.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
 
 
-def _freeze_unused(method: nn.Module, trial: nn.Module) -> list[str]:
-    gradients: dict[str, Tensor | None] = {name: p.grad for name, p in trial.named_parameters() if p.requires_grad}
-    unused = [name for name, gradient in gradients.items() if gradient is None]
-    for name in unused:
-        method.get_parameter(name).requires_grad_(False)
-    if not unused:
-        return []
-    shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-    return [f"{len(unused)} of {len(gradients)} parameters do not take part and are left as they are: {shown}"]
+def noise_views(config: PretrainConfig, device: torch.device) -> Views:
+    """Noise, with each region of the largest size in a corner of the image."""
+    size = config.image_size
+    images = torch.randn(PICTURES, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    side = config.region_scale[1] * size
+    corners = torch.tensor([[0.0, 0.0], [size - side, size - side], [0.0, size - side], [size - side, 0.0]])
+    boxes = torch.cat([corners, corners + side], dim=1)[: config.regions].to(device).expand(PICTURES, -1, -1)
+    return Views(images, images, boxes, boxes)
+
+
+def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Gradients of a contrast of these queries [Q, D] with random keys."""
+    keys = nn.functional.normalize(torch.randn(2 * len(queries), queries.shape[1], device=queries.device), dim=1)
+    positive, queue = keys.chunk(2)
+    loss = ops.info_nce(queries, positive, queue, temperature=method.temperature)
+    assert isinstance(loss, Tensor)
+    with memory_errors("lower image_size, or choose a smaller encoder"):
+        return torch.autograd.grad(loss, learned, allow_unused=True)
+
+
+def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride: int) -> None:
+    """Raises ConfigError unless the map is [B, channels, h, w], with h and w of size / stride, rounded up or down."""
+    batch, found = features.shape[:2]
+    if batch != PICTURES or found != channels:
+        raise ConfigError(
+            f"{who} returns maps {list(features.shape)}, not [{PICTURES}, {channels}, h, w]: "
+            "its .channels must be what it returns, channels first"
+        )
+    try:
+        map_scale(features, images, stride)
+    except ValueError as error:
+        raise ConfigError(f"{who} {error}. Choose another image_size or encoder") from error
+
+
+def check_gradients(who: str, masked: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> None:
+    """Raises ConfigError if a gradient is not finite, or if masks make the whole explode; names where."""
+    norms = {name: norm(gradient) for name, gradient in masked.items() if gradient is not None}
+    others = {name: norm(gradient) for name, gradient in plain.items() if gradient is not None}
+    for what, found in (("", others), (" with masks", norms)):
+        worst = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if worst:
+            raise ConfigError(f"{who}: the gradient of {worst} is not finite{what}: {advice(what)}")
+    whole, other = math.hypot(*norms.values()), math.hypot(*others.values())
+    if whole > EXPLODES * other:
+        worst = max(norms, key=norms.__getitem__)
+        raise ConfigError(
+            f"{who}: masks make the gradient explode (norm {whole:.2g} with, {other:.2g} without, most of it in "
+            f"{worst}): {advice(' with masks')}"
+        )
+
+
+def advice(what: str) -> str:
+    return "choose another mask_fill, grey or noise" if what else "choose another encoder, or amp bf16 or off"
+
+
+def norm(gradient: Tensor) -> float:
+    return gradient.double().norm().item()

@@ -26,7 +26,7 @@ from maskco.data.batch_colour import finish
 from maskco.data.pictures import PictureError
 from maskco.data.sources import PretrainDataset, SourceError, locate, open_source, seed_from
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, masked_query
+from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors, require_memory
 from maskco.option_values import LARGEST, Bounds, out_of_bounds, plain
@@ -165,7 +165,8 @@ def _draw_strip(
     views: Views,
     config: ViewConfig,
 ) -> None:
-    hidden = masked_query(views, share=config.mask_share, fill=config.mask_fill)
+    fill = draw_fill(config.mask_fill, views.query, generator=torch.Generator())  # not the caller's random numbers
+    hidden = mask_boxes(views.query[None], views.query_boxes[None], share=config.mask_share, fill=fill)[0]
     images = (picture / 255, denormalize(hidden), denormalize(views.key))
     for column, image in enumerate(images):
         x = left + column * (SIDE + GAP)

@@ -55,6 +55,7 @@ from maskco.health import Health
 from maskco.initial_weights import start_from_weights
 from maskco.loading import Loading
 from maskco.memory import memory_errors, require_memory
+from maskco.rehearsal import rehearse, told
 from maskco.run_folder import LOG, Recorder, SilentRecorder, check_out
 from maskco.train_state import TrainState
 from maskco.trust import CONFIG, own_file, stored_data, stored_options
@@ -140,6 +141,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         source, started_from = open_pictures(config), ""
         resumed = resume and own_file(out, CHECKPOINT).exists()
         state = TrainState(config, len(source), device, fingerprint(source), from_checkpoint=resumed)
+        unused = rehearse(state.method, config, device, AMP_DTYPES.get(config.amp))
         if rank() > 0:  # weights are equal; what is drawn from here on (key groups, dropout) is each rank's own
             torch.manual_seed(config.seed + rank())
         if resumed:
@@ -147,7 +149,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         elif config.init is not None:
             started_from = start_from_weights(state.method, config)
     check_equal_start(state)
-    learner, health = data_parallel(state.method), Health(config, state.method)
+    learner, health = data_parallel(state.method, unused=bool(unused)), Health(config, state.method)
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
     bar: dict[str, Any] = {
@@ -166,8 +168,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.epochs} epochs), writing to {out}"
         )
-        for remark in state.remarks:
-            record.say(remark)
+        if unused:
+            record.say(told(unused))
         if started_from:
             record.say(started_from)
         for line in source.left_out.lines():

@@ -27,7 +27,6 @@ from maskco.distributed import gather_in_rank_order, rank, share_batch_statistic
 from maskco.health import spread
 from maskco.methods import StepOutput, build_method
 from maskco.nn import FeatureQueue
-from maskco.rehearsal import rehearse
 
 
 class TrainingError(UserError, RuntimeError):
@@ -65,8 +64,6 @@ class TrainState:
                 f"{config.hidden} and mask_head_depth {config.mask_head_depth}: {one_line(error)}"
             ) from error
         self.method = method.to(memory_format=torch.channels_last).train()
-        self.remarks = rehearse(self.method, config, device)
-        """What the log should say of the encoder."""
         if config.batch_norm == "sync":
             share_batch_statistics(self.method)
         if config.compile:  # in place: parameters keep their names

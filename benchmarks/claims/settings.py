@@ -21,7 +21,13 @@ MASKCO, NO_HEAD, ATTENTION, MOCO = "MaskCo", "MaskCo, no head", "MaskCo, attenti
 HIDDEN, HIDDEN_NO_HEAD = "MaskCo, regions all hidden", "the same, no head"
 UNTRAINED, SUPERVISED = "untrained", "supervised"  # what the methods should lie between
 
-REGIONS: Options = {"method": "maskco", "regions": 4, "region_scale": (0.25, 0.4), "mask_share": 0.3}
+REGIONS: Options = {
+    "method": "maskco",
+    "regions": 4,
+    "region_scale": (0.25, 0.4),
+    "mask_share": 0.3,
+    "mask_fill": "mean",  # all rows of claims.json are of it, and a ResNet takes it
+}
 METHODS: dict[str, Options] = {
     MASKCO: REGIONS,
     NO_HEAD: REGIONS | {"mask_head": "none"},
@@ -39,6 +45,8 @@ ABLATIONS: dict[str, Options] = {
     HIDDEN: METHODS[HIDDEN],
     HIDDEN_NO_HEAD: METHODS[HIDDEN_NO_HEAD],
     "mask share 0.5": REGIONS | {"mask_share": 0.5},
+    "masks of grey": REGIONS | {"mask_fill": "grey"},
+    "masks of noise": REGIONS | {"mask_fill": "noise"},
     "1 region": REGIONS | {"regions": 1},
     "1 region of 0.25 to 0.5, mask share 1": REGIONS | {"regions": 1, "region_scale": (0.25, 0.5), "mask_share": 1.0},
     "8 regions of 0.2 to 0.3": REGIONS | {"regions": 8, "region_scale": (0.2, 0.3)},

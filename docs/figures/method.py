@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskco.data.demo import demo_scenes
 from maskco.data.view_config import ViewConfig
-from maskco.data.views import Crop, TwoViews, Views, denormalize, masked_query
+from maskco.data.views import Crop, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.report.page import BLUE, FAINT, INK, MUTED, ORANGE
 
 OUT = Path(__file__).with_name("method.png")
@@ -107,7 +107,8 @@ def draw() -> Figure:
     axes.text(x, y + side / 2 + 0.32, "how: ours", ha="center", va="top", size=7.2, color=OURS, style="italic")
 
     # the views
-    masked = masked_query(views, share=OPTIONS.mask_share, fill=OPTIONS.mask_fill)
+    fill = draw_fill(OPTIONS.mask_fill, views.query)
+    masked = mask_boxes(views.query[None], views.query_boxes[None], share=OPTIONS.mask_share, fill=fill)[0]
     rows = (
         (QUERY_ROW, BLUE, "query view, regions masked", masked, views.query_boxes, "regions, share, fill: ours"),
         (KEY_ROW, ORANGE, "key view, whole", views.key, views.key_boxes, ""),

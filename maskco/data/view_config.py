@@ -42,8 +42,8 @@ class ViewConfig:
     mask_share: float = 0.3
     """Share of a region's area that is hidden, in its middle; the rest shows what it stands in (ours)."""
     mask_fill: MaskFill = "grey"
-    """What hides it (ours): "grey", a little lighter than the mean colour; "noise" with the colours' own spread; or
-    "mean", the mean colour itself, whose gradients explode in most encoders with LayerNorm."""
+    """Colour of the masks: a grey just beside the mean colour, noise of the images' spread, or exactly the mean
+    (ours). Norms of fresh encoders other than ResNets can blow up the gradient of exactly the mean."""
     min_region_pixels: int = 8
     """Both sides of every region are at least this long in both views (ours)."""
     max_region_overlap: float = 0.25

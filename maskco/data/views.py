@@ -1,7 +1,7 @@
 """Two augmented views of one picture, with regions that both of them show.
 
     views = TwoViews(ViewConfig(image_size=224, regions=4))(picture)
-    query = masked_query(views, share=0.3, fill="grey")                 # what MaskCo's query branch sees
+    query = mask_boxes(views.query[None], views.query_boxes[None])      # what MaskCo's query branch sees
 
 The views are MoCo v2's: a random resized crop, colour jitter, greyscale, blur and flip, drawn independently for each
 view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
@@ -23,21 +23,12 @@ from maskco.data.colour import Colours, recolour
 from maskco.data.pictures import Picture, PictureError
 from maskco.data.view_config import MaskFill, ViewConfig
 
-__all__ = [
-    "MEAN",
-    "STD",
-    "RawViews",
-    "TwoViews",
-    "ViewConfig",
-    "Views",
-    "denormalize",
-    "mask_boxes",
-    "mask_filling",
-    "masked_query",
-]
+__all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
+
+GREY = 0.1  # of normalised images; see draw_fill
 
 CROP_TRIES = 10  # for a second crop that overlaps the first, before one is constructed
 REGION_TRIES = 12  # candidates for each region, before the least overlapping one is taken
@@ -228,26 +219,12 @@ class TwoViews:
         return torch.addcmul(self._offset, view, self._scale)
 
 
-GREY = 0.1  # in standard deviations above the mean colour
-
-
-def mask_filling(fill: MaskFill, images: Tensor) -> Tensor | float:
-    """What `mask_boxes` puts into normalised images [B, 3, H, W] (ours). Noise is drawn from torch's global generator.
-
-    Exactly the mean colour, 0, is the one value that a fresh convolution or patch embedding maps to feature vectors
-    without variance, and every LayerNorm multiplies the gradient of such by 1/√eps.
-    """
-    if fill == "noise":
-        return torch.randn_like(images)
-    return GREY if fill == "grey" else 0.0
-
-
-def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: Tensor | float = GREY) -> Tensor:
+def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float | Tensor = 0.0) -> Tensor:
     """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
     share: of each box's area, that is hidden: its middle, of the box's shape. Below 1 a box shows some surroundings.
-    fill: a value, or what would be seen in place of the images, of their shape; see `mask_filling`.
+    fill: what hides it, a number or a tensor that broadcasts to `images`; see `draw_fill`.
     Any device, no synchronisation, traceable by torch.compile.
     """
     (height, width), boxes = images.shape[-2:], boxes.float()
@@ -265,13 +242,18 @@ def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: Tenso
     return torch.where(hidden[:, None], fill, images)  # unlike masked_fill, keeps channels_last
 
 
-def masked_query(views: Views, *, share: float, fill: MaskFill) -> Tensor:
-    """One sample's query view [3, S, S] as the encoder sees it, for looking at. Random numbers stay as they are."""
-    query = views.query[None]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        filling = mask_filling(fill, query)
-    return mask_boxes(query, views.query_boxes[None], share=share, fill=filling)[0]
+def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
+    """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
+
+    "grey": a constant near the mean colour. "noise": standard normal numbers of the images' shape, from `generator` or
+    else torch's own of the device. "mean": 0, the mean colour.
+
+    A fresh network without biases maps exactly 0 to feature vectors without variance. Each LayerNorm multiplies the
+    gradient of such a vector by 1/√eps, which no learning rate survives. The grey is as far from 0 as it takes.
+    """
+    if kind == "noise":
+        return torch.empty_like(images).normal_(generator=generator)
+    return GREY if kind == "grey" else 0.0
 
 
 def denormalize(images: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def extract_features(
                 try:
                     scale = map_scale(maps, images, encoder.stride)
                 except ValueError as error:
-                    raise EvaluationError(f"encoder: {error}") from error
+                    raise EvaluationError(f"the encoder {error}") from error
                 pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
             features.append(pooled.float().cpu())
             labels += batch_labels

@@ -23,6 +23,7 @@ from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, pr
 from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.option_values import misfit, out_of_bounds
+from maskco.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
 
@@ -215,7 +216,7 @@ def _probe(train: Features, test: Features, options: Linear | Regions) -> tuple[
 def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, size: int, verbose: bool) -> Scored:
     from maskco.evaluate.detection import evaluate_detection  # needs [eval]
 
-    folder = (opened.run or user_path(options.out or ".").parent) / "detectors"
+    folder = own_file(opened.run or user_path(options.out or ".").parent, "detectors")
     return evaluate_detection(opened, data, options, size, folder, workers(options, data), verbose)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskco import ops
 from maskco.data.view_config import MaskFill
-from maskco.data.views import Views, mask_boxes, mask_filling
+from maskco.data.views import Views, draw_fill, mask_boxes
 from maskco.methods.step import StepOutput
 from maskco.nn import (
     FeatureQueue,
@@ -24,7 +24,7 @@ from maskco.nn import (
     momentum_update_,
     shuffled_across_ranks,
 )
-from maskco.nn.encoder import as_encoder, map_scale
+from maskco.nn.encoder import as_encoder
 
 
 class MaskCo(nn.Module):
@@ -36,7 +36,7 @@ class MaskCo(nn.Module):
         hidden: hidden width of the projection; None: the encoder's channels.
         mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
             to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
-        mask_fill: what hides it, "grey", "noise" or "mean" (ours); see `data.views.mask_filling`.
+        mask_fill: "grey", "noise" or "mean", see `data.views.draw_fill` (ours: grey).
         mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led attention
             by about two points and none by three, on scenes of CIFAR-10's pictures both by 1.5 or less:
             benchmarks/results/claims.json. The paper calls the head the key to the success.)
@@ -108,13 +108,14 @@ class MaskCo(nn.Module):
             self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
         return StepOutput(loss, stats, queries.detach(), keys)
 
-    def encode_queries(self, views: Views) -> Tensor:
-        """The masked regions as predicted from their surroundings: [B * R, D] unit vectors."""
-        fill = mask_filling(self.mask_fill, views.query)
-        masked = mask_boxes(views.query, views.query_boxes, share=self.mask_share, fill=fill)  # [B, 3, S, S]
-        features = self.mask_head(self.encoder(masked))  # [B, C, h, w]
-        scale = map_scale(features, views.query, self.encoder.stride)
-        return embed_regions(features, views.query_boxes, scale, self.projection)
+    def encode_queries(self, views: Views, *, masked: bool = True) -> Tensor:
+        """The masked regions as predicted from their surroundings: [B * R, D] unit vectors. Not `masked`: as seen."""
+        images = views.query  # [B, 3, S, S]
+        if masked:
+            fill = draw_fill(self.mask_fill, images)
+            images = mask_boxes(images, views.query_boxes, share=self.mask_share, fill=fill)
+        features = self.mask_head(self.encoder(images))  # [B, C, h, w]
+        return embed_regions(features, views.query_boxes, self.encoder.stride, self.projection)
 
     def encode_keys(self, views: Views) -> Tensor:
         """The same regions as the momentum side sees them in the whole key view: [B * R, D] unit vectors."""
@@ -125,8 +126,7 @@ class MaskCo(nn.Module):
                 images,
                 self.key_group if self.training else 0,
             )
-            scale = map_scale(features, images, self.encoder.stride)
-            keys = embed_regions(features, boxes, scale, self.momentum_projection)
+            keys = embed_regions(features, boxes, self.encoder.stride, self.momentum_projection)
             return keys.unflatten(0, boxes.shape[:2])  # [B, R, D]: rows of pictures, which ranks can exchange
 
         if self.training and self.shuffle_keys:
@@ -147,12 +147,12 @@ class MaskCo(nn.Module):
             momentum_update_(self.mask_head, self.momentum_mask_head, self.momentum)
 
 
-def embed_regions(features: Tensor, boxes: Tensor, spatial_scale: float, projection: nn.Module) -> Tensor:
+def embed_regions(features: Tensor, boxes: Tensor, stride: int, projection: nn.Module) -> Tensor:
     """Pooled, projected and normalised regions: features [B, C, h, w], boxes [B, R, 4] in pixels -> [B * R, D]."""
     count, regions = boxes.shape[:2]
     image = torch.arange(count, device=boxes.device, dtype=boxes.dtype).repeat_interleave(
         regions, output_size=count * regions
     )
     rows = torch.cat([image[:, None], boxes.flatten(0, 1)], dim=1)  # [B * R, 5]: picture by picture
-    pooled = ops.box_pool(features, rows, spatial_scale=spatial_scale)  # [B * R, C]
+    pooled = ops.box_pool(features, rows, spatial_scale=1 / stride)  # [B * R, C]
     return F.normalize(projection(pooled).float(), dim=1)

@@ -59,7 +59,7 @@ class MoCoV2(nn.Module):
         """
         if self.training and whole_step:
             self.update_momentum_side()
-        queries = embed_views(self.encoder(views.query), self.projection)  # [B, D]
+        queries = self.encode_queries(views)  # [B, D]
         with torch.no_grad():
             keys = self.encode_keys(views)  # [B, D]
         loss, stats = ops.info_nce(
@@ -73,6 +73,10 @@ class MoCoV2(nn.Module):
         if self.training and whole_step:
             self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
         return StepOutput(loss, stats, queries.detach(), keys)
+
+    def encode_queries(self, views: Views) -> Tensor:
+        """The whole query views: [B, D] unit vectors."""
+        return embed_views(self.encoder(views.query), self.projection)
 
     def encode_keys(self, views: Views) -> Tensor:
         """The whole key views as the momentum side sees them: [B, D] unit vectors."""

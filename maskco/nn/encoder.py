@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+from bisect import bisect_left
 from typing import Any, cast
 
 import timm
+import torch
+import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
@@ -19,6 +23,8 @@ class Encoder(nn.Module):
         stride: pixels of the picture per feature pixel.
         channels_last: the backbone returns [B, H, W, C], as Swin does, and the map has to be turned.
         image_size: the only side in pixels that the backbone takes (ViT); None: any.
+        padding: pixels of 0 (the mean colour) around the image, left and top, then right and bottom. Backbones whose
+            convolutions do not pad (Inception) need them for a map that covers the whole image; see `same_padding`.
     """
 
     def __init__(
@@ -29,6 +35,7 @@ class Encoder(nn.Module):
         *,
         channels_last: bool = False,
         image_size: int | None = None,
+        padding: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
@@ -38,8 +45,11 @@ class Encoder(nn.Module):
         self.stride = stride
         self.channels_last = channels_last
         self.image_size = image_size
+        self.padding = padding
 
     def forward(self, images: Tensor) -> Tensor:
+        if any(self.padding):
+            images = F.pad(images, (*self.padding, *self.padding))
         features = self.backbone(images)
         if isinstance(features, (list, tuple)):
             features = features[-1]
@@ -95,7 +105,7 @@ def create_encoder(
         raise ValueError(
             f"the weights of encoder {name!r} could not be downloaded: go online once, or leave out --pretrained"
         ) from error
-    except (IndexError, AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # models of many authors, who raise anything
         asked = ", ".join(
             f"{key}={value}" for key, value in options.items() if key not in ("features_only", "pretrained")
         )
@@ -105,7 +115,40 @@ def create_encoder(
         _begin_branches(backbone)
     info = cast("FeatureInfo", backbone.feature_info)
     turned = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-    return Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
+    encoder = Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
+    if side is None:
+        encoder.padding = same_padding(encoder)
+    return encoder
+
+
+PROBE = 256  # side in pixels that backbones of any input size take
+
+
+def same_padding(encoder: Encoder) -> tuple[int, int]:
+    """The `padding` with which an encoder's map has size / stride cells, cell i around pixel (i + 1/2) · stride.
+
+    (0, 0) where the map has as many already, rounded up or down, or where the backbone fails at the probed size. A
+    chain of convolutions without padding gives n cells from K + (n - 1) · stride pixels, cell i around K / 2 + i ·
+    stride, so K - stride pixels are missing. The map's sizes show K, on the meta device, without numbers.
+    """
+    stride = encoder.stride
+    tensors = (*encoder.parameters(), *encoder.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}  # no weights are copied
+    probe = copy.deepcopy(encoder, memo).eval()
+
+    def cells(side: int) -> int:
+        return probe(torch.empty(1, 3, side, side, device="meta")).shape[-1]
+
+    try:
+        count = cells(PROBE)
+        if count >= PROBE // stride:
+            return 0, 0
+        sides = range(PROBE - stride, PROBE)
+        least = sides[0] + bisect_left(sides, True, key=lambda side: cells(side) >= count)
+    except Exception:  # anyone's code, and perhaps not for this size or device: the run's first pass tells
+        return 0, 0
+    missing = least - (count - 1) * stride - stride
+    return missing // 2, missing - missing // 2
 
 
 def _begin_branches(backbone: nn.Module) -> None:
@@ -126,16 +169,14 @@ def map_scale(features: Tensor, images: Tensor, stride: int) -> float:
         features: [B, C, h, w], the encoder's map of images [B, 3, H, W].
 
     Raises:
-        ValueError: h or w is not H / stride or W / stride, rounded down or up. Unpadded convolutions (Inception's) make
-            smaller maps, in which a region would be looked up at the wrong place.
+        ValueError: h or w is not H / stride or W / stride, rounded down or up. The text lacks its subject.
     """
     found, sides = features.shape[-2:], images.shape[-2:]
     if all(side // stride <= size <= -(-side // stride) for size, side in zip(found, sides, strict=True)):
         return 1 / stride
-    wanted = " x ".join(str(side // stride) for side in sides)
     raise ValueError(
-        f"the encoder's map of {sides[0]} x {sides[1]} pixels is {found[0]} x {found[1]}, not {wanted} as its stride "
-        f"{stride} says. Its convolutions are not padded, so regions cannot be located in it."
+        f"returns a map of {found[0]}x{found[1]}, which does not fit its .stride of {stride} for images of "
+        f"{sides[0]}x{sides[1]} pixels: regions would be pooled in wrong places"
     )
 
 

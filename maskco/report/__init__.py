@@ -90,11 +90,12 @@ def draw_sections(runs: list[Run], projection: str) -> list[Section]:
         of = f": {run.name}" if len(runs) > 1 else ""
         try:
             views, regions = run.views(), run.regions()
-            masks = run.config if run.config.method == "maskco" else None
-            own.append(ViewPairs(views, masks=masks, of=of))
+            mask_share = run.config.mask_share if run.config.method == "maskco" else None
+            own.append(ViewPairs(views, mask_share=mask_share, mask_fill=run.config.mask_fill, of=of))
             own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
             mapped.append((run, regions))
-        except (OSError, ValueError, PictureError) as error:  # they may have moved, or be another's; curves remain
+        except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:
+            # They may have moved, be another's, or take more memory than there is: curves remain.
             note = f"The run's pictures cannot be shown{of}: {one_line(error)}"
             print(note, file=sys.stderr)
             own.append(Note(note))

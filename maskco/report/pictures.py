@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from maskco.data.demo import CLASS_NAMES
-from maskco.data.view_config import ViewConfig
-from maskco.data.views import Views, denormalize, masked_query
+from maskco.data.view_config import MaskFill
+from maskco.data.views import Views, denormalize, draw_fill, mask_boxes
 from maskco.report.nearest import NEIGHBOURS, Nearest
 from maskco.report.page import FAINT, GREEN, INK, MARGIN, MUTED, RED, WIDTH, Page
 from maskco.report.runs import VIEW_PAIRS
@@ -20,10 +21,12 @@ REGION_COLOURS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a4
 class ViewPairs:
     side, inner = 1.27, 0.05
 
-    def __init__(self, views: list[Views], *, masks: ViewConfig | None, of: str = "") -> None:
-        """masks: the run's options; None: it masks nothing."""
-        masked = masks is not None
-        self.views, self.masked, self.masks = views, masked, masks
+    def __init__(
+        self, views: list[Views], *, mask_share: float | None, mask_fill: MaskFill = "grey", of: str = ""
+    ) -> None:
+        """mask_share and mask_fill: as in the run; mask_share None: it masks nothing."""
+        masked = mask_share is not None
+        self.views, self.masked, self.mask_share, self.mask_fill = views, masked, mask_share, mask_fill
         self.title = ("Masked query views and their key views" if masked else "Query views and their key views") + of
         self.remark = "one colour: one region · its feature is predicted left, found right" if masked else ""
         self.height = self.side + 0.5
@@ -33,8 +36,9 @@ class ViewPairs:
         for index, views in enumerate(self.views):
             left = MARGIN + index * (2 * self.side + self.inner + gap)
             query = views.query
-            if self.masks is not None:
-                query = masked_query(views, share=self.masks.mask_share, fill=self.masks.mask_fill)
+            if self.mask_share is not None:
+                fill = draw_fill(self.mask_fill, query, generator=torch.Generator())  # not the caller's random numbers
+                query = mask_boxes(query[None], views.query_boxes[None], share=self.mask_share, fill=fill)[0]
             for name, image, boxes, x in (
                 ("query", query, views.query_boxes, left),
                 ("key", views.key, views.key_boxes, left + self.side + self.inner),

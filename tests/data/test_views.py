@@ -13,16 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.colour import gaussian_blur, greyscale, mean_grey, recolour, scale_from, shift_hue
 from maskco.data.pictures import Picture, PictureError
-from maskco.data.views import (
-    GREY,
-    TwoViews,
-    ViewConfig,
-    Views,
-    denormalize,
-    mask_boxes,
-    mask_filling,
-    masked_query,
-)
+from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, mask_boxes
 
 PLAIN = ViewConfig(
     image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0
@@ -314,13 +305,13 @@ def test_mask_boxes_hides_every_pixel_a_box_touches_and_no_other() -> None:
         for y in range(20):
             for x in range(30):
                 hidden = any(x1 < x + 1 and x < x2 and y1 < y + 1 and y < y2 for x1, y1, x2, y2 in boxes[b].tolist())
-                assert torch.equal(masked[b, :, y, x], torch.full((3,), GREY) if hidden else images[b, :, y, x])
+                assert torch.equal(masked[b, :, y, x], torch.zeros(3) if hidden else images[b, :, y, x])
 
 
 def test_mask_boxes_hides_the_middle_share_of_a_box() -> None:
     images = torch.ones(1, 1, 40, 40)
     box = torch.tensor([[[4.0, 8.0, 24.0, 32.0]]])  # 20 wide, 24 high
-    hidden = mask_boxes(images, box, share=0.25)[0, 0] == GREY
+    hidden = mask_boxes(images, box, share=0.25)[0, 0] == 0
     assert hidden[14:26, 9:19].all() and hidden.sum() == 12 * 10
     assert torch.equal(mask_boxes(images, box, share=1.0), mask_boxes(images, box))
 
@@ -333,36 +324,36 @@ def test_mask_boxes_takes_out_of_image_boxes_other_dtypes_and_no_boxes() -> None
     assert torch.equal(mask_boxes(images, torch.zeros(1, 0, 4)), images)
 
 
-@pytest.mark.parametrize("fill", ["grey", "noise"])
-def test_no_filling_is_the_mean_colour_and_a_seed_fixes_noise(fill) -> None:
-    images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+def test_fills_are_a_grey_noise_of_unit_spread_or_the_mean() -> None:
+    images = torch.zeros(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    boxes = torch.tensor([[[0.0, 0.0, 64.0, 32.0]]]).expand(2, -1, -1)
 
-    def drawn() -> torch.Tensor:
-        torch.manual_seed(1)
-        return mask_boxes(images, torch.tensor([[[0.0, 0, 64, 64]]] * 2), fill=mask_filling(fill, images))
+    def filled(kind, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        masked = mask_boxes(images, boxes, fill=draw_fill(kind, images, generator=generator))
+        assert masked.is_contiguous(memory_format=torch.channels_last) and not masked[:, :, 32:].any()
+        return masked[:, :, :32]
 
-    filled = drawn()
-    assert torch.equal(filled, drawn()) and (filled != 0).all()
-    assert filled.is_contiguous(memory_format=torch.channels_last)
-    if fill == "noise":
-        assert abs(filled.std() - 1) < 0.02 and abs(filled.mean()) < 0.02
-    else:
-        assert (filled == GREY).all()
+    random = torch.get_rng_state()
+    assert (filled("mean") == 0).all()
+    assert (filled("grey") == 0.1).all()
+    noise = filled("noise")
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert torch.equal(noise, filled("noise")) and not torch.equal(noise, filled("noise", 1))
+    assert torch.equal(random, torch.get_rng_state())
 
 
-def test_masks_for_looking_at_leave_random_numbers_alone() -> None:
-    torch.manual_seed(5)
-    sample = Views(torch.randn(3, 16, 16), torch.randn(3, 16, 16), torch.tensor([[2.0, 2, 9, 9]]), torch.zeros(1, 4))
-    before = torch.get_rng_state()
-    shown = masked_query(sample, share=1.0, fill="noise")
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(shown, masked_query(sample, share=1.0, fill="noise"))
-    assert ((shown != sample.query).any(0).sum()) == 7 * 7
+def test_noise_comes_from_the_run_s_random_numbers() -> None:
+    images = torch.zeros(1, 3, 4, 4)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append([draw_fill("noise", images) for _ in range(2)])
+    assert torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][0], draws[0][1])
 
 
 def test_mask_boxes_compiles_without_graph_breaks() -> None:
     images, boxes = torch.randn(2, 3, 16, 16), torch.tensor([[[1.0, 2, 7, 9.5]], [[0, 0, 16, 3]]])
-    assert torch.equal(mask_boxes(images, boxes, fill=images), images)  # what a tensor shows in place of the images
     compiled = torch.compile(mask_boxes, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(images, boxes), mask_boxes(images, boxes))
 
@@ -383,9 +374,9 @@ def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
         {"crop_scale": (0.0, 1.0)},
         {"flip": 1.5},
         {"min_overlap": -0.1},
+        {"mask_fill": "black"},
         {"mask_share": 0.0},
         {"mask_share": 1.1},
-        {"mask_fill": "black"},
         {"image_size": 32, "min_region_pixels": 20},
     ],
 )

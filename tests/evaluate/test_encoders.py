@@ -16,6 +16,7 @@ from maskco.config import PretrainConfig, UserError
 from maskco.evaluate.encoders import digest, open_encoder, scene_size, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.methods import build_method
+from maskco.trust import ForeignRunError
 from maskco.weights import WeightsError, timm_names, whole_model_state
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -219,11 +220,11 @@ def test_an_encoder_that_only_a_run_names_is_neither_fetched_nor_opened(
 ) -> None:
     rewrite(run, encoder=encoder)
     for name in (str(run), f"untrained:{run}", str(run / "last.pt")):
-        refused(name, CheckpointError, "is not fetched or opened because a run says so")
+        refused(name, ForeignRunError, "which comes from elsewhere: name it with --architecture")
     assert not offline
     with pytest.raises(UserError) as error:
         open_encoder(str(run), encoder)  # named by the user, it is
-    assert "because a run says so" not in str(error.value) and (offline or not encoder.startswith("hf"))
+    assert not isinstance(error.value, ForeignRunError) and (offline or not encoder.startswith("hf"))
 
 
 def test_a_run_that_began_with_timm_s_weights_fetches_none(run: Path, offline: list[str]) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from maskco.data.views import GREY, Views
+from maskco.data.views import Views
 from maskco.methods import METHODS, MaskCo, MoCoV2
 from maskco.nn import Encoder, create_encoder
 
@@ -67,7 +67,7 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
         masked = views.query.clone()
         for image, boxes in zip(masked, views.query_boxes, strict=True):
             for x1, y1, x2, y2 in boxes.tolist():
-                image[:, int(y1) : -int(-y2 // 1), int(x1) : -int(-x2 // 1)] = GREY
+                image[:, int(y1) : -int(-y2 // 1), int(x1) : -int(-x2 // 1)] = 0.1
         maps = {"query": method.mask_head(method.encoder(masked)), "key": method.momentum_encoder(views.key)}
         heads = {"query": method.projection, "key": method.momentum_projection}
         expected = {}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from maskco.nn import Encoder, create_encoder
-from maskco.nn.encoder import as_encoder
+from maskco.nn.encoder import as_encoder, same_padding
+from maskco.ops import box_pool
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,46 @@ def test_a_backbone_without_a_map_is_named():
     encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), channels=5, stride=1)
     with pytest.raises(ValueError, match=r"feature map \[B, C, H, W\], got \(2, 5\)"):
         encoder(torch.randn(2, 3, 2, 2))
+
+
+def unpadded() -> Encoder:
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 8, 5)]
+    return Encoder(nn.Sequential(*layers), channels=8, stride=8)
+
+
+def looks_at(encoder: Encoder, box: list[float], size: int = 224) -> tuple[float, float]:
+    """Where in the image the feature pooled from a box comes from: the gradient's centre of mass, x and y."""
+    images = torch.randn(1, 3, size, size, requires_grad=True)
+    pooled = box_pool(encoder(images), torch.tensor([[0, *box]]), spatial_scale=1 / encoder.stride)
+    (gradient,) = torch.autograd.grad(pooled.square().sum(), images)
+    mass, place = gradient.abs().sum((0, 1)), torch.arange(size) + 0.5
+    return (mass.sum(0) @ place / mass.sum()).item(), (mass.sum(1) @ place / mass.sum()).item()
+
+
+@pytest.mark.parametrize("corner", [0.0, 40.0, 92.0, 150.0, 184.0])
+def test_regions_of_unpadded_backbones_are_pooled_where_they_are(corner):
+    torch.manual_seed(0)
+    encoder = unpadded()
+    before, after = encoder.padding = same_padding(encoder)
+    assert encoder(torch.randn(1, 3, 224, 224)).shape[-2:] == (28, 28) and after - before in (0, 1)
+    box = [corner, 184 - corner, corner + 40, 224 - corner]
+    x, y = looks_at(encoder, box)
+    cells = 1 if corner in (0, 184) else 0.5  # at the border part of the receptive field lies outside the image
+    assert abs(x - corner - 20) < 8 * cells and abs(y - 204 + corner) < 8 * cells
+    if corner == 184:  # as it was: off the map
+        encoder.padding = (0, 0)
+        features = encoder(torch.randn(1, 3, 224, 224))
+        assert not box_pool(features, torch.tensor([[0, *box]]), spatial_scale=1 / encoder.stride).any()
+
+
+def test_inception_covers_the_whole_image():
+    encoder = create_encoder("inception_v3", image_size=224).eval()
+    assert encoder.padding == (21, 22)
+    for size in (64, 224, 299):
+        side = encoder(torch.randn(1, 3, size, size)).shape[-1]
+        assert size // 32 <= side <= -(-size // 32)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "resnet18"])
+def test_padded_backbones_stay_as_they_are(name):
+    assert create_encoder(name).padding == (0, 0)

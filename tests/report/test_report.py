@@ -23,7 +23,7 @@ from maskco import cli
 from maskco.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from maskco.config import UserError
 from maskco.data.demo import CLASS_NAMES
-from maskco.data.views import MEAN
+from maskco.data.views import GREY, MEAN, STD
 from maskco.evaluate.options import Regions
 from maskco.evaluate.results import Row, save_rows
 from maskco.evaluate.run import evaluate
@@ -103,7 +103,8 @@ def test_views_show_each_region_in_one_colour_and_hide_it_in_the_query(run: Path
         assert colours[0] == colours[1] and len(set(colours[0])) == 2
         for box in query.patches:
             x, y = int(box.get_x() + box.get_width() / 2), int(box.get_y() + box.get_height() / 2)
-            np.testing.assert_allclose(query.images[0].get_array()[y, x], MEAN, atol=1e-5)
+            grey = np.array(MEAN) + GREY * np.array(STD)
+            np.testing.assert_allclose(query.images[0].get_array()[y, x], grey, atol=1e-5)
         assert query.images[0].get_array().std() > 0.01  # not everything is hidden
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskco.checkpoint import stored_config
 from maskco.config import OPTIONS, ConfigError, PretrainConfig, demo_config, read_config
 from maskco.evaluate.options import Regions
 
@@ -72,6 +73,14 @@ def test_values_of_another_type_are_refused(option, value, wanted):
 
 def test_whole_numbers_are_floats_and_lists_are_tuples():
     dataclasses.replace(CONFIG, lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
+
+
+def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_colour(tmp_path):
+    values = CONFIG.to_dict()
+    assert values.pop("mask_fill") == "grey"
+    (tmp_path / "config.json").write_text(json.dumps({"maskco": "0.1.0", **values}))
+    assert read_config(tmp_path / "config.json").mask_fill == "mean"
+    assert stored_config("last.pt", {"config": values}).mask_fill == "mean"
 
 
 def test_numbers_and_paths_of_other_libraries_become_plain():

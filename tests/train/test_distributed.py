@@ -18,10 +18,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_train import SignalAt, same
+from timm.models import register_model
 from tiny_runs import TINY, make_pictures, rows
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -32,7 +34,15 @@ from maskco.checkpoint import read_checkpoint
 from maskco.config import ConfigError, UserError
 from maskco.data.sources import EpochBatches
 from maskco.data.views import Views
-from maskco.distributed import all_or_none, data_parallel, own_rows, rank, reduce_gradients, share_batch_statistics
+from maskco.distributed import (
+    agree,
+    all_or_none,
+    data_parallel,
+    own_rows,
+    rank,
+    reduce_gradients,
+    share_batch_statistics,
+)
 from maskco.methods import MaskCo, MoCoV2
 from maskco.nn import Encoder, shuffled_across_ranks
 from maskco.train import pretrain
@@ -181,6 +191,35 @@ def reduced_late() -> list[torch.Tensor]:
 
 def test_gradients_are_reduced_after_the_last_part_only(ranks):
     assert [[g.item() for g in gradients] for gradients in ranks(reduced_late)] == [[1, 13], [2, 13]]
+
+
+# ---- encoders with parameters that get no gradient
+
+
+@register_model
+def idle_vit(pretrained: bool = False, **options: Any) -> nn.Module:
+    model = timm.create_model("test_vit", **options)
+    model.register_parameter("idle", nn.Parameter(torch.ones(3)))
+    return model
+
+
+def idle_weights(data: Path, out: Path) -> torch.Tensor:
+    pretrain(data, out, **NORM_FREE | {"encoder": "idle_vit", "epochs": 1})
+    agree(True)  # rank 0 may still be writing
+    method = read_checkpoint(out / "last.pt")["method"]
+    assert method["encoder.backbone.idle"].tolist() == [1, 1, 1]
+    return torch.cat([value.flatten() for name, value in method.items() if name.startswith(("encoder", "mask_head"))])
+
+
+def test_ranks_train_an_encoder_with_idle_parameters_as_one_process_does(ranks, uneven_pictures, tmp_path):
+    alone = idle_weights(uneven_pictures, tmp_path / "alone")
+    together = ranks(idle_weights, uneven_pictures, tmp_path / "together")
+    for weights in together:
+        torch.testing.assert_close(weights, alone)
+    assert (
+        "parameters get no gradient and stay as they are: encoder.backbone.idle"
+        in (tmp_path / "together/log.txt").read_text()
+    )
 
 
 # ---- batch norms

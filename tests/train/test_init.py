@@ -104,11 +104,11 @@ def test_a_stored_file_is_not_opened_unless_this_call_names_it(
     run = tmp_path / "run"
     pretrain(photos, run, init=str(weights), **FROZEN)
     (run / "last.pt").unlink()
-    with pytest.raises(ConfigError, match=r"has no checkpoint yet, and was to start from .*moco.pth: name that again"):
+    with pytest.raises(ConfigError, match=r"weights from elsewhere \(init: .*moco.pth\): name them again"):
         pretrain(out=run, resume=True)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["pretrain", "--out", str(run), "--resume"])
-    assert stopped.value.code == 2 and "name that again" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "name them again with --init" in capsys.readouterr().err
     assert pretrain(out=run, resume=True, init=str(weights)).steps == 4
     (run / "last.pt").unlink()
     with pytest.raises(SystemExit) as stopped:

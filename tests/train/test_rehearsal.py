@@ -1,141 +1,129 @@
-"""The step tried before a run: what it refuses, what it freezes, and that it leaves no trace."""
+"""The dry pass before a run: what it refuses, in one line, and that it leaves no trace."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
 
 import pytest
+import timm
 import torch
-from test_train import same
+from timm.models import register_model
 from tiny_runs import TINY, make_pictures
-from torch import Tensor, nn
+from torch import nn
 
+import maskco
+from maskco import rehearsal
 from maskco.config import ConfigError, PretrainConfig
-from maskco.data.views import Views
 from maskco.methods import MaskCo, MoCoV2, build_method
 from maskco.nn import Encoder
-from maskco.nn.encoder import map_scale
 from maskco.rehearsal import rehearse
-from maskco.train import pretrain
 
 CPU = torch.device("cpu")
+BASE = PretrainConfig(**{**TINY, "data": "a", "out": "b", "image_size": 64})
 
 
-def tiny(**options: Any) -> PretrainConfig:
-    return PretrainConfig(data="a", out="b", **{**TINY, **options})
-
-
-class Stem(nn.Module):
-    """Patches of 8 pixels, and a layer that nothing depends on."""
-
-    def __init__(self, factor: float = 1.0, padding: int = 0) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 8, 8)
-        self.unused = nn.Linear(3, 3)
-        self.factor, self.padding = factor, padding
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.conv(images * self.factor)
-        return features[..., self.padding :, self.padding :].contiguous()
-
-
-def method_of(stem: nn.Module, kind: type[MaskCo] | type[MoCoV2] = MaskCo) -> MaskCo | MoCoV2:
+def build(**options) -> tuple[nn.Module, PretrainConfig]:
+    config = dataclasses.replace(BASE, **options)
     torch.manual_seed(0)
-    return kind(Encoder(stem, channels=8, stride=8), dim=8, queue_size=12)
+    return build_method(config).train(), config
+
+
+def own(backbone: nn.Module, channels: int, stride: int, method=MaskCo) -> nn.Module:
+    torch.manual_seed(0)
+    return method(Encoder(backbone, channels, stride), dim=8, queue_size=12).train()
 
 
 @pytest.mark.parametrize("method", ["maskco", "moco_v2"])
-def test_leaves_no_trace(method):
-    torch.manual_seed(0)
-    config = tiny(method=method, mask_fill="noise" if method == "maskco" else "grey")
-    built = build_method(config).train()
+def test_it_leaves_no_trace(method):
+    built, config = build(method=method, mask_fill="noise") if method == "maskco" else build(method=method)
     before = {name: value.clone() for name, value in built.state_dict().items()}
     random = torch.get_rng_state()
-    assert rehearse(built, config, CPU) == []
-    assert torch.equal(torch.get_rng_state(), random)
-    assert same(built.state_dict(), before)
-    assert all(parameter.grad is None for parameter in built.parameters())
-    assert built.training and built.shuffle_keys
+    assert rehearse(built, config, CPU, None) == []
+    assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert built.training and all(parameter.grad is None for parameter in built.parameters())
 
 
-def test_parameters_without_gradient_are_told_and_frozen():
-    method = method_of(Stem())
-    lines = rehearse(method, tiny(), CPU)
-    assert len(lines) == 1 and lines[0].startswith("2 of ") and "encoder.backbone.unused.weight" in lines[0]
-    assert not any(p.requires_grad for p in method.encoder.backbone.unused.parameters())
-    assert all(p.requires_grad for p in method.encoder.backbone.conv.parameters())
-
-
-@pytest.mark.parametrize("factor", [1e6, float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [MaskCo, MoCoV2])
-def test_exploding_and_infinite_gradients_name_the_module(factor, kind):
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(context, value):
-            return value.clone()
-
-        @staticmethod
-        def backward(context, gradient):
-            return gradient * factor
-
-    class Exploding(Stem):
-        def forward(self, images: Tensor) -> Tensor:
-            return Scaled.apply(self.conv(images))
-
-    with pytest.raises(ConfigError, match=r"explodes.*most of it in backbone\.conv"):
-        rehearse(method_of(Exploding(), kind), tiny(), CPU)
-
-
-@pytest.mark.parametrize("name", ["convnext_atto", "mambaout_femto", "focalnet_tiny_srf"])
-def test_the_mean_colour_explodes_behind_layer_norm_and_is_refused(name):
-    config = tiny(encoder=name, image_size=64, mask_fill="mean")
-    torch.manual_seed(0)
-    with pytest.raises(ConfigError, match="choose another mask_fill"):
-        rehearse(build_method(config), config, CPU)
+@pytest.mark.parametrize("encoder", ["convnext_atto", "mambaout_femto"])
+def test_masks_of_exactly_the_mean_colour_are_refused_where_they_explode(encoder):
+    built, config = build(encoder=encoder, mask_fill="mean")
+    with pytest.raises(ConfigError, match=rf"{encoder} at image_size 64: masks make the gradient explode .*mask_fill"):
+        rehearse(built, config, CPU, None)
 
 
 @pytest.mark.parametrize("fill", ["grey", "noise"])
-@pytest.mark.parametrize("name", ["convnext_atto", "mambaout_femto", "focalnet_tiny_srf", "test_resnet", "test_vit"])
-def test_masks_leave_the_first_gradient_as_large_as_without_them(name, fill):
-    config = tiny(encoder=name, image_size=64, mask_fill=fill, mask_share=1.0, region_scale=(0.4, 0.4))
-    torch.manual_seed(0)
-    method = build_method(config).train()
-    images = torch.randn(2, 3, 64, 64)
-    boxes = torch.tensor([[[0.0, 0, 26, 26], [30, 30, 60, 60]]] * 2)
-
-    def norm(masked: bool) -> float:
-        method.zero_grad()
-        # (boxes that hide nothing, for the query's masks alone)
-        share = method.mask_share
-        method.mask_share = share if masked else 1e-9
-        queries = method.encode_queries(Views(images, images, boxes, boxes))
-        method.mask_share = share
-        (queries * torch.linspace(-1, 1, queries.numel()).view_as(queries)).sum().backward()
-        return torch.stack([p.grad.norm() for p in method.encoder.parameters() if p.grad is not None]).norm().item()
-
-    assert 0.2 < norm(True) / norm(False) < 5
+@pytest.mark.parametrize("encoder", ["test_resnet", "convnext_atto", "mambaout_femto", "edgenext_xx_small", "test_vit"])
+def test_masks_leave_the_gradient_its_size(encoder, fill, monkeypatch):
+    norms = []
+    monkeypatch.setattr(
+        rehearsal,
+        "check_gradients",
+        lambda _, *both: norms.extend(math.hypot(*(rehearsal.norm(g) for g in each.values())) for each in both),
+    )
+    rehearse(*build(encoder=encoder, mask_fill=fill), CPU, None)
+    masked, plain = norms
+    assert plain / 3 < masked < 3 * plain
 
 
-def test_an_encoder_that_fails_at_this_size_is_refused_before_anything_is_written(tmp_path):
-    pictures = make_pictures(tmp_path / "pictures")
-    with pytest.raises(ConfigError, match=r"encoder inception_v3 cannot be trained at image_size 32: .*image_size"):
-        pretrain(pictures, tmp_path / "run", **{**TINY, "encoder": "inception_v3"})
+class Fails(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("wants 7 heads\nand more lines")
+
+
+class NotFinite(nn.Conv2d):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + (self.weight.sum() * 0).sqrt()  # 1 / 0 in the gradient
+
+
+@pytest.mark.parametrize("method", [MaskCo, MoCoV2])
+@pytest.mark.parametrize(
+    ("backbone", "channels", "stride", "said"),
+    [
+        (Fails(), 8, 8, r"AssertionError: wants 7 heads\)"),
+        (nn.Conv2d(3, 8, 8, 8), 6, 8, r"not \[2, 6, h, w\]"),
+        (nn.Conv2d(3, 8, 8, 8), 8, 16, "8x8, which does not fit its .stride of 16"),
+        (nn.Conv2d(3, 8, (8, 4), (8, 4)), 8, 8, "8x16, which does not fit"),
+        (nn.Flatten(), 8, 8, "must return a feature map"),
+        (NotFinite(3, 8, 8, 8), 8, 8, "encoder.backbone.weight is not finite"),
+    ],
+)  # fmt: skip
+def test_encoders_that_cannot_work_are_named_in_one_line(method, backbone, channels, stride, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        rehearse(own(backbone, channels, stride, method), dataclasses.replace(BASE, encoder="mine"), CPU, None)
+    assert str(caught.value).startswith("encoder mine at image_size 64") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [56, 57, 63, 64])
+def test_sizes_that_are_no_multiple_of_the_stride_are_fine(size):
+    for padding in (0, 1):  # rounded down, and up
+        built = own(nn.Conv2d(3, 8, 3 if padding else 8, 8, padding), 8, 8)
+        assert rehearse(built, dataclasses.replace(BASE, image_size=size), CPU, None) == []
+
+
+@register_model
+def idle_resnet(pretrained=False, **_):
+    """A backbone with a parameter that its map does not depend on."""
+    model = timm.create_model("test_resnet", features_only=True, out_indices=(0,))
+    model.register_parameter("idle", nn.Parameter(torch.ones(3)))
+    return model
+
+
+def test_parameters_without_gradient_are_said_at_the_start(tmp_path):
+    options = {**TINY, "encoder": "idle_resnet", "epochs": 1}
+    maskco.pretrain(make_pictures(tmp_path / "images"), tmp_path / "run", **options)
+    assert (
+        "parameters get no gradient and stay as they are: encoder.backbone." in (tmp_path / "run/log.txt").read_text()
+    )
+
+
+def test_nothing_is_written_or_removed_for_an_encoder_that_fails(tmp_path):
+    images = make_pictures(tmp_path / "images")
+    with pytest.raises(ConfigError, match="halonet26t at image_size 32"):
+        maskco.pretrain(images, tmp_path / "run", **{**TINY, "encoder": "halonet26t"})
     assert not (tmp_path / "run").exists()
-
-
-def test_maps_whose_size_denies_the_stride_are_refused_for_regions_only():
-    shifted = Stem(padding=1)
-    with pytest.raises(ConfigError, match=r"map of 32 x 32 pixels is 3 x 3, not 4 x 4 as its stride 8 says"):
-        rehearse(method_of(shifted), tiny(), CPU)
-    rehearse(method_of(shifted, MoCoV2), tiny(), CPU)  # which averages the whole map
-
-
-@pytest.mark.parametrize(("side", "size", "fits"), [(224, 7, True), (225, 7, True), (225, 8, True), (224, 5, False),
-                                                    (224, 8, False), (20, 1, True)])  # fmt: skip
-def test_a_map_is_as_large_as_its_stride_says(side, size, fits):
-    features, images = torch.zeros(1, 4, size, size), torch.zeros(1, 3, side, side)
-    if fits:
-        assert map_scale(features, images, 32) == 1 / 32
-    else:
-        with pytest.raises(ValueError, match="stride 32"):
-            map_scale(features, images, 32)
+    maskco.pretrain(images, tmp_path / "run", **{**TINY, "epochs": 1})
+    before = (tmp_path / "run/last.pt").read_bytes()
+    with pytest.raises(ConfigError, match="halonet26t at image_size 32"):
+        maskco.pretrain(images, tmp_path / "run", overwrite=True, **{**TINY, "encoder": "halonet26t"})
+    assert (tmp_path / "run/last.pt").read_bytes() == before

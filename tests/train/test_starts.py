@@ -13,8 +13,9 @@ from test_cli import run_main
 from test_trust import read_tree
 from tiny_runs import TINY, make_pictures
 
+import maskco.train
 from maskco.config import ConfigError, UserError
-from maskco.methods import MaskCo
+from maskco.memory import OutOfMemory
 from maskco.run_folder import Recorder
 from maskco.train import pretrain
 
@@ -26,18 +27,18 @@ def run(pictures, tmp_path) -> Path:
     return pretrain(pictures, tmp_path / "run", **ONE_EPOCH).out
 
 
-def no_compiler(self, views, **options):
+def no_compiler(*arguments):
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
 
-def no_memory(self, views, **options):
+def no_memory(*arguments):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("forward", [no_compiler, no_memory])
-def test_a_first_step_that_fails_leaves_no_folder(pictures, tmp_path, monkeypatch, forward):
-    monkeypatch.setattr(MaskCo, "forward", forward)
-    with pytest.raises(RuntimeError):
+@pytest.mark.parametrize("step", [no_compiler, no_memory])
+def test_a_first_step_that_fails_leaves_no_folder(pictures, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(maskco.train, "to_device", step)
+    with pytest.raises((RuntimeError, OutOfMemory)):
         pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
@@ -46,7 +47,7 @@ def test_a_first_step_that_fails_leaves_no_folder(pictures, tmp_path, monkeypatc
 
 def test_a_replacement_whose_first_step_fails_leaves_the_run(run, pictures, monkeypatch):
     before = read_tree(run)
-    monkeypatch.setattr(MaskCo, "forward", no_compiler)
+    monkeypatch.setattr(maskco.train, "to_device", no_compiler)
     with pytest.raises(RuntimeError):
         pretrain(pictures, run, overwrite=True, **ONE_EPOCH)
     assert read_tree(run) == before

@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     normaliser[i] = row.max;
     normaliser[gridDim.x + i] = total;
   }
-  for (int64_t m = i * num_local + threadIdx.x; m < (i + 1) * num_local; m += kInfoNceThreads)
-    local_share[m] = exp(local_share[m] - row.shift()) / total;
+  Acc* share = local_share + i * num_local;
+  for (int64_t m = threadIdx.x; m < num_local; m += kInfoNceThreads) share[m] = exp(share[m] - row.shift()) / total;
   if (grad_query == nullptr) return;
   const Acc scale = Acc(1) / (total * temperature.get());
   for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {

@@ -200,11 +200,19 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   });
 }
 
-// What a query's softmax and upstream gradient make of its logits s: weights sign · 2^(s - max + log_factor).
+// What a query's softmax and upstream gradient make of its logits s: weights sign · 2^(s - max + log_factor). In eight
+// bytes, since two blocks just fit on an SM of 100 KiB: the sign is the last bit of log_factor.
 struct FlashShare {
   float max;         // of the forward pass
   float log_factor;  // log2 of |grad_loss| / (|temperature| · sum of 2^(s - max))
-  float sign;
+
+  __device__ __forceinline__ static FlashShare of(float max, float weight, float sum) {
+    const float log_factor = log2f(fabsf(weight)) - log2f(sum);
+    return {max, __uint_as_float((__float_as_uint(log_factor) & ~1u) | (weight < 0))};
+  }
+  __device__ __forceinline__ float with_sign(float weight) const {
+    return __uint_as_float(__float_as_uint(weight) ^ __float_as_uint(log_factor) << 31);
+  }
 };
 
 template <class F>
@@ -248,10 +256,8 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   };
   auto share_of = [&](int tile) {
     const int64_t i = int64_t(tile) * F::kColumns + threadIdx.x;
-    if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return FlashShare{0, -INFINITY, 1};
-    const float weight = grad_loss[i * grad_stride] / tau;
-    return FlashShare{normaliser[i], log2f(fabsf(weight)) - log2f(normaliser[query.count + i]),
-                      weight < 0 ? -1.f : 1.f};
+    if (tile >= last_tile || threadIdx.x >= F::kColumns || i >= query.count) return FlashShare{0, -INFINITY};
+    return FlashShare::of(normaliser[i], grad_loss[i * grad_stride] / tau, normaliser[query.count + i]);
   };
   auto store_share = [&](int tile, const FlashShare& share) {
     if (threadIdx.x < F::kColumns) shared.column_share[tile % kFlashStages][threadIdx.x] = share;
@@ -307,8 +313,9 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     typename F::PerRow top;
     F::lane_max(s, top);
     F::weigh(s, top, max, gradient, [](int, int, float) {});
-    F::for_each_logit(
-        [&](int block, int j, int i) { s[block][j][i] *= shared.column_share[stage][F::column(j, i)].sign; });
+    F::for_each_logit([&](int block, int j, int i) {
+      s[block][j][i] = shared.column_share[stage][F::column(j, i)].with_sign(s[block][j][i]);
+    });
     F::accumulate(gradient, s, column_tile);
     store_share(tile + 1, next_share);
   }
