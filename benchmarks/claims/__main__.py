@@ -73,7 +73,7 @@ def jobs(options: Options) -> list[Job]:
 def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, description=__doc__)
-        if wrong := out_of_bounds(options, harness.BOUNDS):
+        if wrong := out_of_bounds(options, {name: harness.BOUNDS[name] for name in ("seeds", "jobs")}):
             raise ConfigError(wrong)
         file = options.show or options.json or options.folder / "results.json"
         together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1

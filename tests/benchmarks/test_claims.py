@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.claims import __main__ as claims
 from benchmarks.claims.encoder import NAME, NARROW
 from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
@@ -226,3 +228,15 @@ def test_the_file_must_be_of_this_benchmark(tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(UserError, match="holds no results"):
         load(tmp_path / "other.json")
+
+
+def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monkeypatch, capsys):
+    rows = Path(__file__).parents[2] / "benchmarks/results/claims.json"
+    (tmp_path / "claims.json").write_bytes(rows.read_bytes())
+    monkeypatch.setattr("sys.argv", ["claims", "--show", str(tmp_path / "claims.json")])
+    claims.main()
+    assert "MaskCo, no head" in capsys.readouterr().out and (tmp_path / "claims.png").exists()
+    monkeypatch.setattr("sys.argv", ["claims", "--seeds", "0"])
+    with pytest.raises(SystemExit) as ended:
+        claims.main()
+    assert ended.value.code == 2 and "seeds must be between 1" in capsys.readouterr().err
