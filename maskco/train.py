@@ -15,6 +15,7 @@ import itertools
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ from maskco.loading import Loading
 from maskco.memory import memory_errors, require_memory
 from maskco.rehearsal import rehearse, told
 from maskco.run_folder import LOG, Recorder, SilentRecorder, check_out
-from maskco.train_state import TrainState
+from maskco.train_state import TrainingError, TrainState
 from maskco.trust import CONFIG, own_file, stored_data, stored_options
 
 
@@ -127,6 +128,9 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
                     if rank() == 0:
                         stored_data(Path(config.out), config.data, f"pretrain --out {shlex.quote(config.out)} --resume")
             return _train(config, device, stop, resume, overwrite)
+        except RuntimeError as error:
+            raise_if_of_compiler(error)
+            raise
         finally:
             torch.set_num_threads(threads)
 
@@ -286,6 +290,16 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
     threads = config.threads or torch.get_num_threads()
     out = str(user_path(config.out))
     return dataclasses.replace(config, device=device, data=data, init=init, out=out, threads=threads, workers=workers)
+
+
+def raise_if_of_compiler(error: RuntimeError) -> None:
+    """Raises TrainingError in place of an error of --compile, by its type: torch explains it in many lines."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported by what raises them
+    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
+        reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
+        raise TrainingError(
+            f"torch.compile fails here ({reason}): leave out --compile, or install the compiler that it needs"
+        ) from error
 
 
 def seeded_devices(device: torch.device) -> list[torch.device | int]:

@@ -12,12 +12,14 @@ import torch
 from test_cli import run_main
 from test_trust import read_tree
 from tiny_runs import TINY, make_pictures
+from torch._dynamo.exc import BackendCompilerFailed
 
 import maskco.train
 from maskco.config import ConfigError, UserError
 from maskco.memory import OutOfMemory
 from maskco.run_folder import Recorder
 from maskco.train import pretrain
+from maskco.train_state import TrainingError
 
 ONE_EPOCH = {**TINY, "epochs": 1}
 
@@ -43,6 +45,18 @@ def test_a_first_step_that_fails_leaves_no_folder(pictures, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
     assert pretrain(pictures, tmp_path / "run", **ONE_EPOCH).steps == 4
+
+
+def test_compiling_without_a_compiler_is_one_line_and_leaves_no_folder(pictures, tmp_path, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler  # (also what is raised where there is none)
+
+    def compiles(*arguments):
+        raise BackendCompilerFailed(lambda: None, InvalidCxxCompiler(), None)
+
+    monkeypatch.setattr(maskco.train, "to_device", compiles)
+    with pytest.raises(TrainingError, match=r"torch.compile fails here .*leave out --compile") as caught:
+        pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_a_replacement_whose_first_step_fails_leaves_the_run(run, pictures, monkeypatch):
