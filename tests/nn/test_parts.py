@@ -220,3 +220,30 @@ def test_ranks_may_bring_batches_of_different_lengths(tmp_path):
     assert torch.equal(second["outputs"], 101 * (torch.arange(5.0)[:, None] + 10))
     assert first["seen"].shape == (3, 1) and second["seen"].shape == (5, 1)
     assert sorted(torch.cat([first["seen"], second["seen"]]).flatten().tolist()) == [0, 1, 2, 10, 11, 12, 13, 14]
+
+
+def test_losses_take_numpy_numbers():
+    rows = torch.randn(3, 4)
+    for number in (np.float32(0.25), np.float64(0.25), np.array(0.25)):
+        assert torch.equal(
+            parts.InfoNCE(number)(rows, rows, in_batch=True), parts.InfoNCE(0.25)(rows, rows, in_batch=True)
+        )
+
+
+@pytest.mark.parametrize("derivative", [torch.func.jvp, torch.func.grad])
+@pytest.mark.parametrize(
+    ("module", "rest", "shape"),
+    [
+        (parts.InfoNCE(), (torch.randn(3, 4), torch.randn(6, 4)), (3, 4)),
+        (parts.BoxPool(7, 1.0), (torch.tensor([[0, 0.0, 1.0, 3.0, 4.0]]),), (2, 3, 5, 5)),
+        (parts.MaskedPool(), (torch.rand(2, 2, 5, 5),), (2, 3, 5, 5)),
+    ],
+)
+def test_modules_of_ops_have_no_silent_derivatives(module, rest, shape, derivative):
+    x = torch.randn(shape)
+
+    def function(x):
+        return module(x, *rest).sum()
+
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.jvp(function, (x,), (x,)) if derivative is torch.func.jvp else derivative(function)(x)

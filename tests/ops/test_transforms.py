@@ -9,13 +9,11 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from maskco import nn
 from maskco.ops import box_pool, info_nce, masked_pool, queue_push_, reference
 
 ROWS, KEYS, FEATURES = torch.randn(3, 4), torch.randn(6, 4), torch.randn(2, 3, 5, 5)
 BOXES, MASKS = torch.tensor([[0, 0.0, 1.0, 3.0, 4.0], [1, 1.0, 0.0, 2.0, 5.0]]), torch.rand(2, 2, 5, 5)
 LOCAL, TAU = torch.randn(3, 2, 4), torch.tensor(0.2)
-QUEUE = nn.FeatureQueue(6, 4)
 
 
 def push(keys: Tensor) -> Tensor:
@@ -32,14 +30,11 @@ CALLS: dict[str, tuple[str, Callable[[Tensor], Tensor], Tensor]] = {
     "queue": ("info_nce", lambda x: info_nce(ROWS, ROWS, x), KEYS),
     "local_negatives": ("info_nce", lambda x: info_nce(ROWS, ROWS, local_negatives=x), LOCAL),
     "temperature": ("info_nce", lambda x: info_nce(ROWS, ROWS, KEYS, temperature=x), TAU),
-    "nn.InfoNCE": ("info_nce", lambda x: nn.InfoNCE()(x, ROWS, QUEUE), ROWS),
     "features of boxes": ("box_pool", lambda x: box_pool(x, BOXES, spatial_scale=1), FEATURES),
     "boxes": ("box_pool", lambda x: box_pool(FEATURES, x, spatial_scale=1), BOXES),
     "list of boxes": ("box_pool", lambda x: box_pool(FEATURES, [x, x], spatial_scale=1), BOXES[:, 1:]),
-    "nn.BoxPool": ("box_pool", lambda x: nn.BoxPool(7, 1.0)(x, BOXES), FEATURES),
     "features of masks": ("masked_pool", lambda x: masked_pool(x, MASKS), FEATURES),
     "masks": ("masked_pool", lambda x: masked_pool(FEATURES, x), MASKS),
-    "nn.MaskedPool": ("masked_pool", lambda x: nn.MaskedPool()(x, MASKS), FEATURES),
     "keys": ("queue_push_", push, ROWS),
 }
 every_call = pytest.mark.parametrize("op, function, x", CALLS.values(), ids=CALLS.keys())
