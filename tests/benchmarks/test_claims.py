@@ -214,7 +214,7 @@ def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
     again = subprocess.run([*command, SCENES], capture_output=True, text=True, check=True)
     assert "seed 0" not in again.stdout and "| untrained |" in again.stdout
     refused = subprocess.run([*command, "atlantis"], capture_output=True, text=True)
-    assert refused.returncode == 1 and "'atlantis' is none of" in refused.stderr
+    assert refused.returncode == 2 and "'atlantis' is none of" in refused.stderr
 
 
 def test_scales_are_not_mixed_in_one_file(tmp_path):
