@@ -333,6 +333,16 @@ def test_nan_and_inf_end_as_in_the_reference(device, kind, where, bad):
         )
 
 
+@pytest.mark.parametrize("temperature, upstream", [(0.2, 1), (-0.2, 1), (0.2, -1)])
+def test_an_infinite_key_spoils_no_other_key_s_gradient(device, temperature, upstream):
+    torch.manual_seed(0)
+    query, positive, queue = (torch.rand(rows, 32) for rows in (3, 3, 6))
+    queue[2, 1] = math.copysign(math.inf, temperature)
+    queue.requires_grad_()
+    (upstream * info_nce(query, positive, queue, temperature=temperature)).backward()
+    assert queue.grad.isnan().any(1).tolist() == [False, False, True, False, False, False]
+
+
 @every_kind
 def test_logits_that_overflow(device, kind):
     """From finite features to infinite logits (not in float16's range), and far beyond what exp can take."""

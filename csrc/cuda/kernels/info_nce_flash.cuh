@@ -208,6 +208,7 @@ struct FlashShare {
 
   __device__ __forceinline__ static FlashShare of(float max, float weight, float sum) {
     const float log_factor = log2f(fabsf(weight)) - log2f(sum);
+    if (log_factor == -INFINITY) return {max, log_factor};  // weights are 0; with another last bit it would be NaN
     return {max, __uint_as_float((__float_as_uint(log_factor) & ~1u) | (weight < 0))};
   }
   __device__ __forceinline__ float with_sign(float weight) const {
