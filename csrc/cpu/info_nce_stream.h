@@ -94,7 +94,7 @@ MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_
                                 int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
                                 Ahead& ahead) {
   using Lane = typename Tile::Lane;
-  constexpr int64_t kBlock = 256;  // of the depth
+  constexpr int64_t kBlock = 64;  // of the depth: of features that are all positive, a longer sum rounds visibly more
   for (int64_t j = 0; j < n; j += Tile::kRows) {
     ahead.fetch();
     for (int64_t first = 0; first == 0 || first < depth; first += kBlock)
