@@ -17,8 +17,13 @@ WHEEL = re.compile(
 )
 JUNK = re.compile(r"__pycache__|\.pyc$|\.partial$|\.pt$")
 NEEDED_IN_SDIST = ["LICENSE", "README.md", "CMakeLists.txt", "csrc/schema.cpp", "tests/conftest.py"]
-NEEDED_IN_WHEEL = ["maskco/_C.", "maskco/py.typed", "maskco/data/demo_assets/items_train.png", "/entry_points.txt"]
-NEEDED_IN_WHEEL += ["/licenses/LICENSE", "/licenses/maskco/data/demo_assets/LICENSE.fashion-mnist"]
+NEEDED_IN_WHEEL = [
+    "maskco/_C.",
+    "maskco/py.typed",
+    "maskco/data/sources/demo_assets/items_train.png",
+    "/entry_points.txt",
+]
+NEEDED_IN_WHEEL += ["/licenses/LICENSE", "/licenses/maskco/data/sources/demo_assets/LICENSE.fashion-mnist"]
 
 
 def check(archive: Path, names: list[str], allowed: re.Pattern[str], needed: list[str]) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.info_nce import TEMPERATURE, make_inputs
 from benchmarks.region_pool import LAYOUTS, STRIDE, box_inputs, label_inputs, mask_inputs
-from maskco import _ext
-from maskco.ops import box_pool, info_nce, masked_pool, queue_push_
+from maskco.ops import _library, box_pool, info_nce, masked_pool, queue_push_
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the simulator
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]  # the simulator, and the ops compiled for it
 
 Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16")
@@ -85,12 +85,12 @@ def simulated_kernels() -> Iterator[None]:
     """Within it the ops run the CUDA code, on CPU tensors."""
     from simulated import simulated_ops
 
-    ops, kernels = simulated_ops(), _ext.kernels
-    _ext.kernels = lambda device: ops
+    ops, kernels = simulated_ops(), _library.kernels
+    _library.kernels = lambda device: ops
     try:
         yield
     finally:
-        _ext.kernels = kernels
+        _library.kernels = kernels
 
 
 def simulate(case: Case) -> list[Row]:

@@ -27,13 +27,13 @@ from torchvision.transforms import v2
 
 from benchmarks import harness
 from benchmarks.timing import clock
-from maskco.config import ConfigError
 from maskco.console import one_line_errors
-from maskco.data.batch_colour import finish
+from maskco.data.batch_augment import finish
+from maskco.data.images import PictureError
 from maskco.data.memory import keep_freed_memory
-from maskco.data.pictures import PictureError
-from maskco.data.sources import PretrainDataset, Sample, SourceError, collate, open_source
+from maskco.data.sources.base import PretrainDataset, Sample, SourceError, collate, open_source
 from maskco.data.views import MEAN, STD, TwoViews, ViewConfig, denormalize
+from maskco.errors import ConfigError
 from maskco.memory import memory_errors
 
 OURS = "maskco"

@@ -25,9 +25,9 @@ from benchmarks import table
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Inputs, Passes, Target
 from benchmarks.memory import PeakMemory, Peaks, keep_freed_memory
 from benchmarks.timing import clock, time_passes
-from maskco.config import ConfigError
 from maskco.console import one_line_errors
 from maskco.devices import usable_device
+from maskco.errors import ConfigError
 from maskco.memory import memory_errors
 from maskco.option_values import Bounds, out_of_bounds
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from maskco.config import ConfigError
 from maskco.console import one_line_errors
+from maskco.errors import ConfigError
 
 KERNELS = Path(__file__).resolve().parent.parent / "csrc/cuda/kernels"
 STANDARD_HEADERS = ("climits", "cstddef", "cstdint", "type_traits", "utility")  # NVRTC has them as cuda/std/… only

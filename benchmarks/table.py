@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import OURS
-from maskco.config import ConfigError
+from maskco.errors import ConfigError
 
 Row = dict[str, Any]
 COLUMNS = f"{'pass':<7} {'ms':>9} {'p20 – p80':>19} {'GFLOP/s':>8} {'peak MiB':>9} {'ours/this':>9}  target"

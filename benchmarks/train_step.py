@@ -26,16 +26,16 @@ import tyro
 from torch import Tensor, nn
 
 import maskco.methods.maskco
-import maskco.train
+import maskco.training.loop
 from benchmarks.harness import check_options, metadata
 from benchmarks.memory import keep_freed_memory
 from benchmarks.timing import clock
 from maskco import ops
 from maskco.console import one_line_errors
-from maskco.loading import Loading
+from maskco.data.loading import Loading
 from maskco.methods import MaskCo
 from maskco.nn import FeatureQueue
-from maskco.train_state import Totals, TrainState
+from maskco.training.state import Totals, TrainState
 
 Row = dict[str, Any]
 FORWARD, BACKWARD = "forward", "backward"
@@ -174,8 +174,8 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
 
     original_batches, original_pool, original_loss = Loading.__iter__, ops.box_pool, ops.info_nce
     patch(Loading, "__iter__", batches)
-    patch(maskco.train, "data_parallel", hooked)
-    patch(maskco.train, "to_device", wrapped(maskco.train.to_device, nothing, ends("data")))
+    patch(maskco.training.loop, "data_parallel", hooked)
+    patch(maskco.training.loop, "to_device", wrapped(maskco.training.loop.to_device, nothing, ends("data")))
     patch(ops, "box_pool", box_pool)
     patch(ops, "info_nce", info_nce)
     method = maskco.methods.maskco

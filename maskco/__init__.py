@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from maskco import nn, ops
-    from maskco._ext import build_info
     from maskco.methods import MaskCo, MoCoV2
-    from maskco.train import pretrain
+    from maskco.ops._library import build_info
+    from maskco.training.loop import pretrain
 
 __version__ = "0.1.0"
 __all__ = ["MaskCo", "MoCoV2", "build_info", "nn", "ops", "pretrain"]
@@ -18,8 +18,8 @@ __all__ = ["MaskCo", "MoCoV2", "build_info", "nn", "ops", "pretrain"]
 _HOMES = {
     "MaskCo": "maskco.methods",
     "MoCoV2": "maskco.methods",
-    "build_info": "maskco._ext",
-    "pretrain": "maskco.train",
+    "build_info": "maskco.ops._library",
+    "pretrain": "maskco.training.loop",
 }
 
 

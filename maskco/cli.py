@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from maskco.config import ConfigError, PretrainConfig, demo_config, view_config
+from maskco.config import PretrainConfig, demo_config, view_config
 from maskco.console import one_line_errors, printable
 from maskco.data.view_config import ViewConfig
+from maskco.errors import ConfigError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.files import user_path
 
@@ -29,7 +30,7 @@ class Pretrain(PretrainConfig):
     """Replace the run in --out."""
 
     def __call__(self) -> int:
-        from maskco.train import train
+        from maskco.training.loop import train
 
         values = {name: getattr(self, name) for name in PretrainConfig.__dataclass_fields__}
         result = train(PretrainConfig(**values), resume=self.resume, overwrite=self.overwrite)
@@ -59,7 +60,7 @@ class ShowViews(ViewConfig, _Sheet):
         """Checked by the call, for an error of one line."""
 
     def __call__(self) -> int:
-        from maskco.sheet import write_sheet
+        from maskco.report.sheet import write_sheet
 
         out = user_path(self.out)
         failures = write_sheet(
@@ -108,7 +109,7 @@ class Export:
     """File to write: .pth, or .safetensors (not for detectron2)."""
 
     def __call__(self) -> int:
-        from maskco.export import export_run
+        from maskco.weights.export import export_run
 
         out, card = export_run(self.run, self.format, self.out)
         if card != out.with_suffix(".md"):
@@ -164,7 +165,7 @@ class Demo:
     def __call__(self) -> int:
         from maskco.evaluate.run import evaluate
         from maskco.report import write_report
-        from maskco.train import train
+        from maskco.training.loop import train
 
         out = user_path(self.out)
         config = demo_config(out)
@@ -223,7 +224,7 @@ def stored_options(arguments: list[str]) -> Pretrain | None:
         name, _, joined = name.partition("=")
         out = os.path.expanduser(joined or value)
         if name == "--out" and Path(out, "config.json").is_file():
-            from maskco.trust import stored_options as stored
+            from maskco.runs.trust import stored_options as stored
 
             named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
             return Pretrain(**{**stored(Path(out), named), "out": out})

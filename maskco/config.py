@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskco.data.view_config import ViewConfig
+from maskco.errors import ConfigError
 from maskco.option_values import LARGEST, Bounds, make_plain, misfit, out_of_bounds
 
 FREE_ON_RESUME = frozenset(
@@ -37,14 +38,6 @@ FREE_ON_RESUME = frozenset(
 # moved: number and names of the images are compared instead.
 FORMERLY = {"mask_fill": "mean"}  # what runs did whose options do not say it
 STARTS_FROM = ("pretrained", "init")  # options that say where weights come from when there is no checkpoint yet
-
-
-class UserError(Exception):
-    """Something that the user can put right. The message is one line; the command line shows nothing else."""
-
-
-class ConfigError(UserError, ValueError):
-    """An option has an impossible value."""
 
 
 @dataclass

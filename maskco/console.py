@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from maskco.config import UserError
+from maskco.errors import UserError
 
 ASCII = dict(zip("─│╭╮╰╯├┤•…×–—≤≥→·²✓✗“”‘’", "-|+++++**.x--<>>.2+x\"\"''", strict=True)) | {
     "…": "...",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from maskco.config import ConfigError
+from maskco.errors import ConfigError
 
 
 def usable_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from maskco.config import ConfigError, UserError
+from maskco.errors import ConfigError, UserError
 
 # What torch says on the CPU, where it has no type of error for this.
 CPU_REFUSALS = ("DefaultCPUAllocator", "Storage size calculation overflowed", "integer multiplication overflow")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskco import _ext
+from maskco.ops import _library
 from simulated import simulated_ops
 
 REQUIRE_CUDA = os.environ.get("MASKCO_REQUIRE_CUDA") == "1"
@@ -86,10 +86,17 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         import ptxsim
 
         namespace = simulated_ops()
-        monkeypatch.setattr(_ext, "kernels", lambda device: namespace)
+        monkeypatch.setattr(_library, "kernels", lambda device: namespace)
         with ptxsim.device("sm_80", strict=True) as simulated:
             request.node.simulated = simulated
             yield torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_runs import make_pictures
+
+    return make_pictures(tmp_path_factory.mktemp("pictures") / "photos")
 
 
 @pytest.fixture

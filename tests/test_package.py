@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import maskco
-from maskco import _ext
+from maskco.ops import _library
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 needs_readme = pytest.mark.skipif(not README.exists(), reason="not in a checkout")
@@ -24,13 +24,13 @@ def test_build_info_says_what_was_built_and_why():
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device that nothing was compiled for."""
-    _ext._warn_once.cache_clear()
+    _library._warn_once.cache_clear()
     monkeypatch.delenv("MASKCO_REQUIRE_KERNELS", raising=False)
     return torch.device("xpu")
 
 
 def test_a_device_without_kernels_warns_once(no_kernels, recwarn):
-    assert _ext.kernels(no_kernels) is None and _ext.kernels(no_kernels) is None
+    assert _library.kernels(no_kernels) is None and _library.kernels(no_kernels) is None
     assert [str(w.message) for w in recwarn] == [
         "maskco has no compiled kernels for xpu tensors (only CPU and CUDA kernels exist); "
         "the plain-torch reference runs instead, slower"
@@ -39,8 +39,8 @@ def test_a_device_without_kernels_warns_once(no_kernels, recwarn):
 
 def test_kernels_can_be_required(no_kernels, monkeypatch):
     monkeypatch.setenv("MASKCO_REQUIRE_KERNELS", "1")
-    with pytest.raises(_ext.MissingKernelsError, match="no compiled kernels for xpu tensors"):
-        _ext.kernels(no_kernels)
+    with pytest.raises(_library.MissingKernelsError, match="no compiled kernels for xpu tensors"):
+        _library.kernels(no_kernels)
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_a_gpu_that_the_kernels_were_not_built_for_gets_the_reference(monkeypatc
             return {"cuda_archs": archs}
 
     monkeypatch.delenv("MASKCO_REQUIRE_KERNELS", raising=False)
-    monkeypatch.setattr(_ext, "_C_cuda", Module)
+    monkeypatch.setattr(_library, "_C_cuda", Module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    for cached in (_ext._runs_on, _ext._warn_once):
+    for cached in (_library._runs_on, _library._warn_once):
         cached.cache_clear()
     try:
         if runs:
-            assert _ext.kernels(torch.device("cuda")) is torch.ops.maskco
+            assert _library.kernels(torch.device("cuda")) is torch.ops.maskco
         else:
             with pytest.warns(UserWarning, match=f"built for {archs}, not for this GPU"):
-                assert _ext.kernels(torch.device("cuda")) is None
+                assert _library.kernels(torch.device("cuda")) is None
     finally:
-        for cached in (_ext._runs_on, _ext._warn_once):
+        for cached in (_library._runs_on, _library._warn_once):
             cached.cache_clear()
 
 
@@ -93,7 +93,7 @@ def test_the_reference_serves_where_kernels_are_missing(monkeypatch):
         return [loss, *stats, maps.grad, own_queue, cursor]
 
     compiled = everything()
-    monkeypatch.setattr(_ext, "kernels", lambda device: None)
+    monkeypatch.setattr(_library, "kernels", lambda device: None)
     for got, expected in zip(compiled, everything(), strict=True):
         torch.testing.assert_close(got, expected)
 

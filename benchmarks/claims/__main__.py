@@ -24,8 +24,8 @@ from benchmarks.claims.sets import DEMO, SCENES
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import overview, tables, verdicts
-from maskco.config import ConfigError
 from maskco.console import one_line_errors
+from maskco.errors import ConfigError
 from maskco.option_values import out_of_bounds
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.config import UserError
-from maskco.data.demo import Scene
+from maskco.data.sources.demo import Scene
+from maskco.errors import UserError
 from maskco.files import write_atomically
 
 SIDE = 32  # pixels of an object, CIFAR-10's

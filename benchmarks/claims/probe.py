@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from maskco.data.demo import Scene
+from maskco.data.sources.demo import Scene
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
 from maskco.evaluate.knn import knn_accuracy
 from maskco.evaluate.linear import linear_probe

@@ -18,16 +18,17 @@ from benchmarks.claims.probe import probe
 from benchmarks.claims.sets import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
 from benchmarks.harness import _device_name
-from maskco.checkpoint import load_run
-from maskco.config import PretrainConfig, UserError
-from maskco.data.demo import Scene
+from maskco.config import PretrainConfig
 from maskco.data.memory import keep_freed_memory
+from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
+from maskco.errors import UserError
 from maskco.evaluate.results import provenance
 from maskco.methods import build_method
 from maskco.ops import box_pool
-from maskco.run_folder import METRICS
-from maskco.train import open_pictures, resolve, train
+from maskco.runs.checkpoint import load_run
+from maskco.runs.folder import METRICS
+from maskco.training.loop import open_pictures, resolve, train
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from benchmarks.claims.encoder import NARROW
 from benchmarks.claims.pictures import Mosaics, load_pictures
-from maskco.data.demo import CLASS_NAMES, Scene, demo_scenes
+from maskco.data.sources.demo import CLASS_NAMES, Scene, demo_scenes
 from maskco.evaluate.datasets import open_labelled
 
 

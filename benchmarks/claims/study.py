@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.claims.run import Row, run
 from benchmarks.claims.sets import open_set
 from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
-from maskco.config import UserError
+from maskco.errors import UserError
 from maskco.files import write_atomically
 
 SEEDS = 3

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
-from maskco.data.demo import demo_scenes
+from maskco.data.sources.demo import demo_scenes
 from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.report.page import BLUE, FAINT, INK, MUTED, ORANGE

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.colour import Colours, recolour
-from maskco.data.pictures import Picture, PictureError
+from maskco.data.augment import Colours, recolour
+from maskco.data.images import Picture, PictureError
 from maskco.data.view_config import MaskFill, ViewConfig
 
 __all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
@@ -45,7 +45,7 @@ class Views(NamedTuple):
 
 
 class RawViews(NamedTuple):
-    """Two views whose colours are drawn but not yet applied: `batch_colour.finish` makes `Views` of them."""
+    """Two views whose colours are drawn but not yet applied: `batch_augment.finish` makes `Views` of them."""
 
     query: Tensor  # [B, 3, S, S] uint8; one sample: [3, S, S]
     key: Tensor  # [B, 3, S, S]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskco.data.kinds import readable
-from maskco.data.sources import FolderSource
+from maskco.data.sources.base import FolderSource
 from maskco.evaluate.errors import EvaluationError
 
 PARTS = ("train", "val", "test")

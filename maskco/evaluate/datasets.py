@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from maskco.data.coco import NO_AREA, CocoSource, Objects, annotation_files
-from maskco.data.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
-from maskco.data.left_out import LeftOut
-from maskco.data.sources import Source, SourceError
+from maskco.data.sources.base import Source, SourceError
+from maskco.data.sources.coco import NO_AREA, CocoSource, Objects, annotation_files
+from maskco.data.sources.demo import CLASS_NAMES, LabelledScenes, Scene, demo_scenes
+from maskco.data.sources.left_out import LeftOut
 from maskco.evaluate.class_folders import PARTS, Part, near_class, read_class_folders
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import user_path

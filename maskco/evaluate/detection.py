@@ -29,7 +29,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
-from maskco.data.pictures import PictureError
+from maskco.data.images import PictureError
 from maskco.evaluate.datasets import Annotated, LabelledSet, Scenes
 from maskco.evaluate.encoders import OpenedEncoder
 from maskco.evaluate.errors import EvaluationError
@@ -37,7 +37,7 @@ from maskco.evaluate.features import OWN, Input, reestimate_batch_norm
 from maskco.evaluate.options import Detection
 from maskco.files import write_atomically
 from maskco.nn.encoder import map_scale
-from maskco.weights import load_named, timm_names, timm_state, whole_model_state
+from maskco.weights.names import load_named, timm_names, timm_state, whole_model_state
 
 FINEST = 4  # pixels: the finest map that a pyramid is built on
 WIDTH = 256  # channels of the pyramid

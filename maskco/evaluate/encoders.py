@@ -19,15 +19,15 @@ from typing import Any
 import timm
 import torch
 
-from maskco.checkpoint import load_run
 from maskco.config import PretrainConfig
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import user_path
 from maskco.methods import build_method
 from maskco.nn import Encoder, create_encoder
-from maskco.weight_files import read_weights
-from maskco.weights import load_named, timm_names, told, whole_model_state
+from maskco.runs.checkpoint import load_run
+from maskco.weights.files import read_weights
+from maskco.weights.names import load_named, timm_names, told, whole_model_state
 
 IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
@@ -54,7 +54,7 @@ def open_encoder(name: str, architecture: str | None = None, prefix: str | None 
 
     Args:
         architecture: timm's name for the encoder in a file of weights; None: what the file says (MoCo's does).
-        prefix: which of several encoders in a file of weights, see `maskco.weights.load_named`.
+        prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
 
     Raises:
         EvaluationError: `name` is nothing of all that, timm does not know the architecture, or cannot get its weights.

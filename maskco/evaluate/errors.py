@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskco.config import UserError
+from maskco.errors import UserError
 
 
 class EvaluationError(UserError, ValueError):

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from maskco.data.demo import Scene
-from maskco.data.pictures import PictureError
+from maskco.data.images import PictureError
+from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.datasets import Scenes, spread
 from maskco.evaluate.errors import EvaluationError

@@ -23,7 +23,7 @@ from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, pr
 from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.option_values import misfit, out_of_bounds
-from maskco.trust import own_file
+from maskco.runs.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
 

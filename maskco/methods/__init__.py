@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskco.config import ConfigError, PretrainConfig
+from maskco.config import PretrainConfig
+from maskco.errors import ConfigError
 from maskco.methods.maskco import MaskCo
 from maskco.methods.moco_v2 import MoCoV2
 from maskco.methods.step import StepOutput

@@ -9,7 +9,7 @@ from maskco.nn.queue import FeatureQueue
 
 
 class InfoNCE(nn.Module):
-    """Contrast each query with its positive against a queue; see `maskco.ops.info_nce`.
+    """Contrast each query with its positive against a queue; see `maskco.ops.contrastive`.
 
     Args:
         temperature: the logits are dot products over this; 0.2 is MoCo v2's. A parameter is learned.

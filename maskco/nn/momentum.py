@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from maskco.distributed import gather_in_rank_order, join_lists, own_rows, world_size
+from maskco.nn.ranks import gather_in_rank_order, join_lists, own_rows, world_size
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.distributed import gather_together
+from maskco.nn.ranks import gather_together
 from maskco.ops._inputs import as_int
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from maskco import _ext
-from maskco.ops import reference
+from maskco.ops import _library, reference
 from maskco.ops._inputs import (
     FLOATS,
     INTEGERS,
@@ -99,7 +98,7 @@ def queue_push_(
         )
 
     refuse_transforms("queue_push_", queue, keys)
-    ops = _ext.kernels(queue.device)
+    ops = _library.kernels(queue.device)
     if ops is None:
         with torch.no_grad():
             reference.queue_push_(

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskco import _ext
-from maskco.ops import reference
+from maskco.ops import _library, reference
 from maskco.ops._inputs import (
     FLOATS,
     INTEGERS,
@@ -77,7 +76,7 @@ def box_pool(
     if min(height, width) < 1:
         raise ValueError(f"output_size must be at least 1, got {output_size}")
     sampling_ratio = as_int(sampling_ratio, "sampling_ratio")
-    ops = _ext.kernels(features.device)
+    ops = _library.kernels(features.device)
     if ops is None:
         return reference.box_pool(
             features,
@@ -161,7 +160,7 @@ def masked_pool(
     check_device(masks, features, "masks", "features")
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    ops = _ext.kernels(features.device)
+    ops = _library.kernels(features.device)
     if ops is None:
         return reference.masked_pool(features, masks, num_regions=num_regions, reduction=reduction)
     refuse_transforms("masked_pool", features, masks)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from maskco.checkpoint import one_line
-from maskco.config import ConfigError
-from maskco.data.sources import PictureError
+from maskco.data.sources.base import PictureError
+from maskco.errors import ConfigError, one_line
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
 from maskco.report.curves import Curves, Header
@@ -28,7 +27,7 @@ from maskco.report.page import STYLE, Section, one_page, png
 from maskco.report.pictures import NearestRegions, Note, ViewPairs
 from maskco.report.runs import Run, read_runs
 from maskco.report.scores import Scores, tables
-from maskco.run_folder import folder_of
+from maskco.runs.folder import folder_of
 
 
 class Report(NamedTuple):

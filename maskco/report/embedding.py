@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskco.config import UserError
-from maskco.data.demo import CLASS_NAMES
+from maskco.data.sources.demo import CLASS_NAMES
+from maskco.errors import UserError
 from maskco.evaluate.datasets import cut_out
 from maskco.report.page import INK, MARGIN, MUTED, WIDTH, Page, legend
 from maskco.report.runs import Regions, Run

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from maskco.data.demo import CLASS_NAMES
+from maskco.data.sources.demo import CLASS_NAMES
 from maskco.data.view_config import MaskFill
 from maskco.data.views import Views, denormalize, draw_fill, mask_boxes
 from maskco.report.nearest import NEIGHBOURS, Nearest

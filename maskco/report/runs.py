@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
-from maskco.checkpoint import load_run
-from maskco.config import ConfigError, PretrainConfig
-from maskco.data.demo import DemoSource, Scene, demo_scenes
-from maskco.data.sources import PictureError, PretrainDataset, Source, SourceError, locate, open_source
+from maskco.config import PretrainConfig
+from maskco.data.sources.base import PictureError, PretrainDataset, Source, SourceError, locate, open_source
+from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
 from maskco.data.views import TwoViews, Views
+from maskco.errors import ConfigError
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
 from maskco.files import user_path
 from maskco.methods import Method
 from maskco.report.page import RUN_COLOURS
-from maskco.run_folder import folder_of, read_metrics
-from maskco.trust import stored_data
+from maskco.runs.checkpoint import load_run
+from maskco.runs.folder import folder_of, read_metrics
+from maskco.runs.trust import stored_data
 
 VIEW_PAIRS = 4
 LARGEST = 1e30  # of a metric that can be drawn

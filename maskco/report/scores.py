@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from maskco.evaluate.results import EVALUATION, Row, load_rows
 from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page
 from maskco.report.runs import Run, is_number
-from maskco.trust import own_file
+from maskco.runs.trust import own_file
 
 LINE = 0.3
 NAMES = {"knn": "Pictures by nearest neighbours", "linear": "Pictures by a linear classifier",

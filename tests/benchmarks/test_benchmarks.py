@@ -20,7 +20,7 @@ from benchmarks.harness import Options, run
 from benchmarks.memory import PeakMemory, resident_peak
 from benchmarks.table import read_results
 from benchmarks.timing import fastest, time_passes
-from maskco.config import ConfigError
+from maskco.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -35,7 +35,8 @@ from benchmarks.claims.settings import (
 )
 from benchmarks.claims.study import Job, compute, load, save
 from benchmarks.claims.table import collect, overview, tables, verdicts
-from maskco.config import PretrainConfig, UserError
+from maskco.config import PretrainConfig
+from maskco.errors import UserError
 from maskco.nn import create_encoder
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.train_step import Options, Stopwatch, instrument, measure, rows_of
-from maskco.train import pretrain
+from maskco.training.loop import pretrain
 
 TINY = {"encoder": "test_resnet", "image_size": 32, "batch_size": 4, "regions": 2, "queue_size": 16}
 BACKWARD = {"encoder, query", "mask head", "pooling", "projection", "loss"}

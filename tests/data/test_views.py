@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.colour import gaussian_blur, greyscale, mean_grey, recolour, scale_from, shift_hue
-from maskco.data.pictures import Picture, PictureError
+from maskco.data.augment import gaussian_blur, greyscale, mean_grey, recolour, scale_from, shift_hue
+from maskco.data.images import Picture, PictureError
 from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, mask_boxes
 
 PLAIN = ViewConfig(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from labelled import NAMES, coloured, make_class_folders, make_coco, save
 
+from labelled import NAMES, coloured, make_class_folders, make_coco, save
 from maskco.evaluate.datasets import CutOuts, LabelledSet, cut_out, open_labelled
 from maskco.evaluate.errors import EvaluationError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from labelled import coloured, make_coco
 
+from labelled import coloured, make_coco
 from maskco.evaluate import detection
 from maskco.evaluate.datasets import open_labelled
 from maskco.evaluate.detection import DetectionSet, Pyramid, Training, average_precision, build_detector

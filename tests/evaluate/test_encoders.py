@@ -11,13 +11,14 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskco.checkpoint import CheckpointError, save_checkpoint
-from maskco.config import PretrainConfig, UserError
+from maskco.config import PretrainConfig
+from maskco.errors import UserError
 from maskco.evaluate.encoders import digest, open_encoder, scene_size, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.methods import build_method
-from maskco.trust import ForeignRunError
-from maskco.weights import WeightsError, timm_names, whole_model_state
+from maskco.runs.checkpoint import CheckpointError, save_checkpoint
+from maskco.runs.trust import ForeignRunError
+from maskco.weights.names import WeightsError, timm_names, whole_model_state
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

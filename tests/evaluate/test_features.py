@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from maskco.data.demo import Scene
-from maskco.data.pictures import PictureError
+from maskco.data.images import PictureError
+from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
 from maskco.nn import Encoder

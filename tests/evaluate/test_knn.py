@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from blobs import blobs
 
+from blobs import blobs
 from maskco.evaluate.knn import knn_accuracy
 
 

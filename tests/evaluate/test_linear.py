@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from blobs import blobs
 from torch import Tensor, nn
 
+from blobs import blobs
 from maskco.evaluate.knn import knn_accuracy
 from maskco.evaluate.linear import _fit, linear_probe
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from labelled import make_class_folders, make_coco
 from torch import nn
 
+from labelled import make_class_folders, make_coco
 from maskco import cli
-from maskco.checkpoint import CheckpointError, save_checkpoint
-from maskco.config import PretrainConfig, UserError
+from maskco.config import PretrainConfig
+from maskco.errors import UserError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.evaluate.results import Row, format_table, load_rows, save_rows
 from maskco.evaluate.run import evaluate
 from maskco.methods import build_method
+from maskco.runs.checkpoint import CheckpointError, save_checkpoint
 
 
 @pytest.fixture

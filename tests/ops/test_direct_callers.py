@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskco import _ext
+from maskco.ops import _library
 
 B, R, C, H, W = 2, 3, 4, 5, 6
 SIZE = [B, C, H, W]
@@ -42,4 +42,4 @@ CALLS = {
 def test_what_does_not_fit_is_refused_by_name(device, op, arguments, name):
     arguments = [a.to(device) if torch.is_tensor(a) else a for a in arguments]
     with pytest.raises(RuntimeError, match=name):
-        getattr(_ext.kernels(device), op)(*arguments)
+        getattr(_library.kernels(device), op)(*arguments)

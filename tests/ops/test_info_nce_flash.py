@@ -11,8 +11,8 @@ import math
 
 import pytest
 import torch
-from test_info_nce import CASES, FEATURES, make_case, run, unit
 
+from contrast_cases import CASES, FEATURES, make_case, run, unit
 from maskco.ops import info_nce, reference
 from tolerance import assert_as_good_as
 
@@ -25,7 +25,7 @@ KINDS = ("float16", "bfloat16", "tf32", "float32")  # float32: three TF32 produc
 @pytest.fixture
 def kind(request, monkeypatch) -> str:
     if request.param == "tf32":
-        monkeypatch.setattr(importlib.import_module("maskco.ops.info_nce"), "_allow_tf32", lambda: True)
+        monkeypatch.setattr(importlib.import_module("maskco.ops.contrastive"), "_allow_tf32", lambda: True)
     return request.param
 
 

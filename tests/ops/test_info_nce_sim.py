@@ -9,8 +9,8 @@ import math
 
 import pytest
 import torch
-from test_info_nce import FEATURES, check_case, make_case, run, unit
 
+from contrast_cases import FEATURES, check_case, make_case, run, unit
 from maskco.ops import info_nce, reference
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)

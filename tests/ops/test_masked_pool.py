@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from maskco import _ext
-from maskco.ops import masked_pool, reference
+from maskco.ops import _library, masked_pool, reference
 from peak_memory import peak_mib
 from tolerance import assert_as_good_as
 
@@ -223,7 +222,7 @@ def test_empty(device, kind, shape, memory_format):
 def test_area(device, simulated, kind):
     for channels in (0, 2) if simulated else (0, 2, 300):  # (the last is shared by several threads)
         features, masks, regions = case(kind, channels=channels, height=3, width=4, device=device)
-        _, area = _ext.kernels(features.device).masked_pool_fwd(features, masks, regions, True)
+        _, area = _library.kernels(features.device).masked_pool_fwd(features, masks, regions, True)
         chosen = masks[:, None] == torch.arange(regions, device=device)[:, None, None] if regions else masks
         torch.testing.assert_close(area, chosen.sum((-2, -1)).to(area.dtype))
 

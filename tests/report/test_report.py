@@ -20,16 +20,16 @@ from PIL import Image
 
 import maskco.report.runs
 from maskco import cli
-from maskco.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from maskco.config import UserError
-from maskco.data.demo import CLASS_NAMES
+from maskco.data.sources.demo import CLASS_NAMES
 from maskco.data.views import GREY, MEAN, STD
+from maskco.errors import UserError
 from maskco.evaluate.options import Regions
 from maskco.evaluate.results import Row, save_rows
 from maskco.evaluate.run import evaluate
 from maskco.report import draw_report, write_report
 from maskco.report.curves import smooth
 from maskco.report.page import FAINT, GREEN, RED, RUN_COLOURS
+from maskco.runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -1,0 +1,239 @@
+"""Batches from loading processes, whose errors arrive as what they are.
+
+torch raises a worker's exception again in the training process, as far as its type can be made from a text alone, with
+that process' traceback for a message. Then nothing but the text tells a broken decoder from a worker that the system
+killed. Here workers hand errors over as values. So what torch itself raises is about processes and memory, and exit
+codes and errno say what.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import traceback
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from maskco.data.memory import keep_freed_memory
+from maskco.data.sources.base import Batch, PretrainDataset, Sample, SourceError, collate
+from maskco.errors import TrainingError, UserError, one_line
+
+GRACE_SECONDS = 30  # that loading workers outlive a SIGTERM
+FILES_A_WORKER = 4  # that the training process opens for each
+SPARE_FILES = 8  # that handing over a batch opens for a moment, besides one for each tensor
+SHARED_MEMORY = "shared memory (/dev/shm)"
+
+
+class LoadingTraceback(Exception):
+    """Where in a loading worker the error arose: the cause of the TrainingError."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Takes the place of a sample or batch that an exception prevented."""
+
+    where: str  # image, or part of the work
+    error: str  # type and text of the exception
+    kind: str  # "source", "memory", "files", "shared" or "other"
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception, where: str, *, shared: bool = False) -> Failure:
+        kind = "shared" if shared else "source" if isinstance(error, SourceError) else "other"
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            kind = "memory"
+        elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or (shared and not _can_open(1)):
+            kind = "files"
+        text = one_line(error)
+        named = text if kind == "source" or text == type(error).__name__ else f"{type(error).__name__}: {text}"
+        return cls(where, named, kind, traceback.format_exc())
+
+    def raised(self) -> TrainingError:
+        reason = {
+            "source": self.error,
+            "memory": f"{self.where}: out of memory while loading ({self.error}): lower --workers or --batch-size",
+            "files": too_many_files(),
+            "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}): {shared_memory_remedy()}",
+            "other": f"{self.where} cannot be loaded: {self.error}",
+        }[self.kind]
+        error = TrainingError(reason)
+        error.__cause__ = LoadingTraceback(f"\n{self.trace}")
+        return error
+
+
+class HandOver(Dataset):
+    """A dataset whose items are a `Failure` where it raises."""
+
+    def __init__(self, dataset: PretrainDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
+        try:
+            return self.dataset[key]
+        except Exception as error:
+            return Failure.of(error, self.dataset.source.name(key[1]))
+
+
+def hand_over(samples: list[Sample | Failure]) -> Batch | Failure:
+    """`collate`, and from a worker into shared memory: here, where an error can still be handed over."""
+    whole = [sample for sample in samples if not isinstance(sample, Failure)]
+    if len(whole) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, Failure))
+    try:
+        batch = collate(whole)
+    except Exception as error:
+        return Failure.of(error, "a batch")
+    if get_worker_info() is not None:
+        try:
+            for tensor in batch.views:
+                tensor.share_memory_()
+            if not _can_open(len(batch.views) + SPARE_FILES):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        except Exception as error:
+            return Failure.of(error, "a batch", shared=True)
+    return batch
+
+
+class Loading:
+    """The batches of a dataset, one for each list of keys. A context manager, since torch raises the death of a worker
+    at any moment of the training step.
+
+    Raises TrainingError, then or while it is iterated over, if a worker dies, fails, or cannot be started.
+    """
+
+    def __init__(
+        self, dataset: PretrainDataset, keys: Iterable[list[tuple[int, int]]], *, workers: int, pin_memory: bool
+    ) -> None:
+        self.workers = workers
+        self._loader: Any = DataLoader(
+            HandOver(dataset),
+            batch_sampler=keys,
+            collate_fn=hand_over,
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else starting the loader would draw from the run's random numbers
+        )
+        self._processes: list[Any] = []
+        self._batches: Generator[Batch, None, None] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._batches = self._iterate()
+        return self._batches
+
+    def _iterate(self) -> Generator[Batch, None, None]:
+        try:
+            if self.workers:  # with half of them started, torch takes a minute to give up
+                if not _can_open(FILES_A_WORKER * self.workers + SPARE_FILES):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                multiprocessing.Lock()  # lies in shared memory, as those of the workers' queues
+            batches = iter(self._loader)
+        except OSError as error:
+            if not self.workers:
+                raise
+            raise TrainingError(self._not_started(error)) from error
+        self._processes = getattr(batches, "_workers", [])
+        try:
+            for batch in batches:
+                if isinstance(batch, Failure):
+                    raise batch.raised()
+                yield batch
+        except (ConnectionError, EOFError):  # a worker that was handing over a tensor is gone: how did it end?
+            ended = wait([process.sentinel for process in self._processes], timeout=5)
+            for process in self._processes:
+                if process.sentinel in ended:
+                    process.join(5)
+            raise
+        finally:
+            del batches  # which ends the workers: an error's traceback must not hold them
+
+    def __enter__(self) -> Loading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._batches is not None:
+            self._batches.close()
+        if isinstance(error, UserError) or error is None or not self.workers:
+            return
+        codes = [process.exitcode for process in self._processes if process.exitcode]
+        traceback.clear_frames(trace)  # as above
+        if isinstance(error, (RuntimeError, ConnectionError, EOFError)) and codes:
+            raise TrainingError(self._died(codes[0])) from error
+        full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        if full or (isinstance(error, (RuntimeError, EOFError, ConnectionError)) and not _can_open(SPARE_FILES)):
+            raise TrainingError(too_many_files()) from error
+
+    def _died(self, code: int) -> str:
+        if code > 0:
+            return f"a loading worker ended with status {code}: its own message is above"
+        name = signal.Signals(-code).name
+        why = {
+            signal.SIGKILL: "usually by the system, short of memory: lower --workers or --batch-size, or give it more",
+            signal.SIGBUS: f"usually for want of {SHARED_MEMORY}: {shared_memory_remedy()}",
+            signal.SIGSEGV: "in a decoder or another library: --workers 0 shows at which image",
+        }
+        return f"a loading worker died of {name}, {why.get(signal.Signals(-code), 'sent by another process')}"
+
+    def _not_started(self, error: OSError) -> str:
+        told = f"{self.workers} loading workers cannot be started: "
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return told + too_many_files()
+        if error.errno == errno.ENOMEM:
+            return told + "there is no memory left: lower --workers"
+        if error.errno == errno.EAGAIN:
+            return told + "this user may run no more processes (ulimit -u): lower --workers"
+        return told + f"{SHARED_MEMORY} cannot be used ({error.strerror}): {shared_memory_remedy()}"
+
+
+def start_worker(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
+    keep_freed_memory()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # then SIGALRM ends it
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """torch's workers look at the id of their parent, which tells nothing where a fork server started them: Python's
+    way on Linux from 3.14 on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(0)
+
+
+def too_many_files() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"too many open files, this process may have {limit}: raise the limit (ulimit -n 4096), or lower --workers"
+
+
+def shared_memory_remedy() -> str:
+    return "make it writable and larger (in Docker: --shm-size=8g), lower --workers, or take --workers 0"
+
+
+def _can_open(count: int) -> bool:
+    """Whether the process may open so many files more."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return False
+    finally:
+        for file in opened:
+            os.close(file)
+    return True

@@ -1,0 +1,26 @@
+"""Errors that several rooms raise. Each room's own errors are subclasses of these."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can put right. The message is one line; the command line shows nothing else."""
+
+
+class ConfigError(UserError, ValueError):
+    """An option has an impossible value."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """A run cannot go on."""
+
+
+class RankError(UserError, RuntimeError):
+    """Another rank failed or is gone, or brings what does not fit."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line of bearable length; of a KeyError, what was missing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{text} is missing" if isinstance(error, KeyError) else text
+    return text if len(text) <= 1000 else f"{text[:1000]} …"

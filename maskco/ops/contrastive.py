@@ -1,0 +1,329 @@
+"""InfoNCE against a queue, in-batch and local negatives, streamed: no [N, K] tensor, loss and gradient in one pass."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskco.ops import _library, reference
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_float,
+    as_int,
+    as_tensor,
+    autocast_on,
+    check_device,
+    check_dtype,
+    check_shape,
+    is_number,
+    refuse_forward_mode,
+    refuse_transforms,
+)
+
+
+class InfoNCEStats(NamedTuple):
+    """What the pass knows beside the loss; all [N], without gradient, float32 (float64 for float64 inputs)."""
+
+    lse: Tensor
+    """Log of the sum over the positive and all negatives of exp(logit)."""
+    positive_logit: Tensor
+    """query · positive / temperature."""
+    rank: Tensor
+    """int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
+    equal up to rounding may count either way."""
+
+
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    queue: Tensor | None = None,
+    *,
+    local_negatives: Tensor | None = None,
+    in_batch: bool = False,
+    query_ids: Tensor | None = None,
+    queue_ids: Tensor | None = None,
+    valid: int | Tensor | None = None,
+    temperature: float | Tensor = 0.2,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020) without its logits ever existing at once.
+
+    The same as this, "without allocating" `logits`::
+
+        negatives = query @ queue.T                          # [N, K]; also local, in-batch
+        logits = torch.cat([(query * positive).sum(1, keepdim=True), negatives], 1) / temperature
+        loss = F.cross_entropy(logits, torch.zeros(N, dtype=torch.long), reduction=reduction)
+
+    With gradients the loss costs two matrix products, without one; extra memory does not grow with K.
+
+    Args:
+        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first if you mean cosine similarity.
+        positive: [N, C], the key of each query.
+        queue: [K, C] negatives shared by all queries; any strides (a transposed [C, K] buffer is not copied).
+        local_negatives: [N, M, C] negatives of each query's own, such as other regions of its image.
+        in_batch: the other queries' positives are negatives too (SimCLR, CLIP).
+        query_ids, queue_ids: [N] and [K] integers. A key with the query's id is not a negative of it; with `in_batch`
+            that goes for the other queries' positives as well (then `query_ids` alone is enough).
+        valid: only the first `valid` rows of the queue count: an int, or an integer tensor with one element on the
+            queue's device, which is read there. Rows beyond may hold anything.
+        temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
+        reduction: "mean", "sum" or "none". The mean over no queries is 0.
+        return_stats: also return the `InfoNCEStats`.
+
+    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64), and so do products of float32,
+    unless torch.set_float32_matmul_precision allows TF32; on CUDA the softmax weights of 16-bit keys have 16 bits, too.
+    All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
+    widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
+    reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
+    gradient. Bit for bit repeatable. There is no second derivative and no forward-mode one; `torch.func.vmap` works.
+
+    Returns:
+        The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).
+
+    Raises:
+        TypeError: dtypes that are not supported, or mixed.
+        ValueError: shapes, devices, `valid`, `temperature` or `reduction` that do not fit; names the argument.
+        RuntimeError: on the CPU, a tensor `valid` outside of the queue (on CUDA, where looking would mean to wait, it
+            is clamped); a backward pass with create_graph=True; forward-mode AD and torch.func's gradients, for which
+            there is `maskco.ops.reference.info_nce`.
+    """
+    query, positive = as_tensor(query, "query"), as_tensor(positive, "positive")
+    queue = None if queue is None else as_tensor(queue, "queue")
+    local_negatives = None if local_negatives is None else as_tensor(local_negatives, "local_negatives")
+    _check_features(query, positive, queue, local_negatives)
+    query_ids, queue_ids = _check_ids(query, queue, in_batch, query_ids, queue_ids)
+    queue, queue_ids, valid = _check_valid(queue, queue_ids, valid)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    query, positive, queue, local_negatives = _one_dtype(query, positive, queue, local_negatives)
+    scalar, temperature_tensor = _check_temperature(temperature, query)
+
+    ops = _library.kernels(query.device)
+    if ops is None:
+        loss, lse, positive_logit, rank = reference.info_nce(
+            query,
+            positive,
+            queue,
+            local_negatives=local_negatives,
+            in_batch=in_batch,
+            query_ids=query_ids,
+            queue_ids=queue_ids,
+            valid=valid,
+            temperature=scalar if temperature_tensor is None else temperature_tensor,
+        )
+    else:
+        # (under vmap a tensor does not say whether it requires a gradient outside)
+        in_vmap = refuse_transforms("info_nce", query, positive, queue, local_negatives, temperature_tensor)
+        need_grad = torch.is_grad_enabled() and (
+            in_vmap or query.requires_grad or (temperature_tensor is not None and temperature_tensor.requires_grad)
+        )
+        loss, lse, positive_logit, rank, *_ = ops.info_nce_fwd(
+            query,
+            positive,
+            queue,
+            local_negatives,
+            in_batch,
+            query_ids,
+            queue_ids,
+            valid,
+            scalar,
+            temperature_tensor,
+            need_grad,
+            _allow_tf32(),
+        )
+    if reduction == "mean":
+        loss = loss.sum() / max(query.shape[0], 1)
+    elif reduction == "sum":
+        loss = loss.sum()
+    if not return_stats:
+        return loss
+    return loss, InfoNCEStats(lse.detach(), positive_logit.detach(), rank)
+
+
+def _check_features(query: Tensor, positive: Tensor, queue: Tensor | None, local_negatives: Tensor | None) -> None:
+    check_shape(query, ("N", "C"), "query")
+    n, c = query.shape
+    check_shape(positive, (n, c), "positive")
+    features = {"query": query, "positive": positive}
+    if queue is not None:
+        check_shape(queue, ("K", c), "queue")
+        features["queue"] = queue
+    if local_negatives is not None:
+        check_shape(local_negatives, (n, "M", c), "local_negatives")
+        features["local_negatives"] = local_negatives
+    for name, value in features.items():
+        check_dtype(value, FLOATS, name)
+        check_device(value, query, name, "query")
+
+
+def _check_ids(
+    query: Tensor, queue: Tensor | None, in_batch: bool, query_ids: Any, queue_ids: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    if queue_ids is not None and (queue is None or query_ids is None):
+        raise ValueError("queue_ids were given without " + ("queue" if queue is None else "query_ids") + "; pass both")
+    if query_ids is not None and queue_ids is None and not in_batch:
+        raise ValueError("query_ids have nothing to be compared with; pass queue_ids, or in_batch=True")
+    checked: list[Tensor | None] = []
+    for ids, features, name in ((query_ids, query, "query_ids"), (queue_ids, queue, "queue_ids")):
+        if ids is not None and features is not None:
+            ids = as_tensor(ids, name)
+            check_shape(ids, (features.shape[0],), name)
+            check_dtype(ids, INTEGERS, name)
+            check_device(ids, query, name, "query")
+            ids = ids.to(torch.int64).contiguous()
+        checked.append(ids)
+    return checked[0], checked[1]
+
+
+def _check_valid(
+    queue: Tensor | None, queue_ids: Tensor | None, valid: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """An int shortens the queue here; a tensor stays on its device, so that nothing waits for it."""
+    if valid is None:
+        return queue, queue_ids, None
+    if queue is None:
+        raise ValueError("valid was given without queue; pass both")
+    if is_number(valid):
+        valid = as_int(valid, "valid")
+        if not 0 <= valid <= queue.shape[0]:
+            raise ValueError(f"valid must lie between 0 and the queue's {queue.shape[0]} rows, got {valid}")
+        return queue[:valid], None if queue_ids is None else queue_ids[:valid], None
+    valid = as_tensor(valid, "valid")
+    if valid.numel() != 1:
+        raise ValueError(f"valid must be an int or have one element, got shape {list(valid.shape)}")
+    check_dtype(valid, INTEGERS, "valid")
+    check_device(valid, queue, "valid", "queue")
+    return queue, queue_ids, valid.to(torch.int64)
+
+
+def _check_temperature(temperature: float | Tensor, query: Tensor) -> tuple[float, Tensor | None]:
+    """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
+    if is_number(temperature):
+        temperature = as_float(temperature, "temperature")
+        if not temperature or temperature != temperature:
+            raise ValueError(f"temperature must be a number other than 0, got {temperature}")
+        return float(temperature), None
+    temperature = as_tensor(temperature, "temperature")
+    if temperature.numel() != 1:
+        raise ValueError(f"temperature must be a float or have one element, got shape {list(temperature.shape)}")
+    check_dtype(temperature, FLOATS, "temperature")
+    check_device(temperature, query, "temperature", "query")
+    return 1.0, temperature.to(_accumulation_dtype(query)).reshape(())
+
+
+def _one_dtype(
+    query: Tensor, positive: Tensor, queue: Tensor | None, local_negatives: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    dtypes = {t.dtype for t in (query, positive, queue, local_negatives) if t is not None}
+    if len(dtypes) == 1:
+        return query, positive, queue, local_negatives
+    if not autocast_on(query):
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        raise TypeError(f"query, positive, queue and local_negatives must have one dtype, got {names}; convert them")
+    dtype = queue.dtype if queue is not None else max(dtypes, key=lambda d: d.itemsize)
+    query, positive = query.to(dtype), positive.to(dtype)
+    return query, positive, queue, None if local_negatives is None else local_negatives.to(dtype)
+
+
+def _allow_tf32() -> bool:
+    """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
+# torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
+vars(_allow_tf32)["_dynamo_marked_constant"] = True
+
+
+def _accumulation_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _fake_fwd(
+    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need, tf32
+):
+    refuse_forward_mode("info_nce")
+    n, c = query.shape
+    dtype = _accumulation_dtype(query)
+    loss, lse, positive_logit = (query.new_empty(n, dtype=dtype) for _ in range(3))
+    rank = query.new_empty(n, dtype=torch.int64)
+    m = 0 if local_negatives is None else local_negatives.shape[1]
+    grad_query, normaliser, local_share = (
+        query.new_empty(size, dtype=dtype) for size in ((n if need else 0, c), (2, n), (n, m))
+    )
+    return loss, lse, positive_logit, rank, grad_query, normaliser, local_share
+
+
+def _fake_bwd_keys(
+    grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, tensor, aligned, tf32
+):
+    return torch.empty_like(keys, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    query, positive, queue, _, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = inputs
+    loss, _, _, _, grad_query, normaliser, local_share = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    # A queue without gradient is not needed again: it may be pushed into before backward.
+    ctx.queue_needs_grad = ctx.needs_input_grad[2]
+    saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
+    saved_rows = (tensor, loss, grad_query, normaliser, local_share)
+    ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
+    ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
+    ctx.aligned = all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
+
+
+def _aligned_rows(features: Tensor) -> bool:
+    """Whether each row starts at a 16-byte boundary, as CUDA's tensor-core kernels want. (Allocations do.)"""
+    size = features.element_size()
+    return features.stride(1) == 1 and not (features.stride(0) * size % 16 or features.storage_offset() * size % 16)
+
+
+def register(namespace: str) -> None:
+    """Fake kernels and gradients of the ops in `namespace` ("maskco", or the simulated device's in tests)."""
+    ops = getattr(torch.ops, namespace)
+
+    def backward(ctx, grad_loss, *_):
+        if torch.is_grad_enabled():  # grad_query would count as a constant, and the second derivative be wrong
+            raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
+        if grad_loss is None:
+            return (None,) * 12
+        query, positive, tensor, loss, grad_query, normaliser, local_share, *saved_queue = ctx.saved_tensors
+        queue, query_ids, queue_ids, valid = saved_queue
+        need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
+        tau = ctx.temperature if tensor is None else tensor
+        weight = (grad_loss / tau)[:, None]  # [N, 1]: d loss / d (query · key)
+        wide = query.to(grad_query.dtype)
+        grads: list[Tensor | None] = [None] * 12
+        if need_query:
+            grads[0] = (grad_query * grad_loss[:, None]).to(query.dtype)
+        if need_positive:
+            own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
+            if ctx.in_batch:
+                args = (grad_loss, normaliser, query, positive, True, query_ids, query_ids, None)
+                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
+                grad = grad.to(wide.dtype).addcmul_(own, wide)
+            else:
+                grad = own * wide
+            grads[1] = grad.to(positive.dtype)
+        if need_queue:
+            args = (grad_loss, normaliser, query, queue, False, query_ids, queue_ids, valid)
+            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
+        if need_local:
+            grads[3] = ((weight * local_share)[:, :, None] * wide[:, None]).to(query.dtype)
+        if tensor is not None and ctx.needs_input_grad[9]:
+            # d loss_i / d tau = -(sum_j p_ij s_ij - s_i+) / tau, and that sum is q_i · grad_query_i
+            grads[9] = (-(grad_loss * (wide * grad_query).sum(1)).sum() / tau).reshape(tensor.shape)
+        return tuple(grads)
+
+    torch.library.register_fake(f"{namespace}::info_nce_fwd", _fake_fwd)
+    torch.library.register_fake(f"{namespace}::info_nce_bwd_keys", _fake_bwd_keys)
+    torch.library.register_autograd(f"{namespace}::info_nce_fwd", backward, setup_context=_setup_context)
+
+
+register("maskco")

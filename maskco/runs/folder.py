@@ -1,0 +1,106 @@
+"""The folder of a run: who may write into it, and what lies in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from maskco.config import read_config
+from maskco.errors import ConfigError
+from maskco.files import partial_name, user_path
+from maskco.runs.checkpoint import BEST, CHECKPOINT, KEPT, is_checkpoint, kept_checkpoints
+from maskco.runs.trust import CONFIG, own_file
+
+METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
+WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
+PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
+OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
+METRICS_OF_OURS = {"step", "epoch", "loss", "accuracy", "embedding_std"}  # what every row has
+
+
+def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises ConfigError if a run must not be written to `out`. Changes nothing."""
+    if resume and overwrite:
+        raise ConfigError("resume and overwrite exclude each other: keep one")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder for the run")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: {existing} cannot be written to: name another folder, or change its permissions")
+    if not out.exists() or all(path.name in PARTIALS for path in out.iterdir()):
+        return
+    if not _is_run(out):
+        raise ConfigError(f"out: {out} holds other files and no maskco run; name a new or empty folder")
+    if overwrite:
+        return
+    if resume:
+        for name in OWN_FILES:
+            own_file(out, name)
+        read_config(out / CONFIG)
+    elif not never_began(out):
+        raise ConfigError(f"out: {out} holds a run already; continue it with --resume, or replace it with --overwrite")
+
+
+def never_began(out: Path) -> bool:
+    """Whether a run of ours was started here that made no row of metrics and saved no checkpoint."""
+    kept = any((out / name).exists() for name in (CHECKPOINT, BEST)) or kept_checkpoints(out)
+    return _names_maskco(out / CONFIG) and not kept and not read_metrics(out)
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder is a run of ours, if need be by other signs than its config.json, which may be damaged."""
+    if _names_maskco(out / CONFIG):
+        return True
+    if any(row.keys() >= METRICS_OF_OURS for row in read_metrics(out)) or _first_line(out / LOG):
+        return True
+    return any(is_checkpoint(path) for path in (out / CHECKPOINT, *kept_checkpoints(out).values()))
+
+
+def _names_maskco(config: Path) -> bool:
+    try:
+        return "maskco" in json.loads(config.read_text(encoding="utf-8")) if config.is_file() else False
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _first_line(log: Path) -> bool:
+    """Whether a log begins as ours do."""
+    if not log.is_file():
+        return False
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (maskco|moco_v2) with ", file.readline(200)) is not None
+
+
+def clear_out(out: Path) -> None:
+    """Removes a run's own files, and nothing else that lies beside them."""
+    half_kept = out.glob(partial_name(KEPT.format("*")))
+    for path in [*(out / name for name in OWN_FILES), *kept_checkpoints(out).values(), *half_kept]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def folder_of(run: str | Path) -> Path:
+    """The folder of a run that is named by it, or by a checkpoint in it."""
+    path = user_path(run)
+    return path.parent if path.is_file() else path
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl that say at which step they were made. Others are left out, such as a last line
+    that was cut off while it was written."""
+    path = own_file(folder_of(run), METRICS)
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 1 << 53:
+            rows.append(row)
+    return rows

@@ -1,0 +1,123 @@
+"""Writes a run's log, metrics and TensorBoard events."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+import maskco
+from maskco.config import PretrainConfig
+from maskco.files import write_atomically
+from maskco.runs.folder import LOG, METRICS, TENSORBOARD, clear_out, read_metrics
+from maskco.runs.trust import CONFIG, SIGNATURE, own_file, sign
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Recorder:
+    """Writes a run's log.txt, metrics.jsonl and TensorBoard events. A context manager.
+
+    Nothing is written, and nothing replaced, before `begin`: a run that fails in its first step leaves no trace, and
+    the run that it was to replace as it was.
+
+    Args:
+        step: steps already done; rows of metrics past them, which a resumed run makes again, are dropped.
+        replace: remove the run that is in `out`.
+    """
+
+    def __init__(self, out: Path, config: PretrainConfig, step: int, *, replace: bool = False) -> None:
+        self._out, self._config, self._step, self._replace = out, config, step, replace
+        self._begun = False
+        self._waiting: list[str] = []  # lines for the log
+
+    def begin(self) -> None:
+        """Makes the folder and its files. Does nothing when called again."""
+        if self._begun:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        out = self._out
+        out.mkdir(parents=True, exist_ok=True)
+        if self._replace:
+            clear_out(out)
+        stored = self._config.to_dict()
+        values = {"maskco": maskco.__version__, SIGNATURE: sign(stored["data"]), **stored}
+        content = json.dumps(values, indent=2) + "\n"
+        write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= self._step)
+        write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
+        self._metrics = open(own_file(out, METRICS), "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(own_file(out, LOG), "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(str(own_file(out, TENSORBOARD)), purge_step=self._step + 1)
+        self._begun = True
+        for line in self._waiting:
+            append(self._log, line)
+
+    def say(self, text: str, *, show: bool = True) -> None:
+        """A line for log.txt and, with `show`, for the terminal, above the progress bar."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._begun:
+            append(self._log, line)
+        else:
+            self._waiting.append(line)
+        if show:
+            tqdm.write(text, file=sys.stderr)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One row of metrics, once the run has begun."""
+        append(self._metrics, json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, row["step"])
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._begun:
+            return
+        # A full disk must not hide the error that it led to.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            if error is not None:
+                self.say(f"stopped by {type(error).__name__}: {error}", show=False)
+            self._metrics.close()
+            self._log.close()
+            self._tensorboard.close()
+
+
+def append(file: TextIO, text: str) -> None:
+    """Writes at once. An OSError says which file it was, which that of a failing write does not by itself."""
+    try:
+        file.write(text)
+        file.flush()
+    except OSError as error:
+        error.filename = file.name
+        raise
+
+
+class SilentRecorder:
+    """Takes what a `Recorder` takes and writes nothing: all ranks but the first have one. A context manager."""
+
+    def begin(self) -> None:
+        pass
+
+    def say(self, text: str, *, show: bool = True) -> None:
+        pass
+
+    def add(self, row: dict[str, Any]) -> None:
+        pass
+
+    def __enter__(self) -> SilentRecorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass

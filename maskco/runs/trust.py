@@ -1,0 +1,129 @@
+"""Runs and checkpoints may come from others: nothing in them is executed, fetched, or opened outside their folder.
+
+What a run stores may name such things: its data, an encoder of the Hugging Face hub, weights to start from, a link in
+place of a file. They are used only where the user names them in this very call. There is one exception: a local path of
+images in a run that this user started. The run's config.json carries a signature of that path, made with a key that
+only the user can read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import secrets
+import shlex
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from maskco.config import STARTS_FROM, read_config
+from maskco.data.cache import cache_folder, one_at_a_time
+from maskco.errors import ConfigError
+
+CONFIG = "config.json"
+SIGNATURE = "signature"  # in config.json
+KEY_BYTES = 32
+
+
+class ForeignRunError(ConfigError):
+    """A run asks for something outside its folder that was not named in this call."""
+
+
+def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
+    """The options in a run's config.json as defaults for resuming it. `data` is "" unless it is among those `named` in
+    this call: `stored_data` tells whether the run's own may be opened.
+
+    Raises ConfigError if there is no readable config.json, or an option that is not named would have to be fetched.
+    """
+    config = read_config(own_file(run, CONFIG))
+    if "encoder" not in named:
+        refuse_source(config.encoder, f"{run / CONFIG}", "name it again with --encoder")
+    if not own_file(run, "last.pt").is_file():  # a checkpoint has the weights already
+        for name in STARTS_FROM:
+            if name not in named and getattr(config, name, None):
+                raise ForeignRunError(
+                    f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config, name)}): "
+                    f"name them again with --{name}"
+                )
+    return {**vars(config), "data": ""}
+
+
+def refuse_source(encoder: str, where: str, remedy: str) -> None:
+    """Raises ForeignRunError for a stored encoder whose architecture is not timm's own but in a folder or on a hub."""
+    if ":" in encoder:
+        raise ForeignRunError(f"{where} asks for the encoder {encoder!r}, which comes from elsewhere: {remedy}")
+
+
+def stored_data(run: Path, data: str, command: str) -> str:
+    """`data`, stored in a run or its checkpoint, if it may be opened without being named in this call: "demo", or a
+    local path in a run that this user started.
+
+    Args:
+        command: of `maskco`, to be shown with the --data that it lacks.
+
+    Raises ForeignRunError.
+    """
+    from maskco.data.sources.base import is_remote  # brings torch
+
+    if data == "demo":
+        return data
+    local = os.path.isabs(data) and not is_remote(data)
+    if local and _is_ours(run, data):
+        return data
+    why = "was not started by you on this machine" if local else "stores no local folder"
+    named = shlex.quote(data) if data.isprintable() else "FOLDER"
+    raise ForeignRunError(f"data: {run} {why}, so its images must be named: maskco {command} --data {named}")
+
+
+def sign(data: str) -> str | None:
+    """The signature by which this user's later calls know `data` as their own; None where no key can be kept."""
+    key = _key()
+    return None if key is None else hmac.new(key, b"data\0" + os.fsencode(data), "sha256").hexdigest()
+
+
+def own_file(run: Path, name: str) -> Path:
+    """The path of a file or folder of a run. Raises ForeignRunError if it is a link out of the run, or a pipe or device
+    in place of a file."""
+    path = run / name
+    if path.is_symlink() and not _inside(path, run):
+        raise ForeignRunError(f"{path} is a link to {os.readlink(path)!r}, outside the run: put the file itself there")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ForeignRunError(f"{path} is no regular file: remove it")
+    return path
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+
+
+def _is_ours(run: Path, data: str) -> bool:
+    try:
+        stored = json.loads(own_file(run, CONFIG).read_text(encoding="utf-8")).get(SIGNATURE)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    own = sign(data)
+    return own is not None and isinstance(stored, str) and hmac.compare_digest(own.encode(), os.fsencode(stored))
+
+
+def _key() -> bytes | None:
+    """This user's key, made at the first call by any process. None if it cannot be kept, or others can read it."""
+    with contextlib.suppress(OSError):
+        path = cache_folder("keys") / f"{os.getuid()}.key"
+        with one_at_a_time(path):
+            if not path.exists():
+                handle, partial = tempfile.mkstemp(dir=path.parent)  # of mode 0600
+                with open(handle, "wb") as file:
+                    file.write(secrets.token_bytes(KEY_BYTES))
+                os.replace(partial, path)
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                key = file.read()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o077 and len(key) == KEY_BYTES:
+            return key
+    return None

@@ -1,0 +1,141 @@
+"""A dry forward and backward pass before a run writes anything: does this encoder work at this image size?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from maskco import ops
+from maskco.config import PretrainConfig
+from maskco.data.views import Views
+from maskco.errors import ConfigError
+from maskco.memory import memory_errors
+from maskco.methods import MaskCo, Method
+from maskco.nn.encoder import map_scale
+
+EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
+PICTURES = 2  # batch norms need company
+
+
+def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype: torch.dtype | None) -> list[str]:
+    """Names of learned parameters that get no gradient, in the method's order.
+
+    Runs the query side once, forward and backward, on two images of noise at the run's size, and MaskCo's once more
+    without masks. Weights, gradients, buffers and random numbers stay as they are. All ranks may call it on their own.
+
+    Args:
+        dtype: of autocast; None: it is off.
+
+    Raises ConfigError that names encoder and image size, if the encoder fails, its map has another shape than it says,
+    its gradient is not finite, or masks make its gradient explode.
+    """
+    who = f"encoder {config.encoder} at image_size {config.image_size}"
+    learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    with no_trace(method, device), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        torch.manual_seed(0)
+        views = noise_views(config, device)
+        try:
+            with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
+                features = method.encoder(views.query)
+            check_map(who, features, views.query, method.encoder.channels, method.encoder.stride)
+            gradients = gradients_of(method, method.encode_queries(views), list(learned.values()))
+            plain = (
+                gradients_of(method, method.encode_queries(views, masked=False), list(learned.values()))
+                if isinstance(method, MaskCo)
+                else gradients
+            )
+        except (ConfigError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # encoders are anyone's code
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            raise ConfigError(
+                f"{who} fails in its first pass ({type(error).__name__}: {reason}): "
+                "choose an image_size that it takes, or another encoder"
+            ) from error
+    check_gradients(who, dict(zip(learned, gradients, strict=True)), dict(zip(learned, plain, strict=True)))
+    return [name for name, gradient in zip(learned, gradients, strict=True) if gradient is None]
+
+
+def told(unused: list[str]) -> str:
+    """One line about parameters without gradient."""
+    more = ", …" if len(unused) > 3 else ""
+    return f"{len(unused)} parameters get no gradient and stay as they are: {', '.join(unused[:3])}{more}"
+
+
+@contextmanager
+def no_trace(method: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts random numbers and buffers (batch norms' statistics and counters) back, and compiles nothing. The queue is
+    not copied, since only a push changes it."""
+    before = {name: buffer.clone() for name, buffer in method.named_buffers() if not name.startswith("queue.")}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in method.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
+
+
+def noise_views(config: PretrainConfig, device: torch.device) -> Views:
+    """Noise, with each region of the largest size in a corner of the image."""
+    size = config.image_size
+    images = torch.randn(PICTURES, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    side = config.region_scale[1] * size
+    corners = torch.tensor([[0.0, 0.0], [size - side, size - side], [0.0, size - side], [size - side, 0.0]])
+    boxes = torch.cat([corners, corners + side], dim=1)[: config.regions].to(device).expand(PICTURES, -1, -1)
+    return Views(images, images, boxes, boxes)
+
+
+def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Gradients of a contrast of these queries [Q, D] with random keys."""
+    keys = nn.functional.normalize(torch.randn(2 * len(queries), queries.shape[1], device=queries.device), dim=1)
+    positive, queue = keys.chunk(2)
+    loss = ops.info_nce(queries, positive, queue, temperature=method.temperature)
+    assert isinstance(loss, Tensor)
+    with memory_errors("lower image_size, or choose a smaller encoder"):
+        return torch.autograd.grad(loss, learned, allow_unused=True)
+
+
+def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride: int) -> None:
+    """Raises ConfigError unless the map is [B, channels, h, w], with h and w of size / stride, rounded up or down."""
+    batch, found = features.shape[:2]
+    if batch != PICTURES or found != channels:
+        raise ConfigError(
+            f"{who} returns maps {list(features.shape)}, not [{PICTURES}, {channels}, h, w]: "
+            "its .channels must be what it returns, channels first"
+        )
+    try:
+        map_scale(features, images, stride)
+    except ValueError as error:
+        raise ConfigError(f"{who} {error}. Choose another image_size or encoder") from error
+
+
+def check_gradients(who: str, masked: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> None:
+    """Raises ConfigError if a gradient is not finite, or if masks make the whole explode; names where."""
+    norms = {name: norm(gradient) for name, gradient in masked.items() if gradient is not None}
+    others = {name: norm(gradient) for name, gradient in plain.items() if gradient is not None}
+    for what, found in (("", others), (" with masks", norms)):
+        worst = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if worst:
+            raise ConfigError(f"{who}: the gradient of {worst} is not finite{what}: {advice(what)}")
+    whole, other = math.hypot(*norms.values()), math.hypot(*others.values())
+    if whole > EXPLODES * other:
+        worst = max(norms, key=norms.__getitem__)
+        raise ConfigError(
+            f"{who}: masks make the gradient explode (norm {whole:.2g} with, {other:.2g} without, most of it in "
+            f"{worst}): {advice(' with masks')}"
+        )
+
+
+def advice(what: str) -> str:
+    return "choose another mask_fill, grey or noise" if what else "choose another encoder, or amp bf16 or off"
+
+
+def norm(gradient: Tensor) -> float:
+    return gradient.double().norm().item()

@@ -1,0 +1,259 @@
+"""Writes a run's encoder as another library's weights, with a model card beside it.
+
+    export_run("RUN", "torchvision", "resnet50_maskco.pth")
+
+What ends in .safetensors is written as that, anything else by `torch.save` as tensors and plain values, which
+`torch.load(weights_only=True)` reads. Projection, mask head, queue and momentum side are left out: pretraining is done.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import save
+from torch import Tensor
+
+import maskco
+from maskco.config import PretrainConfig
+from maskco.data.views import MEAN, STD
+from maskco.errors import UserError
+from maskco.evaluate.results import commit
+from maskco.files import user_path, write_atomically
+from maskco.memory import memory_errors
+from maskco.runs.checkpoint import load_run
+from maskco.runs.folder import read_metrics
+from maskco.weights.names import timm_state, whole_model_state
+
+
+class ExportError(UserError, ValueError):
+    """The encoder is not one that the other library has, or the file cannot be written so."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What goes into the file, and how it is loaded."""
+
+    tensors: dict[str, Tensor]
+    loading: str  # Python
+    note: str = ""
+    wrap: Callable[[dict[str, Tensor]], dict[str, Any]] = lambda tensors: tensors  # what torch.save gets
+
+
+@memory_errors("export on a machine with more memory")
+def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Path]:
+    """Writes the encoder of a run to `out` and a card to `out` with .md in place of its suffix. Returns both paths.
+
+    Only what an earlier export to `out` wrote is replaced. If the card's name is taken by another file, .md is added to
+    the whole name of `out`.
+
+    Args:
+        format: "torchvision", "timm", "detectron2" or "safetensors".
+
+    Raises:
+        ExportError: no such format, an encoder that the library lacks, a suffix that the format is not read from, or
+            files in the way that no export to `out` wrote.
+        CheckpointError, ConfigError: `run` holds no usable checkpoint.
+    """
+    run, out = user_path(run), user_path(out)
+    if format not in FORMATS:
+        raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    suffixes = SUFFIXES[format]
+    if out.is_dir():
+        raise ExportError(f"out: {out} is a folder: name a file in it, such as {out / ('encoder' + suffixes[-1])}")
+    if out.suffix not in suffixes:
+        raise ExportError(f"out: {format} reads {' and '.join(suffixes)} files, got {out.name!r}")
+    card = _card_of(out)
+    config, method, step = load_run(run)
+    exported = FORMATS[format](config, timm_state(method.encoder.backbone, config.encoder), out)
+    tensors = {name: value.detach().contiguous() for name, value in exported.tensors.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".safetensors":
+        # (`maskco eval` asks the header for the architecture)
+        header = {"format": "pt", "architecture": config.encoder, "maskco": json.dumps(config.to_dict())}
+        content = save(tensors, header)
+        write_atomically(out, lambda file: file.write(content))
+    else:
+        packed = io.BytesIO()  # (on a full disk torch.save itself would hide the reason)
+        torch.save(exported.wrap(tensors), packed)
+        write_atomically(out, lambda file: file.write(packed.getbuffer()))
+    text = model_card(config, step, format, out, exported, seconds=_seconds(run))
+    write_atomically(card, lambda file: file.write(text.encode()))
+    return out, card
+
+
+def _card_of(out: Path) -> Path:
+    """Where the card goes. Raises ExportError if a file is in the way that no export to `out` wrote."""
+    names = (out.with_suffix(".md"), out.with_name(f"{out.name}.md"))
+    own = next((card for card in names if _is_card_of(card, out)), None)
+    if out.exists() and own is None:
+        raise ExportError(f"out: {out} exists, and no card beside it says that it is an export: name another file")
+    card = own or next((card for card in names if not os.path.lexists(card)), None)
+    if card is None:
+        raise ExportError(
+            f"out: {names[0]} and {names[1].name} exist, and no export to {out.name} wrote them: name "
+            "another file, or move one away"
+        )
+    return card
+
+
+def _is_card_of(card: Path, out: Path) -> bool:
+    """Whether a file is the model card of an export to `out`, by its first lines."""
+    start = _card_start(out.name).encode()
+    if not card.is_file():
+        return False
+    with open(card, "rb") as file:
+        return file.read(len(start)) == start
+
+
+def _card_start(name: str) -> str:
+    return f"# {name}\n\n| | |\n|---|---|\n| encoder | "
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+def _timm(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
+    options = {"num_classes": 0} | {k: v for k, v in (("output_stride", config.output_stride),) if v is not None}
+    whole = whole_model_state(config.encoder)
+    missing = sorted(whole.keys() - state.keys())
+    shapes = {name: state[name].shape for name in state if state[name].shape != whole[name].shape}
+    if shapes:  # position embeddings follow the size of the pictures
+        options["img_size"] = config.image_size
+    made = ", ".join([repr(config.encoder), *(f"{k}={v!r}" for k, v in options.items())])
+    if not missing:
+        return Exported(state, f"import timm\n\nmodel = timm.create_model({made}, checkpoint_path={out.name!r})")
+    loading = (
+        f"import timm\nfrom timm.models import load_state_dict\n\nmodel = timm.create_model({made})\n"
+        f"model.load_state_dict(load_state_dict({out.name!r}), strict=False)"
+    )
+    note = f"The encoder ends before {len(missing)} of the model's tensors, which stay as timm makes them: "
+    note += ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "") + ". "
+    note += f"`model.forward_intermediates(images, indices=[{config.stage}], intermediates_only=True)` is its map."
+    return Exported(state, loading, note)
+
+
+def _torchvision(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
+    _require_torchvisions_resnet(config, state, "torchvision")
+    packages, read = "import torch\nimport torchvision", f"torch.load({out.name!r}, weights_only=True)"
+    if out.suffix == ".safetensors":
+        packages, read = "import torchvision\nfrom safetensors.torch import load_file", f"load_file({out.name!r})"
+    loading = (
+        f"{packages}\n\nmodel = torchvision.models.{_architecture(config)}()\n"
+        f"model.load_state_dict({read}, strict=False)  # all but the classifier, fc"
+    )
+    return Exported(state, loading, _dilated(config))
+
+
+def _detectron2(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
+    _require_torchvisions_resnet(config, state, "detectron2")
+    tensors = {detectron2_name(n): v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+    depth = re.fullmatch(r"resnet(\d+)", _architecture(config))
+    if depth is None:
+        raise ExportError(f"detectron2 has no {config.encoder}: it has resnet18, 34, 50, 101 and 152")
+    mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
+    loading = (
+        f"cfg.MODEL.WEIGHTS = {out.name!r}\n"
+        f"cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = {depth[1]}, False\n"
+        f'cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "RGB", {mean}, {std}'
+    )
+    if depth[1] in ("18", "34"):
+        loading += "\ncfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"
+    note = (
+        "`cfg` is detectron2's (`detectron2.config.get_cfg()`). As for MoCo's weights, `RESNETS.NORM` and `FPN.NORM` "
+    )
+    note += 'are best "SyncBN" when batch norms are to be trained. ' + _dilated(config)
+    # What detectron2's DetectionCheckpointer wants; the heuristics find res2.… below backbone.bottom_up. too.
+    return Exported(tensors, loading, note, lambda t: {"model": t, "__author__": "maskco", "matching_heuristics": True})
+
+
+def _dilated(config: PretrainConfig) -> str:
+    stride = config.output_stride
+    return "" if stride in (None, 32) else f"It was pretrained dilated to output stride {stride}; here it is not."
+
+
+def detectron2_name(name: str) -> str:
+    """torchvision's name of a ResNet's tensor -> detectron2's, as MoCo's convert-pretrain-to-detectron2.py has it.
+
+    layer1.0.bn2.weight -> res2.0.conv2.norm.weight; layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias.
+    """
+    name = re.sub(r"^layer(\d)", lambda layer: f"res{int(layer[1]) + 1}", name)
+    name = re.sub(r"^(?=conv1|bn1)", "stem.", name)
+    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def _require_torchvisions_resnet(config: PretrainConfig, state: dict[str, Tensor], format: str) -> None:
+    name = _architecture(config)
+    known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
+    hint = "take --format timm or safetensors"
+    if name not in known:
+        raise ExportError(f"{format} has no {config.encoder}: {hint}")
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+    expected = {n: value.shape for n, value in theirs.items() if not n.startswith("fc.")}
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise ExportError(
+            f"the run's encoder ends at stage {config.stage} of {config.encoder}, before {missing[0]}, "
+            f"and {format} needs all of it: {hint}"
+        )
+    if {n: value.shape for n, value in state.items()} != expected:
+        raise ExportError(f"{format}'s {name} differs from timm's {config.encoder}: {hint}")
+
+
+def _architecture(config: PretrainConfig) -> str:
+    return config.encoder.removeprefix("timm/").split(".")[0]
+
+
+FORMATS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2, "safetensors": _timm}
+SUFFIXES = {
+    "torchvision": (".pth", ".pt", ".safetensors"),
+    "timm": (".pth", ".pt", ".safetensors"),
+    "detectron2": (".pth",),  # .pkl would be unpickled, other suffixes mean other projects' layouts there
+    "safetensors": (".safetensors",),
+}
+
+
+# --- the card -------------------------------------------------------------------------------------------------------
+
+
+def model_card(
+    config: PretrainConfig, step: int, format: str, out: Path, exported: Exported, seconds: float | None = None
+) -> str:
+    """Markdown: what the weights are, how they were made, how they are loaded."""
+    made = f"maskco {maskco.__version__}" + (f", commit {commit()}" if commit() else "")
+    hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
+    rows = {
+        "encoder": f"{config.encoder}, stage {config.stage}"
+        + ("" if config.output_stride is None else f", output stride {config.output_stride}"),
+        "pretrained by": f"{config.method}, without labels",
+        "data": f"`{config.data}`",
+        "steps": f"{step:,} of {config.batch_size} pictures{hours}",
+        "views": f"{config.image_size} × {config.image_size} pixels",
+        "input": f"RGB in [0, 1], less {list(MEAN)}, divided by {list(STD)}",
+        "tensors": f"{len(exported.tensors)}, {format}'s names",
+        "made with": f"{made}, torch {torch.__version__}",
+    }
+    encoder, *others = rows.items()
+    table = "\n".join([f"{encoder[1]} |", *(f"| {name} | {value} |" for name, value in others)])
+    settings = json.dumps(config.to_dict(), indent=2)
+    note = f"\n{exported.note}\n" if exported.note else ""
+    return (
+        f"{_card_start(out.name)}{table}\n\n## Load\n\n```python\n{exported.loading}\n```\n{note}\n"
+        f"## Configuration\n\n```json\n{settings}\n```\n"
+    )
+
+
+def _seconds(run: Path) -> float | None:
+    rows = read_metrics(run)
+    seconds = rows[-1].get("seconds") if rows and isinstance(rows[-1], dict) else None
+    return seconds if isinstance(seconds, (int, float)) else None

@@ -1,0 +1,254 @@
+"""Weights by name: what timm calls an encoder's tensors, and files of weights that other projects wrote.
+
+The common language is the state dict of timm's whole model, without its classifier: an encoder made with
+`features_only` calls the same tensors slightly otherwise (`stages_0.…` for `stages.0.…`), and files put
+prefixes before them, or number its parts (`nn.Sequential`). A file may hold several encoders that fit. Which one is
+taken is written at `preference`, and said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from maskco.weights.files import WeightsError
+
+COUNTERS = "num_batches_tracked"  # batch norms' step counters, which some files lack and evaluation does not use
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile's and FSDP's, anywhere
+
+
+def whole_model_state(name: str, **options: Any) -> dict[str, Tensor]:
+    """Names and shapes of all tensors of timm's model without classifier, on the meta device: nothing is computed."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **options).state_dict()
+
+
+def timm_names(backbone: nn.Module, whole: Iterable[str]) -> dict[str, str]:
+    """The backbone's own name of each tensor -> its name in timm's whole model.
+
+    timm's feature extractors flatten the first dots of a path to underscores, or put the model below `model.`.
+    """
+    by_flat_name = {name.replace(".", "_"): name for name in whole}
+    return {name: by_flat_name[name.removeprefix("model.").replace(".", "_")] for name in backbone.state_dict()}
+
+
+def timm_state(backbone: nn.Module, name: str) -> dict[str, Tensor]:
+    """The backbone's tensors by the names of timm's whole model `name`."""
+    names = timm_names(backbone, whole_model_state(name))
+    return {names[own]: value for own, value in backbone.state_dict().items()}
+
+
+class Candidate(NamedTuple):
+    """An encoder in a file: what stands before its tensors' names, and the file's name of each of the model's own."""
+
+    prefix: str
+    names: dict[str, str]
+
+    def __str__(self) -> str:
+        return repr(self.prefix) if self.prefix else "names without a prefix"
+
+
+def load_named(
+    model: nn.Module,
+    names: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    prefix: str | None = None,
+    option: str = "--architecture",
+) -> dict[str, Any]:
+    """Fills all of `model` from tensors of another's state dict, whatever prefix they stand behind.
+
+    Args:
+        names: the model's own name of each tensor -> the name to look for. The own names are looked for too, and
+            numbers in place of the model's parts, as `nn.Sequential` has them.
+        tensors: may hold more (classifier, projection, a second encoder).
+        source: what to call the file in errors.
+        prefix: which of several encoders to take: what stands before its tensors' names, or whole words of that, such
+            as "teacher". None: the one that `preference` puts first.
+        option: what to name in an error when the architecture is wrong.
+
+    Returns: {"prefix", "others", "matched", "unused"}: how the tensors were called, prefixes of other encoders that fit
+    and hold other values, how many tensors were used, how many left over.
+
+    Raises:
+        WeightsError: a tensor is missing, has another shape or is not finite (says how many fit and names one that does
+            not), no encoder has this prefix, or several have an equal claim.
+    """
+    own = model.state_dict()
+    needed = {name: names[name] for name in own if not name.endswith(COUNTERS)}
+    shapes = {name: _kind(own[name]) for name in needed}
+    unwrapped = {_unwrapped(name): name for name in tensors}
+    candidates = [
+        *_by_name(needed, shapes, unwrapped, tensors),
+        *_by_name({name: name for name in needed}, shapes, unwrapped, tensors),
+        *_by_position(needed, shapes, unwrapped, tensors),
+    ]
+    found = {each.prefix: each for each in reversed(candidates)}  # the first of a prefix
+    if not found:
+        raise _misfit(needed, shapes, unwrapped, tensors, source, option)
+    taken, others = _choose(list(found.values())[::-1], tensors, source, prefix)
+    state = {name: tensors[called] for name, called in taken.names.items()}
+    if bad := [taken.names[name] for name, value in state.items() if not value.isfinite().all()]:
+        more = f" (as do {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        raise WeightsError(f"{source}: {bad[0]} holds NaN or infinity{more}: take an earlier file")
+    model.load_state_dict(own | state)
+    unused = sum(not name.endswith(COUNTERS) for name in tensors) - len(state)
+    return {"prefix": taken.prefix, "others": others, "matched": len(state), "unused": unused}
+
+
+def told(facts: Mapping[str, Any], option: str = "--prefix") -> str | None:
+    """What to say of a choice between encoders in `load_named`; None if there was none."""
+    if not facts.get("others"):
+        return None
+    taken, *others = (str(Candidate(prefix, {})) for prefix in (facts["prefix"], *facts["others"]))
+    return f"the encoder taken is {taken}; the file holds {', '.join(others)} as well ({option} chooses)"
+
+
+def preference(prefix: str) -> int:
+    """Of several encoders in a file the one with the lowest number is taken, by the words in its prefix.
+
+    0: an average for evaluation (`ema`), as timm prefers it; 1: the `teacher`, as DINO and iBOT evaluate it; 2: any
+    other, such as MoCo's `encoder_q`, BYOL's `online_encoder`, MoCo v3's `base_encoder` and lightly's `backbone`; 3: a
+    `student`; 4: a momentum side (`k`, `key`, `m`, `momentum`, `target`).
+    """
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", prefix)}
+    ranks = ({"ema"}, {"teacher"}, set[str](), {"student"}, {"k", "key", "m", "momentum", "target"})
+    return next((rank for rank, marks in enumerate(ranks) if words & marks), 2)
+
+
+def _choose(
+    found: list[Candidate], tensors: Mapping[str, Tensor], source: str, prefix: str | None
+) -> tuple[Candidate, list[str]]:
+    """The encoder to take, and the prefixes of the others, but for further names of the same values."""
+    found = sorted(found, key=lambda each: preference(each.prefix))  # (stable: else in the file's order)
+    distinct = _distinct(found, tensors)
+    if prefix is not None:
+        asked = _unwrapped(prefix.removeprefix("state_dict.")).strip(".")
+        chosen = [each for each in found if each.prefix.strip(".") == asked]
+        chosen = chosen or _distinct([e for e in found if asked and f".{asked}." in f".{e.prefix}"], tensors)
+        if len(chosen) != 1:
+            raise WeightsError(
+                f"{source}: {len(chosen) or 'no'} encoders that fit have the prefix {prefix!r}: name one of "
+                f"{', '.join(map(str, found))}"
+            )
+        taken = chosen[0]
+    else:
+        first = [each for each in distinct if preference(each.prefix) == preference(distinct[0].prefix)]
+        if len(first) > 1:
+            raise WeightsError(
+                f"{source} holds {len(first)} encoders that fit, and nothing tells which to take: choose by their "
+                f"prefix, {' or '.join(map(str, first))}"
+            )
+        taken = first[0]
+    return taken, [each.prefix for each in distinct if not _same(each, taken, tensors)]
+
+
+def _distinct(found: list[Candidate], tensors: Mapping[str, Tensor]) -> list[Candidate]:
+    kept: list[Candidate] = []
+    for each in found:
+        if not any(_same(each, other, tensors) for other in kept):
+            kept.append(each)
+    return kept
+
+
+def _same(one: Candidate, other: Candidate, tensors: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(tensors[called], tensors[other.names[name]]) for name, called in one.names.items())
+
+
+Kind = tuple[tuple[int, ...], bool]  # shape, and whether the numbers are floating-point: integers would be codes
+
+
+def _kind(tensor: Tensor) -> Kind:
+    return tuple(tensor.shape), tensor.is_floating_point()
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _prefixes(
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> Counter[str]:
+    """How many of the needed tensors stand behind each prefix, in the file's order, which most_common keeps."""
+    wanted = {name: shapes[own] for own, name in needed.items()}
+    fitting: Counter[str] = Counter()
+    for name, in_file in called.items():
+        words, kind = name.split("."), _kind(tensors[in_file])
+        for start in range(len(words)):
+            end = ".".join(words[start:])
+            if wanted.get(end) == kind:
+                fitting[name[: len(name) - len(end)]] += 1
+    return fitting
+
+
+def _by_name(
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> list[Candidate]:
+    """The encoders in a file that fit in all tensors."""
+    whole = [p for p, count in _prefixes(needed, shapes, called, tensors).items() if count == len(shapes)]
+    return [Candidate(p, {own: called[p + name] for own, name in needed.items()}) for p in whole]
+
+
+def _by_position(
+    needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> list[Candidate]:
+    """The encoders that an `nn.Sequential` of the model's parts saved, with numbers in place of the parts' own names.
+
+    `nn.Sequential(*list(resnet50().children())[:-1])`, as lightly makes its backbones, calls `layer1.0.conv1.weight`
+    `4.0.conv1.weight`. Parts without tensors take numbers too, unless they were left out: those that hold tensors are
+    matched in order.
+    """
+    rest: dict[str, dict[int, dict[str, str]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )  # prefix, number, name in a part
+    for name in called:
+        words = name.split(".")
+        for place, word in enumerate(words[:-1]):
+            if word.isdecimal():
+                prefix = "".join(f"{each}." for each in words[:place])
+                rest[prefix][int(word)][".".join(words[place + 1 :])] = called[name]
+    parts = list(dict.fromkeys(name.split(".")[0] for name in needed.values()))
+    found = []
+    for prefix, numbered in rest.items():
+        inside = dict(zip(parts, (numbered[number] for number in sorted(numbered)), strict=False))
+        split = {own: name.partition(".") for own, name in needed.items()}
+        names = {own: inside.get(part, {}).get(end, "") for own, (part, _, end) in split.items()}
+        if all(name in tensors and _kind(tensors[name]) == shapes[own] for own, name in names.items()):
+            found.append(Candidate(prefix, names))
+    return found
+
+
+def _misfit(
+    needed: Mapping[str, str],
+    shapes: Mapping[str, Kind],
+    called: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    option: str,
+) -> WeightsError:
+    """Why no encoder in the file fits, by the one that fits best."""
+    fitting = _prefixes(needed, shapes, called, tensors)
+    prefix = fitting.most_common(1)[0][0] if fitting else ""
+    kinds = {own: _kind(tensors[called[prefix + w]]) if prefix + w in called else None for own, w in needed.items()}
+    misfits = [own for own, kind in kinds.items() if kind != shapes[own]]
+    first = misfits[0]
+    name, kind = prefix + needed[first], kinds[first]
+    if kind is None:
+        reason = f"{name} is missing"
+    elif kind[1] != shapes[first][1]:
+        reason = f"{name} holds integers, not floating-point numbers"
+    else:
+        reason = f"{name} is {list(kind[0])}, not {list(shapes[first][0])}"
+    if any(each.endswith("flat_param") for each in tensors):
+        reason += " (FSDP's flattened parameters: save a full state dict)"
+    return WeightsError(
+        f"{source} fits in {len(shapes) - len(misfits)} of {len(shapes)} tensors: {reason}; "
+        f"the file holds {', '.join(list(tensors)[:3])} …: name the right architecture with {option}"
+    )
