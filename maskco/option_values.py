@@ -53,6 +53,14 @@ class Range:
         return f"(low, high) with {wanted} <= high <= {self.high}"
 
 
+@dataclass(frozen=True)
+class Each(Between):
+    """Bounds of every item of a tuple."""
+
+    def refuse(self, value: Any) -> str | None:
+        return next(filter(None, map(super().refuse, value)), None)
+
+
 Count = Annotated[int, Between(1)]
 Natural = Annotated[int, Between(0)]
 Share = Annotated[float, Between(0, 1)]
@@ -64,7 +72,7 @@ class Options:
     """Base of all groups of options. Fields are checked by `check`, not when they are set."""
 
     def check(self) -> None:
-        """Makes values plain. Raises ConfigError for the first of another type than its field's, or out of its bounds."""
+        """Makes values plain. Raises ConfigError for the first of another type than its field's, or out of bounds."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, plain(getattr(self, field.name)))
         kinds = get_type_hints(type(self), include_extras=True)
@@ -134,7 +142,7 @@ def fits(value: Any, kind: Any) -> bool:
 def bounds(kind: Any) -> list[Between | Range]:
     """The bounds in a type's annotations."""
     found = [note for note in getattr(kind, "__metadata__", ()) if isinstance(note, (Between, Range))]
-    return found + [bound for each in get_args(kind) for bound in bounds(each) if get_origin(kind) is not tuple]
+    return found + [bound for each in get_args(kind) for bound in bounds(each)]
 
 
 def written(kind: Any) -> str:

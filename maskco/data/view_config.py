@@ -1,4 +1,4 @@
-"""How views, regions and masks are drawn: options of a run, of `maskco views`, and of `TwoViews`. Imports nothing heavy."""
+"""How views, regions and masks are drawn: options of a run, of `maskco views` and of `TwoViews`."""
 
 from __future__ import annotations
 

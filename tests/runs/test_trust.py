@@ -62,10 +62,11 @@ def requests():
 def make_foreign(run: Path, **options: object) -> None:
     """Writes options into config.json and checkpoint as its author could, who has not got this user's key."""
     state = read_checkpoint(run / "last.pt")
-    state["config"] |= options
+    state["config"]["run"] |= options
     state.pop("format")
     save_checkpoint(run / "last.pt", state)
-    config = json.loads((run / "config.json").read_text()) | options
+    config = json.loads((run / "config.json").read_text())
+    config["run"] |= options
     (run / "config.json").write_text(json.dumps(config))
 
 
@@ -90,7 +91,7 @@ def call(entry: str, run: Path) -> None:
 def test_stored_data_are_not_opened(run, requests, tmp_path, monkeypatch, entry, kind):
     address, asked = requests
     opened = []
-    for opener in ("maskco.training.loop.open_source", "maskco.report.runs.open_source"):
+    for opener in ("maskco.training.start.open_source", "maskco.report.runs.open_source"):
         monkeypatch.setattr(opener, lambda data: opened.append(data) or 1 / 0)
     monkeypatch.chdir(tmp_path)
     os.mkfifo(tmp_path / "x.tar")  # whoever opens it hangs

@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import maskco.training.loop
+import maskco.training.start
 from maskco import cli
 from maskco.data.sources.base import EpochBatches
 from maskco.data.views import Views
@@ -287,7 +288,7 @@ def test_only_the_query_side_s_norms_are_synchronised_and_keep_their_activation(
 def interrupted(arguments: list[str], victim: int, step: int, share: int) -> int:
     """Exit status of the command line if one rank gets a SIGTERM while it loads its share of a step."""
     with ExitStack() as patches, pytest.raises(SystemExit) as stopped:
-        patches.enter_context(mock.patch.object(maskco.training.loop, "PretrainDataset", SignalAt))
+        patches.enter_context(mock.patch.object(maskco.training.start, "PretrainDataset", SignalAt))
         SignalAt.loaded = 0
         SignalAt.at = (step - 1) * share + 1 if rank() == victim else -1
         cli.main(arguments)
@@ -365,7 +366,7 @@ def test_no_rank_starts_if_one_cannot(ranks, pictures, tmp_path):
 
 
 def count_broken(data: Path, out: Path) -> int:
-    return pretrain(data, out, **{**TINY, "epochs": 1}).broken_pictures
+    return pretrain(data, out, **{**TINY, "epochs": 1}).broken_images
 
 
 def test_broken_pictures_of_all_ranks_are_counted_and_named(ranks, tmp_path):
