@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import BATCH, make, random_views, step
 
 from maskco.methods.densecl import most_similar
 from maskco.methods.moco_v2 import embed_views
+from tiny_methods import BATCH, make, random_views, step
 
 
 def unit(*shape: int) -> torch.Tensor:

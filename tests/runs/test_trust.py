@@ -62,12 +62,20 @@ def requests():
 def make_foreign(run: Path, **options: object) -> None:
     """Writes options into config.json and checkpoint as its author could, who has not got this user's key."""
     state = read_checkpoint(run / "last.pt")
-    state["config"]["run"] |= options
+    put(state["config"], options)
     state.pop("format")
     save_checkpoint(run / "last.pt", state)
     config = json.loads((run / "config.json").read_text())
-    config["run"] |= options
+    put(config, options)
     (run / "config.json").write_text(json.dumps(config))
+
+
+def put(config: dict[str, dict[str, object]], options: dict[str, object]) -> None:
+    """Sets options in the groups that have them, others in the first."""
+    for name, value in options.items():
+        next((group for group in config.values() if isinstance(group, dict) and name in group), config["run"])[name] = (
+            value
+        )
 
 
 ENTRIES: dict[str, Callable[[Path], object]] = {
