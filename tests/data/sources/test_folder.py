@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labelled import coloured, make_class_folders, save
-from maskco.evaluate.class_folders import part_of
+from maskco.data.sources.labelled import part_of
 from maskco.evaluate.datasets import open_labelled
 from maskco.evaluate.errors import EvaluationError
 
