@@ -29,15 +29,8 @@ from tqdm import tqdm
 from maskco.config import PretrainConfig, read_config
 from maskco.data.batch_augment import finish
 from maskco.data.loading import Loading
-from maskco.data.sources.base import (
-    EpochBatches,
-    PretrainDataset,
-    Source,
-    SourceError,
-    fingerprint,
-    locate,
-    open_source,
-)
+from maskco.data.samples import EpochBatches, PretrainDataset
+from maskco.data.sources import Source, fingerprint, locate, open_source
 from maskco.data.views import RawViews, TwoViews, Views
 from maskco.devices import usable_device
 from maskco.errors import ConfigError, TrainingError
@@ -336,11 +329,8 @@ def check_equal_start(state: TrainState) -> None:
 
 
 def open_pictures(config: PretrainConfig) -> Source:
-    """Raises ConfigError if there are no pictures, or fewer than a batch."""
-    try:
-        source = open_source(config.data)
-    except SourceError as error:
-        raise ConfigError(str(error)) from error
+    """Raises SourceError if there are no pictures, and ConfigError if there are fewer than a batch."""
+    source = open_source(config.data)
     if len(source) < config.batch_size:
         raise ConfigError(
             f"batch_size {config.batch_size} is larger than the data ({len(source)} pictures): lower it or add pictures"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from labelled import NAMES, coloured, make_class_folders, make_coco, save
+from maskco.data.sources import SourceError
 from maskco.evaluate.datasets import CutOuts, LabelledSet, cut_out, open_labelled
-from maskco.evaluate.errors import EvaluationError
 
 
 def labels_of(part) -> list[list[int]]:
@@ -135,7 +135,7 @@ def test_what_is_left_out_of_class_folders_is_noted_once(tmp_path: Path) -> None
 
 
 def refused(data: str, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message) as error:
+    with pytest.raises(SourceError, match=message) as error:
         open_labelled(data)
     assert "\n" not in str(error.value)
 

@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import maskco.training.loop
 from maskco import cli
-from maskco.data.sources.base import EpochBatches
+from maskco.data.samples import EpochBatches
 from maskco.data.views import Views
 from maskco.errors import ConfigError, UserError
 from maskco.methods import MaskCo, MoCoV2

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskco.training.loop
 from maskco.config import PretrainConfig
-from maskco.data.sources.base import FolderSource
+from maskco.data.sources.files import FolderSource
 from maskco.methods import METHODS, MaskCo
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import StopSignals, pretrain

@@ -1,7 +1,7 @@
 """What a source of images is. Every source imports this module, and this module imports none of them.
 
-A source is one file with a function `open_source(data) -> Source` and one entry in `registry.SOURCES`. If it has labels,
-it also has a function `open_labelled(data, wanted) -> LabelledData`.
+A source is one file with a function `open_source(data) -> Source` and one entry in `registry.SOURCES`. If it has
+labels, it also has a function `open_labelled(data, wanted) -> LabelledData`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 from maskco.data.sources.left_out import LeftOut
 from maskco.errors import UserError
@@ -56,3 +57,16 @@ def import_package(package: str, needed_for: str, install: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise SourceError(f"data: {needed_for} needs {package}: pip install {install}") from error
+
+
+def split_options(data: str) -> tuple[str, dict[str, str]]:
+    """NAME and the options of `NAME?option=value&option=value`; %26 is an & in a value. Raises SourceError."""
+    name, _, query = data.partition("?")
+    options: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        option, equals, text = part.partition("=")
+        if not equals or option in options:
+            problem = "has no value" if not equals else "is given twice"
+            raise SourceError(f"data: option {option!r} of {data!r} {problem}: write NAME?option=value&option=value")
+        options[option] = unquote(text)
+    return name, options

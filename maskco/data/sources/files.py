@@ -61,9 +61,7 @@ class FolderSource(PictureFiles):
 def require_folder(root: Path) -> None:
     """Raises SourceError, which says what is there instead."""
     if not root.exists():
-        raise SourceError(
-            f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes"
-        )
+        raise SourceError(f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes")
     check_regular(root)
     if not root.is_dir():
         raise SourceError(

@@ -15,7 +15,15 @@ import torch
 from maskco.data.kinds import readable
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.files import FolderSource, require_folder
-from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted, folded, notes_on_parts, part_of, parts_among
+from maskco.data.sources.labelled import (
+    LabelledData,
+    LabelledPart,
+    Wanted,
+    folded,
+    notes_on_parts,
+    part_of,
+    parts_among,
+)
 
 
 class Part(NamedTuple):
@@ -41,7 +49,8 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
     require_folder(root)
     folders = _folders(root)
     remedy = "keep one of them, or move one away"
-    found = {part: root / name for part, name in parts_among([f.name for f in folders], str(root), remedy).items()}
+    named = parts_among([folder.name for folder in folders], str(root), remedy)
+    found = {part: root / name for part, name in named.items()}
     for other in (folder for folder in folders if found and folder not in found.values() and _holds_images(folder)):
         near = next(iter(found.values())).name
         raise SourceError(
@@ -54,13 +63,13 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
     _require_no_strays(parts)
     classes = parts[0].classes
     if len(parts) > 1 and (unknown := sorted(set(parts[1].classes) - set(classes))):
-        near = _near_class(unknown[0], classes)
+        alike = _near_class(unknown[0], classes)
         raise SourceError(
             f"data: class {unknown[0]!r} of {str(parts[1].folder)!r} has no folder in {str(parts[0].folder)!r}"
-            + (f", which has {near!r}: rename one of them" if near else "")
+            + (f", which has {alike!r}: rename one of them" if alike else "")
         )
-    notes = notes_on_parts({part: folder.name for part, folder in found.items()})
-    return LabelledData(root.resolve().name, classes, tuple(_labelled(part, classes) for part in parts), notes)
+    labelled = tuple(_labelled(part, classes) for part in parts)
+    return LabelledData(root.resolve().name, classes, labelled, notes_on_parts(named))
 
 
 def _labelled(part: Part, classes: tuple[str, ...]) -> LabelledPart:
@@ -87,9 +96,7 @@ def _part(folder: Path) -> Part:
     if empty := [name for name in classes if name not in firsts]:
         raise SourceError(f"data: class {empty[0]!r} has no picture in {str(folder)!r}")
     if loose := [source.name(i) for i, first in enumerate(firsts) if first not in label_of]:
-        raise SourceError(
-            f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?"
-        )
+        raise SourceError(f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?")
     return Part(folder, source, classes, [label_of[first] for first in firsts])
 
 

@@ -41,27 +41,27 @@ def _is_saved_or_parquet(data: str) -> bool:
     """What `save_to_disk` of Hugging Face's datasets wrote, a parquet file, or a folder of parquet files alone."""
     if not os.path.isdir(data):
         return data.lower().endswith(".parquet")
-    entries = _scan(data)
-    names = {entry.name.lower() for entry in entries}
+    names = _visible(data)
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         return True
-    folders = {entry.name for entry in entries if entry.is_dir()}
-    names |= {entry.name.lower() for entry in _scan(os.path.join(data, "data"))} if folders == {"data"} else set()
-    return folders <= {"data"} and any(name.endswith(".parquet") for name in names) and not any(map(_is_other, names))
+    found = names | _visible(os.path.join(data, "data"))
+    if not any(name.lower().endswith(".parquet") for name in found) or any(map(_is_other, found)):
+        return False
+    return not any(os.path.isdir(os.path.join(data, name)) for name in names - {"data"})
 
 
 def _is_other(name: str) -> bool:
-    """Whether parquet files beside this one only describe it, as img2dataset writes them beside shards."""
+    """Whether parquet files next to this one only describe it, as img2dataset writes them next to shards."""
     from maskco.data.kinds import is_image
 
     return name.endswith(".tar") or is_image(name)
 
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
+def _visible(folder: str) -> set[str]:
     try:
-        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        return {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError:  # for whoever opens it to say
-        return []
+        return set()
 
 
 _HERE = "maskco.data.sources"
@@ -103,9 +103,9 @@ def open_source(data: str | Path) -> Source:
 
 
 def open_labelled(data: str | Path, wanted: Wanted | None = None) -> LabelledData:
-    """The images that `data` names with their labels, in one part or two. Raises SourceError, also if there are none.
+    """The images that `data` names with their labels, in one part or two. Raises SourceError, also if it has no labels.
 
-    Sources with labels are the demo, COCO (with boxes), folders by class, and data sets of torchvision and Hugging Face.
+    The demo, COCO, folders by class, and data sets of torchvision and Hugging Face have labels.
     """
     data = _checked(data)
     module = _module_of(data)

@@ -12,16 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from maskco.data.images import Picture, read_picture
-from maskco.data.sources.base import (
-    EpochBatches,
-    FolderSource,
-    PictureError,
-    PretrainDataset,
-    SourceError,
-    collate,
-    open_source,
-)
+from maskco.data.images import Picture, PictureError, read_picture
+from maskco.data.samples import EpochBatches, PretrainDataset, collate
+from maskco.data.sources import SourceError, open_source
+from maskco.data.sources.files import FolderSource
 from maskco.data.views import TwoViews, ViewConfig
 
 RAMP = np.linspace(0, 255, 60).round().astype(np.uint8)[None].repeat(40, 0)  # [40, 60], brighter to the right

@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision import datasets
 
 from maskco.data.images import PictureError
-from maskco.data.sources.base import FolderSource, SourceError, fingerprint, is_remote, locate, open_source
+from maskco.data.sources import SourceError, fingerprint, is_remote, locate, open_source
 from maskco.data.sources.coco import CocoSource
+from maskco.data.sources.files import FolderSource
 from maskco.data.sources.torchvision import NamedSource
 
 
