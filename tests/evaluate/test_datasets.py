@@ -59,6 +59,13 @@ def test_one_coco_part_is_split_boxes_and_crowds_along(tmp_path: Path) -> None:
     assert (len(found.train), len(found.test)) == (8, 2) and "only part" in found.notes[0]
 
 
+def test_a_coco_file_by_itself_is_one_part(tmp_path: Path) -> None:
+    root = make_coco(tmp_path, {"train2017": 5, "val2017": 10})
+    found = open_labelled(str(root / "annotations/instances_val2017.json"))
+    assert (len(found.train), len(found.test)) == (8, 2) and found.has_boxes
+    assert found.notes[0].startswith("instances_val2017.json is the only part: a fifth of its images")
+
+
 def test_boxes_cut_out_are_pictures_with_one_label() -> None:
     class Scenes(list):
         boxes = property(lambda self: [scene.boxes for scene in self])
@@ -132,6 +139,14 @@ def test_what_is_left_out_of_class_folders_is_noted_once(tmp_path: Path) -> None
     assert open_labelled(str(root)).notes[1:] == (
         "left out of the data: 1 pipes, sockets or devices, first 'red/fifo.jpg'; 1 .txt, first 'red/notes.txt'",
     )
+
+
+def test_of_two_parts_each_says_what_it_leaves_out(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"train": 9, "val": 3})
+    for part in ("train", "val"):
+        (root / part / "red/notes.txt").touch()
+    line = "left out of the data: 1 .txt, first 'red/notes.txt'"
+    assert open_labelled(str(root)).notes == (f"train: {line}", f"val: {line}")
 
 
 def refused(data: str, message: str) -> None:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,8 @@ class Opened:
         is_local = os.path.isabs(self.where)
         self.title = os.path.basename(os.path.normpath(self.where)) if is_local else self.where
         try:
-            self.splits = _read_local(Path(self.where)) if is_local else _read_hub(self.where, self.options)
+            with _quiet():
+                self.splits = _read_local(Path(self.where)) if is_local else _read_hub(self.where, self.options)
         except SourceError:
             raise
         except Exception as error:  # whatever a client or a damaged file raises
@@ -216,6 +218,19 @@ class Opened:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is in the exception: the package logs it once more."""
+    from datasets import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _read_local(path: Path) -> dict[str, Dataset]:
     import datasets
 
@@ -255,7 +270,7 @@ def _by_split(files: list[Path]) -> dict[str, list[Path]]:
 def _read_hub(name: str, options: dict[str, str]) -> dict[str, Dataset]:
     import datasets
 
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise SourceError(f"data: {PREFIX}{name}: expected NAME or USER/NAME of a data set, or an absolute path")
     if os.path.exists(name):
         raise SourceError(f"data: {PREFIX}{name} is also a path here: give {os.path.abspath(name)!r}, or move it away")
