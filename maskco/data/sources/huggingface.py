@@ -18,9 +18,7 @@ Images are decoded here, not by the package: broken ones, EXIF and 16 bits are t
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskco.data.cache import cache_folder
 from maskco.data.images import Picture, PictureError
-from maskco.data.sources.base import SourceError, check_regular, import_package, split_options
+from maskco.data.sources.base import SourceError, import_package, split_options
+from maskco.data.sources.huggingface_files import lies_in, quiet, read_hub, read_local, roots_of
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted, notes_on_parts, part_of, parts_among
 from maskco.data.sources.left_out import LeftOut
 from maskco.data.sources.remote import unreadable
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 OPTIONS = ("split", "column", "label", "name", "revision")
-READERS = ("parquet", "arrow", "imagefolder", "webdataset", "cache")  # of datasets; none executes what it reads
-ALL = "all"  # rows that are of no split
 
 
 def open_source(data: str) -> HuggingFaceSource:
@@ -91,14 +87,17 @@ class HuggingFaceSource:
         self._tables = []
         split_of, row_of, labels = [], [], []
         for place, (split, table) in enumerate(splits.items()):
-            images = table.with_format(None).select_columns(column).cast_column(column, Encoded(decode=False))
+            images = table.with_format(None).select_columns(column)
+            if isinstance(images.features[column], Encoded):
+                images = images.cast_column(column, Encoded(decode=False))
             self._tables.append(images)
-            kept = _holds_image(images, column)
+            kept = _holds_image(images.data.column(column))
             self._leave_out("rows without an image", split, ~kept)
             if label is not None:
-                of_row = _classes_of_rows(table, label)
-                self._leave_out("images without a class", split, kept & (of_row < 0))
-                kept &= of_row >= 0
+                of_row = _classes_of_rows(table.data.column(label))
+                is_class = (of_row >= 0) & (of_row < table.features[label].num_classes)
+                self._leave_out("images without a class", split, kept & ~is_class)
+                kept &= is_class
                 labels.append(of_row[kept])
             row_of.append(np.flatnonzero(kept))
             split_of.append(np.full(len(row_of[-1]), place, np.int16))
@@ -122,9 +121,10 @@ class HuggingFaceSource:
             stored = self._tables[self._split_of[index]][int(self._row_of[index])][self.column]
         except Exception as error:  # a damaged file: whatever Arrow raises
             raise PictureError(name, one_line(error)) from error
-        if stored["bytes"] is not None:
-            return Picture(stored["bytes"], name=name)
-        if not _lies_in(stored["path"], self.roots):
+        encoded = stored if isinstance(stored, bytes) else stored["bytes"]
+        if encoded is not None:
+            return Picture(encoded, name=name)
+        if not lies_in(stored["path"], self.roots):
             raise PictureError(name, f"stored as {stored['path']!r}, which is no file of this data set")
         return Picture(stored["path"], name=name)
 
@@ -144,8 +144,8 @@ class Opened:
         is_local = os.path.isabs(self.where)
         self.title = os.path.basename(os.path.normpath(self.where)) if is_local else self.where
         try:
-            with _quiet():
-                self.splits = _read_local(Path(self.where)) if is_local else _read_hub(self.where, self.options)
+            with quiet():
+                self.splits = read_local(Path(self.where)) if is_local else read_hub(self.where, self.options)
         except SourceError:
             raise
         except Exception as error:  # whatever a client or a damaged file raises
@@ -153,7 +153,7 @@ class Opened:
             if isinstance(error, ConnectionError):
                 raise SourceError(f"{said}. Go online once, or give a copy that save_to_disk wrote") from error
             raise said from error
-        self.roots = _roots(Path(self.where) if is_local else None)
+        self.roots = roots_of(Path(self.where) if is_local else None)
         self.chosen = self.options["split"].split("+") if "split" in self.options else []
         for split in self.chosen:
             if split not in self.splits:
@@ -168,8 +168,11 @@ class Opened:
         return found
 
     def source(self, splits: list[str], label: str | None = None) -> HuggingFaceSource:
-        column = self._image_column(splits[0])
-        source = HuggingFaceSource({split: self.splits[split] for split in splits}, column, self.roots, label)
+        columns = {self._image_column(split) for split in splits}
+        if len(columns) > 1:
+            raise SourceError(f"data: the splits of {self.data!r} hold images in different columns: choose one split")
+        tables = {split: self.splits[split] for split in splits}
+        source = HuggingFaceSource(tables, columns.pop(), self.roots, label)
         if not len(source):
             others = "".join(f" ({line})" for line in source.left_out.lines())
             what = "image" if label is None else "image with a class"
@@ -215,105 +218,25 @@ class Opened:
         return f"{PREFIX}{self.data.removeprefix(PREFIX)}{separator}{option}=…"
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What goes wrong is in the exception: the package logs it once more."""
-    from datasets import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _read_local(path: Path) -> dict[str, Dataset]:
-    import datasets
-
-    check_regular(path)
-    if not path.exists():
-        raise SourceError(f"data: no such file or folder {str(path)!r}: check the path")
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        found = datasets.load_from_disk(str(path))
-        splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or ALL): found}
-        names = [file["filename"] for table in splits.values() for file in table.cache_files]
-        for name in (name for name in names if not _lies_in(name, [path])):
-            raise SourceError(f"data: {str(path)!r} names the file {name!r}, which lies outside of it")
-        return splits
-    files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
-    if not files:
-        raise SourceError(f"data: {str(path)!r} holds neither what save_to_disk wrote nor .parquet files")
-    for file in files:
-        check_regular(file)
-    cache = str(cache_folder("huggingface"))  # where they are written once more, in a form that can be mapped
-    return {
-        split: datasets.Dataset.from_parquet([str(file) for file in own], cache_dir=cache)
-        for split, own in _by_split(files).items()
-    }
-
-
-def _by_split(files: list[Path]) -> dict[str, list[Path]]:
-    """Parquet files by the split that they are named for (`test-00000-of-00002.parquet`), if all are."""
-    names = [re.sub(r"-\d+-of-\d+$", "", file.stem) for file in files]
-    if not all(name != file.stem or part_of(name) for name, file in zip(names, files, strict=True)):
-        return {ALL: files}
-    found: dict[str, list[Path]] = {}
-    for name, file in zip(names, files, strict=True):
-        found.setdefault(name, []).append(file)
-    return found
-
-
-def _read_hub(name: str, options: dict[str, str]) -> dict[str, Dataset]:
-    import datasets
-
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise SourceError(f"data: {PREFIX}{name}: expected NAME or USER/NAME of a data set, or an absolute path")
-    if os.path.exists(name):
-        raise SourceError(f"data: {PREFIX}{name} is also a path here: give {os.path.abspath(name)!r}, or move it away")
-    builder = datasets.load_dataset_builder(name, options.get("name"), revision=options.get("revision"))
-    reader = type(builder).__module__.rpartition(".")[2]
-    if type(builder).__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in READERS:
-        raise SourceError(f"data: {PREFIX}{name} is stored as {reader}: only {', '.join(READERS[:-1])} are read")
-    builder.download_and_prepare()
-    return dict(builder.as_dataset())
-
-
-def _roots(local: Path | None) -> list[Path]:
-    """The folder of a local set, or those where datasets puts what it downloads."""
-    if local is not None:
-        return [local if local.is_dir() else local.parent]
-    from datasets.config import HF_DATASETS_CACHE
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return [Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
-
-
-def _lies_in(path: str, folders: Sequence[Path]) -> bool:
-    """Whether there is such a file below one of the folders. Links are followed, as in any folder."""
-    return os.path.isfile(path) and any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in folders)
-
-
 # --- columns --------------------------------------------------------------------------------------------------------
 
 
-def _holds_image(table: Dataset, column: str) -> np.ndarray:
-    """bool [N]: whether a row holds bytes or a path. `table` has no other column."""
+def _holds_image(stored: Any) -> np.ndarray:
+    """bool [N]: which rows of an Arrow column hold bytes, or a path in place of them."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    stored = table.data.column(column)
-    parts = [pc.is_valid(pc.struct_field(stored, part)) for part in ("bytes", "path")]
-    return pc.and_(pc.is_valid(stored), pc.or_(*parts)).to_numpy()
+    valid = pc.is_valid(stored)
+    if pa.types.is_struct(stored.type):
+        valid = pc.and_(valid, pc.or_(*(pc.is_valid(pc.struct_field(stored, part)) for part in ("bytes", "path"))))
+    return valid.to_numpy()
 
 
-def _classes_of_rows(table: Dataset, label: str) -> np.ndarray:
-    """int64 [N], negative where there is none."""
+def _classes_of_rows(stored: Any) -> np.ndarray:
+    """int64 [N], negative where an Arrow column holds none."""
     import pyarrow.compute as pc
 
-    return pc.fill_null(table.data.column(label), -1).to_numpy().astype(np.int64)
+    return pc.fill_null(stored, -1).to_numpy().astype(np.int64)
 
 
 def _is_encoded(feature: Any) -> bool:

@@ -173,6 +173,10 @@ def test_the_column_of_images_is_found_or_chosen(tmp_path: Path) -> None:
     assert "several columns of images: choose, as hf:" in told and "image (Image), photo (Image), id (int64)" in told
     source = open_source(f"hf:{tmp_path}/two?column=photo")
     assert np.array_equal(source[0], Image.open(io.BytesIO(noise(1))))
+    datasets.DatasetDict(a=table([noise(0)]), b=table([noise(0)]).rename_column("image", "photo")).save_to_disk(
+        tmp_path / "unlike"
+    )
+    assert "in different columns" in refusal(f"hf:{tmp_path}/unlike?split=a+b")
     assert "no column 'picture'" in refusal(f"hf:{tmp_path}/two?column=picture")
     assert "no images in the column 'id'" in refusal(f"hf:{tmp_path}/two?column=id")
 
