@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
-    with one_line_errors(who):
+    with one_line_errors(who, flags(COMMANDS.get(arguments[0]) if arguments else None)):
         try:
             code = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)()
         except KeyboardInterrupt:
@@ -200,19 +200,41 @@ def main(arguments: list[str] | None = None) -> None:
 DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), and MoCo v2 beside it."
 
 
+COMMANDS = {
+    "pretrain": Pretrain,
+    "views": ShowViews,
+    "eval": Evaluate,
+    "export": Export,
+    "report": Report,
+    "info": Info,
+    "demo": Demo,
+}
+
+
 def commands(arguments: list[str]) -> Any:
     """The subcommands as tyro wants them. `pretrain --resume` takes the stored options of the run as its defaults."""
     stored = stored_options(arguments)
-    default: dict[str, Any] = {"default": stored} if stored else {}
-    pretrain = tyro.conf.subcommand("pretrain", **default)
-    return (
-        Annotated[Pretrain, pretrain]
-        | Annotated[ShowViews, tyro.conf.subcommand("views")]
-        | Annotated[Evaluate, tyro.conf.subcommand("eval")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Info, tyro.conf.subcommand("info")]
-        | Annotated[Demo, tyro.conf.subcommand("demo")]
+    defaults: dict[str, Any] = {"pretrain": {"default": stored}} if stored else {}
+    subcommands = [
+        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))] for name, kind in COMMANDS.items()
+    ]
+    return Union[tuple(subcommands)]  # noqa: UP007
+
+
+def flags(kind: Any) -> set[str]:
+    """Names of the fields that a command's dataclass, and those nested in it, have flags for."""
+    if get_origin(kind) is Annotated:
+        return flags(get_args(kind)[0])
+    if not dataclasses.is_dataclass(kind):
+        return set().union(*map(flags, get_args(kind)))
+    hints = get_type_hints(kind, include_extras=True)
+    named = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return set().union(
+        *(
+            flags(each) or {name}
+            for name, each in named.items()
+            if tyro.conf.Positional not in getattr(each, "__metadata__", ())
+        )
     )
 
 
@@ -229,5 +251,5 @@ def stored_options(arguments: list[str]) -> Pretrain | None:
             named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
             return Pretrain(**{**stored(Path(out), named), "out": out})
         if name == "--out" and not any(argument.startswith("--data") for argument in arguments):
-            raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name --data to start one")
+            raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
     return None

@@ -31,10 +31,10 @@ def start_from_weights(method: Method, config: PretrainConfig) -> str:
         tensors, _ = read_weights(path)
         with torch.random.fork_rng(devices=[]):
             names = timm_names(backbone, whole_model_state(config.encoder))
-        found = load_named(backbone, names, tensors, str(path), prefix=config.init_prefix, option="--encoder")
+        found = load_named(backbone, names, tensors, str(path), prefix=config.init_prefix, argument="encoder")
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
     method.momentum_encoder.load_state_dict(method.encoder.state_dict())
     before = f" behind {found['prefix']!r}" if found["prefix"] else ""
-    choice = told(found, "--init-prefix")
+    choice = told(found, "init_prefix")
     return f"the encoder starts from {path}: {found['matched']} tensors{before}" + (f"; {choice}" if choice else "")
