@@ -8,43 +8,52 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
+from tyro import MISSING
 
-from maskco.config import PretrainConfig, demo_config, view_config
+from maskco.config import MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
-from maskco.data.view_config import ViewConfig
+from maskco.data.view_config import MaskOptions, ViewConfig
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.files import user_path
+from maskco.option_values import Options
+
+Part = TypeVar("Part", bound=Options)
 
 
 @dataclass
-class Pretrain(PretrainConfig):
-    """Pretrain an encoder on a folder of pictures, without labels."""
-
+class PretrainRun(RunOptions):
     resume: bool = False
     """Go on with the run in --out, with the options it has; starts it if there is none."""
     overwrite: bool = False
     """Replace the run in --out."""
 
+
+@dataclass
+class Pretrain(PretrainConfig):
+    """Pretrain an encoder on a folder of images, without labels."""
+
+    run: PretrainRun
+
     def __call__(self) -> int:
         from maskco.training.loop import train
 
-        values = {name: getattr(self, name) for name in PretrainConfig.__dataclass_fields__}
-        result = train(PretrainConfig(**values), resume=self.resume, overwrite=self.overwrite)
+        config = PretrainConfig.of(**self.flat())
+        result = train(config, resume=self.run.resume, overwrite=self.run.overwrite)
         return 128 + result.signal if result.signal else 0
 
 
 @dataclass
 class _Sheet:
     data: str
-    """Pictures, as for pretrain."""
+    """Images, as for pretrain."""
     out: Path = Path("views.png")
     """File to write: .png, .pdf, .svg, .jpg, .webp or .tif."""
     count: int = 12
-    """Pictures on it, spread evenly over the data; at most 1000."""
+    """Images on it, spread evenly over the data; at most 1000."""
     seed: int = 0
     epoch: int = 0
     """Of the run whose views are shown."""
@@ -53,11 +62,8 @@ class _Sheet:
 
 
 @dataclass
-class ShowViews(ViewConfig, _Sheet):
+class ShowViews(ViewConfig, MaskOptions, _Sheet):
     """Draw a contact sheet of views, regions and masks: what a run with these options would show the network."""
-
-    def __post_init__(self) -> None:
-        """Checked by the call, for an error of one line."""
 
     def __call__(self) -> int:
         from maskco.report.sheet import write_sheet
@@ -65,8 +71,9 @@ class ShowViews(ViewConfig, _Sheet):
         out = user_path(self.out)
         failures = write_sheet(
             self.data,
-            view_config(self),
+            _part(self, ViewConfig),
             out,
+            masks=_part(self, MaskOptions),
             count=self.count,
             seed=self.seed,
             epoch=self.epoch,
@@ -170,7 +177,7 @@ class Demo:
         out = user_path(self.out)
         config = demo_config(out)
         if self.epochs is not None:
-            config = dataclasses.replace(config, epochs=self.epochs)
+            config = config.replace(epochs=self.epochs)
         print("1/3  pretraining on the demo scenes, without their labels", flush=True)
         result = train(config, resume=True)
         if result.signal:
@@ -188,68 +195,86 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
-    with one_line_errors(who, flags(COMMANDS.get(arguments[0]) if arguments else None)):
+    named = {field.name for field in dataclasses.fields(RunOptions)}  # what errors name before there is a command
+    with one_line_errors(who, named):
         try:
-            code = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)()
+            command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)
+            named.clear()
+            named.update(flags(command))
+            code = command()
         except KeyboardInterrupt:
             print("stopped at once; what was saved before is untouched", file=sys.stderr)
             code = 128 + signal.SIGINT
     sys.exit(code)
 
 
-DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), and MoCo v2 beside it."
+def flags(command: Any) -> set[str]:
+    """Names of the options that a command has flags for, those in its groups included."""
+    kinds = get_type_hints(type(command), include_extras=True)
+    named: set[str] = set()
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            named |= flags(value)
+        elif tyro.conf.Positional not in getattr(kinds[field.name], "__metadata__", ()):
+            named.add(field.name)
+    return named
 
 
-COMMANDS = {
-    "pretrain": Pretrain,
-    "views": ShowViews,
-    "eval": Evaluate,
-    "export": Export,
-    "report": Report,
-    "info": Info,
-    "demo": Demo,
-}
+DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), with MoCo v2, SimCLR and DenseCL."
 
 
 def commands(arguments: list[str]) -> Any:
-    """The subcommands as tyro wants them. `pretrain --resume` takes the stored options of the run as its defaults."""
-    stored = stored_options(arguments)
-    defaults: dict[str, Any] = {"pretrain": {"default": stored}} if stored else {}
-    subcommands = [
-        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))] for name, kind in COMMANDS.items()
-    ]
-    return Union[tuple(subcommands)]  # noqa: UP007
-
-
-def flags(kind: Any) -> set[str]:
-    """Names of the fields that a command's dataclass, and those nested in it, have flags for."""
-    if get_origin(kind) is Annotated:
-        return flags(get_args(kind)[0])
-    if not dataclasses.is_dataclass(kind):
-        return set().union(*map(flags, get_args(kind)))
-    hints = get_type_hints(kind, include_extras=True)
-    named = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    return set().union(
-        *(
-            flags(each) or {name}
-            for name, each in named.items()
-            if tyro.conf.Positional not in getattr(each, "__metadata__", ())
-        )
+    """The subcommands as tyro wants them. `pretrain` has the options and defaults of its --method, and with --resume
+    those that the run stored."""
+    pretrain = tyro.conf.subcommand("pretrain", default=pretrain_defaults(arguments))
+    return (
+        Annotated[tyro.conf.OmitArgPrefixes[Pretrain], pretrain]
+        | Annotated[ShowViews, tyro.conf.subcommand("views")]
+        | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Demo, tyro.conf.subcommand("demo")]
     )
 
 
-def stored_options(arguments: list[str]) -> Pretrain | None:
-    """What the run in --out was started with, if --resume is asked for."""
-    if "--resume" not in arguments:
-        return None
+def pretrain_defaults(arguments: list[str]) -> Pretrain:
+    """What `pretrain` does where the command line says nothing. Only that command imports its method, and so torch."""
+    if "pretrain" not in arguments[:1]:
+        return Pretrain(run=PretrainRun(data=MISSING, out=MISSING), method=MethodOptions())
+    stored = stored_options(arguments)
+    method = option(arguments, "--method")
+    given = {"method": method} if method else {}
+    config = PretrainConfig.of(**{"data": MISSING, "out": MISSING, **(over(stored, given) if stored else given)})
+    return Pretrain(PretrainRun(**vars(config.run)), config.method, config.views, config.optim)
+
+
+def option(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag, given as `--flag value` or `--flag=value`."""
     for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, joined = name.partition("=")
-        out = os.path.expanduser(joined or value)
-        if name == "--out" and Path(out, "config.json").is_file():
-            from maskco.runs.trust import stored_options as stored
-
-            named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-            return Pretrain(**{**stored(Path(out), named), "out": out})
-        if name == "--out" and not any(argument.startswith("--data") for argument in arguments):
-            raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
+        if name == flag:
+            return joined or value
     return None
+
+
+def stored_options(arguments: list[str]) -> dict[str, Any] | None:
+    """What the run in --out was started with, if --resume is asked for."""
+    out = option(arguments, "--out")
+    if "--resume" not in arguments or out is None:
+        return None
+    out = os.path.expanduser(out)
+    if Path(out, "config.json").is_file():
+        from maskco.runs.trust import stored_options as stored
+
+        named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        return {**stored(Path(out), named), "out": out}
+    if option(arguments, "--data") is None:
+        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
+    return None
+
+
+def _part(options: Any, kind: type[Part]) -> Part:
+    """Those of a command's options that are of one group."""
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})

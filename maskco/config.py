@@ -1,21 +1,35 @@
-"""All options of a pretraining run: one flat dataclass, checked in one place. Imports nothing heavy.
+"""All options of a pretraining run, in four groups: run, method, views, optim. Imports nothing heavy.
+
+Option names are unique over the groups, so that flags and keyword arguments need no prefix:
+
+    config = PretrainConfig.of(data="PHOTOS", out="RUN", method="moco_v2", lr=0.06, image_size=96)
+    config.optim.lr, config.views.image_size
 
 Defaults are MoCo v2's where it has one. What it lacks, and what is not known of the MaskCo paper, is marked ours.
+A method has an options class of its own, with its own defaults for the other groups (`MethodOptions.defaults`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from maskco.data.view_config import ViewConfig
 from maskco.errors import ConfigError
-from maskco.option_values import LARGEST, Bounds, make_plain, misfit, out_of_bounds
+from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
 
+METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported when it is asked for
+    "maskco": "maskco.methods.maskco:MaskCo",
+    "moco_v2": "maskco.methods.moco_v2:MoCoV2",
+    "simclr": "maskco.methods.simclr:SimCLR",
+    "densecl": "maskco.methods.densecl:DenseCL",
+}
 FREE_ON_RESUME = frozenset(
     {
         "data",
@@ -32,38 +46,31 @@ FREE_ON_RESUME = frozenset(
         "keep",
         "compile",
     }
-)  # options that a resumed run may change: they do not alter what is learned from, or how, but for the schedule ahead
-# (epochs), rounding (device, threads, augment, compile), and how many pictures a batch norm sees (accumulate; it
-# depends on the number of ranks as well, and a run may go on with other devices than it began with). Data may have been
-# moved: number and names of the images are compared instead.
+)  # options that a resumed run may change. They do not affect what is learned, but for the schedule ahead (epochs),
+# rounding (device, threads, augment, compile), and how many images a batch norm sees (accumulate, and the number of
+# ranks). Data may have been moved: number and names of the images are compared instead.
 FORMERLY = {"mask_fill": "mean"}  # what runs did whose options do not say it
+RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
 STARTS_FROM = ("pretrained", "init")  # options that say where weights come from when there is no checkpoint yet
 
 
 @dataclass
-class Folders:
-    """Where a run reads and writes. A base class, so that these options come first."""
+class RunOptions(Options):
+    """What runs, on what, where to."""
 
     data: str
-    """A folder of pictures, searched recursively; a COCO .json; tar shards such as "cc3m-{0000..0331}.tar" or a URL of
-    them; "torchvision:STL10?split=unlabeled"; a .npy of small pictures; or "demo" for the built-in scenes. No labels
+    """A folder of images, searched recursively; a COCO .json; tar shards such as "cc3m-{0000..0331}.tar" or a URL of
+    them; "torchvision:STL10?split=unlabeled"; a .npy of small images; or "demo" for the built-in scenes. No labels
     needed."""
     out: str
     """Run folder: checkpoint, metrics, log. Made if missing."""
-
-
-@dataclass
-class PretrainConfig(ViewConfig, Folders):
-    """How to pretrain an encoder on pictures without labels."""
-
-    # ---- what is trained
-    method: Literal["maskco", "moco_v2"] = "maskco"
-    """Contrast masked regions, or whole views."""
+    method: str = "maskco"
+    """maskco (masked regions), moco_v2 (whole views), simclr (whole views, in the batch) or densecl (every place)."""
     encoder: str = "resnet50"
     """Name of any timm backbone."""
-    stage: int = -1
+    stage: Annotated[int, Between(-1000, 1000)] = -1
     """Which of the backbone's feature maps; -1 is the last."""
-    output_stride: int | None = None
+    output_stride: Count | None = None
     """Dilate the backbone so that its map is no coarser than this many pixels."""
     pretrained: bool = False
     """Start from timm's weights (downloads them)."""
@@ -71,167 +78,221 @@ class PretrainConfig(ViewConfig, Folders):
     """Start from weights of your own: a run folder, a checkpoint, or a file as for `maskco eval`."""
     init_prefix: str | None = None
     """Which of several encoders in that file, as --prefix of `maskco eval`."""
-    mask_head: Literal["conv", "attention", "none"] = "conv"
-    """Mask prediction head (type: ours)."""
-    mask_head_depth: int = 3
-    """Its blocks (ours)."""
-    key_head: bool = False
-    """Pass the keys through a momentum copy of the mask head (ours: no)."""
-    dim: int = 128
-    """Length of queries and keys."""
-    hidden: int | None = None
-    """Hidden width of the projection; default: the encoder's channels (ours; MoCo v2's for a ResNet-50)."""
-
-    # ---- the contrast
-    queue_size: int = 65536
-    """Keys of earlier steps that serve as negatives."""
-    temperature: float = 0.2
-    """Logits are cosine similarities over this."""
-    momentum: float = 0.999
-    """Share of the momentum encoder that stays at each step."""
-    local_negatives: bool = True
-    """Other regions of the same picture are negatives too, where --regions is 2 or more (ours: yes)."""
-    key_group: int = 32
-    """Pictures that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
-    shuffle_keys: bool = True
-    """With several ranks, draw them from all ranks' pictures, not each one's own: MoCo's shuffled batch norm."""
     batch_norm: Literal["local", "sync"] = "local"
-    """Batch statistics of the query branch: of each rank's own pictures, or of all ranks' (CUDA only)."""
-
-    # ---- the optimisation
-    epochs: int = 200
-    """Passes over the pictures."""
-    batch_size: int = 256
-    """Pictures in a step, of all ranks together."""
-    accumulate: int = 1
-    """Take each rank's pictures of a step in so many parts, to save memory. Batch norms see one part at a time."""
-    lr: float = 0.03
-    """Peak learning rate for 256 pictures a step; it is scaled by batch size / 256, then falls as a cosine to 0."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0 (ours: MoCo v2 has none)."""
-    sgd_momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 1e-4
-    """Of all parameters, norms and biases too, as in MoCo v2."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision; fp16 scales the loss and needs CUDA."""
+    """Batch statistics of the trained side: of each rank's own images, or of all ranks' (CUDA only)."""
     compile: bool = False
-    """Run both encoders through torch.compile: the first step takes minutes, later ones are faster."""
-
-    # ---- the running
-    seed: int = 0
+    """Run the encoders through torch.compile: the first step takes minutes, later ones are faster."""
+    seed: Natural = 0
     """Fixes weights, order, views and regions."""
     device: str = "auto"
     """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device; torchrun: without a number."""
-    workers: int | None = None
-    """Processes that load pictures, for each rank; default: its share of the cores, at most 8; 0: none."""
+    workers: Workers | None = None
+    """Processes that load images, for each rank; default: its share of the cores, at most 8; 0: none."""
     augment: Literal["workers", "device"] = "workers"
-    """Where views get their colours, blur and normalisation: from the loading workers, picture by picture, or on the
+    """Where views get their colors, blur and normalisation: from the loading workers, image by image, or on the
     device, a batch at once, which leaves the workers decoding and cropping. The views are the same, up to rounding."""
-    threads: int | None = None
+    threads: Annotated[int, Between(1, 1024)] | None = None
     """CPU threads of the training process; default: torch's. Small networks run faster with one and loading workers."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two rows of metrics."""
-    save_every_minutes: float = 10.0
+    save_every_minutes: Annotated[float, Between(0, 1e9)] = 10.0
     """Also save between the ends of epochs; 0: do not."""
-    save_every_steps: int = 0
+    save_every_steps: Natural = 0
     """Also save every so many steps; 0: do not."""
-    keep: int = 1
+    keep: Count = 1
     """Checkpoints kept: last.pt, and those saved before it as step-N.pt."""
     keep_best: bool = False
-    """Also keep, as best.pt, that of the epoch with the lowest mean loss, among those that began with a full queue. It
+    """Also keep, as best.pt, that of the epoch with the lowest mean loss, among those that started with full queues. It
     tells how well the contrast is solved; how useful the features are is for `maskco eval` to say."""
 
-    def __post_init__(self) -> None:
-        """Values become plain ones. An impossible one is for `check` to refuse, with all others."""
-        make_plain(self)
-
     def check(self) -> None:
-        """Raises ConfigError for the first impossible value."""
-        if wrong := misfit(self, PretrainConfig) or out_of_bounds(self, BOUNDS):
-            raise ConfigError(wrong)
-        self._require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
-        self._require("key_group", self.key_group != 1, "0, or at least 2")
+        super().check()
+        if not self.data:
+            raise ConfigError('data is missing: name a folder of images, or "demo"')
+        if not self.out:
+            raise ConfigError("out is missing: name a folder for the run")
         if self.init == "":
             raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
         if self.init is not None and self.pretrained:
             raise ConfigError("init and pretrained exclude each other: keep one")
         if self.init_prefix is not None and self.init is None:
             raise ConfigError("init_prefix chooses in the file that init names: name it")
-        if not str(self.data):
-            raise ConfigError('data is missing: name a folder of pictures, or "demo"')
-        if not str(self.out):
-            raise ConfigError("out is missing: name a folder for the run")
-        self.view_config()
 
-    def _require(self, name: str, fine: bool, wanted: str) -> None:
-        if not fine:
-            raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)}")
 
-    def view_config(self) -> ViewConfig:
-        """How the run's views are drawn. Raises ConfigError."""
-        return view_config(self)
+@dataclass
+class OptimOptions(Options):
+    """How the weights are learned."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON and `torch.load(weights_only=True)` know."""
+    epochs: Count = 200
+    """Passes over the images."""
+    batch_size: Count = 256
+    """Images in a step, of all ranks together."""
+    accumulate: Count = 1
+    """Take each rank's images of a step in so many parts, to save memory. Batch norms see one part at a time."""
+    optimizer: str = "sgd"
+    """Any of timm's: sgd (without Nesterov momentum, as MoCo v2's), adamw, lars, lamb, lion, …"""
+    lr: Annotated[float, Between(0, 1e6)] = 0.03
+    """Peak learning rate for 256 images a step; it is scaled by batch size / 256, then falls as a cosine to 0."""
+    warmup_steps: Natural = 0
+    """Steps over which the learning rate rises from 0 (ours: MoCo v2 has none)."""
+    optimizer_momentum: Share = 0.9
+    """Momentum of sgd, lars and others that have one; not the key encoder's, which is --key-momentum."""
+    betas: Annotated[tuple[float, float], Each(0, 1)] | None = None
+    """Decay rates of adamw's, lamb's and others' running means; default: the optimizer's own."""
+    weight_decay: Annotated[float, Between(0, 1e6)] = 1e-4
+    """Weight decay."""
+    decay_norms: bool | None = None
+    """Whether norms, biases and tokens decay as well; default: with sgd, as in MoCo v2, and with no other."""
+    layer_decay: Annotated[float, Between(1e-6, 1)] | None = None
+    """Learning rate of each layer of the encoder over that of the next one; for --pretrained and --init."""
+    clip_grad: Annotated[float, Between(1e-12, 1e12)] | None = None
+    """Largest norm of the whole gradient; default: it is not clipped."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision; fp16 scales the loss and needs CUDA."""
+
+    def check(self) -> None:
+        super().check()
+        self.require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
+
+
+@dataclass
+class MethodOptions(Options):
+    """Options of a method. A subclass adds fields, and defaults for options of the other groups."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def check_views(self, views: ViewConfig) -> None:
+        """Raises ConfigError for views that the method cannot use."""
+
+    def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
+        """What of the options may take much memory, for so many images at a time: (options, bytes, advice)."""
+        yield from ()
+
+
+def find_method(name: str) -> Any:
+    """The class registered under a method's name, a `maskco.methods.Method`. Raises ConfigError."""
+    if name not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    if isinstance(METHODS[name], str):
+        module, _, found = METHODS[name].partition(":")
+        METHODS[name] = getattr(importlib.import_module(module), found)
+    return METHODS[name]
+
+
+@dataclass
+class PretrainConfig:
+    """How to pretrain an encoder on images without labels."""
+
+    run: RunOptions
+    method: MethodOptions
+    views: ViewConfig = field(default_factory=ViewConfig)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+
+    @classmethod
+    def of(cls, **options: Any) -> PretrainConfig:
+        """A configuration from options by their names, or whole groups as dicts.
+
+        What is missing takes the method's default. Raises ConfigError for an unknown option.
+        """
+        given = dict(ungrouped(options))
+        name = given.get("method", RunOptions.method)
+        kinds = {**GROUPS, "method": find_method(str(name)).Options}
+        values: dict[str, dict[str, Any]] = {group: {} for group in kinds}
+        homes = {field.name: group for group, kind in kinds.items() for field in dataclasses.fields(kind)}
+        for option, value in {"data": "", "out": "", **kinds["method"].defaults, **given}.items():
+            if option not in homes:
+                raise ConfigError(f"there is no option {option!r}{_hint(option, str(name), homes)}")
+            values[homes[option]][option] = tuple(value) if isinstance(value, list) else value
+        return cls(**{group: kind(**values[group]) for group, kind in kinds.items()})
+
+    def replace(self, **options: Any) -> PretrainConfig:
+        """A copy with other values."""
+        return PretrainConfig.of(**{**self.flat(), **options})
+
+    def check(self) -> None:
+        """Makes values plain. Raises ConfigError for the first impossible one."""
+        for group in self.groups():
+            group.check()
+        self.method.check_views(self.views)
+
+    def groups(self) -> tuple[Options, ...]:
+        return self.run, self.method, self.views, self.optim
+
+    def flat(self) -> dict[str, Any]:
+        """All options by their names. The command line's subclasses add switches that are no part of a run."""
+        names = {**GROUPS, "method": type(self.method)}
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-            if name in OPTIONS  # the command line's subclass adds switches that are no part of a run
+            f.name: getattr(getattr(self, g), f.name) for g, kind in names.items() for f in dataclasses.fields(kind)
+        }
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by group, as JSON and `torch.load(weights_only=True)` know them; the inverse of `of`."""
+        kinds = {**GROUPS, "method": type(self.method)}
+        values = self.flat()
+        return {
+            group: {
+                f.name: list(values[f.name]) if isinstance(values[f.name], tuple) else values[f.name]
+                for f in dataclasses.fields(kind)
+            }
+            for group, kind in kinds.items()
         }
 
     @classmethod
-    def from_stored(cls, values: dict[str, Any]) -> PretrainConfig:
+    def from_stored(cls, values: Mapping[str, Any]) -> PretrainConfig:
         """The options that a run stored, perhaps of an earlier version: what that lacked is as it was then."""
-        return cls.from_dict({**FORMERLY, **values})
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PretrainConfig:
-        """The inverse of `to_dict`. Options that are missing take their defaults; unknown ones raise ConfigError."""
-        for name in values:
-            if name not in OPTIONS:
-                near = difflib.get_close_matches(name, OPTIONS, n=1)
-                hint = f"did you mean {near[0]}?" if near else "`maskco pretrain --help` lists them all"
-                raise ConfigError(f"there is no option {name!r}; {hint}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**{"data": "", "out": "", **values})
+        given = {RENAMED.get(name, name): value for name, value in ungrouped(values)}
+        if not isinstance(values.get("run"), Mapping):  # of before options had groups: all methods' were stored
+            kind = find_method(str(given.get("method", "maskco"))).Options
+            fields = {f.name for group in (*GROUPS.values(), kind) for f in dataclasses.fields(group)}
+            maskco = {f.name for f in dataclasses.fields(find_method("maskco").Options)}
+            given = {n: v for n, v in {**FORMERLY, **given}.items() if n in fields or n not in maskco}
+        return cls.of(**given)
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
-        return dataclasses.replace(self, pretrained=False, init=None, init_prefix=None)
+        return self.replace(pretrained=False, init=None, init_prefix=None)
 
     def differences(self, other: PretrainConfig) -> list[str]:
         """Options that a resumed run may not change but that differ, each as "name: own value, not the other's"."""
-        own, others = self.to_dict(), other.to_dict()
+        own, others = self.flat(), other.flat()
         return [
-            f"{name}: {own[name]}, not {others[name]}"
-            for name in own
-            if name not in FREE_ON_RESUME and own[name] != others[name]
+            f"{name}: {own.get(name)}, not {others.get(name)}"
+            for name in {**own, **others}
+            if name not in FREE_ON_RESUME and own.get(name) != others.get(name)
         ]
 
 
-OPTIONS = {field.name: field for field in dataclasses.fields(PretrainConfig)}
-BOUNDS: Bounds = {  # smallest and largest value
-    **dict.fromkeys(("dim", "hidden", "queue_size", "output_stride", "epochs", "batch_size"), (1, LARGEST)),
-    **dict.fromkeys(("accumulate", "log_every", "keep"), (1, LARGEST)),
-    **dict.fromkeys(("key_group", "warmup_steps", "save_every_steps", "seed"), (0, LARGEST)),
-    "stage": (-1000, 1000),
-    "mask_head_depth": (1, 1000),
-    "threads": (1, 1024),  # a process that starts many more dies without a word
-    "workers": (0, 1024),
-    "save_every_minutes": (0, 1e9),
-    **dict.fromkeys(("momentum", "sgd_momentum"), (0, 1)),
-    **dict.fromkeys(("lr", "weight_decay"), (0, 1e6)),
-    "temperature": (1e-4, 1e4),
-}
+GROUPS: dict[str, Any] = {"run": RunOptions, "method": MethodOptions, "views": ViewConfig, "optim": OptimOptions}
 
 
-def view_config(options: ViewConfig) -> ViewConfig:
-    """The view options among others, checked. Raises ConfigError."""
-    try:
-        return ViewConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ViewConfig)})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def ungrouped(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Options by name, out of groups where they are in some."""
+    for name, value in values.items():
+        if name in GROUPS and isinstance(value, Mapping):
+            yield from value.items()
+        else:
+            yield name, value
+
+
+def over(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a stored run, with given ones in their place. Where these name another method, which no checkpoint
+    takes, the stored method's own are left out."""
+    if given.get("method", stored["method"]) == stored["method"]:
+        return {**stored, **given}
+    own, other = ({f.name for f in dataclasses.fields(find_method(o["method"]).Options)} for o in (stored, given))
+    return {**{name: value for name, value in stored.items() if name not in own - other}, **given}
+
+
+def _hint(option: str, method: str, known: Mapping[str, str]) -> str:
+    if option in RENAMED:
+        return f": it is {RENAMED[option]} now"
+    others = [
+        m for m in METHODS if m != method and option in {f.name for f in dataclasses.fields(find_method(m).Options)}
+    ]
+    if others:
+        return f" of {method}: it is one of {' and '.join(others)}"
+    near = difflib.get_close_matches(option, known, n=1)
+    return f"; did you mean {near[0]}?" if near else "; `maskco pretrain --help` lists them all"
 
 
 def read_config(path: str | Path) -> PretrainConfig:
@@ -247,7 +308,7 @@ def read_config(path: str | Path) -> PretrainConfig:
     try:
         config = PretrainConfig.from_stored(values)
         config.check()
-    except (ValueError, OverflowError) as error:  # a ConfigError, or a number of hundreds of digits
+    except (ValueError, OverflowError, TypeError) as error:  # a ConfigError, or a number of hundreds of digits
         raise ConfigError(f"{path}: {error}") from error
     return config
 
@@ -255,11 +316,11 @@ def read_config(path: str | Path) -> PretrainConfig:
 def demo_config(out: str | Path) -> PretrainConfig:
     """A run on the built-in scenes that two CPU cores finish in some minutes.
 
-    What differs from the defaults, and why: in the scenes colour says nothing about an item's class but everything
+    What differs from the defaults, and why: in the scenes color says nothing about an item's class but everything
     about which item it is, so views vary it strongly; regions are parts of items; a short run
     needs a small queue, whose keys the encoder has not left behind.
     """
-    return PretrainConfig(
+    return PretrainConfig.of(
         data="demo",
         out=str(out),
         encoder="test_resnet",
@@ -267,7 +328,7 @@ def demo_config(out: str | Path) -> PretrainConfig:
         hidden=256,
         mask_head_depth=2,
         queue_size=1024,
-        momentum=0.996,
+        key_momentum=0.996,
         key_group=16,
         image_size=64,
         regions=4,

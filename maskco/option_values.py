@@ -1,4 +1,9 @@
-"""Values of options: made plain Python once, then held against their types. Imports nothing heavy."""
+"""Options as dataclasses: values made plain Python, then checked against types and bounds. Imports nothing heavy.
+
+@dataclass
+class LossOptions(Options):
+    temperature: Annotated[float, Between(1e-4, 1e4)] = 0.2
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,88 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from maskco.errors import ConfigError
 
 LARGEST = 2**63 - 1  # that torch's integers hold
-Bounds = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of an option, both included."""
+
+    low: float
+    high: float = LARGEST
+
+    def refuse(self, value: Any) -> str | None:
+        """What the value must be, or None if it is. NaN is out of bounds."""
+        if self.low <= value <= self.high:
+            return None
+        return (
+            f"at least {self.low}"
+            if value < self.low and self.high == LARGEST
+            else f"between {self.low} and {self.high}"
+        )
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of both ends of a (low, high) option, which must be above 0."""
+
+    low: float
+    high: float
+
+    def refuse(self, value: Any) -> str | None:
+        first, last = value
+        if self.low <= first <= last <= self.high and first != 0:
+            return None
+        wanted = f"{self.low} <= low" if self.low else "0 < low"
+        return f"(low, high) with {wanted} <= high <= {self.high}"
+
+
+@dataclass(frozen=True)
+class Each(Between):
+    """Bounds of every item of a tuple."""
+
+    def refuse(self, value: Any) -> str | None:
+        return next(filter(None, map(super().refuse, value)), None)
+
+
+Count = Annotated[int, Between(1)]
+Natural = Annotated[int, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+Workers = Annotated[int, Between(0, 1024)]
+
+
+@dataclass
+class Options:
+    """Base of all groups of options. Fields are checked by `check`, not when they are set."""
+
+    def check(self) -> None:
+        """Makes values plain. Raises ConfigError for the first of another type than its field's, or out of bounds."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, plain(getattr(self, field.name)))
+        kinds = get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if not fits(value, kind):
+                raise ConfigError(f"{field.name} must be {written(kind)}, got {value!r}")
+            wanted = next(filter(None, (bound.refuse(value) for bound in bounds(kind) if value is not None)), None)
+            if wanted:
+                raise ConfigError(f"{field.name} must be {wanted}, got {value}")
+
+    def require(self, name: str, fine: bool, wanted: str) -> None:
+        """Raises ConfigError that says what the option must be, unless it is fine."""
+        if not fine:
+            raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)}")
 
 
 def plain(value: Any) -> Any:
     """The value as JSON and `torch.load(weights_only=True)` know it, lists as tuples.
 
-    NumPy's numbers and arrays, torch's tensors and devices, fractions and paths are turned; others come back as they
+    NumPy's numbers and arrays, torch's tensors and devices, fractions and paths are converted. Others come back as they
     are.
     """
     torch = sys.modules.get("torch")
@@ -43,14 +119,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def make_plain(options: Any) -> None:
-    """Replaces the values of a dataclass by `plain` ones, in place."""
-    for field in dataclasses.fields(options):
-        setattr(options, field.name, plain(getattr(options, field.name)))
-
-
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an option's type. Whole numbers are floats too, and paths are text."""
+    if get_origin(kind) is Annotated:
+        return fits(value, get_args(kind)[0])
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
@@ -67,30 +139,20 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, (str, os.PathLike) if kind is str else kind)
 
 
-def misfit(options: Any, kinds: type) -> str | None:
-    """A line about the first option whose value is not of its type in the dataclass `kinds`; None: all are."""
-    fields = {field.name: field for field in dataclasses.fields(kinds)}
-    for name, kind in get_type_hints(kinds).items():
-        if name not in fields or get_origin(kind) is ClassVar or fits(getattr(options, name), kind):
-            continue
-        written = fields[name].type
-        wanted = f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else _written(written)
-        return f"{name} must be {wanted}, got {getattr(options, name)!r}"
-    return None
+def bounds(kind: Any) -> list[Between | Range]:
+    """The bounds in a type's annotations."""
+    found = [note for note in getattr(kind, "__metadata__", ()) if isinstance(note, (Between, Range))]
+    return found + [bound for each in get_args(kind) for bound in bounds(each)]
 
 
-def out_of_bounds(options: Any, bounds: Bounds) -> str | None:
-    """A line about the first option that is not between its smallest and largest value, NaN included; None: all are.
-    Options that are missing or None are left out."""
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name, None)
-        if value is not None and not low <= value <= high:
-            wanted = f"at least {low}" if value < low and high == LARGEST else f"between {low} and {high}"
-            return f"{name} must be {wanted}, got {value}"
-    return None
-
-
-def _written(kind: Any) -> str:
-    """A type as its annotation has it, without what that tells the command line."""
-    text = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    return text.removeprefix("Annotated[").partition(", tyro")[0]
+def written(kind: Any) -> str:
+    """A type as a user writes it, without bounds."""
+    if get_origin(kind) is Annotated:
+        return written(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        return f"tuple[{', '.join('...' if each is ... else written(each) for each in get_args(kind))}]"
+    if get_args(kind):
+        return " | ".join(written(each) for each in get_args(kind))
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))

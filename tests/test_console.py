@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tyro
 
 from commands import run_main
 from maskco import cli
@@ -36,20 +37,38 @@ def test_errors_show_flags_but_keep_python_names_in_python(capsys):
     assert capsys.readouterr().err == "[rank 1] error: --lr must be positive: lower --workers\n"
 
 
-def test_every_command_knows_its_flags():
-    flags = {name: cli.flags(kind) for name, kind in cli.COMMANDS.items()}
-    assert {"data", "out", "resume", "batch_size"} <= flags["pretrain"]
-    assert {"data", "k", "lr", "architecture"} <= flags["eval"] and "task" not in flags["eval"]  # nested
-    assert flags["export"] == {"format", "out"}  # run is positional
-    assert flags["info"] == set()
+def parsed(line: str) -> object:
+    arguments = line.split()
+    return tyro.cli(cli.commands(arguments), prog="maskco", args=arguments)
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if cli.flags(cli.COMMANDS[name])])
-def test_the_flags_are_those_of_help(command, capsys):
-    tasks = ["knn", "linear", "regions", "detection"] if command == "eval" else [""]
-    shown = ""
-    for task in tasks:
-        assert run_main(*f"{command} {task} --help".split()) == 0
-        shown += capsys.readouterr().out
-    for name in cli.flags(cli.COMMANDS[command]):
+@pytest.mark.parametrize(
+    ("line", "some"),
+    [
+        ("pretrain --data x --out y", {"data", "out", "resume", "batch_size", "lr", "crop_scale", "queue_size"}),
+        ("pretrain --data x --out y --method simclr", {"temperature", "resume"}),
+        ("views --data x", {"data", "count", "crop_scale"}),
+        ("eval knn timm:resnet18", {"data", "k", "architecture"}),
+        ("eval detection timm:resnet18", {"data", "proposals"}),
+        ("export run --format timm --out x.pth", {"format", "out"}),
+        ("report run", {"out", "projection"}),
+        ("info", set()),
+        ("demo", {"epochs"}),
+    ],
+)
+def test_flags_are_those_of_help(line, some, capsys):
+    flags = cli.flags(parsed(line))
+    assert flags >= some and not flags & {"run", "runs", "encoders", "task"}  # positional ones and groups
+    assert run_main(*line.split(), "--help") == 0
+    shown = capsys.readouterr().out
+    for name in flags:
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_commands_show_their_own_flags(tmp_path, capsys):
+    """Before the options are parsed, after it, and for an argument that the command has no flag for."""
+    assert run_main("pretrain", "--out", tmp_path / "none", "--resume") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out: ") and "or name --data to start one" in error
+    assert run_main("report") == 2
+    assert capsys.readouterr().err.startswith("error: runs: name at least one run folder")

@@ -45,33 +45,33 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
     """
     options = {"seed": seed, "image_size": data.view, "batch_size": scale.batch_size}
     options |= scale.options | data.options | own
-    config = resolve(PretrainConfig(data=data.pretrain, out=str(folder), log_every=50, **options))
-    torch.set_num_threads(config.threads)
+    config = resolve(PretrainConfig.of(data=data.pretrain, out=str(folder), log_every=50, **options))
+    torch.set_num_threads(config.run.threads)
     keep_freed_memory()
     started, told = time.monotonic(), {}
     if method == UNTRAINED:
         encoder = fresh(config)
     elif method == SUPERVISED:
-        encoder = supervised(fresh(config).to(config.device), data, scale, seed)
+        encoder = supervised(fresh(config).to(config.run.device), data, scale, seed)
         told["steps"] = scale.steps
     else:
         encoder, told = pretrained(config, scale.steps, folder)
     told["seconds"] = round(told.get("seconds", time.monotonic() - started))
-    scores = probe(encoder.to(config.device), data.train, getattr(data, part), data.classes, data.probed)
+    scores = probe(encoder.to(config.run.device), data.train, getattr(data, part), data.classes, data.probed)
     row = {"scale": scale.name, "set": data.name, "method": method, "seed": seed, "part": part, "scores": scores}
-    return row | told | {"options": options, "device": _device_name(torch.device(config.device))} | provenance()
+    return row | told | {"options": options, "device": _device_name(torch.device(config.run.device))} | provenance()
 
 
 def fresh(config: PretrainConfig) -> nn.Module:
     """The encoder that a run with this configuration begins with."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.run.seed)
         return build_method(config).encoder
 
 
 def pretrained(config: PretrainConfig, steps: int, folder: Path) -> tuple[nn.Module, Row]:
     """The encoder that `maskco pretrain` with these options leaves, and what its log says in the end."""
-    epochs = max(round(steps * config.batch_size / len(open_pictures(config))), 1)
+    epochs = max(round(steps * config.optim.batch_size / len(open_pictures(config))), 1)
     done = train(dataclasses.replace(config, epochs=epochs), resume=True)
     if done.interrupted:
         raise UserError(f"{folder} was interrupted: the same command goes on with it")

@@ -79,6 +79,8 @@ class TwoViews:
     """
 
     def __init__(self, config: ViewConfig) -> None:
+        """Raises ConfigError for options that cannot work."""
+        config.check()
         self.config = config
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
@@ -99,8 +101,8 @@ class TwoViews:
     def _draw(self, picture: Picture | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colours], ...]:
         """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colours."""
         height, width = picture.size if isinstance(picture, Picture) else F.get_size(picture)
-        if min(height, width) < self.config.min_picture_side:
-            reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_picture_side}"
+        if min(height, width) < self.config.min_image_side:
+            reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_image_side}"
             raise PictureError("picture", reason)
         query, key = self.crops(height, width)
         if isinstance(picture, Picture):
@@ -124,6 +126,8 @@ class TwoViews:
         """What the query and the key view show of a picture of this size: the first that a call draws at random."""
         config = self.config
         query = self._random_crop(height, width)
+        if not config.regions and not config.min_overlap:
+            return query, self._random_crop(height, width)
         for _ in range(CROP_TRIES):
             key = self._random_crop(height, width)
             left, top, right, bottom = _shared(query, key)
@@ -134,7 +138,9 @@ class TwoViews:
             if share >= config.min_overlap and right - left >= least_width and bottom - top >= least_height:
                 return query, key
         # The query's own rectangle, moved so little that `keep` of each side stays shared: this meets every condition.
-        keep = max(math.sqrt(config.min_overlap), config.region_scale[0], config.min_region_pixels / config.image_size)
+        keep = math.sqrt(config.min_overlap)
+        if config.regions:
+            keep = max(keep, config.region_scale[0], config.min_region_pixels / config.image_size)
         down, right = (int(_uniform(-1, 1) * (1 - keep) * side) for side in (query.height, query.width))
         top = min(max(query.top + down, 0), height - query.height)
         left = min(max(query.left + right, 0), width - query.width)
@@ -156,6 +162,8 @@ class TwoViews:
 
     def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:
         """Width and height, in pixels of the picture, that any region of these crops should be able to have."""
+        if not self.config.regions:
+            return 0.0, 0.0
         pixels, scale = self.config.min_region_pixels / self.config.image_size, self.config.region_scale[0]
         return (
             max(scale * query.width, pixels * max(query.width, key.width)),
@@ -186,7 +194,7 @@ class TwoViews:
                 if overlap <= config.max_region_overlap:
                     break
             regions.append(best)
-        return torch.tensor(regions)
+        return torch.tensor(regions).view(-1, 4)
 
     def _cut(self, image: Tensor, regions: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
         """Cut one crop out, and flip it or not: uint8 [3, S, S] and the regions [R, 4] in its pixels."""

@@ -91,8 +91,8 @@ def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
     fixed input size gets that.
     """
     fixed = getattr(encoder, "image_size", None)
-    enlargement = (sum(config.crop_scale) / 2) ** -0.5
-    return fixed or math.ceil(config.image_size * enlargement / 32) * 32
+    enlargement = (sum(config.views.crop_scale) / 2) ** -0.5
+    return fixed or math.ceil(config.views.image_size * enlargement / 32) * 32
 
 
 def digest(opened: OpenedEncoder) -> str:
@@ -109,20 +109,20 @@ def _of_run(name: str, run: Path, architecture: str | None, *, trained: bool = T
     notes = []
     if not trained:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(config.run.seed)
             encoder = build_method(config.without_start()).encoder.eval()
-        if config.pretrained or config.init:
-            began = config.init or f"timm's weights (timm:{config.encoder})"
+        if config.run.pretrained or config.run.init:
+            began = config.run.init or f"timm's weights (timm:{config.run.encoder})"
             notes = [f"{name}: fresh weights, though the run began with {began}"]
     return OpenedEncoder(
         name=name,
         encoder=encoder,
-        architecture=config.encoder,
-        stage=config.stage,
-        output_stride=config.output_stride,
+        architecture=config.run.encoder,
+        stage=config.run.stage,
+        output_stride=config.run.output_stride,
         image_size=scene_size(config, encoder),
         run=run.parent if run.is_file() else run,
-        facts={"method": config.method, "step": step} if trained else {"method": "untrained", "step": 0},
+        facts={"method": config.run.method, "step": step} if trained else {"method": "untrained", "step": 0},
         notes=notes,
     )
 

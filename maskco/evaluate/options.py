@@ -7,20 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from maskco.option_values import LARGEST, Bounds, make_plain
+from maskco.option_values import Between, Count, Natural, Options, Workers
 
-BOUNDS: Bounds = {  # smallest and largest value
-    **dict.fromkeys(("train_pictures", "test_pictures", "k", "epochs", "batch_size", "proposals"), (1, LARGEST)),
-    "image_size": (16, 100_000),
-    "workers": (0, 1024),
-    "seed": (0, LARGEST),
-    "temperature": (1e-4, 1e4),
-    "lr": (1e-12, 1e6),
-}
+Temperature = Annotated[float, Between(1e-4, 1e4)]
 
 
 @dataclass(kw_only=True)
-class Evaluation:
+class Evaluation(Options):
     """What all evaluations share."""
 
     task: ClassVar[str]
@@ -28,7 +21,7 @@ class Evaluation:
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER [ENCODER …]")]
     """One or more, a row each: run folders, timm:NAME (downloads its weights), untrained:NAME, files of weights."""
     data: str = "demo"
-    """Labelled data: a folder in COCO's layout, or of train/CLASS/ and val/CLASS/ pictures, or "demo"."""
+    """Labelled data: a folder in COCO's layout, or of train/CLASS/ and val/CLASS/ images, or "demo"."""
     untrained: bool = False
     """Add each encoder once more with fresh weights."""
     architecture: str | None = None
@@ -36,46 +29,42 @@ class Evaluation:
     prefix: str | None = None
     """Which of several encoders in a file of weights: what stands before its tensors' names, or a word of that, such as
     module.encoder_k or teacher; default: an EMA, then the teacher or query side, then a momentum side."""
-    image_size: int | None = None
-    """Side of the pictures; default: what suits the first run named, else 224. The same for all encoders."""
-    train_pictures: int | None = None
+    image_size: Annotated[int, Between(16, 100_000)] | None = None
+    """Side of the images; default: what suits the first run named, else 224. The same for all encoders."""
+    train_images: Count | None = None
     """At most so many to learn from; default: all, but 2000 scenes of the demo."""
-    test_pictures: int | None = None
+    test_images: Count | None = None
     """At most so many to test on; default: all, but 1000 scenes of the demo."""
     batch_norm: Literal["data", "stored"] = "data"
-    """Running statistics: estimated anew on the training pictures for every encoder alike, or as they were saved."""
+    """Running statistics: estimated again on the training images for every encoder alike, or as they were saved."""
     out: str | None = None
     """JSON file to add the rows to; default: evaluation.json in the first run folder named, else here."""
     device: str = "auto"
     """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
-    workers: int | None = None
-    """Processes that load pictures; default: as many as cores, at most 8; none for the demo."""
-
-    def __post_init__(self) -> None:
-        """Values become plain ones, since results keep them as JSON. `evaluate` refuses impossible ones."""
-        make_plain(self)
+    workers: Workers | None = None
+    """Processes that load images; default: as many as cores, at most 8; none for the demo."""
 
 
 @dataclass(kw_only=True)
 class Knn(Evaluation):
-    """Classify pictures by their nearest neighbours among the training pictures (DINO's weighted vote)."""
+    """Classify images by their nearest neighbours among the training images (DINO's weighted vote)."""
 
     task: ClassVar[str] = "knn"
-    k: int = 20
+    k: Count = 20
     """Neighbours that vote."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """Votes weigh exp(cosine / this)."""
 
 
 @dataclass(kw_only=True)
 class Linear(Evaluation):
-    """Classify pictures by a linear classifier on frozen features; the learning rate is swept, none is to be given."""
+    """Classify images by a linear classifier on frozen features; the learning rate is swept, none is to be given."""
 
     task: ClassVar[str] = "linear"
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the features."""
-    seed: int = 0
-    """Fixes the held-out share of the training pictures and their order."""
+    seed: Natural = 0
+    """Fixes the held-out share of the training images and their order."""
 
 
 @dataclass(kw_only=True)
@@ -83,13 +72,13 @@ class Regions(Evaluation):
     """Classify boxes from features pooled over them, by a linear classifier and by nearest neighbours."""
 
     task: ClassVar[str] = "regions"
-    k: int = 20
+    k: Count = 20
     """Neighbours that vote."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """Votes weigh exp(cosine / this)."""
-    epochs: int = 100
+    epochs: Count = 100
     """Passes of the linear classifier over the features."""
-    seed: int = 0
+    seed: Natural = 0
     """Fixes the held-out share of the training regions and their order."""
 
 
@@ -101,15 +90,15 @@ class Detection(Evaluation):
     """
 
     task: ClassVar[str] = "detection"
-    epochs: int = 12
-    """Passes over the training pictures; 12 is the usual "1×"."""
-    batch_size: int = 16
-    """Pictures a step."""
-    lr: float = 0.02
-    """Learning rate for 16 pictures a step; scaled to the batch size, a tenth after 2/3 and after 8/9 of the steps."""
-    proposals: int = 512
-    """Boxes a picture that the box head learns from; most of a step's cost on a CPU. Small pictures need fewer."""
+    epochs: Count = 12
+    """Passes over the training images; 12 is the usual "1×"."""
+    batch_size: Count = 16
+    """Images a step."""
+    lr: Annotated[float, Between(1e-12, 1e6)] = 0.02
+    """Learning rate for 16 images a step; scaled to the batch size, a tenth after 2/3 and after 8/9 of the steps."""
+    proposals: Count = 512
+    """Boxes a image that the box head learns from; most of a step's cost on a CPU. Small images need fewer."""
     amp: Literal["off", "bf16"] = "off"
     """Mixed precision."""
-    seed: int = 0
-    """Fixes the detector's fresh layers, the order of pictures and their flips."""
+    seed: Natural = 0
+    """Fixes the detector's fresh layers, the order of images and their flips."""

@@ -18,11 +18,10 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
-from maskco.evaluate.options import BOUNDS, Detection, Evaluation, Knn, Linear, Regions
+from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
 from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
 from maskco.files import user_path
 from maskco.memory import memory_errors
-from maskco.option_values import misfit, out_of_bounds
 from maskco.runs.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
@@ -30,7 +29,7 @@ SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
 Scored = tuple[dict[str, float], dict[str, Any]]  # a row's scores and details
 
 
-@memory_errors("lower image_size, batch_size, train_pictures or test_pictures")
+@memory_errors("lower image_size, batch_size, train_images or test_images")
 def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     """Evaluates every encoder that `options` names and adds the rows to a JSON file.
 
@@ -50,7 +49,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         encoders += [open_encoder(name, options.architecture) for name in fresh if name not in options.encoders]
     runs = [(opened.run, opened.image_size) for opened in encoders if opened.run is not None]
     size = options.image_size or next((own for _, own in runs if own is not None), IMAGE_SIZE)
-    data = open_labelled(options.data, image_size=size, train=options.train_pictures, test=options.test_pictures)
+    data = open_labelled(options.data, image_size=size, train=options.train_images, test=options.test_images)
     out = user_path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
     if out.is_dir():
         raise EvaluationError(f"out: {out} is a folder: name a file, such as {out / EVALUATION}")
@@ -95,8 +94,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
 
 
 def _check(options: Evaluation) -> None:
-    if wrong := misfit(options, type(options)) or out_of_bounds(options, BOUNDS):
-        raise EvaluationError(wrong)
+    options.check()
     if not options.encoders:
         raise EvaluationError("encoders: name at least one run folder, timm:NAME or file of weights")
 

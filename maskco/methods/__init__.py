@@ -1,20 +1,23 @@
-"""Pretraining methods, each readable on one page. `METHODS` maps the config's names to them."""
+"""Pretraining methods, each readable on one page. `maskco.config.METHODS` maps names to them; see `base` for how.
+
+Their classes can be imported from here as well. Each is loaded when first asked for.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from maskco.config import PretrainConfig
+from maskco.config import METHODS, PretrainConfig, find_method
 from maskco.errors import ConfigError
-from maskco.methods.maskco import MaskCo
-from maskco.methods.moco_v2 import MoCoV2
-from maskco.methods.step import StepOutput
-from maskco.nn import create_encoder
+from maskco.methods.base import Method, StepOutput
 
-Method = MaskCo | MoCoV2
-METHODS: dict[str, type[MaskCo] | type[MoCoV2]] = {"maskco": MaskCo, "moco_v2": MoCoV2}
+if TYPE_CHECKING:
+    from maskco.methods.densecl import DenseCL as DenseCL
+    from maskco.methods.maskco import MaskCo as MaskCo
+    from maskco.methods.moco_v2 import MoCoV2 as MoCoV2
+    from maskco.methods.simclr import SimCLR as SimCLR
 
-__all__ = ["METHODS", "MaskCo", "Method", "MoCoV2", "StepOutput", "build_method"]
+__all__ = ["METHODS", "Method", "StepOutput", "build_method"]
 
 
 def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> Method:
@@ -22,30 +25,24 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> M
 
     Raises ConfigError if the encoder cannot be built.
     """
+    from maskco.nn import create_encoder  # loads timm
+
     try:
         encoder = create_encoder(
-            config.encoder,
-            stage=config.stage,
-            output_stride=config.output_stride,
-            image_size=config.image_size,
-            pretrained=config.pretrained if pretrained is None else pretrained,
+            config.run.encoder,
+            stage=config.run.stage,
+            output_stride=config.run.output_stride,
+            image_size=config.views.image_size,
+            pretrained=config.run.pretrained if pretrained is None else pretrained,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    options: dict[str, Any] = {
-        "dim": config.dim,
-        "hidden": config.hidden,
-        "queue_size": config.queue_size,
-        "temperature": config.temperature,
-        "momentum": config.momentum,
-        "key_group": config.key_group,
-        "shuffle_keys": config.shuffle_keys,
-    }
-    if config.method == "maskco":
-        options["mask_head"] = config.mask_head
-        options["mask_head_depth"] = config.mask_head_depth
-        options["key_head"] = config.key_head
-        options["local_negatives"] = config.local_negatives
-        options["mask_share"] = config.mask_share
-        options["mask_fill"] = config.mask_fill
-    return METHODS[config.method](encoder, **options)
+    method: Method = find_method(config.run.method)(encoder, **vars(config.method))
+    return method
+
+
+def __getattr__(name: str) -> type[Method]:
+    for method, home in METHODS.items():
+        if name == (home.rpartition(":")[2] if isinstance(home, str) else home.__name__):
+            return find_method(method)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,92 +7,95 @@ ours and named so; the rest follows MoCo v2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.data.view_config import MaskFill
+from maskco.data.view_config import MaskOptions, ViewConfig
 from maskco.data.views import Views, draw_fill, mask_boxes
-from maskco.methods.step import StepOutput
+from maskco.errors import ConfigError
+from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
 from maskco.nn import (
     FeatureQueue,
     ProjectionHead,
     create_mask_head,
     forward_in_groups,
     momentum_copy,
-    momentum_update_,
     shuffled_across_ranks,
 )
-from maskco.nn.encoder import as_encoder
+from maskco.option_values import Between
+
+HIDDEN = 0.9  # share of the query views' pixels; above it nothing is left to predict from
 
 
-class MaskCo(nn.Module):
-    """Masked query view -> encoder -> mask head -> box_pool -> projection, against the momentum side's whole key view.
+@dataclass
+class MaskCoOptions(MaskOptions, MomentumOptions):
+    """MaskCo's options.
 
-    Args:
-        encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
-        dim: length of queries and keys.
-        hidden: hidden width of the projection; None: the encoder's channels.
-        mask_share: share of a region's area that is hidden, in its middle (ours: 0.3, which with four regions of 0.25
-            to 0.4 of the view's side did best of the tries in benchmarks/results/claims_tries.json).
-        mask_fill: "grey", "noise" or "mean", see `data.views.draw_fill` (ours: grey).
-        mask_head: "conv", "attention" or "none"; type and depth are ours. (On the demo's scenes conv led attention
-            by about two points and none by three, on scenes of CIFAR-10's pictures both by 1.5 or less:
-            benchmarks/results/claims.json. The paper calls the head the key to the success.)
-        key_head: the key passes a momentum copy of the mask head too (ours: no, since nothing is masked there; "keys
-            through the head" in the same file was no better).
-        queue_size, temperature, momentum: MoCo v2's defaults.
-        local_negatives: the other regions of the same picture are negatives too (ours: yes, "no negatives of the same
-            picture" was no better; one region has none).
-        key_group: pictures that share batch statistics in the key branch, see `nn.forward_in_groups`; 0: all.
-        shuffle_keys: with several ranks, deal the key pictures out anew between them, see `nn.shuffled_across_ranks`.
+    The hidden share of 0.3, with four regions of 0.25 to 0.4 of the view's side, did best in
+    benchmarks/results/claims_tries.json. On the demo's scenes the conv head led attention by about two points and none
+    by three, on scenes of CIFAR-10's images both by 1.5 or less (benchmarks/results/claims.json). The paper calls the
+    head the key to the success.
     """
 
-    def __init__(
-        self,
-        encoder: str | nn.Module = "resnet50",
-        *,
-        dim: int = 128,
-        hidden: int | None = None,
-        mask_share: float = 0.3,
-        mask_fill: MaskFill = "grey",
-        mask_head: str = "conv",
-        mask_head_depth: int = 3,
-        key_head: bool = False,
-        queue_size: int = 65536,
-        temperature: float = 0.2,
-        momentum: float = 0.999,
-        local_negatives: bool = True,
-        key_group: int = 32,
-        shuffle_keys: bool = True,
-    ) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.temperature = temperature
-        self.mask_share = mask_share
-        self.mask_fill = mask_fill
-        self.key_head = key_head
-        self.local_negatives = local_negatives
-        self.key_group = key_group
-        self.shuffle_keys = shuffle_keys
-        self.encoder = as_encoder(encoder)
-        self.mask_head = create_mask_head(mask_head, self.encoder.channels, depth=mask_head_depth)
-        self.projection = ProjectionHead(self.encoder.channels, hidden, dim)
+    mask_head: Literal["conv", "attention", "none"] = "conv"
+    """Mask prediction head (type: ours)."""
+    mask_head_depth: Annotated[int, Between(1, 1000)] = 3
+    """Its blocks (ours)."""
+    key_head: bool = False
+    """Pass the keys through a momentum copy of the mask head (ours: no, since nothing is masked there)."""
+    local_negatives: bool = True
+    """Other regions of the same image are negatives too, where --regions is 2 or more (ours: yes)."""
+
+    def check_views(self, views: ViewConfig) -> None:
+        if not views.regions:
+            raise ConfigError("regions must be at least 1 for maskco, which masks them, got 0")
+
+    def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
+        yield from super().memory(images, views)
+        if self.local_negatives:
+            named = f"regions {views.regions} of {images} images, each with all others of its image,"
+            yield named, 4.0 * self.dim * images * views.regions**2, "lower regions or batch_size"
+
+
+class MaskCo(Method):
+    """Masked query view -> encoder -> mask head -> box_pool -> projection, against the momentum side's whole key view.
+
+    The options are explained in `MaskCoOptions`.
+    """
+
+    Options = MaskCoOptions
+    options: MaskCoOptions
+
+    def __init__(self, encoder: str | nn.Module = "resnet50", **options: Any) -> None:
+        super().__init__(encoder, **options)
+        channels, own = self.encoder.channels, self.options
+        self.mask_head = create_mask_head(own.mask_head, channels, depth=own.mask_head_depth)
+        self.projection = ProjectionHead(channels, own.hidden, own.dim)
         self.momentum_encoder = momentum_copy(self.encoder)
-        self.momentum_mask_head = momentum_copy(self.mask_head) if key_head else nn.Identity()
+        self.momentum_mask_head = momentum_copy(self.mask_head) if own.key_head else nn.Identity()
         self.momentum_projection = momentum_copy(self.projection)
-        self.queue = FeatureQueue(queue_size, dim)
+        self.queue = FeatureQueue(own.queue_size, own.dim)
 
-    def forward(self, views: Views, *, whole_step: bool = True) -> StepOutput:
-        """Loss of a batch of B pictures with R regions each. Only training moves the momentum side and the queue.
+    def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+        pairs = [(self.encoder, self.momentum_encoder), (self.projection, self.momentum_projection)]
+        return [*pairs, (self.mask_head, self.momentum_mask_head)] if self.options.key_head else pairs
 
-        Whoever makes a step of several batches passes `whole_step=False` and moves them by hand: `update_momentum_side`
-        before the first batch, `queue.push` of all batches' keys after the last.
-        """
-        if self.training and whole_step:
-            self.update_momentum_side()
-        queries = self.encode_queries(views)  # [B * R, D]
+    def forward(self, views: Views) -> StepOutput:
+        """The loss of B images with R regions each."""
+        return self._contrast(views, masked=True)
+
+    def plain_loss(self, views: Views) -> Tensor:
+        """The loss without masks."""
+        return self._contrast(views, masked=False).loss
+
+    def _contrast(self, views: Views, *, masked: bool) -> StepOutput:
+        queries = self.encode_queries(views, masked=masked)  # [B * R, D]
         with torch.no_grad():
             keys = self.encode_keys(views)  # [B * R, D]
         loss, stats = ops.info_nce(
@@ -101,21 +104,21 @@ class MaskCo(nn.Module):
             self.queue.features,
             valid=self.queue.valid,
             local_negatives=self.other_regions(keys, views.key_boxes.shape[1]),
-            temperature=self.temperature,
+            temperature=self.options.temperature,
             return_stats=True,
         )
-        if self.training and whole_step:
-            self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
-        return StepOutput(loss, stats, queries.detach(), keys)
+        return StepOutput(loss, contrast_metrics(stats, queries), {"queue": keys})
 
     def encode_queries(self, views: Views, *, masked: bool = True) -> Tensor:
         """The masked regions as predicted from their surroundings: [B * R, D] unit vectors. Not `masked`: as seen."""
-        images = views.query  # [B, 3, S, S]
-        if masked:
-            fill = draw_fill(self.mask_fill, images)
-            images = mask_boxes(images, views.query_boxes, share=self.mask_share, fill=fill)
+        images = self.masked(views) if masked else views.query  # [B, 3, S, S]
         features = self.mask_head(self.encoder(images))  # [B, C, h, w]
         return embed_regions(features, views.query_boxes, self.encoder.stride, self.projection)
+
+    def masked(self, views: Views, *, generator: torch.Generator | None = None) -> Tensor:
+        """The query views as the encoder sees them: [B, 3, S, S]. `generator`: of noise that fills masks."""
+        fill = draw_fill(self.options.mask_fill, views.query, generator=generator)
+        return mask_boxes(views.query, views.query_boxes, share=self.options.mask_share, fill=fill)
 
     def encode_keys(self, views: Views) -> Tensor:
         """The same regions as the momentum side sees them in the whole key view: [B * R, D] unit vectors."""
@@ -124,27 +127,31 @@ class MaskCo(nn.Module):
             features = forward_in_groups(  # [B, C, h, w]
                 lambda group: self.momentum_mask_head(self.momentum_encoder(group)),
                 images,
-                self.key_group if self.training else 0,
+                self.options.key_group if self.training else 0,
             )
             keys = embed_regions(features, boxes, self.encoder.stride, self.momentum_projection)
-            return keys.unflatten(0, boxes.shape[:2])  # [B, R, D]: rows of pictures, which ranks can exchange
+            return keys.unflatten(0, boxes.shape[:2])  # [B, R, D]: rows of images, which ranks can exchange
 
-        if self.training and self.shuffle_keys:
+        if self.training and self.options.shuffle_keys:
             return shuffled_across_ranks(encode, views.key, views.key_boxes).flatten(0, 1)
         return encode(views.key, views.key_boxes).flatten(0, 1)
 
     def other_regions(self, keys: Tensor, regions: int) -> Tensor | None:
-        """For each query the keys of the other regions of its picture: [B * R, R - 1, D]."""
-        if not self.local_negatives or regions == 1:
+        """For each query the keys of the other regions of its image: [B * R, R - 1, D]."""
+        if not self.options.local_negatives or regions == 1:
             return None
         first, shift = torch.arange(regions, device=keys.device)[:, None], torch.arange(1, regions, device=keys.device)
         return keys.unflatten(0, (-1, regions))[:, (first + shift) % regions].flatten(0, 1)
 
-    def update_momentum_side(self) -> None:
-        momentum_update_(self.encoder, self.momentum_encoder, self.momentum)
-        momentum_update_(self.projection, self.momentum_projection, self.momentum)
-        if self.key_head:
-            momentum_update_(self.mask_head, self.momentum_mask_head, self.momentum)
+    def warnings(self, views: Views) -> dict[str, str]:
+        canvas = torch.zeros_like(views.query[:, :1])
+        hidden = mask_boxes(canvas, views.query_boxes, share=self.options.mask_share, fill=1.0).mean().item()
+        if hidden <= HIDDEN:
+            return {}
+        return {
+            "mask": f"the masks cover {hidden:.0%} of the query views, which leaves nothing to predict from: start "
+            "over with fewer regions, or a smaller region_scale"
+        }
 
 
 def embed_regions(features: Tensor, boxes: Tensor, stride: int, projection: nn.Module) -> Tensor:

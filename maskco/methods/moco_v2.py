@@ -5,61 +5,39 @@ Whole views are contrasted by their global average. They come from MaskCo's two-
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
 from maskco.data.views import Views
-from maskco.methods.step import StepOutput
-from maskco.nn import (
-    FeatureQueue,
-    ProjectionHead,
-    forward_in_groups,
-    momentum_copy,
-    momentum_update_,
-    shuffled_across_ranks,
-)
-from maskco.nn.encoder import as_encoder
+from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
+from maskco.nn import FeatureQueue, ProjectionHead, forward_in_groups, momentum_copy, shuffled_across_ranks
 
 
-class MoCoV2(nn.Module):
+class MoCoV2(Method):
     """Query view -> encoder -> global average -> projection, against the momentum side's key view.
 
-    The arguments mean what they mean for `MaskCo`; the boxes in the views are not looked at.
+    The boxes in the views are not looked at.
     """
 
-    def __init__(
-        self,
-        encoder: str | nn.Module = "resnet50",
-        *,
-        dim: int = 128,
-        hidden: int | None = None,
-        queue_size: int = 65536,
-        temperature: float = 0.2,
-        momentum: float = 0.999,
-        key_group: int = 32,
-        shuffle_keys: bool = True,
-    ) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.temperature = temperature
-        self.key_group = key_group
-        self.shuffle_keys = shuffle_keys
-        self.encoder = as_encoder(encoder)
-        self.projection = ProjectionHead(self.encoder.channels, hidden, dim)
+    Options = MomentumOptions
+    options: MomentumOptions
+
+    def __init__(self, encoder: str | nn.Module = "resnet50", **options: Any) -> None:
+        super().__init__(encoder, **options)
+        self.projection = ProjectionHead(self.encoder.channels, self.options.hidden, self.options.dim)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_projection = momentum_copy(self.projection)
-        self.queue = FeatureQueue(queue_size, dim)
+        self.queue = FeatureQueue(self.options.queue_size, self.options.dim)
 
-    def forward(self, views: Views, *, whole_step: bool = True) -> StepOutput:
-        """Loss of one batch of B pictures. Only training mode moves the momentum side and the queue.
+    def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.encoder, self.momentum_encoder), (self.projection, self.momentum_projection)]
 
-        `whole_step=False` leaves both to the caller, as in `MaskCo`.
-        """
-        if self.training and whole_step:
-            self.update_momentum_side()
-        queries = self.encode_queries(views)  # [B, D]
+    def forward(self, views: Views) -> StepOutput:
+        queries = embed_views(self.encoder(views.query), self.projection)  # [B, D]
         with torch.no_grad():
             keys = self.encode_keys(views)  # [B, D]
         loss, stats = ops.info_nce(
@@ -67,29 +45,20 @@ class MoCoV2(nn.Module):
             keys,
             self.queue.features,
             valid=self.queue.valid,
-            temperature=self.temperature,
+            temperature=self.options.temperature,
             return_stats=True,
         )
-        if self.training and whole_step:
-            self.queue.push(keys)  # info_nce made the gradient in its forward pass: this does not change it
-        return StepOutput(loss, stats, queries.detach(), keys)
-
-    def encode_queries(self, views: Views) -> Tensor:
-        """The whole query views: [B, D] unit vectors."""
-        return embed_views(self.encoder(views.query), self.projection)
+        return StepOutput(loss, contrast_metrics(stats, queries), {"queue": keys})
 
     def encode_keys(self, views: Views) -> Tensor:
         """The whole key views as the momentum side sees them: [B, D] unit vectors."""
 
         def encode(images: Tensor) -> Tensor:
-            features = forward_in_groups(self.momentum_encoder, images, self.key_group if self.training else 0)
+            features = forward_in_groups(self.momentum_encoder, images, self.options.key_group if self.training else 0)
             return embed_views(features, self.momentum_projection)
 
-        return shuffled_across_ranks(encode, views.key) if self.training and self.shuffle_keys else encode(views.key)
-
-    def update_momentum_side(self) -> None:
-        momentum_update_(self.encoder, self.momentum_encoder, self.momentum)
-        momentum_update_(self.projection, self.momentum_projection, self.momentum)
+        shuffled = self.training and self.options.shuffle_keys
+        return shuffled_across_ranks(encode, views.key) if shuffled else encode(views.key)
 
 
 def embed_views(features: Tensor, projection: nn.Module) -> Tensor:

@@ -5,7 +5,10 @@ Without a process group each function gives back what it got.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,10 +17,11 @@ from torch import Tensor
 from maskco.errors import RankError
 
 T = TypeVar("T")
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone.get() and dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
@@ -26,6 +30,16 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this rank works as a single process would, and waits for no other."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def agree(*values: int) -> list[int]:
@@ -102,3 +116,25 @@ def _gather_rows(tensor: Tensor, lengths: list[int]) -> Tensor:
 def own_rows(tensor: Tensor, lengths: list[int] | None = None) -> Tensor:
     """This rank's share of what `gather_in_rank_order` gave, a view; `lengths`: of all ranks' parts, if not equal."""
     return tensor.split(lengths or len(tensor) // world_size())[rank()]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """`gather_in_rank_order` that carries gradients: each rank's rows get the sum of all ranks' gradients for them.
+
+    All ranks must run the backward pass, too. With gradients averaged over ranks, as DistributedDataParallel does, the
+    mean of the ranks' losses has the gradient that one process with all rows would have.
+    """
+    return tensor if world_size() == 1 else _Gather.apply(tensor)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.lengths = join_lists([len(tensor)])
+        return gather_in_rank_order(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # others may hold it too
+        dist.all_reduce(gradient)
+        return own_rows(gradient, ctx.lengths)

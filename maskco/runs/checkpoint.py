@@ -16,10 +16,10 @@ from maskco.files import partial_name, write_atomically
 from maskco.methods import Method, build_method
 from maskco.runs.trust import own_file, refuse_source
 
-FORMAT = "maskco run 3"
+FORMAT = "maskco run 4"
+FORMER = "maskco run 3"  # whose options had no groups, and whose metrics no names
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
-LARGEST = 1e20  # of any option
 BEST = "best.pt"  # that of the epoch with the lowest mean loss
 
 
@@ -88,9 +88,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} cannot be read, damaged or truncated: {copy}, or start again with --overwrite"
         ) from error
+    if isinstance(state, dict) and state.get("format") == FORMER:
+        state = converted(path, state)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a maskco run ({FORMAT!r})")
     return state
+
+
+def converted(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of the former format as one of this. Raises CheckpointError."""
+    try:
+        totals = dict(state.get("totals") or {})
+        if totals:
+            share = torch.tensor([1.0, 100.0, 100.0, 1.0])  # accuracies are in percent now
+            totals |= {"names": ["accuracy", "top5", "embedding_std"], "sums": totals["sums"].reshape(-1, 4) * share}
+        return {**state, "format": FORMAT, "images": state.get("pictures"), "totals": totals}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from error
+
+
+def require_queues(config: PretrainConfig, weights: dict[str, Any]) -> None:
+    """Raises ValueError if options ask for a larger queue than the weights hold: it would be made before they are."""
+    options = vars(config.method)
+    if "queue_size" in options:
+        wanted = (options["queue_size"], options["dim"])
+        if wanted not in [tuple(t.shape) for name, t in weights.items() if name.endswith("queue.features")]:
+            raise ValueError(f"queue_size {wanted[0]} and dim {wanted[1]} are not those of its queue")
 
 
 def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
@@ -98,9 +121,6 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     try:
         config = PretrainConfig.from_stored(state["config"])
         config.check()
-        for name, value in config.to_dict().items():
-            if isinstance(value, (int, float)) and abs(value) > LARGEST:
-                raise ValueError(f"{name} is larger than {LARGEST:g}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
     return config
@@ -120,14 +140,15 @@ def load_run(run: str | Path, *, encoder: str | None = None) -> tuple[PretrainCo
     path = run if run.is_file() else own_file(run, CHECKPOINT)
     state = read_checkpoint(path)
     config = stored_config(path, state)
-    if encoder != config.encoder:
-        refuse_source(config.encoder, str(path), "name it with --architecture (in Python: load_run(run, encoder=…))")
+    if encoder != config.run.encoder:
+        refuse_source(
+            config.run.encoder, str(path), "name it with --architecture (in Python: load_run(run, encoder=…))"
+        )
     try:
         step = int(state["step"])
         weights = state["method"]
         with torch.random.fork_rng(devices=[]):
-            if weights["queue.features"].shape != (config.queue_size, config.dim):
-                raise ValueError(f"queue_size {config.queue_size} and dim {config.dim} are not those of its queue")
+            require_queues(config, weights)
             method = build_method(config.without_start())
             method.load_state_dict(weights)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:

@@ -19,7 +19,7 @@ METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
 WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
 OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
-METRICS_OF_OURS = {"step", "epoch", "loss", "accuracy", "embedding_std"}  # what every row has
+METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row has
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -72,7 +72,7 @@ def _first_line(log: Path) -> bool:
     if not log.is_file():
         return False
     with open(log, encoding="utf-8", errors="replace") as file:
-        return re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (maskco|moco_v2) with ", file.readline(200)) is not None
+        return re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w+ with ", file.readline(200)) is not None
 
 
 def clear_out(out: Path) -> None:

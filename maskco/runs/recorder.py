@@ -47,8 +47,8 @@ class Recorder:
         out.mkdir(parents=True, exist_ok=True)
         if self._replace:
             clear_out(out)
-        stored = self._config.to_dict()
-        values = {"maskco": maskco.__version__, SIGNATURE: sign(stored["data"]), **stored}
+        signature = sign(self._config.run.data)
+        values = {"maskco": maskco.__version__, SIGNATURE: signature, **self._config.to_dict()}
         content = json.dumps(values, indent=2) + "\n"
         write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
         kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= self._step)

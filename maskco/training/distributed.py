@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskco.errors import ConfigError, RankError, UserError
+from maskco.methods import Method
 from maskco.nn.ranks import agree, is_distributed, rank
 
 # ---- start and end
@@ -105,14 +106,15 @@ def reduce_gradients(module: nn.Module, now: bool) -> AbstractContextManager[Non
     return nullcontext() if now or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
-def share_batch_statistics(method: nn.Module) -> None:
-    """Makes the query side's batch norms take their statistics over all ranks, in place; CUDA only.
+def share_batch_statistics(method: Method) -> None:
+    """Makes the trained side's batch norms take their statistics over all ranks, in place; CUDA only.
 
-    The key side's do not change: it is parted into groups so that its statistics are of other pictures.
+    The momentum side's do not change: it is split into groups so that its statistics are of other images.
     """
     from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation in timm's norms
 
     if is_distributed():
+        copies = [copy for _, copy in method.key_modules()]
         for name, module in method.named_children():
-            if not name.startswith("momentum_"):
+            if not any(module is copy for copy in copies):
                 setattr(method, name, convert_sync_batchnorm(module))

@@ -15,26 +15,28 @@ from maskco.weights.names import load_named, timm_names, told, whole_model_state
 
 
 def start_from_weights(method: Method, config: PretrainConfig) -> str:
-    """Fills the encoder of a fresh method, and its momentum copy, from what `config.init` names.
+    """Fills the encoder of a fresh method, and its momentum copy, from what `config.run.init` names.
 
     That is a run folder, a checkpoint, or a file of weights of another project. Random numbers are left alone.
 
     Returns: a line that says where the weights come from.
 
     Raises:
-        ConfigError: the file is unreadable, or does not fit `config.encoder`.
+        ConfigError: the file is unreadable, or does not fit `config.run.encoder`.
     """
-    path = Path(config.init or "")
+    path = Path(config.run.init or "")
     path = path / CHECKPOINT if path.is_dir() else path
     backbone = method.encoder.backbone
     try:
         tensors, _ = read_weights(path)
         with torch.random.fork_rng(devices=[]):
-            names = timm_names(backbone, whole_model_state(config.encoder))
-        found = load_named(backbone, names, tensors, str(path), prefix=config.init_prefix, argument="encoder")
+            names = timm_names(backbone, whole_model_state(config.run.encoder))
+        found = load_named(backbone, names, tensors, str(path), prefix=config.run.init_prefix, argument="encoder")
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
-    method.momentum_encoder.load_state_dict(method.encoder.state_dict())
+    for online, copy in method.key_modules():
+        if online is method.encoder:
+            copy.load_state_dict(online.state_dict())
     before = f" behind {found['prefix']!r}" if found["prefix"] else ""
     choice = told(found, "init_prefix")
     return f"the encoder starts from {path}: {found['matched']} tensors{before}" + (f"; {choice}" if choice else "")

@@ -9,23 +9,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from maskco import ops
 from maskco.config import PretrainConfig
 from maskco.data.views import Views
 from maskco.errors import ConfigError
 from maskco.memory import memory_errors
-from maskco.methods import MaskCo, Method
+from maskco.methods import Method
 from maskco.nn.encoder import map_scale
+from maskco.nn.ranks import alone
 
 EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
-PICTURES = 2  # batch norms need company
+IMAGES = 2  # batch norms need company
 
 
 def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype: torch.dtype | None) -> list[str]:
     """Names of learned parameters that get no gradient, in the method's order.
 
-    Runs the query side once, forward and backward, on two images of noise at the run's size, and MaskCo's once more
-    without masks. Weights, gradients, buffers and random numbers stay as they are. All ranks may call it on their own.
+    Runs the method once, forward and backward, on two images of noise at the run's size and with full queues, and once
+    more without masks where it has some (`Method.plain_loss`). Weights, gradients, buffers and random numbers stay as
+    they are. Ranks call it on their own.
 
     Args:
         dtype: of autocast; None: it is off.
@@ -33,21 +34,18 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
     Raises ConfigError that names encoder and image size, if the encoder fails, its map has another shape than it says,
     its gradient is not finite, or masks make its gradient explode.
     """
-    who = f"encoder {config.encoder} at image_size {config.image_size}"
+    who = f"encoder {config.run.encoder} at image_size {config.views.image_size}"
     learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
-    with no_trace(method, device), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with alone(), no_trace(method, device), torch.autocast(device.type, dtype, enabled=dtype is not None):
         torch.manual_seed(0)
         views = noise_views(config, device)
         try:
             with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
                 features = method.encoder(views.query)
             check_map(who, features, views.query, method.encoder.channels, method.encoder.stride)
-            gradients = gradients_of(method, method.encode_queries(views), list(learned.values()))
-            plain = (
-                gradients_of(method, method.encode_queries(views, masked=False), list(learned.values()))
-                if isinstance(method, MaskCo)
-                else gradients
-            )
+            gradients = gradients_of(method(views).loss, list(learned.values()))
+            loss = method.plain_loss(views)
+            plain = gradients if loss is None else gradients_of(loss, list(learned.values()))
         except (ConfigError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # encoders are anyone's code
@@ -67,10 +65,13 @@ def told(unused: list[str]) -> str:
 
 
 @contextmanager
-def no_trace(method: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts random numbers and buffers (batch norms' statistics and counters) back, and compiles nothing. The queue is
-    not copied, since only a push changes it."""
-    before = {name: buffer.clone() for name, buffer in method.named_buffers() if not name.startswith("queue.")}
+def no_trace(method: Method, device: torch.device) -> Iterator[None]:
+    """Restores random numbers and buffers (batch norms' statistics and counters), and compiles nothing. Queues count
+    as full. Their features are not copied, since only a push changes them."""
+    features = [queue.features for queue in method.queues.values()]
+    before = {name: buffer.clone() for name, buffer in method.named_buffers() if not any(buffer is f for f in features)}
+    for queue in method.queues.values():
+        queue.cursor[1] = len(queue.features)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
         try:
@@ -84,20 +85,16 @@ def no_trace(method: nn.Module, device: torch.device) -> Iterator[None]:
 
 def noise_views(config: PretrainConfig, device: torch.device) -> Views:
     """Noise, with each region of the largest size in a corner of the image."""
-    size = config.image_size
-    images = torch.randn(PICTURES, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    side = config.region_scale[1] * size
+    size = config.views.image_size
+    query, key = torch.randn(2, IMAGES, 3, size, size, device=device)
+    query, key = (images.contiguous(memory_format=torch.channels_last) for images in (query, key))
+    side = config.views.region_scale[1] * size
     corners = torch.tensor([[0.0, 0.0], [size - side, size - side], [0.0, size - side], [size - side, 0.0]])
-    boxes = torch.cat([corners, corners + side], dim=1)[: config.regions].to(device).expand(PICTURES, -1, -1)
-    return Views(images, images, boxes, boxes)
+    boxes = torch.cat([corners, corners + side], dim=1)[: config.views.regions].to(device).expand(IMAGES, -1, -1)
+    return Views(query, key, boxes, boxes)
 
 
-def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    """Gradients of a contrast of these queries [Q, D] with random keys."""
-    keys = nn.functional.normalize(torch.randn(2 * len(queries), queries.shape[1], device=queries.device), dim=1)
-    positive, queue = keys.chunk(2)
-    loss = ops.info_nce(queries, positive, queue, temperature=method.temperature)
-    assert isinstance(loss, Tensor)
+def gradients_of(loss: Tensor, learned: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
     with memory_errors("lower image_size, or choose a smaller encoder"):
         return torch.autograd.grad(loss, learned, allow_unused=True)
 
@@ -105,9 +102,9 @@ def gradients_of(method: Method, queries: Tensor, learned: list[nn.Parameter]) -
 def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride: int) -> None:
     """Raises ConfigError unless the map is [B, channels, h, w], with h and w of size / stride, rounded up or down."""
     batch, found = features.shape[:2]
-    if batch != PICTURES or found != channels:
+    if batch != IMAGES or found != channels:
         raise ConfigError(
-            f"{who} returns maps {list(features.shape)}, not [{PICTURES}, {channels}, h, w]: "
+            f"{who} returns maps {list(features.shape)}, not [{IMAGES}, {channels}, h, w]: "
             "its .channels must be what it returns, channels first"
         )
     try:

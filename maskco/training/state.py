@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 
 from maskco.config import PretrainConfig
 from maskco.errors import ConfigError, TrainingError, UserError, one_line
-from maskco.methods import StepOutput, build_method
-from maskco.nn import FeatureQueue
-from maskco.nn.ranks import gather_in_rank_order, rank, world_size
+from maskco.methods import Method, build_method
+from maskco.nn.ranks import gather_in_rank_order, rank
 from maskco.runs.checkpoint import (
     BEST,
     CHECKPOINT,
@@ -27,20 +25,21 @@ from maskco.runs.checkpoint import (
     stored_config,
 )
 from maskco.training.distributed import share_batch_statistics
-from maskco.training.monitors import spread
+from maskco.training.optim import create_optimizer, learning_rate
+from maskco.training.totals import BestEpoch, BrokenImages, Totals
 
 
 class TrainState:
     """Method, optimizer, scaler, totals and random numbers of a run after `step` steps.
 
     All ranks hold one, equal but for random numbers, batch norms' running statistics and the totals of their own
-    pictures. What waits for other ranks says so: all of them must call it.
+    images. What waits for other ranks says so: all of them must call it.
     """
 
     def __init__(
         self,
         config: PretrainConfig,
-        pictures: int,
+        images: int,
         device: torch.device,
         fingerprint: str = "",
         *,
@@ -48,7 +47,7 @@ class TrainState:
     ) -> None:
         """from_checkpoint: `load` follows, so that weights to start from need not be fetched."""
         self.config = config
-        self.pictures, self.fingerprint = pictures, fingerprint  # how many, and a hash of their names
+        self.images, self.fingerprint = images, fingerprint  # how many, and a hash of their names
         self.device = device
         # channels_last: a tenth to a quarter faster on CPUs, and what tensor cores want
         try:
@@ -56,20 +55,18 @@ class TrainState:
         except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU without memory
             if isinstance(error, UserError):
                 raise
-            raise ConfigError(
-                f"the method cannot be built with queue_size {config.queue_size}, dim {config.dim}, hidden "
-                f"{config.hidden} and mask_head_depth {config.mask_head_depth}: {one_line(error)}"
-            ) from error
+            options = ", ".join(f"{name} {value}" for name, value in vars(config.method).items())
+            raise ConfigError(f"the method cannot be built with {options}: {one_line(error)}") from error
         self.method = method.to(memory_format=torch.channels_last).train()
-        if config.batch_norm == "sync":
+        if config.run.batch_norm == "sync":
             share_batch_statistics(self.method)
-        if config.compile:  # in place: parameters keep their names
-            self.method.encoder.compile()
-            self.method.momentum_encoder.compile()
-        self.optimizer = create_optimizer(self.method, config, fused=device.type == "cuda")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        if config.run.compile:  # in place: parameters keep their names
+            for encoder in encoders(self.method):
+                encoder.compile()
+        self.optimizer = create_optimizer(self.method, config.optim, config.run.encoder, fused=device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.optim.amp == "fp16")
         self.totals = Totals(device)
-        self.broken = BrokenPictures(pictures)
+        self.broken = BrokenImages(images)
         self.best = BestEpoch()
         self.step = 0
         self.saved_step: int | None = None
@@ -77,24 +74,17 @@ class TrainState:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.pictures // self.config.batch_size
+        return self.images // self.config.optim.batch_size
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+        return self.config.optim.epochs * self.steps_per_epoch
 
     @property
     def lr(self) -> float:
         """The next step's learning rate: a linear warm-up, then a cosine to 0 at the end of the run."""
-        return self._lr_after(self.step)
-
-    def _lr_after(self, step: int) -> float:
-        peak = self.config.lr * self.config.batch_size / 256
-        warmup = min(self.config.warmup_steps, self.steps - 1)
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        return peak * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup))) / 2
+        return learning_rate(self.config.optim, self.step, self.steps)
 
     def save(self, path: Path) -> None:
         """Rank 0 writes, but all must call it. Raises TrainingError, and leaves the checkpoint before alone, if loss or
@@ -102,7 +92,7 @@ class TrainState:
         self.require_finite_loss()
         state = {
             "config": self.config.to_dict(),
-            "pictures": self.pictures,
+            "images": self.images,
             "fingerprint": self.fingerprint,
             "step": self.step,
             "seconds": self.seconds,
@@ -127,7 +117,7 @@ class TrainState:
         if bad:
             raise self._not_finite(f"{bad[0]} is", self.step)
         try:
-            if self.config.keep > 1 and self.saved_step and path.exists():
+            if self.config.run.keep > 1 and self.saved_step and path.exists():
                 keep_checkpoint(path, KEPT.format(self.saved_step))
             save_checkpoint(path, state)
         except OSError as error:
@@ -136,11 +126,11 @@ class TrainState:
             ) from error
         # Those of later steps are of a run that was put back to an earlier one: for its owner to remove.
         older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
-        for kept in older[: max(len(older) - (self.config.keep - 1), 0)]:
+        for kept in older[: max(len(older) - (self.config.run.keep - 1), 0)]:
             kept.unlink()
 
     def _keep_if_best(self, path: Path) -> None:
-        if self.config.keep_best and self.best.step == self.step:
+        if self.config.run.keep_best and self.best.step == self.step:
             try:
                 keep_checkpoint(path, BEST)
             except OSError as error:
@@ -150,9 +140,9 @@ class TrainState:
                 ) from error
 
     def load(self, path: Path) -> None:
-        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or pictures.
+        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or images.
 
-        It may be of a run with more or fewer ranks: the order of pictures does not depend on their number. The data may
+        It may be of a run with more or fewer ranks: the order of images does not depend on their number. The data may
         be elsewhere than they were, if there are as many images of the same names.
         """
         state = read_checkpoint(path)
@@ -163,29 +153,29 @@ class TrainState:
                 f"{path} is of a run with other options ({'; '.join(differences)}): "
                 "leave these as they were, or start another run with another --out"
             )
-        if state.get("pictures") != self.pictures:
+        if state.get("images") != self.images:
             raise CheckpointError(
-                f"{path} is of a run on {state.get('pictures')} pictures, but {self.config.data} holds "
-                f"{self.pictures}: put the pictures back as they were, or start another run with another --out"
+                f"{path} is of a run on {state.get('images')} images, but {self.config.run.data} holds "
+                f"{self.images}: put the images back as they were, or start another run with another --out"
             )
         if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
-                f"{path} is of a run on as many pictures of other names than {self.config.data} holds: "
-                "put the pictures back as they were, or start another run with another --out"
+                f"{path} is of a run on as many images of other names than {self.config.run.data} holds: "
+                "put the images back as they were, or start another run with another --out"
             )
         bad = not_finite({name: state.get(name) for name in ("method", "optimizer")})
         if bad:
             more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise CheckpointError(
                 f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
-                "its place, or start anew with --overwrite"
+                "its place, or start over with --overwrite"
             )
         try:
             self._take(state)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} cannot be gone on from: {one_line(error)}; put an earlier checkpoint in its place, or start "
-                "anew with --overwrite"
+                "over with --overwrite"
             ) from error
         if rank() == 0:
             self._keep_if_best(path)  # the run may have been killed just before it did
@@ -194,7 +184,9 @@ class TrainState:
         """Raises almost anything if the state is incomplete or not what it should be."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["fused"] = self.device.type == "cuda"  # the checkpoint may be of another device
+        for group in self.optimizer.param_groups:
+            if "fused" in group:  # the checkpoint may be of another device
+                group["fused"] = True if self.device.type == "cuda" else None
         self.scaler.load_state_dict(state["scaler"])
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])
@@ -218,29 +210,22 @@ class TrainState:
             raise self._not_finite("the loss is", step)
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
-        lr = self._lr_after(max(step - 1, 0))
+        lr = learning_rate(self.config.optim, max(step - 1, 0), self.steps)
         return TrainingError(
             f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {self._last_good}: "
-            "start anew with --overwrite or another --out, and a lower lr, more warmup_steps, or amp bf16 or off"
+            "start over with --overwrite or another --out, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
     @property
     def _last_good(self) -> str:
         if not self.saved_step:
             return "no checkpoint was saved before"
-        return f"the last good checkpoint is {Path(self.config.out, CHECKPOINT)} (step {self.saved_step})"
+        return f"the last good checkpoint is {Path(self.config.run.out, CHECKPOINT)} (step {self.saved_step})"
 
 
-def create_optimizer(method: nn.Module, config: PretrainConfig, *, fused: bool) -> torch.optim.SGD:
-    """SGD over what the method learns. `fused` asks the device nothing when fp16 gradients overflow."""
-    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        learned, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay, fused=fused
-    )
-    if fused and config.sgd_momentum:  # it does not write its buffers in a step that it skips: not even the first time
-        for parameter in learned:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def encoders(method: Method) -> list[nn.Module]:
+    """A method's encoder, and its momentum copy where there is one."""
+    return [method.encoder, *(copy for online, copy in method.key_modules() if online is method.encoder)]
 
 
 def not_finite(state: dict[str, Any]) -> list[str]:
@@ -256,124 +241,3 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
     elif isinstance(state, dict):
         for key, value in state.items():
             yield from named_tensors(value, f"{name}.{key}" if name else str(key))
-
-
-class Totals:
-    """Sums of loss, contrast accuracy and the embeddings' spread since the last row of metrics, on the device, so that
-    adding never waits.
-
-    Each rank adds up what it sees itself; reading the totals waits for all of them.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, device=device)  # of the steps' loss, top-1 share, top-5 share, and spread
-        self.bad_step = torch.zeros((), dtype=torch.long, device=device)  # the first whose loss is not finite, or 0
-        self.count = 0
-        self.last_loss = math.nan
-
-    def add(self, outputs: Sequence[StepOutput], step: int) -> None:
-        """Takes the outputs of one step's micro-batches, which are of one size."""
-        loss = torch.stack([output.loss.detach().float() for output in outputs]).mean()
-        ranks = torch.cat([output.stats.rank for output in outputs])
-        queries = torch.cat([output.queries for output in outputs])
-        self.sums += torch.stack([loss, (ranks < 1).float().mean(), (ranks < 5).float().mean(), spread(queries)])
-        bad = (self.bad_step == 0) & ~loss.isfinite()
-        self.bad_step += bad * step
-        self.count += 1
-
-    @property
-    def first_bad_step(self) -> int:
-        return min((step for step in gather_in_rank_order(self.bad_step[None]).tolist() if step), default=0)
-
-    def means_and_reset(self) -> dict[str, float]:
-        """Mean loss, accuracy and top5 (percent), and embedding_std (of one rank's queries; spread out it is 1/√dim),
-        over all ranks and the steps since the last call."""
-        loss, top1, top5, std = (gather_in_rank_order(self.sums[None]).mean(0) / max(self.count, 1)).tolist()
-        self.sums.zero_()
-        self.count, self.last_loss = 0, loss
-        return {"loss": loss, "accuracy": 100 * top1, "top5": 100 * top5, "embedding_std": std}
-
-    def state_dict(self) -> dict[str, Tensor | int | float]:
-        sums = gather_in_rank_order(self.sums[None]).clone()  # a row for each rank
-        return {"sums": sums, "count": self.count, "last_loss": self.last_loss}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        sums = state["sums"].reshape(-1, len(self.sums))
-        self.sums.copy_(sums[rank()] if len(sums) == world_size() else sums.mean(0))
-        self.count, self.last_loss = state["count"], state["last_loss"]
-
-
-class BestEpoch:
-    """Finds the epoch with the lowest mean loss. One that begins before the queue is full does not count: from fewer
-    negatives a key is easier to tell."""
-
-    def __init__(self) -> None:
-        self.loss, self.step = math.inf, 0  # of the best, and the step it ended with
-        self.sum, self.count = 0.0, 0  # of the epoch under way
-        self.counts = False
-
-    def add(self, loss: float, steps: int) -> None:
-        """Takes the mean loss of some steps of one epoch."""
-        self.sum += loss * steps
-        self.count += steps
-
-    def end_epoch(self, step: int, queue: FeatureQueue) -> None:
-        """Waits for the device."""
-        mean = self.sum / max(self.count, 1)
-        if self.counts and mean < self.loss:
-            self.loss, self.step = mean, step
-        self.sum, self.count = 0.0, 0
-        self.counts = int(queue.valid) == len(queue.features)
-
-    def told(self, steps_per_epoch: int) -> str:
-        if not self.step:
-            return f"no {BEST}: no epoch that began with a full queue has ended"
-        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the lowest mean loss, {self.loss:.3f}"
-
-    def state_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-
-class BrokenPictures:
-    """Counts pictures that cannot be used, and gives up when they are more than half."""
-
-    SURE = 1000  # tries after which their share among all tries can be believed
-
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
-        self.names: set[str] = set()
-        self.tried = self.failed = 0
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def add(self, used: int, failures: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Takes the failures of one step's batch, and returns those of pictures that did not fail before."""
-        new = {name: reason for name, reason in failures if name not in self.names}
-        self.names.update(new)
-        self.tried += used + len(failures)
-        self.failed += len(failures)
-        return list(new.items())
-
-    def require_few(self) -> None:
-        """Raises TrainingError if more than half of the pictures, or of very many tries, failed."""
-        if 2 * len(self.names) > self.pictures:
-            share = f"{len(self.names)} of {self.pictures} pictures"
-        elif self.tried >= self.SURE and 2 * self.failed > self.tried:
-            share = f"{self.failed} of {self.tried} pictures tried"
-        else:
-            return
-        raise TrainingError(
-            f"more than half of the data cannot be used ({share}): see log.txt; mend the pictures and --resume, "
-            "or remove them and start anew with --overwrite"
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"names": sorted(self.names), "tried": self.tried, "failed": self.failed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names = set(state["names"])
-        self.tried, self.failed = state["tried"], state["failed"]

@@ -73,12 +73,12 @@ def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Pat
         raise ExportError(f"out: {format} reads {' and '.join(suffixes)} files, got {out.name!r}")
     card = _card_of(out)
     config, method, step = load_run(run)
-    exported = FORMATS[format](config, timm_state(method.encoder.backbone, config.encoder), out)
+    exported = FORMATS[format](config, timm_state(method.encoder.backbone, config.run.encoder), out)
     tensors = {name: value.detach().contiguous() for name, value in exported.tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         # (`maskco eval` asks the header for the architecture)
-        header = {"format": "pt", "architecture": config.encoder, "maskco": json.dumps(config.to_dict())}
+        header = {"format": "pt", "architecture": config.run.encoder, "maskco": json.dumps(config.to_dict())}
         content = save(tensors, header)
         write_atomically(out, lambda file: file.write(content))
     else:
@@ -122,13 +122,13 @@ def _card_start(name: str) -> str:
 
 
 def _timm(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
-    options = {"num_classes": 0} | {k: v for k, v in (("output_stride", config.output_stride),) if v is not None}
-    whole = whole_model_state(config.encoder)
+    options = {"num_classes": 0} | {k: v for k, v in (("output_stride", config.run.output_stride),) if v is not None}
+    whole = whole_model_state(config.run.encoder)
     missing = sorted(whole.keys() - state.keys())
     shapes = {name: state[name].shape for name in state if state[name].shape != whole[name].shape}
     if shapes:  # position embeddings follow the size of the pictures
-        options["img_size"] = config.image_size
-    made = ", ".join([repr(config.encoder), *(f"{k}={v!r}" for k, v in options.items())])
+        options["img_size"] = config.views.image_size
+    made = ", ".join([repr(config.run.encoder), *(f"{k}={v!r}" for k, v in options.items())])
     if not missing:
         return Exported(state, f"import timm\n\nmodel = timm.create_model({made}, checkpoint_path={out.name!r})")
     loading = (
@@ -137,7 +137,7 @@ def _timm(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Export
     )
     note = f"The encoder ends before {len(missing)} of the model's tensors, which stay as timm makes them: "
     note += ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "") + ". "
-    note += f"`model.forward_intermediates(images, indices=[{config.stage}], intermediates_only=True)` is its map."
+    note += f"`model.forward_intermediates(images, indices=[{config.run.stage}], intermediates_only=True)` is its map."
     return Exported(state, loading, note)
 
 
@@ -158,7 +158,7 @@ def _detectron2(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> 
     tensors = {detectron2_name(n): v for n, v in state.items() if not n.endswith("num_batches_tracked")}
     depth = re.fullmatch(r"resnet(\d+)", _architecture(config))
     if depth is None:
-        raise ExportError(f"detectron2 has no {config.encoder}: it has resnet18, 34, 50, 101 and 152")
+        raise ExportError(f"detectron2 has no {config.run.encoder}: it has resnet18, 34, 50, 101 and 152")
     mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
     loading = (
         f"cfg.MODEL.WEIGHTS = {out.name!r}\n"
@@ -176,7 +176,7 @@ def _detectron2(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> 
 
 
 def _dilated(config: PretrainConfig) -> str:
-    stride = config.output_stride
+    stride = config.run.output_stride
     return "" if stride in (None, 32) else f"It was pretrained dilated to output stride {stride}; here it is not."
 
 
@@ -196,22 +196,22 @@ def _require_torchvisions_resnet(config: PretrainConfig, state: dict[str, Tensor
     known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
     hint = "take `format=timm` or safetensors"
     if name not in known:
-        raise ExportError(f"{format} has no {config.encoder}: {hint}")
+        raise ExportError(f"{format} has no {config.run.encoder}: {hint}")
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
     expected = {n: value.shape for n, value in theirs.items() if not n.startswith("fc.")}
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise ExportError(
-            f"the run's encoder ends at stage {config.stage} of {config.encoder}, before {missing[0]}, "
+            f"the run's encoder ends at stage {config.run.stage} of {config.run.encoder}, before {missing[0]}, "
             f"and {format} needs all of it: {hint}"
         )
     if {n: value.shape for n, value in state.items()} != expected:
-        raise ExportError(f"{format}'s {name} differs from timm's {config.encoder}: {hint}")
+        raise ExportError(f"{format}'s {name} differs from timm's {config.run.encoder}: {hint}")
 
 
 def _architecture(config: PretrainConfig) -> str:
-    return config.encoder.removeprefix("timm/").split(".")[0]
+    return config.run.encoder.removeprefix("timm/").split(".")[0]
 
 
 FORMATS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2, "safetensors": _timm}
@@ -233,12 +233,12 @@ def model_card(
     made = f"maskco {maskco.__version__}" + (f", commit {commit()}" if commit() else "")
     hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
     rows = {
-        "encoder": f"{config.encoder}, stage {config.stage}"
-        + ("" if config.output_stride is None else f", output stride {config.output_stride}"),
-        "pretrained by": f"{config.method}, without labels",
-        "data": f"`{config.data}`",
-        "steps": f"{step:,} of {config.batch_size} pictures{hours}",
-        "views": f"{config.image_size} × {config.image_size} pixels",
+        "encoder": f"{config.run.encoder}, stage {config.run.stage}"
+        + ("" if config.run.output_stride is None else f", output stride {config.run.output_stride}"),
+        "pretrained by": f"{config.run.method}, without labels",
+        "data": f"`{config.run.data}`",
+        "steps": f"{step:,} of {config.optim.batch_size} pictures{hours}",
+        "views": f"{config.views.image_size} × {config.views.image_size} pixels",
         "input": f"RGB in [0, 1], less {list(MEAN)}, divided by {list(STD)}",
         "tensors": f"{len(exported.tensors)}, {format}'s names",
         "made with": f"{made}, torch {torch.__version__}",

@@ -162,7 +162,7 @@ def test_a_claim_holds_only_with_its_lead_and_with_seeds_apart(lead: float, hold
 def test_every_setting_is_an_option_and_every_method_shares_the_rest():
     for own in (METHODS | ABLATIONS | BOUNDS).values():
         for scale in (LAPTOP, LARGE):
-            PretrainConfig(data="demo", out="x", **scale.options | own).check()
+            PretrainConfig.of(data="demo", out="x", **scale.options | own).check()
     assert METHODS[MOCO].keys() <= {"method"}
 
 
@@ -199,7 +199,7 @@ def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_w
     bound = run(SUPERVISED, {}, data, scale, 0, "test", tmp_path / "none")
     assert bound["scores"][REGION] > 95 and not (tmp_path / "none").exists()
     untrained = run(UNTRAINED, {}, data, scale, 3, "test", tmp_path / "none")
-    config = PretrainConfig(data="demo", out="x", seed=3, image_size=48, **LAPTOP.options)
+    config = PretrainConfig.of(data="demo", out="x", seed=3, image_size=48, **LAPTOP.options)
     assert untrained["scores"] == probe(fresh(config), data.train, data.test, data.classes)
 
 

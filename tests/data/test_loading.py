@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import maskco.training.loop
+import maskco.training.start
 from maskco.data.images import PictureError
 from maskco.data.loading import LoadingTraceback
 from maskco.data.sources.base import FolderSource, PretrainDataset, SourceError
@@ -69,7 +70,7 @@ def error_of(pictures: Path, out: Path, **options: object) -> TrainingError:
     ],
 )
 def test_an_exception_keeps_its_type_text_and_image(pictures, tmp_path, monkeypatch, make, told, workers):
-    monkeypatch.setattr(maskco.training.loop, "PretrainDataset", failing_with(make))
+    monkeypatch.setattr(maskco.training.start, "PretrainDataset", failing_with(make))
     error = error_of(pictures, tmp_path / "run", workers=workers)
     assert told in str(error) and "loading worker died" not in str(error)
     assert isinstance(error.__cause__, LoadingTraceback) and "__getitem__" in str(error.__cause__)
@@ -102,7 +103,7 @@ def test_a_picture_is_not_broken_because_the_process_lacks_something(pictures, t
 )
 def test_a_worker_that_dies_is_told_by_how_it_ended(pictures, tmp_path, monkeypatch, end, told):
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-    monkeypatch.setattr(maskco.training.loop, "PretrainDataset", failing_with(end))
+    monkeypatch.setattr(maskco.training.start, "PretrainDataset", failing_with(end))
     assert str(error_of(pictures, tmp_path / "run", workers=1)).startswith(told)
 
 

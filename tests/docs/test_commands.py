@@ -42,7 +42,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = PretrainConfig(data="PHOTOS", out="RUN").to_dict()
+    config = PretrainConfig.of(data="PHOTOS", out="RUN").to_dict()
     Path("RUN").mkdir()
     Path("RUN", "config.json").write_text(json.dumps({"maskco": "", **config}), encoding="utf-8")  # for --resume
     for words in shown_commands(page):

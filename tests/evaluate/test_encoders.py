@@ -31,7 +31,7 @@ def maps(encoder: nn.Module) -> Tensor:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder whose encoder differs from the one it began with."""
-    config = PretrainConfig(
+    config = PretrainConfig.of(
         data="demo",
         out=str(tmp_path / "run"),
         encoder="test_resnet",
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
         queue_size=8,
         seed=5,
     )
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     method = build_method(config)
     torch.nn.init.normal_(next(method.encoder.parameters()))
     (tmp_path / "run").mkdir()
@@ -69,7 +69,7 @@ def test_a_run_and_what_it_began_with(run: Path) -> None:
     assert (trained.architecture, trained.stage, trained.image_size) == ("test_resnet", 2, 64)
     assert trained.facts == {"method": "maskco", "step": 12} and untrained.facts["step"] == 0
     torch.manual_seed(5)
-    began = build_method(PretrainConfig(data="demo", out="", encoder="test_resnet", stage=2, image_size=32)).encoder
+    began = build_method(PretrainConfig.of(data="demo", out="", encoder="test_resnet", stage=2, image_size=32)).encoder
     torch.testing.assert_close(maps(untrained.encoder), maps(began))
     assert not torch.allclose(maps(trained.encoder), maps(untrained.encoder))
     assert untrained_of(trained) == f"untrained:{run}"
@@ -185,7 +185,7 @@ def refused(name: str, kind: type[Exception], message: str, architecture: str | 
 )
 def test_whole_pictures_are_seen_larger_than_views(image_size, crop_scale, fixed, expected) -> None:
     """A crop of 57.5 % of a picture enlarges what it shows by 1.32: 64 pixels become 84, and 96 is a multiple of 32."""
-    config = PretrainConfig(data="demo", out="run", image_size=image_size, crop_scale=crop_scale)
+    config = PretrainConfig.of(data="demo", out="run", image_size=image_size, crop_scale=crop_scale)
     encoder = nn.Identity()
     encoder.image_size = fixed
     assert scene_size(config, encoder) == expected

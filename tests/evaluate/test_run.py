@@ -28,10 +28,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def make_run(folder: Path, change=lambda encoder: None) -> Path:
-    config = PretrainConfig(
+    config = PretrainConfig.of(
         data="demo", out=str(folder), encoder="test_resnet", stage=2, image_size=32, dim=8, queue_size=8, seed=5
     )
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     method = build_method(config)
     for layer in method.encoder.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -62,14 +62,14 @@ def test_a_run_that_learned_nothing_scores_as_untrained(run: Path, task) -> None
     """Every encoder gets the same treatment: only weights can make a difference, not what BatchNorm happened to see."""
     torch.manual_seed(123)  # whatever the caller's random numbers are
     state = torch.random.get_rng_state()
-    options = task(encoders=(str(run),), untrained=True, train_pictures=40, test_pictures=20)
+    options = task(encoders=(str(run),), untrained=True, train_images=40, test_images=20)
     trained, untrained = evaluate(options, verbose=False)
     assert trained.scores == untrained.scores
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_stored_statistics_are_used_where_they_are_asked_for(run: Path) -> None:
-    options = Regions(encoders=(str(run),), train_pictures=60, test_pictures=40, epochs=10)
+    options = Regions(encoders=(str(run),), train_images=60, test_images=40, epochs=10)
     scores = [evaluate(replace(options, batch_norm=kind), verbose=False)[0].scores for kind in ("data", "stored")]
     assert scores[0] != scores[1]
 
@@ -100,7 +100,7 @@ def test_encoders_of_all_kinds_stand_in_one_table_and_one_file(
 
     torch.save(open_encoder("untrained:test_vit").encoder.backbone.model.state_dict(), weights)
     names = (str(run), "untrained:test_convnext", str(weights))
-    options = Knn(encoders=names, data=pictures, architecture="test_vit", workers=0, train_pictures=9, test_pictures=6)
+    options = Knn(encoders=names, data=pictures, architecture="test_vit", workers=0, train_images=9, test_images=6)
     rows = evaluate(options)
     table = capsys.readouterr().out.splitlines()
     assert [row.encoder for row in rows] == list(names)
@@ -132,7 +132,7 @@ def test_rows_of_a_file_are_replaced_by_newer_ones_and_others_kept(tmp_path: Pat
     with pytest.raises(UserError, match="no file of evaluations"):
         save_rows(path, first)
     with pytest.raises(UserError, match="no file of evaluations"):  # before it works, not after
-        evaluate(Knn(encoders=("untrained:test_resnet",), train_pictures=1, test_pictures=1, out=str(path)))
+        evaluate(Knn(encoders=("untrained:test_resnet",), train_images=1, test_images=1, out=str(path)))
 
 
 def test_a_table_leaves_out_what_an_encoder_has_no_score_for() -> None:
@@ -323,7 +323,7 @@ def test_a_damaged_or_foreign_file_of_rows_is_one_line(tmp_path: Path, content: 
     path = tmp_path / "evaluation.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match="is no file of evaluations by this version") as error:
-        evaluate(Knn(encoders=("untrained:test_resnet",), train_pictures=1, test_pictures=1, out=str(path)))
+        evaluate(Knn(encoders=("untrained:test_resnet",), train_images=1, test_images=1, out=str(path)))
     assert "\n" not in str(error.value)
 
 

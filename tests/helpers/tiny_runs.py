@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from maskco.config import find_method
 
 TINY: dict[str, Any] = {
     "encoder": "test_resnet",
@@ -25,6 +28,13 @@ TINY: dict[str, Any] = {
 }
 
 
+def tiny(method: str, **options: Any) -> dict[str, Any]:
+    """TINY and other options for any method: without those of MaskCo that it lacks."""
+    other = {field.name for field in fields(find_method("maskco").Options)}
+    other -= {field.name for field in fields(find_method(method).Options)}
+    return {"method": method, **{name: value for name, value in {**TINY, **options}.items() if name not in other}}
+
+
 def make_pictures(folder: Path, count: int = 16, broken: int = 0) -> Path:
     """Noise of several sizes, of which the first `broken` are cut off."""
     random = np.random.default_rng(0)
@@ -40,4 +50,4 @@ def make_pictures(folder: Path, count: int = 16, broken: int = 0) -> Path:
 def rows(run: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("pictures_per_s", "seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in lines]

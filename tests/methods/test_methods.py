@@ -1,4 +1,4 @@
-"""MaskCo and MoCo v2 against their formulas, on tiny encoders and drawn views."""
+"""What all methods keep to, and MaskCo and MoCo v2 against their formulas, on tiny encoders and drawn views."""
 
 from __future__ import annotations
 
@@ -8,42 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from maskco.data.views import Views
-from maskco.methods import METHODS, MaskCo, MoCoV2
-from maskco.nn import Encoder, create_encoder
-
-SIZE, REGIONS, BATCH = 64, 3, 4
-
-
-def tiny_encoder() -> Encoder:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2)]
-    return Encoder(nn.Sequential(*layers), channels=16, stride=8)
-
-
-def random_views(seed: int = 0, batch: int = BATCH, regions: int = REGIONS) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2, batch, 3, SIZE, SIZE, generator=generator)
-    corner = torch.rand(2, batch, regions, 2, generator=generator) * 30
-    boxes = torch.cat([corner, corner + 12 + 10 * torch.rand(2, batch, regions, 2, generator=generator)], -1)
-    return Views(images[0], images[1], boxes[0], boxes[1])
-
-
-def make(name: str, **options) -> nn.Module:
-    torch.manual_seed(1)
-    return METHODS[name](tiny_encoder(), dim=8, queue_size=32, momentum=0.9, **options)
-
-
-def states(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+from maskco.config import METHODS
+from maskco.methods import MaskCo, MoCoV2
+from maskco.methods.moco_v2 import embed_views
+from maskco.nn import create_encoder
+from tiny_methods import BATCH, REGIONS, make, random_views, states, step
 
 
 def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():
     method = make("moco_v2")
     for seed in range(3):
-        method(random_views(seed))  # 12 keys
+        step(method, random_views(seed))  # 12 keys
     views, filled = random_views(9), method.queue.features[:12].clone()
-    loss, stats, queries, keys = method(views)
+    loss, metrics, pushes = step(method, views)
+    queries, keys = embed_views(method.encoder(views.query), method.projection), pushes["queue"]
 
     with torch.no_grad():  # training mode: batch norms use this batch, so the forward passes can be repeated
         encoded = method.projection(method.encoder(views.query).mean((2, 3)))
@@ -52,16 +30,19 @@ def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():
         torch.testing.assert_close(keys, encoded / encoded.norm(dim=1, keepdim=True))
     logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ filled.T], 1) / 0.2
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(BATCH, dtype=torch.long)))
-    assert torch.equal(stats.rank, (logits[:, 1:] > logits[:, :1]).sum(1))
+    ranks = (logits[:, 1:] > logits[:, :1]).sum(1)
+    assert metrics["accuracy"] == 100 * (ranks == 0).float().mean()
+    assert metrics["top5"] == 100 * (ranks < 5).float().mean()
     assert torch.equal(method.queue.features[12:16], keys)
 
 
 @pytest.mark.parametrize("local_negatives", [True, False])
 def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
     method = make("maskco", local_negatives=local_negatives, mask_share=1.0)
-    method(random_views(5))
+    step(method, random_views(5))
     views, filled = random_views(9), method.queue.features[: BATCH * REGIONS].clone()
-    loss, _, queries, keys = method(views)
+    loss, _, pushes = method(views)
+    queries, keys = method.encode_queries(views), pushes["queue"]
 
     with torch.no_grad():
         masked = views.query.clone()
@@ -73,7 +54,7 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
         expected = {}
         for side, boxes in (("query", views.query_boxes), ("key", views.key_boxes)):
             rows = []
-            for image in range(BATCH):  # one region at a time: the order of rows is picture by picture
+            for image in range(BATCH):  # one region at a time: the order of rows is image by image
                 for region in range(REGIONS):
                     pooled = roi_align(maps[side][image, None], [boxes[image, region, None]], 7, 1 / 8, 2, True)
                     rows.append(F.normalize(heads[side](pooled.mean((2, 3))), dim=1))
@@ -83,8 +64,8 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
 
     losses = []
     for row in range(BATCH * REGIONS):
-        picture = row // REGIONS
-        others = [picture * REGIONS + r for r in range(REGIONS) if picture * REGIONS + r != row]
+        image = row // REGIONS
+        others = [image * REGIONS + r for r in range(REGIONS) if image * REGIONS + r != row]
         negatives = torch.cat([filled, keys[others]]) if local_negatives else filled
         logits = torch.cat([keys[row, None], negatives]) @ queries[row] / 0.2
         losses.append(logits.logsumexp(0) - logits[0])
@@ -95,7 +76,7 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
 def test_gradients_reach_the_query_side_only(name):
     method = make(name)
     views = random_views()
-    method(views)  # fills the queue: without negatives there is nothing to learn
+    step(method, views)  # fills the queue: without negatives there is nothing to learn
     if name == "maskco":
         for block in method.mask_head:  # away from the identity start, which hides the rest of the block
             nn.init.ones_(block.branch[-1].weight)
@@ -112,7 +93,6 @@ def test_gradients_reach_the_query_side_only(name):
 def test_what_is_masked_cannot_influence_the_query(mask_head, share):
     method = make("maskco", mask_head=mask_head, mask_share=share)
     views = random_views()
-    method(views)
     hidden = views.query.clone()
     for image, boxes in zip(hidden, views.query_boxes, strict=True):
         for x1, y1, x2, y2 in boxes.tolist():
@@ -124,18 +104,18 @@ def test_what_is_masked_cannot_influence_the_query(mask_head, share):
     seen = views.query.clone()
     seen[:, :, -2:, -2:] += 1  # no box reaches the last corner
     method.eval()
-    queries = [method(views._replace(query=query)).queries for query in (views.query, hidden, seen)]
+    queries = [method.encode_queries(views._replace(query=query)) for query in (views.query, hidden, seen)]
     assert torch.equal(queries[0], queries[1])
     if share < 1:  # the rest of a region is seen
         rims = views.query.clone()
         for image, boxes in zip(rims, views.query_boxes, strict=True):
             for x1, y1, *_ in boxes.long().tolist():
                 image[:, y1 + 1, x1 + 1] += 1
-        assert not torch.equal(queries[0], method(views._replace(query=rims)).queries)
+        assert not torch.equal(queries[0], method.encode_queries(views._replace(query=rims)))
     if mask_head == "attention":
         assert torch.equal(queries[0], queries[2])  # the identity start: nothing travels yet
         nn.init.normal_(method.mask_head.leave.weight)
-        far = [method(views._replace(query=query)).queries for query in (views.query, hidden, seen)]
+        far = [method.encode_queries(views._replace(query=query)) for query in (views.query, hidden, seen)]
         assert torch.equal(far[0], far[1]) and not torch.equal(far[0], far[2])
 
 
@@ -147,7 +127,7 @@ def test_momentum_side_follows_by_the_formula(name):
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
     before = states(method)
-    method(random_views())
+    step(method, random_views())
     for parameter_name, parameter in method.named_parameters():
         if parameter_name.startswith("momentum_"):
             online = before[parameter_name.removeprefix("momentum_")]
@@ -158,18 +138,18 @@ def test_key_head_follows_and_is_used():
     method = make("maskco", key_head=True)
     assert not any(p.requires_grad for p in method.momentum_mask_head.parameters())
     nn.init.ones_(method.mask_head[0].branch[-1].weight)
-    method(random_views())
+    step(method, random_views())
     torch.testing.assert_close(method.momentum_mask_head[0].branch[-1].weight, torch.full((16,), 0.1))
     method.eval()
-    keys = method(random_views()).keys
+    keys = method.encode_keys(random_views())
     method.momentum_mask_head = nn.Identity()
-    assert not torch.allclose(keys, method(random_views()).keys, atol=1e-3)
+    assert not torch.allclose(keys, method.encode_keys(random_views()), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_eval_mode_changes_nothing(name):
     method = make(name)
-    method(random_views())
+    step(method, random_views())
     method.eval()
     before = states(method)
     first, second = method(random_views(3)), method(random_views(3))
@@ -179,15 +159,17 @@ def test_eval_mode_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_outputs_are_detached_unit_vectors_in_float32_under_autocast(name):
+def test_keys_are_unit_vectors_and_metrics_numbers_under_autocast(name):
     method = make(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        method(random_views())
-        loss, stats, queries, keys = method(random_views(1))
+        step(method, random_views())
+        loss, metrics, pushes = method(random_views(1))
     loss.backward()
-    assert loss.dtype == queries.dtype == keys.dtype == torch.float32
-    assert not (queries.requires_grad or keys.requires_grad or stats.lse.requires_grad)
-    torch.testing.assert_close(queries.norm(dim=1), torch.ones(len(queries)))
+    assert loss.dtype == torch.float32 and pushes.keys() == method.queues.keys()
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+    for keys in pushes.values():
+        assert keys.dtype == torch.float32 and not keys.requires_grad
+        torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
     assert torch.isfinite(loss) and loss > 0
 
 
@@ -205,14 +187,14 @@ def test_methods_learn_one_batch(name):
     method = make(name)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     for seed in range(3):
-        method(random_views(seed))
+        step(method, random_views(seed))
     views, losses = random_views(7), []
     for _ in range(15):
+        method.start_step()
         loss = method(views).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.queue.cursor.copy_(torch.tensor([12, 12]))  # the same negatives at each step
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
 

@@ -176,7 +176,7 @@ def test_demo_scenes_are_framed_and_coloured_by_class(demo_run: Path) -> None:
 def test_evaluations_are_shown_where_there_are_any(demo_run: Path) -> None:
     run = demo_run
     assert not any(name.startswith("scores") for name in labels(draw_report(run)))
-    options = Regions(encoders=(str(run),), untrained=True, train_pictures=60, test_pictures=30)
+    options = Regions(encoders=(str(run),), untrained=True, train_images=60, test_images=30)
     trained, untrained = evaluate(options, verbose=False)
     assert trained.scores == untrained.scores  # the learning rate was 0: it ends with the weights it began with
     save_rows(run / "evaluation.json", [Row("detection", "coco", str(run), "a", {"mAP": 12.34}, {"step": 1})])

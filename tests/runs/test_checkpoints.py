@@ -135,7 +135,7 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
     assert (run / "best.pt").read_bytes() == good
     pretrain(pictures, run, overwrite=True, **options | {"epochs": 1})
     assert not (run / "best.pt").exists()
-    assert "no best.pt: no epoch that began with a full queue has ended" in (run / "log.txt").read_text()
+    assert "no best.pt: no epoch that started with full queues has ended" in (run / "log.txt").read_text()
 
 
 def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tm
     def no_room(*files: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    state = TrainState(PretrainConfig(data="a", out=str(tmp_path), **TINY, keep_best=True), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best=True), 16, torch.device("cpu"))
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     monkeypatch.setattr(os, "link", no_links)
     state.step = state.best.step = 4
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_infinity_in_it_is_refused(run, part, name):
 
 def test_infinity_anywhere_in_the_state_is_never_saved(tmp_path):
     """Weights may be finite still when momentum or a queue is not; the next step would tell, but the step is saved."""
-    config = PretrainConfig(data="a", out=str(tmp_path), **TINY)
+    config = PretrainConfig.of(data="a", out=str(tmp_path), **TINY)
     for break_it in (
         lambda state: state.method.queue.features.view(-1)[:1].fill_(math.nan),
         lambda state: state.method.encoder.backbone.bn1.running_var[:1].fill_(math.inf),

@@ -62,11 +62,20 @@ def requests():
 def make_foreign(run: Path, **options: object) -> None:
     """Writes options into config.json and checkpoint as its author could, who has not got this user's key."""
     state = read_checkpoint(run / "last.pt")
-    state["config"] |= options
+    put(state["config"], options)
     state.pop("format")
     save_checkpoint(run / "last.pt", state)
-    config = json.loads((run / "config.json").read_text()) | options
+    config = json.loads((run / "config.json").read_text())
+    put(config, options)
     (run / "config.json").write_text(json.dumps(config))
+
+
+def put(config: dict[str, dict[str, object]], options: dict[str, object]) -> None:
+    """Sets options in the groups that have them, others in the first."""
+    for name, value in options.items():
+        next((group for group in config.values() if isinstance(group, dict) and name in group), config["run"])[name] = (
+            value
+        )
 
 
 ENTRIES: dict[str, Callable[[Path], object]] = {
@@ -90,7 +99,7 @@ def call(entry: str, run: Path) -> None:
 def test_stored_data_are_not_opened(run, requests, tmp_path, monkeypatch, entry, kind):
     address, asked = requests
     opened = []
-    for opener in ("maskco.training.loop.open_source", "maskco.report.runs.open_source"):
+    for opener in ("maskco.training.start.open_source", "maskco.report.runs.open_source"):
         monkeypatch.setattr(opener, lambda data: opened.append(data) or 1 / 0)
     monkeypatch.chdir(tmp_path)
     os.mkfifo(tmp_path / "x.tar")  # whoever opens it hangs

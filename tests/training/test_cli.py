@@ -85,11 +85,11 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(pictures, tmp_path):
 
 
 def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
-    config = PretrainConfig(data="photos", out="elsewhere", key_head=True, region_scale=(0.1, 0.2))
+    config = PretrainConfig.of(data="photos", out="elsewhere", key_head=True, region_scale=(0.1, 0.2))
     with Recorder(tmp_path, config, 0) as recorder:
         recorder.begin()
     stored = cli.stored_options(["pretrain", f"--out={tmp_path}", "--resume"])
-    assert (stored.key_head, stored.region_scale, stored.out) == (True, (0.1, 0.2), str(tmp_path))
+    assert tuple(stored[name] for name in ("key_head", "region_scale", "out")) == (True, (0.1, 0.2), str(tmp_path))
     assert cli.stored_options(["pretrain", "--out", str(tmp_path)]) is None
     new = ["pretrain", "--out", str(Path(tmp_path, "new")), "--resume"]
     assert cli.stored_options([*new, "--data", "photos"]) is None

@@ -16,28 +16,30 @@ import numpy as np
 import pytest
 import torch
 
-from maskco.config import OPTIONS, PretrainConfig, demo_config, read_config
+from maskco.config import GROUPS, METHODS, PretrainConfig, demo_config, find_method, read_config
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Regions
 from maskco.runs.checkpoint import stored_config
 
-CONFIG = PretrainConfig(data="photos", out="run")
+CONFIG = PretrainConfig.of(data="photos", out="run")
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("method", "simclr"),
+        ("method", "byol"),
         ("mask_head", "mlp"),
         ("amp", "fp8"),
         ("augment", "gpu"),
         ("batch_size", 0),
         ("epochs", 0),
         ("queue_size", 0),
+        ("regions", -1),
         ("regions", 0),
         ("lr", float("nan")),
         ("lr", -1.0),
-        ("momentum", 1.5),
+        ("key_momentum", 1.5),
+        ("betas", (0.9, 1.5)),
         ("temperature", 0.0),
         ("workers", -1),
         ("hidden", 0),
@@ -47,7 +49,7 @@ CONFIG = PretrainConfig(data="photos", out="run")
 )
 def test_impossible_values_are_named_in_one_line(option, value):
     with pytest.raises(ConfigError, match=f"^{option} ") as caught:
-        dataclasses.replace(CONFIG, **{option: value}).check()
+        CONFIG.replace(**{option: value}).check()
     assert "\n" not in str(caught.value)
 
 
@@ -69,30 +71,46 @@ def test_impossible_values_are_named_in_one_line(option, value):
 )
 def test_values_of_another_type_are_refused(option, value, wanted):
     with pytest.raises(ConfigError, match=f"^{option} must be {wanted}, got {re.escape(repr(value))}$"):
-        dataclasses.replace(CONFIG, **{option: value}).check()
+        CONFIG.replace(**{option: value}).check()
 
 
 def test_whole_numbers_are_floats_and_lists_are_tuples():
-    dataclasses.replace(CONFIG, lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
+    CONFIG.replace(lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
 
 
 def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_colour(tmp_path):
-    values = CONFIG.to_dict()
+    values = former(CONFIG)
     assert values.pop("mask_fill") == "grey"
     (tmp_path / "config.json").write_text(json.dumps({"maskco": "0.1.0", **values}))
-    assert read_config(tmp_path / "config.json").mask_fill == "mean"
-    assert stored_config("last.pt", {"config": values}).mask_fill == "mean"
+    assert read_config(tmp_path / "config.json").method.mask_fill == "mean"
+    assert stored_config("last.pt", {"config": values}).method.mask_fill == "mean"
+
+
+def former(config: PretrainConfig) -> dict[str, object]:
+    """Options as they were stored before they had groups: all of one level, MaskCo's for any method."""
+    values = {**PretrainConfig.of().flat(), **config.flat()}
+    for old, new in (("momentum", "key_momentum"), ("sgd_momentum", "optimizer_momentum")):
+        values[old] = values.pop(new)
+    for new in ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad"):
+        del values[new]
+    return values
+
+
+@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
+def test_options_of_the_former_format_are_taken_over(method):
+    config = PretrainConfig.of(data="photos", out="run", method=method, lr=0.5, key_momentum=0.9, crop_scale=(0.1, 1))
+    assert PretrainConfig.from_stored(json.loads(json.dumps(former(config)))) == config
 
 
 def test_numbers_and_paths_of_other_libraries_become_plain():
-    config = PretrainConfig(
+    config = PretrainConfig.of(
         data=Path("photos"),
         out=np.str_("run"),
         epochs=np.int64(3),
         batch_size=torch.tensor(8),
         lr=np.float32(0.5),
         temperature=np.array(0.25),
-        momentum=Fraction(1, 2),
+        key_momentum=Fraction(1, 2),
         key_head=np.bool_(True),
         hidden=np.array(7, dtype=np.uint8),
         region_scale=np.array([0.25, 0.5]),
@@ -101,14 +119,16 @@ def test_numbers_and_paths_of_other_libraries_become_plain():
         device=torch.device("cpu"),
     )
     config.check()
-    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert {type(value) for value in vars(config).values()} <= {str, int, float, bool, tuple, type(None)}
-    assert (config.batch_size, config.lr, config.region_scale, config.key_head) == (8, 0.5, (0.25, 0.5), True)
+    assert PretrainConfig.of(**json.loads(json.dumps(config.to_dict()))) == config
+    assert {type(value) for value in config.flat().values()} <= {str, int, float, bool, tuple, type(None)}
+    assert (config.optim.batch_size, config.optim.lr) == (8, 0.5)
+    assert (config.views.region_scale, config.method.key_head) == ((0.25, 0.5), True)
     with pytest.raises(ConfigError, match=r"^batch_size must be int, got 8\.0$"):
-        dataclasses.replace(CONFIG, batch_size=np.float64(8)).check()
+        CONFIG.replace(batch_size=np.float64(8)).check()
     with pytest.raises(ConfigError, match=r"^region_scale must be"):
-        dataclasses.replace(CONFIG, region_scale=np.ones(3)).check()
+        CONFIG.replace(region_scale=np.ones(3)).check()
     options = Regions(encoders=[Path("run")], data=Path("scenes"), k=np.int64(5), temperature=torch.tensor(0.5))
+    options.check()
     assert json.loads(json.dumps(dataclasses.asdict(options)))["encoders"] == ["run"] and type(options.k) is int
 
 
@@ -116,32 +136,54 @@ EXTREMES = [0, -1, 10**19, 10**400, math.nan, math.inf, -math.inf, 1e39, 1e-46, 
 EXTREMES += [(0, 0), (math.nan, 1), (0.5, math.inf), (1e-9, 1e-9), (2, 1), object(), Decimal(1), np.zeros(3)]
 
 
-@pytest.mark.parametrize("option", sorted(OPTIONS))
+@pytest.mark.parametrize("option", sorted(set(CONFIG.flat()) - {"method"}))
 def test_any_value_is_taken_or_refused_in_one_line(option):
     """What is taken can be stored, and holds no number that torch's types do not."""
     for value in EXTREMES:
-        config = dataclasses.replace(CONFIG, **{option: value})
+        config = CONFIG.replace(**{option: value})
         try:
             config.check()
         except ConfigError as error:
             assert option in str(error) and "\n" not in str(error)
             continue
-        assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-        taken = getattr(config, option)
+        assert PretrainConfig.of(**json.loads(json.dumps(config.to_dict()))) == config
+        taken = config.flat()[option]
         for number in taken if isinstance(taken, tuple) else (taken,):
             if isinstance(number, (int, float)):
                 assert abs(number) < 2**63 and math.isfinite(number)
 
 
+@pytest.mark.parametrize("value", [value for value in EXTREMES if not isinstance(value, dict)], ids=repr)
+def test_any_method_is_a_known_one_or_refused_in_one_line(value):
+    with pytest.raises(ConfigError, match=r"^method must be one of maskco, moco_v2, simclr, densecl, got"):
+        CONFIG.replace(method=value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_names_of_options_are_unique_and_defaults_possible(method):
+    kinds = [kind for group, kind in GROUPS.items() if group != "method"] + [find_method(method).Options]
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    assert len(names) == len(set(names)) and not set(names) & set(GROUPS) - {"method"}
+    PretrainConfig.of(data="photos", out="run", method=method).check()
+
+
+def test_a_methods_own_defaults_are_taken_unless_given():
+    config = PretrainConfig.of(data="photos", out="run", method="simclr")
+    assert (config.optim.optimizer, config.optim.lr, config.views.crop_scale) == ("lars", 0.3, (0.08, 1.0))
+    assert PretrainConfig.of(data="photos", out="run", method="simclr", lr=0.1).optim.lr == 0.1
+
+
 def test_views_that_cannot_be_drawn_are_refused():
     with pytest.raises(ConfigError, match="region_scale"):
-        dataclasses.replace(CONFIG, region_scale=(0.9, 0.1)).view_config()
-    assert dataclasses.replace(CONFIG, image_size=64, regions=3).view_config().regions == 3
+        CONFIG.replace(region_scale=(0.9, 0.1)).check()
+    with pytest.raises(ConfigError, match=r"^regions must be at least 1 for maskco"):
+        CONFIG.replace(regions=0).check()
+    PretrainConfig.of(data="photos", out="run", method="moco_v2", regions=0).check()
 
 
 def test_json_and_back(tmp_path):
-    config = dataclasses.replace(CONFIG, region_scale=(0.1, 0.3), hidden=7)
-    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config = CONFIG.replace(region_scale=(0.1, 0.3), hidden=7)
+    assert PretrainConfig.of(**json.loads(json.dumps(config.to_dict()))) == config
     (tmp_path / "config.json").write_text(json.dumps({"maskco": "0", **config.to_dict()}))
     assert read_config(tmp_path / "config.json") == config
     (tmp_path / "config.json").write_text(json.dumps({"name": "another tool"}))
@@ -149,20 +191,31 @@ def test_json_and_back(tmp_path):
         read_config(tmp_path / "config.json")
 
 
-def test_an_unknown_option_suggests_the_nearest():
-    with pytest.raises(ConfigError, match="no option 'batchsize'; did you mean batch_size"):
-        PretrainConfig.from_dict({"data": "a", "out": "b", "batchsize": 3})
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batchsize": 3}, "there is no option 'batchsize'; did you mean batch_size?"),
+        ({"momentum": 0.9}, "there is no option 'momentum': it is key_momentum now"),
+        ({"method": "simclr", "mask_head": "none"}, "there is no option 'mask_head' of simclr: it is one of maskco"),
+        ({"xyz": 1}, "there is no option 'xyz'; `maskco pretrain --help` lists them all"),
+    ],
+)
+def test_an_unknown_option_says_what_was_meant(options, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        PretrainConfig.of(data="a", out="b", **options)
 
 
 def test_defaults_are_possible_and_moco_v2_s():
     CONFIG.check()
     demo_config("run").check()
-    assert (CONFIG.queue_size, CONFIG.dim, CONFIG.temperature, CONFIG.momentum) == (65536, 128, 0.2, 0.999)
-    assert (CONFIG.lr, CONFIG.batch_size, CONFIG.weight_decay, CONFIG.sgd_momentum) == (0.03, 256, 1e-4, 0.9)
+    method, optim = CONFIG.method, CONFIG.optim
+    assert (method.queue_size, method.dim, method.temperature, method.key_momentum) == (65536, 128, 0.2, 0.999)
+    assert (optim.optimizer, optim.lr, optim.batch_size) == ("sgd", 0.03, 256)
+    assert (optim.weight_decay, optim.optimizer_momentum) == (1e-4, 0.9)
 
 
 def test_differences_name_what_a_resumed_run_may_not_change():
-    other = dataclasses.replace(CONFIG, dim=64, out="elsewhere", epochs=3, workers=1, log_every=2)
+    other = CONFIG.replace(dim=64, out="elsewhere", epochs=3, workers=1, log_every=2)
     assert CONFIG.differences(other) == ["dim: 128, not 64"]
 
 

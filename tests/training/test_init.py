@@ -15,9 +15,9 @@ from maskco.config import PretrainConfig
 from maskco.errors import ConfigError, UserError
 from maskco.methods import build_method
 from maskco.runs.checkpoint import read_checkpoint
-from tiny_runs import TINY, make_pictures, rows
+from tiny_runs import TINY, make_pictures, rows, tiny
 
-FROZEN = {**TINY, "lr": 0.0, "sgd_momentum": 0.0, "weight_decay": 0.0, "momentum": 1.0, "epochs": 1}
+FROZEN = {**TINY, "lr": 0.0, "optimizer_momentum": 0.0, "weight_decay": 0.0, "key_momentum": 1.0, "epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def test_both_sides_of_the_encoder_hold_the_weights(
     tmp_path: Path, photos: Path, model: nn.Module, weights: Path, method: str
 ) -> None:
     run = tmp_path / "run"
-    pretrain(photos, run, init=str(weights), method=method, **FROZEN)
+    pretrain(photos, run, init=str(weights), **tiny(method, **FROZEN))
     for side in ("encoder", "momentum_encoder"):
         found = parameters(run, side)
         torch.testing.assert_close(found, own_names(found, model), rtol=0, atol=0)
     log = (run / "log.txt").read_text()
     assert f"the encoder starts from {weights}: " in log and "behind 'module.encoder_q.'" in log
     assert "the file holds 'module.encoder_k.' as well (init_prefix chooses)" in log
-    assert json.loads((run / "config.json").read_text())["init"] == str(weights)
+    assert json.loads((run / "config.json").read_text())["run"]["init"] == str(weights)
 
 
 def test_the_prefix_chooses(tmp_path: Path, photos: Path, model: nn.Module, weights: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_prefix_chooses(tmp_path: Path, photos: Path, model: nn.Module, weig
 @pytest.mark.parametrize("name", ["first", "first/last.pt"])
 def test_a_run_of_ours_starts_another(tmp_path: Path, photos: Path, name: str) -> None:
     pretrain(photos, tmp_path / "first", **{**TINY, "epochs": 1})
-    pretrain(photos, tmp_path / "second", init=str(tmp_path / name), **{**FROZEN, "dim": 12, "method": "moco_v2"})
+    pretrain(photos, tmp_path / "second", init=str(tmp_path / name), **tiny("moco_v2", **FROZEN | {"dim": 12}))
     trained = parameters(tmp_path / "first", "encoder")
     for side in ("encoder", "momentum_encoder"):
         torch.testing.assert_close(parameters(tmp_path / "second", side), trained, rtol=0, atol=0)
@@ -128,7 +128,7 @@ def test_a_home_folder_is_expanded(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     pretrain(photos, tmp_path / "run", init="~/moco.pth", **FROZEN)
-    assert json.loads((tmp_path / "run/config.json").read_text())["init"] == str(weights)
+    assert json.loads((tmp_path / "run/config.json").read_text())["run"]["init"] == str(weights)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,9 @@ def test_bad_starts_are_one_line_and_write_nothing(tmp_path: Path, photos: Path,
 def test_random_numbers_are_those_of_a_run_without(weights: Path) -> None:
     from maskco.training.initial_weights import start_from_weights
 
-    config = PretrainConfig(data="demo", out="x", encoder="test_resnet", image_size=32, queue_size=8, init=str(weights))
+    config = PretrainConfig.of(
+        data="demo", out="x", encoder="test_resnet", image_size=32, queue_size=8, init=str(weights)
+    )
     method = build_method(config)
     state = torch.random.get_rng_state()
     start_from_weights(method, config)

@@ -15,7 +15,8 @@ from maskco.memory import OutOfMemory, memory_errors
 from maskco.methods import MaskCo, StepOutput
 from maskco.runs.checkpoint import CheckpointError, load_run, read_checkpoint
 from maskco.training.loop import pretrain
-from maskco.training.state import BrokenPictures, TrainState
+from maskco.training.state import TrainState
+from maskco.training.totals import BrokenImages
 from tiny_runs import TINY, make_pictures
 
 ONE_EPOCH = {**TINY, "epochs": 1}
@@ -31,9 +32,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(pictures, tm
     forward, calls = MaskCo.forward, []
 
     def broken_forward(self, views, **options) -> StepOutput:
-        calls.append(1)
+        calls.append(1)  # (the first in the rehearsal)
         output = forward(self, views, **options)
-        return output._replace(loss=output.loss * math.nan) if len(calls) == 5 else output
+        return output._replace(loss=output.loss * math.nan) if len(calls) == 6 else output
 
     monkeypatch.setattr(MaskCo, "forward", broken_forward)
     with pytest.raises(
@@ -45,7 +46,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(pictures, tm
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    state = TrainState(PretrainConfig(data="a", out="b", **TINY), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY), 16, torch.device("cpu"))
     state.save(tmp_path / "last.pt")
     good = (tmp_path / "last.pt").read_bytes()
     with torch.no_grad():
@@ -59,9 +60,9 @@ def test_broken_pictures_are_counted_and_named_once(tmp_path):
     data = make_pictures(tmp_path / "photos", broken=3)
     result = pretrain(data, tmp_path / "run", **{**TINY, "epochs": 3})
     log = (tmp_path / "run/log.txt").read_text()
-    assert result.broken_pictures == 3 and result.steps == 12
+    assert result.broken_images == 3 and result.steps == 12
     assert log.count("cannot be used: 000.png") == log.count("cannot be used: nested/001.png") == 1
-    assert "3 of 16 pictures could not be used" in log
+    assert "3 of 16 images could not be used" in log
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -74,13 +75,13 @@ def test_more_than_half_broken_stops_the_run(tmp_path, broken, workers):
 
 
 def test_many_tries_are_enough_to_know():
-    few, many = BrokenPictures(10**6), BrokenPictures(10**6)
+    few, many = BrokenImages(10**6), BrokenImages(10**6)
     for batch in range(120):
         failures = [(f"{batch}-{index}", "cut off") for index in range(12)]
         many.add(10, failures)
         few.add(10, failures[:9])
     few.require_few()
-    with pytest.raises(TrainingError, match="1440 of 2640 pictures tried"):
+    with pytest.raises(TrainingError, match="1440 of 2640 images tried"):
         many.require_few()
 
 
@@ -147,18 +148,18 @@ def test_other_pictures_are_refused_on_resume(tmp_path):
     data = make_pictures(tmp_path / "photos")
     pretrain(data, tmp_path / "run", **ONE_EPOCH)
     (data / "000.png").unlink()
-    refused(CheckpointError, "16 pictures, but .* holds 15", out=tmp_path / "run", resume=True, epochs=2)
+    refused(CheckpointError, "16 images, but .* holds 15", out=tmp_path / "run", resume=True, epochs=2)
 
 
 def test_as_many_pictures_of_other_names_are_refused_on_resume(tmp_path):
     data = make_pictures(tmp_path / "photos")
     pretrain(data, tmp_path / "run", **ONE_EPOCH)
     (data / "000.png").rename(data / "900.png")
-    refused(CheckpointError, "as many pictures of other names", out=tmp_path / "run", resume=True, epochs=2)
+    refused(CheckpointError, "as many images of other names", out=tmp_path / "run", resume=True, epochs=2)
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    state = TrainState(PretrainConfig(data="a", out="b", **TINY), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY), 16, torch.device("cpu"))
     state.save(tmp_path / "last.pt")
     good = (tmp_path / "last.pt").read_bytes()
     monkeypatch.setattr("torch.save", lambda state, file: (file.write(b"half"), 1 / 0))
@@ -182,7 +183,7 @@ def test_a_run_inside_the_data_folder_is_no_data(tmp_path):
 def test_a_name_that_is_no_utf8_is_skipped_as_any_broken_picture(tmp_path):
     data = make_pictures(tmp_path / "photos")
     (data / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
-    assert pretrain(data, tmp_path / "run", **{**ONE_EPOCH, "epochs": 4}).broken_pictures == 1
+    assert pretrain(data, tmp_path / "run", **{**ONE_EPOCH, "epochs": 4}).broken_images == 1
     assert "cannot be used: caf\\udce9.jpg" in (tmp_path / "run/log.txt").read_text()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -12,20 +11,20 @@ from timm.models import register_model
 from torch import nn
 
 import maskco
-from maskco.config import PretrainConfig
+from maskco.config import METHODS, PretrainConfig
 from maskco.errors import ConfigError
 from maskco.methods import MaskCo, MoCoV2, build_method
 from maskco.nn import Encoder
 from maskco.training import rehearsal
 from maskco.training.rehearsal import rehearse
-from tiny_runs import TINY, make_pictures
+from tiny_runs import TINY, make_pictures, tiny
 
 CPU = torch.device("cpu")
-BASE = PretrainConfig(**{**TINY, "data": "a", "out": "b", "image_size": 64})
+BASE = PretrainConfig.of(**{**TINY, "data": "a", "out": "b", "image_size": 64})
 
 
 def build(**options) -> tuple[nn.Module, PretrainConfig]:
-    config = dataclasses.replace(BASE, **options)
+    config = PretrainConfig.of(data="a", out="b", **{**tiny(options.get("method", "maskco"), image_size=64), **options})
     torch.manual_seed(0)
     return build_method(config).train(), config
 
@@ -35,7 +34,7 @@ def own(backbone: nn.Module, channels: int, stride: int, method=MaskCo) -> nn.Mo
     return method(Encoder(backbone, channels, stride), dim=8, queue_size=12).train()
 
 
-@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
+@pytest.mark.parametrize("method", METHODS)
 def test_it_leaves_no_trace(method):
     built, config = build(method=method, mask_fill="noise") if method == "maskco" else build(method=method)
     before = {name: value.clone() for name, value in built.state_dict().items()}
@@ -91,7 +90,7 @@ class NotFinite(nn.Conv2d):
 )  # fmt: skip
 def test_encoders_that_cannot_work_are_named_in_one_line(method, backbone, channels, stride, said):
     with pytest.raises(ConfigError, match=said) as caught:
-        rehearse(own(backbone, channels, stride, method), dataclasses.replace(BASE, encoder="mine"), CPU, None)
+        rehearse(own(backbone, channels, stride, method), BASE.replace(encoder="mine"), CPU, None)
     assert str(caught.value).startswith("encoder mine at image_size 64") and "\n" not in str(caught.value)
 
 
@@ -99,7 +98,7 @@ def test_encoders_that_cannot_work_are_named_in_one_line(method, backbone, chann
 def test_sizes_that_are_no_multiple_of_the_stride_are_fine(size):
     for padding in (0, 1):  # rounded down, and up
         built = own(nn.Conv2d(3, 8, 3 if padding else 8, 8, padding), 8, 8)
-        assert rehearse(built, dataclasses.replace(BASE, image_size=size), CPU, None) == []
+        assert rehearse(built, BASE.replace(image_size=size), CPU, None) == []
 
 
 @register_model

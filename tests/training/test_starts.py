@@ -17,7 +17,7 @@ from maskco.errors import ConfigError, TrainingError, UserError
 from maskco.memory import OutOfMemory
 from maskco.runs.recorder import Recorder
 from maskco.training.loop import pretrain
-from tiny_runs import TINY, make_pictures
+from tiny_runs import TINY, make_pictures, tiny
 
 ONE_EPOCH = {**TINY, "epochs": 1}
 
@@ -110,7 +110,7 @@ def test_a_run_with_a_damaged_config_can_be_replaced(run, pictures, config, left
         with pytest.raises(ConfigError):
             pretrain(pictures, run, **ONE_EPOCH)
     assert pretrain(pictures, run, overwrite=True, **ONE_EPOCH).steps == 4
-    assert json.loads((run / "config.json").read_text())["dim"] == 8
+    assert json.loads((run / "config.json").read_text())["method"]["dim"] == 8
 
 
 @pytest.mark.parametrize("theirs", [
@@ -142,7 +142,7 @@ def test_nothing_is_written_before_the_first_step(pictures, tmp_path, monkeypatc
     monkeypatch.setattr(Recorder, "begin", look)
     pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
     assert seen == [False]
-    assert "with test_resnet on 16 pictures" in (tmp_path / "run/log.txt").read_text()
+    assert "with test_resnet on 16 images" in (tmp_path / "run/log.txt").read_text()
 
 
 # ---- data that have moved
@@ -155,11 +155,11 @@ def test_a_run_goes_on_with_its_data_in_another_place(tmp_path, capsys):
     with pytest.raises(ConfigError, match="no such folder"):
         pretrain(out=out, resume=True, epochs=2)
     assert run_main("pretrain", "--out", out, "--resume", "--epochs", 2, "--data", moved) == 0
-    assert json.loads((out / "config.json").read_text())["data"] == str(moved)
+    assert json.loads((out / "config.json").read_text())["run"]["data"] == str(moved)
     assert pretrain(out=out, resume=True, epochs=3).steps == 12
     (moved / "000.png").rename(moved / "other.png")
     assert run_main("pretrain", "--out", out, "--resume", "--epochs", 4, "--data", moved) == 2
-    assert "as many pictures of other names" in capsys.readouterr().err
+    assert "as many images of other names" in capsys.readouterr().err
 
 
 # ---- queues that will never be full
@@ -176,7 +176,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(tmp_path, capsys):
     ],
 )
 def test_a_queue_longer_than_the_data_is_told_once(pictures, tmp_path, capfd, method, queue, told):
-    options = {**TINY, "method": method, "queue_size": queue, "accumulate": 2}
+    options = tiny(method, queue_size=queue, accumulate=2)
     pretrain(pictures, tmp_path / "run", **options)
     said = [line for line in capfd.readouterr().err.splitlines() if "the queue of" in line]
     assert len(said) == (told is not None)

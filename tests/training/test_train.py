@@ -15,14 +15,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskco.training.loop
-from maskco.config import PretrainConfig
+import maskco.training.start
+from maskco.config import METHODS, PretrainConfig, find_method
 from maskco.data.sources.base import FolderSource
-from maskco.methods import METHODS, MaskCo
+from maskco.methods import MaskCo
 from maskco.runs.checkpoint import load_run, read_checkpoint
-from maskco.training.loop import StopSignals, pretrain
-from maskco.training.state import TrainState, create_optimizer
+from maskco.training.loop import pretrain
+from maskco.training.optim import create_optimizer
+from maskco.training.signals import StopSignals
+from maskco.training.state import TrainState
 from resuming import SignalAt, same
-from tiny_runs import TINY, rows
+from tiny_runs import TINY, rows, tiny
+
+DRAWN = {
+    "maskco": {"key_group": 2, "mask_fill": "noise"},
+    "simclr": {},
+}  # random numbers in a step
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def signal_at(monkeypatch):
     """signal_at(step) interrupts the next run while it loads the batch of that step."""
 
     def arm(step: int) -> None:
-        monkeypatch.setattr(maskco.training.loop, "PretrainDataset", SignalAt)
+        monkeypatch.setattr(maskco.training.start, "PretrainDataset", SignalAt)
         monkeypatch.setattr(SignalAt, "loaded", 0)
         monkeypatch.setattr(SignalAt, "at", (step - 1) * TINY["batch_size"] + 1)
 
@@ -51,10 +59,9 @@ def test_a_run_on_shards_is_the_run_on_the_folder_they_were_packed_from(pictures
     assert rows(tmp_path / "packed") == rows(tmp_path / "loose")
 
 
-@pytest.mark.parametrize(("method", "augment"), [("maskco", "workers"), ("moco_v2", "workers"), ("maskco", "device")])
+@pytest.mark.parametrize(("method", "augment"), [(method, "workers") for method in METHODS] + [("maskco", "device")])
 def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_path, signal_at, method, augment):
-    # The groups are shuffled: random numbers must go on too.
-    options = {**TINY, "method": method, "augment": augment, "key_group": 2, "mask_fill": "noise"}
+    options = tiny(method, augment=augment, **DRAWN.get(method, {"key_group": 2}))
     whole = pretrain(pictures, tmp_path / "whole", **options)
     assert (whole.steps, whole.interrupted) == (8, False)
     for step in (2, 4, 5):  # inside the first epoch, at its end, inside the second
@@ -134,10 +141,10 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-@pytest.mark.parametrize(("method", "augment"), [("maskco", "workers"), ("moco_v2", "workers"), ("maskco", "device")])
+@pytest.mark.parametrize(("method", "augment"), [(method, "workers") for method in METHODS] + [("maskco", "device")])
 def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, augment):
     """Counted on the CPU, where a wait is a call like any other. Only rows of metrics and checkpoints may wait."""
-    waits, update, tell = Waits(), METHODS[method].update_momentum_side, TrainState.require_finite_loss
+    waits, update, tell = Waits(), find_method(method).start_step, TrainState.require_finite_loss
 
     def learn(self) -> None:
         waits.learning, waits.steps = True, waits.steps + 1
@@ -147,28 +154,30 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, a
         waits.learning = False
         tell(self)
 
-    monkeypatch.setattr(METHODS[method], "update_momentum_side", learn)
+    monkeypatch.setattr(find_method(method), "start_step", learn)
     monkeypatch.setattr(TrainState, "require_finite_loss", stop)
-    options = {"method": method, "augment": augment, "key_group": 2, "accumulate": 2, "amp": "bf16", "batch_size": 8}
-    options["log_every"] = 100
+    options = {"augment": augment, "accumulate": 2, "amp": "bf16", "batch_size": 8, "log_every": 100, "workers": 1}
+    options = tiny(method, **options, **DRAWN.get(method, {"key_group": 2}))
     with waits:
-        pretrain(pictures, tmp_path / "run", **{**TINY, "workers": 1, **options})
+        pretrain(pictures, tmp_path / "run", **options)
     assert waits.steps == 4 and not waits.found
-    monkeypatch.setattr(METHODS[method], "update_momentum_side", lambda self: (learn(self), self.queue.valid.item()))
+    monkeypatch.setattr(
+        find_method(method), "start_step", lambda self: (learn(self), next(self.parameters()).sum().item())
+    )
     with waits:
-        pretrain(pictures, tmp_path / "other", **{**TINY, "workers": 1, **options})
+        pretrain(pictures, tmp_path / "other", **options)
     assert waits.found == {"_local_scalar_dense"}
 
 
 def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypatch):
     """The first step, at that, which torch's fused SGD takes as a chance to leave its buffers unwritten."""
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
-    config = PretrainConfig(data="a", out="b", **TINY)
+    config = PretrainConfig.of(data="a", out="b", **TINY)
     weights = {}
     for fused in (False, True):
         torch.manual_seed(0)
         model = nn.Linear(64, 64)
-        optimizer, scaler = create_optimizer(model, config, fused=fused), torch.amp.GradScaler("cpu")
+        optimizer, scaler = create_optimizer(model, config.optim, "", fused=fused), torch.amp.GradScaler("cpu")
         waits = Waits()
         for factor in (math.inf, 1.0, 2.0):
             before = model.weight.detach().clone()
@@ -191,10 +200,8 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypa
 )
 @pytest.mark.parametrize("augment", ["workers", "device"])
 def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch, augment):
-    update, tell = MaskCo.update_momentum_side, TrainState.require_finite_loss
-    monkeypatch.setattr(
-        MaskCo, "update_momentum_side", lambda self: (torch.cuda.set_sync_debug_mode("error"), update(self))
-    )
+    update, tell = MaskCo.start_step, TrainState.require_finite_loss
+    monkeypatch.setattr(MaskCo, "start_step", lambda self: (torch.cuda.set_sync_debug_mode("error"), update(self)))
     monkeypatch.setattr(
         TrainState, "require_finite_loss", lambda self: (torch.cuda.set_sync_debug_mode("default"), tell(self))
     )
@@ -207,7 +214,7 @@ def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch, augment):
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
-    config = PretrainConfig(data="a", out="b", **{**TINY, "lr": 0.64, "warmup_steps": 2, "epochs": 3})
+    config = PretrainConfig.of(data="a", out="b", **{**TINY, "lr": 0.64, "warmup_steps": 2, "epochs": 3})
     state, rates = TrainState(config, 16, torch.device("cpu")), []
     for state.step in range(12):
         rates.append(state.lr)
@@ -284,7 +291,7 @@ def test_bfloat16_runs(pictures, tmp_path):
 def test_load_run_gives_the_trained_method(pictures, tmp_path):
     pretrain(pictures, tmp_path / "run", **{**TINY, "epochs": 1})
     config, method, step = load_run(tmp_path / "run")
-    assert (config.encoder, step, method.training) == ("test_resnet", 4, False)
+    assert (config.run.encoder, step, method.training) == ("test_resnet", 4, False)
     assert isinstance(method, MaskCo)
     stored = torch.load(tmp_path / "run/last.pt", weights_only=True)["method"]
     assert same(dict(method.state_dict()), dict(stored))

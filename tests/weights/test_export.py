@@ -26,7 +26,7 @@ def make_run(folder: Path, **options) -> Path:
     """A run whose encoder has seen something: no batch norm is as it began."""
     folder.mkdir()
     options = {"image_size": 64, "dim": 8, "queue_size": 8} | options
-    config = PretrainConfig(data="photos", out=str(folder), **options)
+    config = PretrainConfig.of(data="photos", out=str(folder), **options)
     torch.manual_seed(1)
     method = build_method(config)
     with torch.no_grad():

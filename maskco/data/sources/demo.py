@@ -92,7 +92,7 @@ class DemoSource:
 
 @lru_cache
 def _picture(name: str) -> np.ndarray:
-    with (files("maskco.data") / "demo_assets" / name).open("rb") as file, Image.open(file) as image:
+    with (files("maskco.data.sources") / "demo_assets" / name).open("rb") as file, Image.open(file) as image:
         return np.asarray(image)
 
 

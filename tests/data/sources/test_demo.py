@@ -108,7 +108,7 @@ def test_train_and_test_share_no_item() -> None:
 
 
 def test_assets_are_small_and_come_with_their_licence() -> None:
-    assets = list(files("maskco.data").joinpath("demo_assets").iterdir())
+    assets = list(files("maskco.data.sources").joinpath("demo_assets").iterdir())
     assert sum(len(asset.read_bytes()) for asset in assets if asset.is_file()) <= 4 * 2**20
     text = {asset.name: asset for asset in assets}
     assert "Zalando" in text["LICENSE.fashion-mnist"].read_text(encoding="utf-8")

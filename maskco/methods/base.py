@@ -1,0 +1,140 @@
+"""The contract of a method. The loop, its monitors, reports and exports know a method by this alone.
+
+A step of the loop, with one batch or several (`accumulate`):
+
+    method.start_step()                                   # the momentum side follows
+    outputs = [method(views) for views in micro_batches]  # each followed by its loss.backward()
+    method.end_step(outputs)                              # keys are pushed
+    optimizer.step()
+
+A method is one file: an options class, a subclass of `Method`, and an entry in `maskco.config.METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maskco.config import MethodOptions
+from maskco.data.view_config import ViewConfig
+from maskco.data.views import Views
+from maskco.nn import FeatureQueue, momentum_update_
+from maskco.nn.encoder import as_encoder
+from maskco.ops import InfoNCEStats
+from maskco.option_values import Between, Count, Natural, Share
+
+
+class StepOutput(NamedTuple):
+    """What a batch gives.
+
+    loss: [] with gradient.
+    metrics: [] each, without gradient, by name. The loop averages them over micro-batches, ranks and steps. Monitors
+        know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std" (see `spread`).
+    pushes: keys [any, dim] without gradient, by the name of their queue.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    pushes: dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """Base of all methods. Parameters that require gradients are learned.
+
+    Args:
+        encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
+        options: fields of the method's `Options`, where they are explained. Raises ConfigError for impossible values.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    options: Any  # an instance of Options; subclasses annotate theirs
+
+    def __init__(self, encoder: str | nn.Module = "resnet50", **options: Any) -> None:
+        super().__init__()
+        self.options = self.Options(**options)
+        self.options.check()
+        self.encoder = as_encoder(encoder)
+
+    @property
+    def queues(self) -> dict[str, FeatureQueue]:
+        """The method's queues by name: its children of that type."""
+        return {name: child for name, child in self.named_children() if isinstance(child, FeatureQueue)}
+
+    def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Pairs of a module and its momentum copy."""
+        return []
+
+    def start_step(self) -> None:
+        """Before the first batch of a step: the momentum side follows."""
+        for online, copy in self.key_modules():
+            momentum_update_(online, copy, self.options.key_momentum)
+
+    def forward(self, views: Views) -> StepOutput:
+        """The loss of B images. Changes nothing but batch norms' statistics."""
+        raise NotImplementedError
+
+    def end_step(self, outputs: Sequence[StepOutput]) -> None:
+        """After the last backward pass of a step: pushes the keys of all its batches. All ranks must call it."""
+        for name, queue in self.queues.items():
+            queue.push(torch.cat([output.pushes[name] for output in outputs]))
+
+    def plain_loss(self, views: Views) -> Tensor | None:
+        """The loss without what may make a fresh encoder's gradients explode, or None where there is no such thing.
+
+        The rehearsal before a run compares gradients with and without it.
+        """
+        return None
+
+    def warnings(self, views: Views) -> dict[str, str]:
+        """What is wrong with views that were learned from, by a short name. Each is reported once."""
+        return {}
+
+
+@dataclass
+class MomentumOptions(MethodOptions):
+    """Options that methods with a queue and a momentum encoder share."""
+
+    dim: Count = 128
+    """Length of queries and keys."""
+    hidden: Count | None = None
+    """Hidden width of the projection; default: the encoder's channels (ours; MoCo v2's for a ResNet-50)."""
+    queue_size: Count = 65536
+    """Keys of earlier steps that serve as negatives."""
+    temperature: Annotated[float, Between(1e-4, 1e4)] = 0.2
+    """Logits are cosine similarities over this."""
+    key_momentum: Share = 0.999
+    """Share of the momentum (key) encoder that stays at each step."""
+    key_group: Natural = 32
+    """Images that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
+    shuffle_keys: bool = True
+    """With several ranks, draw them from all ranks' images, not each one's own: MoCo's shuffled batch norm."""
+
+    def check(self) -> None:
+        super().check()
+        self.require("key_group", self.key_group != 1, "0, or at least 2")
+
+    def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
+        rows = max(self.queue_size, self.hidden or 0)
+        named = f"queue_size {self.queue_size}, hidden {self.hidden} and dim {self.dim}"
+        yield named, 4.0 * rows * self.dim, "lower them"
+
+
+def contrast_metrics(stats: InfoNCEStats, queries: Tensor) -> dict[str, Tensor]:
+    """Contrast accuracy of some queries [Q, D], in percent, and their spread."""
+    return {
+        "accuracy": 100 * (stats.rank < 1).float().mean(),
+        "top5": 100 * (stats.rank < 5).float().mean(),
+        "embedding_std": spread(queries.detach()),
+    }
+
+
+def spread(embeddings: Tensor) -> Tensor:
+    """Standard deviation of unit vectors [N, D] over N, averaged over D: 0-d float32.
+
+    Near 1/√D where they point everywhere, 0 where they are all the same (Chen & He, arXiv 2011.10566, section 4.1).
+    """
+    return embeddings.float().std(0, correction=0).mean()

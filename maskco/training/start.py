@@ -1,0 +1,140 @@
+"""What is settled before a run writes anything: its options filled in, and all that can be refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from maskco.config import PretrainConfig
+from maskco.data.loading import Loading
+from maskco.data.sources.base import EpochBatches, PretrainDataset, Source, SourceError, locate, open_source
+from maskco.data.views import TwoViews
+from maskco.devices import usable_device
+from maskco.errors import ConfigError, TrainingError
+from maskco.files import user_path
+from maskco.memory import require_memory
+from maskco.methods import StepOutput
+from maskco.nn.ranks import agree, rank, world_size
+from maskco.runs.checkpoint import CheckpointError
+from maskco.training.state import TrainState
+
+
+def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainConfig:
+    """The checked configuration with device, workers and the data folder's absolute path filled in.
+
+    stored_data: the data's name comes from a run, and must not be looked up yet.
+    """
+    config.check()
+    device = config.run.device
+    kind = usable_device(device).type
+    if device == "auto":
+        device = kind
+    if config.optim.amp == "fp16" and kind != "cuda":
+        raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}; choose bf16 or off")
+    if config.run.batch_norm == "sync" and kind != "cuda":
+        raise ConfigError(
+            f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
+            "leave it at local"
+        )
+    init = config.run.init and os.path.abspath(os.path.expanduser(config.run.init))
+    data = config.run.data if stored_data else locate(config.run.data)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
+    workers = min(max(cores // here, 1), 8) if config.run.workers is None else config.run.workers
+    threads = config.run.threads or torch.get_num_threads()
+    out = str(user_path(config.run.out))
+    return config.replace(device=device, data=data, init=init, out=out, threads=threads, workers=workers)
+
+
+def raise_if_of_compiler(error: RuntimeError) -> None:
+    """Raises TrainingError in place of an error of --compile, by its type: torch explains it in many lines."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported by what raises them
+    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
+        reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
+        raise TrainingError(
+            f"torch.compile fails here ({reason}): leave out --compile, or install the compiler that it needs"
+        ) from error
+
+
+def seeded_devices(device: torch.device) -> list[torch.device | int]:
+    """GPUs whose random numbers are put back after the run: one rank of many must not open its neighbours' GPUs."""
+    if world_size() == 1:
+        return list(range(torch.cuda.device_count()))
+    return [device] if device.type == "cuda" else []
+
+
+def check_shares(config: PretrainConfig) -> None:
+    """Raises ConfigError unless the batch can be dealt out equally, to ranks and to --accumulate."""
+    shares = world_size() * config.optim.accumulate
+    if config.optim.batch_size % shares or config.optim.batch_size < 2 * shares:
+        near = shares * max(config.optim.batch_size // shares, 2)
+        raise ConfigError(
+            f"batch_size {config.optim.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
+            f"{config.optim.accumulate}, and leave each part 2 images or more: {near} would do"
+        )
+
+
+def check_memory(config: PretrainConfig) -> None:
+    """Raises ConfigError if a rank's views, or what the method keeps, cannot fit into the memory."""
+    images = config.optim.batch_size // (world_size() * config.optim.accumulate)
+    views = 2 * 3 * 4 * config.views.image_size**2 * images
+    named = f"image_size {config.views.image_size} for {images} images at a time"
+    require_memory(named, views, "lower it or batch_size")
+    for named, size, advice in config.method.memory(images, config.views):
+        require_memory(named, size, advice)
+
+
+def check_equal_start(state: TrainState) -> None:
+    """Raises CheckpointError on all ranks unless they all go on from the same step."""
+    latest, earliest = agree(state.step, -state.step)
+    if latest != -earliest:
+        raise CheckpointError(
+            f"out: ranks go on from different steps ({-earliest} and {latest}): name a folder that all machines share"
+        )
+
+
+def open_images(config: PretrainConfig) -> Source:
+    """Raises ConfigError if there are no images, or fewer than a batch."""
+    try:
+        source = open_source(config.run.data)
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    if len(source) < config.optim.batch_size:
+        data = f"the data ({len(source)} images)"
+        raise ConfigError(f"batch_size {config.optim.batch_size} is larger than {data}: lower it or add images")
+    return source
+
+
+def open_loading(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Loading:
+    """This rank's micro-batches of every step still to come, of all epochs in a row: workers live once and load ahead
+    across epochs."""
+    first, done = divmod(state.step, state.steps_per_epoch)
+    whole = (len(source), config.optim.batch_size, config.run.seed)
+    share = {"rank": rank(), "ranks": world_size(), "parts": config.optim.accumulate}
+    orders = (
+        EpochBatches(*whole, epoch, done if epoch == first else 0, **share)
+        for epoch in range(first, config.optim.epochs)
+    )
+    transform = TwoViews(config.views)
+    dataset = PretrainDataset(source, transform.raw if config.run.augment == "device" else transform, config.run.seed)
+    keys = itertools.chain.from_iterable(orders)
+    return Loading(dataset, keys, workers=config.run.workers or 0, pin_memory=device.type == "cuda")
+
+
+def queue_warnings(state: TrainState, outputs: Sequence[StepOutput]) -> list[str]:
+    """What to say of queues longer than the data or the whole run will fill, from what this rank pushed in one step."""
+    warnings = []
+    for name, queue in state.method.queues.items():
+        keys = sum(len(output.pushes[name]) for output in outputs) * world_size()
+        size, epoch, run = len(queue.features), keys * state.steps_per_epoch, keys * state.steps
+        if size > epoch:
+            why = f"holds keys of the same images from earlier epochs: an epoch makes {epoch:,}"
+            if size > run:
+                why = f"will never be full: the whole run makes {run:,} keys, an epoch {epoch:,}"
+            what = name.replace("_", " ")
+            warnings.append(f"warning: the {what} of {size:,} keys {why}; --queue-size {epoch} would fit")
+    return warnings

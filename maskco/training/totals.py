@@ -1,0 +1,137 @@
+"""What a run adds up between two rows of metrics, and over its epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from maskco.errors import TrainingError
+from maskco.methods import StepOutput
+from maskco.nn import FeatureQueue
+from maskco.nn.ranks import gather_in_rank_order, rank, world_size
+from maskco.runs.checkpoint import BEST
+
+
+class Totals:
+    """Sums of the loss and of a method's metrics since the last row, on the device, so that adding never waits.
+
+    Each rank adds up what it sees itself. Reading the totals waits for all of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.names: list[str] = []  # of the metrics, known from the first step on
+        self.sums = torch.zeros(1, device=device)  # of the steps' loss, then of each metric
+        self.bad_step = torch.zeros((), dtype=torch.long, device=device)  # the first whose loss is not finite, or 0
+        self.count = 0
+        self.last_loss = math.nan
+
+    def add(self, outputs: Sequence[StepOutput], step: int) -> None:
+        """Takes the outputs of one step's micro-batches, which are of one size."""
+        if not self.names:
+            self.names = list(outputs[0].metrics)
+            self.sums = torch.zeros(1 + len(self.names), device=self.sums.device)
+        values = [[output.loss.detach(), *(output.metrics[name] for name in self.names)] for output in outputs]
+        means = torch.stack([torch.stack([value.float() for value in row]) for row in values]).mean(0)
+        self.sums += means
+        self.bad_step += ((self.bad_step == 0) & ~means[0].isfinite()) * step
+        self.count += 1
+
+    @property
+    def first_bad_step(self) -> int:
+        return min((step for step in gather_in_rank_order(self.bad_step[None]).tolist() if step), default=0)
+
+    def means_and_reset(self) -> dict[str, float]:
+        """The mean loss and metrics over all ranks and the steps since the last call."""
+        means = (gather_in_rank_order(self.sums[None]).mean(0) / max(self.count, 1)).tolist()
+        self.sums.zero_()
+        self.count, self.last_loss = 0, means[0]
+        return dict(zip(["loss", *self.names], means, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = gather_in_rank_order(self.sums[None]).clone()  # a row for each rank
+        return {"names": list(self.names), "sums": sums, "count": self.count, "last_loss": self.last_loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names = list(state["names"])
+        sums = state["sums"].reshape(-1, 1 + len(self.names))
+        self.sums = (sums[rank()] if len(sums) == world_size() else sums.mean(0)).to(self.sums)
+        self.count, self.last_loss = state["count"], state["last_loss"]
+
+
+class BestEpoch:
+    """Finds the epoch with the lowest mean loss. One that starts before all queues are full does not count: from fewer
+    negatives a key is easier to tell."""
+
+    def __init__(self) -> None:
+        self.loss, self.step = math.inf, 0  # of the best, and the step it ended with
+        self.sum, self.count = 0.0, 0  # of the epoch under way
+        self.counts = False
+
+    def add(self, loss: float, steps: int) -> None:
+        """Takes the mean loss of some steps of one epoch."""
+        self.sum += loss * steps
+        self.count += steps
+
+    def end_epoch(self, step: int, queues: Iterable[FeatureQueue]) -> None:
+        """Waits for the device."""
+        mean = self.sum / max(self.count, 1)
+        if self.counts and mean < self.loss:
+            self.loss, self.step = mean, step
+        self.sum, self.count = 0.0, 0
+        self.counts = all(int(queue.valid) == len(queue.features) for queue in queues)
+
+    def told(self, steps_per_epoch: int) -> str:
+        if not self.step:
+            return f"no {BEST}: no epoch that started with full queues has ended"
+        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the lowest mean loss, {self.loss:.3f}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class BrokenImages:
+    """Counts images that cannot be used, and gives up when they are more than half."""
+
+    SURE = 1000  # tries after which their share among all tries can be believed
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.names: set[str] = set()
+        self.tried = self.failed = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, used: int, failures: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Takes the failures of one step's batch, and returns those of images that did not fail before."""
+        new = {name: reason for name, reason in failures if name not in self.names}
+        self.names.update(new)
+        self.tried += used + len(failures)
+        self.failed += len(failures)
+        return list(new.items())
+
+    def require_few(self) -> None:
+        """Raises TrainingError if more than half of the images, or of very many tries, failed."""
+        if 2 * len(self.names) > self.images:
+            share = f"{len(self.names)} of {self.images} images"
+        elif self.tried >= self.SURE and 2 * self.failed > self.tried:
+            share = f"{self.failed} of {self.tried} images tried"
+        else:
+            return
+        raise TrainingError(
+            f"more than half of the data cannot be used ({share}): see log.txt; repair the images and --resume, "
+            "or remove them and start over with --overwrite"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"names": sorted(self.names), "tried": self.tried, "failed": self.failed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.names = set(state["names"])
+        self.tried, self.failed = state["tried"], state["failed"]
