@@ -194,7 +194,7 @@ def detectron2_name(name: str) -> str:
 def _require_torchvisions_resnet(config: PretrainConfig, state: dict[str, Tensor], format: str) -> None:
     name = _architecture(config)
     known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
-    hint = "take --format timm or safetensors"
+    hint = "take `format=timm` or safetensors"
     if name not in known:
         raise ExportError(f"{format} has no {config.run.encoder}: {hint}")
     with torch.device("meta"):

@@ -171,7 +171,7 @@ def test_the_command_line(run: Path, pictures: str, capsys: pytest.CaptureFixtur
             cli.main(["eval", *arguments, "--workers", "0", "--image-size", "32"])
         assert stopped.value.code == code
     printed = capsys.readouterr()
-    assert "kNN top-1" in printed.out and printed.err.startswith("error: data: no such folder")
+    assert "kNN top-1" in printed.out and printed.err.startswith("error: --data: no such folder")
     assert [row.details["settings"]["k"] for row in load_rows(out)] == [3, 3]
 
 

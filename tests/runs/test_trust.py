@@ -184,7 +184,7 @@ def test_a_report_without_pictures_says_so_and_takes_them_by_name(run, pictures,
     assert told not in capsys.readouterr().err
     assert (run / "report.html").stat().st_size > without + 20_000
     assert run_main("report", run, "--data", tmp_path / "nowhere") == 2
-    assert capsys.readouterr().err.startswith("error: data: no such folder")
+    assert capsys.readouterr().err.startswith("error: --data: no such folder")
 
 
 def test_the_key_is_the_user_s_alone(own_cache):
