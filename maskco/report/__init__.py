@@ -9,10 +9,10 @@ Curves, masked views, nearest regions, the spread of keys, regions in the plane 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from maskco.data.images import PictureError
@@ -22,11 +22,11 @@ from maskco.memory import memory_errors
 from maskco.report.curves import Curves, Header
 from maskco.report.embedding import RegionMaps, Spread
 from maskco.report.html import html
-from maskco.report.nearest import nearest_regions
-from maskco.report.page import STYLE, Section, one_page, png
-from maskco.report.pictures import NearestRegions, Note, ViewPairs
+from maskco.report.nearest import NearestRegions, nearest_regions
+from maskco.report.page import RED, Note, Page, Part, png
 from maskco.report.runs import Run, read_runs
 from maskco.report.scores import Scores, tables
+from maskco.report.views import ViewPairs
 from maskco.runs.folder import folder_of
 
 
@@ -56,48 +56,54 @@ def write_report(
     folder = folder_of(runs[0]) if out is None else user_path(out)
     if folder.is_file() or (not folder.exists() and folder.suffix in (".html", ".png", ".pdf")):
         raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
-    opened = read_runs(list(runs), data)
-    written = Report(folder / "report.html", folder / "report.png")
-    scores = tables(opened)
-    with matplotlib.rc_context(STYLE):
-        sections = draw_sections(opened, projection)
-        document = html(opened, sections, *scores)
-        drawn = png(_figure(opened, sections, *scores))
+    page = _page(runs, data, projection)
+    title = folder_of(runs[0]).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
+    written, document, image = (
+        Report(folder / "report.html", folder / "report.png"),
+        html(title, page),
+        png(page.pixels),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(written.html, lambda file: file.write(document.encode(errors="backslashreplace")))
-    write_atomically(written.png, lambda file: file.write(drawn))
+    write_atomically(written.png, lambda file: file.write(image))
     return written
 
 
 def draw_report(*runs: str | Path, data: str | Path | None = None, projection: str = "pca") -> Figure:
     """The page as a matplotlib figure; every axes carries a label that says what it shows."""
+    return _page(runs, data, projection).figure
+
+
+def _page(runs: Sequence[str | Path], data: str | Path | None, projection: str) -> Page:
     opened = read_runs(list(runs), data)
-    with matplotlib.rc_context(STYLE):
-        return _figure(opened, draw_sections(opened, projection), *tables(opened))
+    found, remarks = tables(opened)
+    parts: list[Part] = [Header(opened), Curves(opened), *_shown(opened, projection)]
+    if any(run.keys for run in opened):
+        parts.append(Spread(opened))
+    else:
+        methods = " and ".join(dict.fromkeys(run.options["method"] for run in opened))
+        parts.append(Note(f"Not shown: {methods} has no queue of keys.", Spread.title))
+    if found:
+        parts.append(Scores(found, remarks))
+    return Page(parts)
 
 
-def _figure(runs: list[Run], sections: list[Section], found: list, remarks: list[str]) -> Figure:
-    return one_page([Header(runs), *sections, *([Scores(found, remarks)] if found else [])])
-
-
-def draw_sections(runs: list[Run], projection: str) -> list[Section]:
-    """What is to be drawn of the runs: all but their names and the tables."""
-    shared: list[Section] = [Curves(runs), Spread(runs)]
-    own: list[Section] = []
+def _shown(runs: list[Run], projection: str) -> list[Part]:
+    """The parts that show the runs on images."""
+    parts: list[Part] = []
     mapped = []
     for run in runs:
         of = f": {run.name}" if len(runs) > 1 else ""
         try:
             views, regions = run.views(), run.regions()
-            mask_share = run.config.mask_share if run.config.method == "maskco" else None
-            own.append(ViewPairs(views, mask_share=mask_share, mask_fill=run.config.mask_fill, of=of))
-            own.append(NearestRegions(nearest_regions(regions, queries=6 if len(runs) == 1 else 4), of=of))
+            nearest = nearest_regions(regions, queries=6 if len(runs) == 1 else 4)
+            parts += [ViewPairs(views, run.masks, of), NearestRegions(nearest, of)]
             mapped.append((run, regions))
         except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:
             # They may have moved, be another's, or take more memory than there is: curves remain.
-            note = f"The run's pictures cannot be shown{of}: {one_line(error)}"
+            note = f"The run's images cannot be shown{of}: {one_line(error)}"
             print(note, file=sys.stderr)
-            own.append(Note(note))
+            parts.append(Note(note, color=RED))
     if mapped:
-        own.append(RegionMaps(mapped, projection))
-    return [shared[0], *own, shared[1]]
+        parts.append(RegionMaps(mapped, projection))
+    return parts

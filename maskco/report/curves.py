@@ -1,21 +1,25 @@
-"""What the runs are, and their curves, overlaid."""
+"""What the runs are, and the curves of all that they logged, overlaid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from maskco.config import PretrainConfig
-from maskco.report.page import BLUE, INK, MARGIN, MUTED, ORANGE, WIDTH, Page, legend
-from maskco.report.runs import Run, is_number
+from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part
+from maskco.report.runs import Run, shortened
+
+CURVES = {"loss": "Loss", "accuracy": "Contrast accuracy, %", "top5": "Top-5 contrast accuracy, %"}
+STRIPS = {"lr": "learning rate", "images_per_s": "images per second", "embedding_std": "spread of embeddings"}
+NOT_DRAWN = ("step", "epoch", "seconds")
+KNOWN = CURVES | STRIPS
+MOST = 24  # metrics that are drawn
 
 
-class Header:
-    title = remark = ""
-
+class Header(Part):
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
         self.height = 1.35 if len(runs) == 1 else 0.75 + 0.5 * len(runs)
@@ -24,125 +28,130 @@ class Header:
         if len(self.runs) == 1:
             run = self.runs[0]
             page.text(MARGIN, top + 0.72, run.name, weight="bold", size=19)
-            page.text(WIDTH - MARGIN, top + 0.72, progress(run), size=10.5, color=MUTED, ha="right")
-            page.text(MARGIN, top + 1.02, summary(run.config), size=9, color=MUTED)
+            page.text(WIDTH - MARGIN, top + 0.72, run.progress, size=10.5, color=MUTED, ha="right")
+            page.text(MARGIN, top + 1.02, run.summary, size=8.5, color=MUTED)
             return
         for index, run in enumerate(self.runs):
             y = top + 0.6 + 0.5 * index
-            page.text(MARGIN, y, f"■  {run.name}", weight="bold", size=12.5, color=run.colour)
-            page.text(WIDTH - MARGIN, y, progress(run), size=9.5, color=MUTED, ha="right")
-            page.text(MARGIN + 0.25, y + 0.2, summary(run.config), size=8.5, color=MUTED)
+            page.text(MARGIN, y, f"■  {run.name}", weight="bold", size=12.5, color=run.color)
+            page.text(WIDTH - MARGIN, y, run.progress, size=9.5, color=MUTED, ha="right")
+            page.text(MARGIN + 0.25, y + 0.2, run.summary, size=8.5, color=MUTED)
+
+    def html(self) -> str:
+        lines = [
+            f'<p><span class="run" style="color:{run.color}">■ {escape(run.name)}</span> &nbsp; {escape(run.progress)}'
+            f'<br><span class="muted">{escape(run.summary)}</span></p>'
+            for run in self.runs
+        ]
+        return "".join(lines) + self._options()
+
+    def _options(self) -> str:
+        """Of one run all options, of several those in which they differ."""
+        one, values = len(self.runs) == 1, [run.options for run in self.runs]
+        rows = {
+            name: [str(of.get(name, "–")) for of in values] for name in dict.fromkeys(n for of in values for n in of)
+        }
+        lines = "".join(
+            f"<tr><td>{name}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+            for name, cells in rows.items()
+            if one or len(set(cells)) > 1
+        )
+        words = "all options" if one else "options that differ"
+        head = "".join(f"<th>{escape(run.name)}</th>" for run in self.runs)
+        table = f"<table><tr><th></th>{head}</tr>{lines}</table>"
+        return f'<details><summary>{words}</summary><div class="wide">{table}</div></details>'
 
 
-def progress(run: Run) -> str:
-    when = f"step {run.step:,}"
-    last = run.rows[-1] if run.rows else {}
-    if is_number(last.get("epoch")) and is_number(last.get("seconds")):
-        when += f"  ·  epoch {last['epoch']:.4g}  ·  {_duration(last['seconds'])}"
-    return when
+class Curves(Part):
+    """A panel for every metric in the runs' rows, known ones first, and strips for what accompanies training."""
 
-
-def summary(config: PretrainConfig) -> str:
-    parts = [
-        config.method, config.encoder, f"{config.image_size} px", f"batch {config.batch_size}",
-        f"queue {config.queue_size:,}", f"dim {config.dim}", f"τ {config.temperature:g}",
-        f"momentum {config.momentum:g}", f"lr {config.lr:g}", f"seed {config.seed}",
-    ]  # fmt: skip
-    if config.method == "maskco":
-        regions = f"{config.regions} region{'s' * (config.regions != 1)} a picture"
-        parts[2:2] = [f"mask head {config.mask_head}", regions]
-    return "  ·  ".join(parts)
-
-
-def chance(config: PretrainConfig) -> float:
-    """Per cent of queries that a guess among all candidates gets right, once the queue is full."""
-    local = config.regions - 1 if config.method == "maskco" and config.local_negatives else 0
-    return 100 / (1 + config.queue_size + local)
-
-
-class Curves:
-    title = "Training"
-    remark = "thin: as logged, thick: running mean"
-    height = 3.63
+    title, remark = "Training", "thin: as logged, thick: running mean"
+    panel, strip = 2.65, 1.12  # inches from one row of them to the next
 
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
+        found = ["loss", *(name for run in runs for name in run.metrics)]
+        names = [name for name in dict.fromkeys([*KNOWN, *found]) if name in found and name not in NOT_DRAWN][:MOST]
+        self.strips = [name for name in names if kind(name)[1] in STRIPS]
+        beside = {top5_of(name) for name in names}
+        self.panels = [name for name in names if name not in beside and name not in self.strips]
+        self.first_strip = self.panel * -(-len(self.panels) // 2)
+        self.height = self.first_strip + self.strip * -(-len(self.strips) // 4)
 
     def draw(self, page: Page, top: float) -> None:
-        width, gap = (WIDTH - 2 * MARGIN - 1.2) / 2, 0.75
-        lefts = (MARGIN + 0.45, MARGIN + 0.45 + width + gap)
-        loss, accuracy = (
-            page.axes(left, top + 0.2, width, 2.1, name) for left, name in zip(lefts, ("loss", "accuracy"), strict=True)
-        )
-        rate, speed = (
-            page.axes(left, top + 2.58, width, 0.42, name)
-            for left, name in zip(lefts, ("learning rate", "speed"), strict=True)
-        )
-        loss.set_title("Contrastive loss", loc="left", weight="bold", color=INK)
-        accuracy.set_title("Contrast accuracy, %", loc="left", weight="bold", color=INK)
-        self._loss_and_accuracy(loss, accuracy)
-        for axes, key, words in ((rate, "lr", "learning rate"), (speed, "pictures_per_s", "pictures per second")):
-            largest = 1e-12
-            for run in self.runs:
-                steps, values = run.column(key)
-                colour = MUTED if len(self.runs) == 1 else run.colour
-                axes.fill_between(steps, 0, values, color=colour, alpha=0.18 / len(self.runs), linewidth=0)
-                axes.plot(
-                    steps, values, color=colour, linewidth=1, marker="o" if len(steps) == 1 else None, markersize=3
-                )
-                largest = max([largest, *values])
-            axes.set_ylim(0, 1.25 * largest)
-            axes.yaxis.set_major_locator(MaxNLocator(1))
-            axes.set_title(words, loc="left", fontsize=8, color=MUTED, pad=3)
-            axes.set_xlabel("step", fontsize=8, labelpad=1)
+        drawn = page.panels(self.panels, top + 0.2, 2.1, 2, self.panel)
+        for axes in drawn:
+            self._panel(axes, str(axes.get_label()))
+        strips = page.panels(self.strips, top + self.first_strip + 0.2, 0.42, 4, self.strip)
+        for axes in strips:
+            self._strip(axes, str(axes.get_label()))
         steps = [row["step"] for run in self.runs for row in run.rows]
         first, last = min(steps, default=0), max(steps, default=1)
-        for axes in (loss, accuracy, rate, speed):
+        for axes in (*drawn, *strips):
             axes.set_xlim(*((first, last) if last > first else (last - 1, last + 1)))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for axes in (loss, accuracy):
-            axes.tick_params(labelbottom=False)
-            if not steps:
-                axes.text(0.5, 0.5, "no step logged", ha="center", color=MUTED, transform=axes.transAxes)
+        if not steps:
+            drawn[0].text(0.5, 0.5, "no step logged", ha="center", color=MUTED, transform=drawn[0].transAxes)
 
-    def _loss_and_accuracy(self, loss: Axes, accuracy: Axes) -> None:
-        single = len(self.runs) == 1
+    def _panel(self, axes: Axes, name: str) -> None:
+        one, top5 = len(self.runs) == 1, top5_of(name)
+        axes.set_title(words(name))
         for run in self.runs:
-            _curve(loss, run, "loss", run.colour)
-            if single:
-                _curve(accuracy, run, "top5", ORANGE, "top-5")
-            _curve(accuracy, run, "accuracy", BLUE if single else run.colour, "top-1" if single else run.name)
-        chances = sorted({chance(run.config) for run in self.runs})
+            if one and top5:
+                _curve(axes, run, top5, ORANGE, "top-5")
+            _curve(axes, run, name, run.color, "top-1" if one and top5 else None)  # the head of the report names runs
+        if top5:
+            axes.set_ylim(0, None)
+        chances = sorted({run.chance for run in self.runs if run.chance is not None}) if name == "accuracy" else []
         for index, value in enumerate(chances):
             label = None if index else "chance " + " and ".join(f"{value:.2g}" for value in chances) + " %"
-            accuracy.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label)
-        accuracy.set_ylim(0, None)
-        if any(run.rows for run in self.runs):
-            handles, _ = accuracy.get_legend_handles_labels()
-            legend(
-                accuracy,
-                handles=handles if single else handles[-1:],  # the head of the report says which run has which colour
-                loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2, handlelength=1.6,
-                columnspacing=1.4,
-            )  # fmt: skip
+            axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label)
+        if axes.get_legend_handles_labels()[0]:
+            style = {"ncols": 4, "borderaxespad": 0.2, "handlelength": 1.6, "columnspacing": 1.4}
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), **style)
+
+    def _strip(self, axes: Axes, name: str) -> None:
+        largest = 1e-12
+        for run in self.runs:
+            steps, values = run.column(name)
+            color = MUTED if len(self.runs) == 1 else run.color
+            axes.fill_between(steps, 0, values, color=color, alpha=0.18 / len(self.runs), linewidth=0)
+            axes.plot(steps, values, color=color, linewidth=1, marker="o" if len(steps) == 1 else None, markersize=3)
+            largest = max([largest, *values])
+        axes.set_ylim(0, 1.25 * largest)
+        axes.yaxis.set_major_locator(MaxNLocator(1))
+        axes.set_title(words(name), fontsize=8, weight="normal", color=MUTED, pad=3)
+        axes.set_xlabel("step")
 
 
-def _curve(axes: Axes, run: Run, key: str, colour: str, name: str | None = None) -> None:
+def kind(name: str) -> tuple[str, str]:
+    """A metric's name in two, the second of them the known metric that it is one of: dense_, accuracy."""
+    known = next((known for known in KNOWN if name == known or name.endswith(f"_{known}")), name)
+    return name.removesuffix(known), known
+
+
+def top5_of(name: str) -> str | None:
+    """The top-5 accuracy that is drawn beside an accuracy."""
+    prefix, known = kind(name)
+    return prefix + "top5" if known == "accuracy" else None
+
+
+def words(name: str) -> str:
+    prefix, known = kind(name)
+    of = f" ({shortened(prefix.replace('_', ' ').strip(), 20)})" if prefix else ""
+    return KNOWN.get(known, shortened(known.replace("_", " "))) + of
+
+
+def _curve(axes: Axes, run: Run, key: str, color: str, label: str | None) -> None:
     steps, values = run.column(key)
     if len(steps) == 1:
-        axes.plot(steps, values, "o", color=colour, markersize=5, label=name)
+        axes.plot(steps, values, "o", color=color, markersize=5, label=label)
     elif steps:
-        axes.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
-        axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label=name)
+        axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.8)
+        axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Centred running mean over about a twentieth of the values; at the ends over what there is."""
+    """Centered running mean over about a twentieth of the values; at the ends over what there is."""
     window = np.ones(min(len(values), 2 * (len(values) // 40) + 1))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

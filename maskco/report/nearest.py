@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskco.data.sources.demo import CLASS_NAMES
 from maskco.evaluate.datasets import cut_out, spread
 from maskco.evaluate.errors import EvaluationError
+from maskco.report.page import FAINT, GREEN, INK, MARGIN, MUTED, RED, WIDTH, Page, Part
 from maskco.report.runs import Regions
 
 QUERIES, NEIGHBOURS = 6, 6
@@ -69,3 +71,37 @@ def _first_of_each_class(labels: Tensor, scene: Tensor) -> list[int]:
         own = (labels == label) & ~torch.isin(scene, scene[chosen])
         chosen += own.nonzero().flatten().tolist()[:1]
     return chosen
+
+
+class NearestRegions(Part):
+    gap = 0.06
+
+    def __init__(self, nearest: Nearest, of: str = "") -> None:
+        self.nearest = nearest
+        self.lines = -(-len(nearest.crops) // 2)  # two blocks a line
+        self.block = (WIDTH - 2 * MARGIN - 0.5) / 2
+        self.side = (self.block - 0.14 - NEIGHBOURS * self.gap) / (NEIGHBOURS + 1)
+        self.height = self.lines * (self.side + 0.36) + 0.2
+        self.title = "Nearest regions" + of
+        self.remark = f"cosine of pooled features · {nearest.regions:,} regions · "
+        if nearest.agreement is None:
+            self.remark += "at most one an image, never the query's own"
+        else:
+            self.remark += "green: same class as the query"
+            self.remark += f" · the nearest is, for {nearest.agreement:.0f} % of all"
+
+    def draw(self, page: Page, top: float) -> None:
+        nearest = self.nearest
+        for index, crops in enumerate(nearest.crops):
+            left = MARGIN + (index % 2) * (self.block + 0.5)
+            y = top + 0.16 + (index // 2) * (self.side + 0.36)
+            labels = None if nearest.labels is None else nearest.labels[index].tolist()
+            name = "query" if labels is None else CLASS_NAMES[labels[0]]
+            page.image(crops[0], left, y, self.side, f"region {index} query", INK)
+            page.text(left, y - 0.06, name, size=7.5, weight="bold")  # class names may be wider than the crop
+            for place, crop in enumerate(crops[1:], 1):
+                frame = FAINT if labels is None else GREEN if labels[place] == labels[0] else RED
+                x = left + 0.14 + place * (self.side + self.gap)
+                page.image(crop, x, y, self.side, f"region {index} neighbour {place}", frame)
+                similarity = f"{nearest.similarity[index, place - 1]:.2f}"
+                page.text(x + self.side / 2, y - 0.06, similarity, size=7.5, color=MUTED, ha="center")

@@ -1,15 +1,19 @@
-"""A run as the report sees it: what it was told to do, what it learned, and pictures to show that on."""
+"""A run as the report sees it: what it was told to do, what it learned, and images to show that on.
+
+Only this file looks at a run's options and its method.
+"""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms.v2 import functional as F
 
 from maskco.config import PretrainConfig
 from maskco.data.images import PictureError
@@ -22,14 +26,21 @@ from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
 from maskco.files import user_path
 from maskco.methods import Method
-from maskco.report.page import RUN_COLOURS
+from maskco.report.page import RUN_COLORS
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import folder_of, read_metrics
 from maskco.runs.trust import stored_data
+from maskco.view_options import MaskOptions
 
 VIEW_PAIRS = 4
 LARGEST = 1e30  # of a metric that can be drawn
-LABELLED_SCENES, PICTURES, REGIONS_A_PICTURE = 300, 128, 3  # among which regions are compared
+LABELLED_SCENES, IMAGES, REGIONS_AN_IMAGE = 300, 128, 3  # among which regions are compared
+RENAMED = {"pictures_per_s": "images_per_s"}  # metrics of earlier versions
+SUMMARY = {
+    "method": "{}", "encoder": "{}", "mask_head": "mask head {}", "image_size": "{} px", "batch_size": "batch {}",
+    "queue_size": "queue {:,}", "dim": "dim {}", "temperature": "τ {:g}", "key_momentum": "momentum {:g}",
+    "optimizer": "{}", "lr": "lr {:g}", "seed": "seed {}",
+}  # fmt: skip
 
 
 @dataclass
@@ -54,12 +65,55 @@ class Regions:
 class Run:
     path: Path
     name: str
-    colour: str
+    color: str
     config: PretrainConfig
     method: Method
     step: int
     rows: list[dict[str, Any]] = field(repr=False)
     data: str | None = None  # to show it on, if not its own
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.config.flat()
+
+    @property
+    def summary(self) -> str:
+        """The options that matter most, in a line."""
+        parts = [words.format(self.options[name]) for name, words in SUMMARY.items() if name in self.options]
+        if self.masks:
+            regions = self.config.views.regions
+            parts.insert(3, f"{regions} region{'s' * (regions != 1)} an image")
+        return "  ·  ".join(parts)
+
+    @property
+    def progress(self) -> str:
+        when, last = f"step {self.step:,}", self.rows[-1] if self.rows else {}
+        if is_number(last.get("epoch")) and is_number(last.get("seconds")):
+            when += f"  ·  epoch {last['epoch']:.4g}  ·  {_duration(last['seconds'])}"
+        return when
+
+    @property
+    def masks(self) -> MaskOptions | None:
+        """How regions of the query views are masked, if the method masks any."""
+        return self.config.method if isinstance(self.config.method, MaskOptions) else None
+
+    @cached_property
+    def keys(self) -> dict[str, Tensor]:
+        """The valid keys [N, D] of each of the method's queues."""
+        return {name: queue.features[: int(queue.valid)].float() for name, queue in self.method.queues.items()}
+
+    @property
+    def chance(self) -> float | None:
+        """Percent of queries that a guess among all candidates gets right, once the queue is full. None without one."""
+        if not self.method.queues:
+            return None
+        local = self.config.views.regions - 1 if self.options.get("local_negatives") else 0
+        return 100 / (1 + len(next(iter(self.method.queues.values())).features) + local)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of what was logged as numbers that can be drawn."""
+        return list(dict.fromkeys(name for row in self.rows for name, value in row.items() if is_number(value)))
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of a metric, where it was logged as a number that can be drawn."""
@@ -67,14 +121,14 @@ class Run:
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     def views(self, count: int = VIEW_PAIRS) -> list[Views]:
-        """Views as the first epoch of training drew them, of pictures spread evenly over the source."""
-        dataset = PretrainDataset(self._source(), TwoViews(self.config.view_config()), self.config.seed)
+        """Views as the first epoch of training drew them, of images spread evenly over the source."""
+        dataset = PretrainDataset(self._source(), TwoViews(self.config.views), self.config.run.seed)
         return [cast(Views, dataset[(0, index)].views) for index in spread(len(dataset), count)]  # TwoViews' own kind
 
     def regions(self) -> Regions:
-        """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own pictures."""
+        """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own images."""
         size = scene_size(self.config, self.method.encoder)
-        labelled = (self.data or self.config.data) == "demo"
+        labelled = (self.data or self.config.run.data) == "demo"
         if labelled:
             drawn = demo_scenes("test", count=LABELLED_SCENES, image_size=size)
             scenes = [drawn[index] for index in range(len(drawn))]
@@ -84,14 +138,18 @@ class Run:
         return Regions(scenes, features, labels if labelled else None)
 
     def _source(self) -> Source:
-        """The pictures that were named, or else the run's own, if they may be opened. Of the demo set only the first
-        few, since drawing all takes seconds."""
-        data = self.data or stored_data(self.path, self.config.data, f"report {shlex.quote(str(self.path))}")
+        """The images that were named, or else the run's own, if they may be opened. Of the demo set only the first few,
+        since drawing all takes seconds."""
+        data = self.data or stored_data(self.path, self.config.run.data, f"report {shlex.quote(str(self.path))}")
         return DemoSource(VIEW_PAIRS) if data == "demo" else open_source(data)
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[Run]:
@@ -103,26 +161,33 @@ def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[R
     runs = []
     paths = [user_path(path) for path in paths]
     names = [folder_of(path).resolve().name for path in paths]
-    for path, name, colour in zip(paths, names, (RUN_COLOURS * len(paths))[: len(paths)], strict=True):
+    for path, name, color in zip(paths, names, (RUN_COLORS * len(paths))[: len(paths)], strict=True):
         config, method, step = load_run(path)
         shown = name if names.count(name) == 1 else str(path)
-        runs.append(Run(folder_of(path), shown, colour, config, method, step, read_metrics(path), data))
+        rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in read_metrics(path)]
+        runs.append(Run(folder_of(path), shown, color, config, method, step, rows, data))
     return runs
 
 
 def _scenes(source: Source, size: int) -> list[Scene]:
     scenes = []
-    for index in spread(len(source), PICTURES):
+    for index in spread(len(source), IMAGES):
         try:
-            picture = source[index]
+            image = source[index]
         except PictureError:
             continue  # training has reported it
-        picture = picture if isinstance(picture, Tensor) else pictures.pil_to_tensor(picture)
-        picture = pictures.center_crop(pictures.resize(picture, [size], antialias=True), [size, size])
-        random = torch.rand(REGIONS_A_PICTURE, 3, generator=torch.Generator().manual_seed(index))
+        image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+        random = torch.rand(REGIONS_AN_IMAGE, 3, generator=torch.Generator().manual_seed(index))
         side = (0.3 + 0.3 * random[:, :1]) * size
         corner = random[:, 1:] * (size - side)
-        scenes.append(Scene(picture, torch.cat([corner, corner + side], 1), torch.full((REGIONS_A_PICTURE,), -1)))
+        scenes.append(Scene(image, torch.cat([corner, corner + side], 1), torch.full((REGIONS_AN_IMAGE,), -1)))
     if not scenes:
         raise ValueError("none of them could be read")
     return scenes
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
 from maskco.evaluate.results import EVALUATION, Row, load_rows
-from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page
-from maskco.report.runs import Run, is_number
+from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page, Part
+from maskco.report.runs import Run, is_number, shortened
 from maskco.runs.trust import own_file
 
 LINE = 0.3
-NAMES = {"knn": "Pictures by nearest neighbours", "linear": "Pictures by a linear classifier",
+NAMES = {"knn": "Images by nearest neighbours", "linear": "Images by a linear classifier",
          "regions": "Regions by frozen features", "detection": "Faster R-CNN, fine-tuned"}  # fmt: skip
 
 
@@ -22,7 +23,7 @@ class Table:
 
     rows: list[Row]
     names: list[str]  # of the encoders; a run by its name in the report
-    colours: list[str]
+    colors: list[str]
 
     @property
     def columns(self) -> list[str]:
@@ -31,6 +32,11 @@ class Table:
     @property
     def chance(self) -> float | None:
         return self.rows[0].scores.get("chance")
+
+    def is_best(self, row: Row, column: str) -> bool:
+        """Whether none of several rows scored better."""
+        best = max(other.scores.get(column, -1.0) for other in self.rows)
+        return len(self.rows) > 1 and row.scores.get(column) == best
 
     @property
     def title(self) -> str:
@@ -53,7 +59,7 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
     for rows in groups.values():
         of = [by_path.get(row.encoder) for row in rows]
         names = [run.name if run else _named(row.encoder, by_path) for run, row in zip(of, rows, strict=True)]
-        made.append(Table(rows, names, [run.colour if run else GREY for run in of]))
+        made.append(Table(rows, names, [run.color if run else GREY for run in of]))
         stale = [(r, row.details.get("step")) for r, row in zip(of, rows, strict=True) if r]
         remarks += [f"{r.name}: made at step {step:,}" for r, step in stale if is_number(step) and step != r.step]
     return made, list(dict.fromkeys(remarks))
@@ -71,7 +77,7 @@ def _named(encoder: str, by_path: dict[str, Run]) -> str:
     return f"untrained: {by_path[rest].name if rest in by_path else rest}"
 
 
-class Scores:
+class Scores(Part):
     def __init__(self, found: list[Table], remarks: list[str]) -> None:
         self.tables = found
         self.title, self.remark = "Evaluation", " · ".join(remarks)
@@ -86,6 +92,9 @@ class Scores:
             self._draw(page, top, table)
             top += self._height(table)
 
+    def html(self) -> str:
+        return "".join(map(_html, self.tables))
+
     def _draw(self, page: Page, top: float, table: Table) -> None:
         columns = table.columns
         rights = [MARGIN + 4.3 + 1.05 * index for index in range(len(columns))]
@@ -93,14 +102,13 @@ class Scores:
         page.text(MARGIN, y, table.title, size=9.5, weight="bold")
         for right, column in zip(rights, columns, strict=True):
             page.text(right, y, column, size=8.5, color=MUTED, ha="right")
-        for name, colour, row in zip(table.names, table.colours, table.rows, strict=True):
+        for name, color, row in zip(table.names, table.colors, table.rows, strict=True):
             y += LINE
-            page.text(MARGIN, y, "■", size=8.5, color=colour)
+            page.text(MARGIN, y, "■", size=8.5, color=color)
             page.text(MARGIN + 0.18, y, shortened(name), size=9.5)
             for right, column in zip(rights, columns, strict=True):
                 if column in row.scores:
-                    best = row.scores[column] == max(other.scores.get(column, -1) for other in table.rows)
-                    style = {"weight": "bold", "color": BLUE} if best and len(table.rows) > 1 else {"color": INK}
+                    style = {"weight": "bold", "color": BLUE} if table.is_best(row, column) else {"color": INK}
                     page.text(right, y, f"{row.scores[column]:.1f}", size=9.5, ha="right", **style)
         if table.chance is not None:
             page.text(MARGIN + 0.18, y + LINE, "chance, most frequent class", size=9, color=MUTED)
@@ -110,15 +118,30 @@ class Scores:
         rows = len(table.rows)
         axes = page.axes(left, top + 0.22, WIDTH - MARGIN - left, LINE * rows, f"scores {table.title}")
         values = [row.scores.get(columns[0], 0.0) if columns else 0.0 for row in table.rows]
-        axes.barh(range(rows), values, 0.62, color=table.colours)
+        axes.barh(range(rows), values, 0.62, color=table.colors)
         if table.chance is not None:
             axes.axvline(table.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         largest = max([*values, 1.0])
         axes.set(xlim=(0, 100 if largest > 50 else 1.25 * largest), ylim=(rows - 0.5, -0.5), yticks=[])
         axes.xaxis.set_major_locator(MaxNLocator(6))
         dashed = "" if table.chance is None else "  (dashed: chance)"
-        axes.set_xlabel("".join(columns[:1]) + dashed, fontsize=8, labelpad=1, parse_math=False)
+        axes.set_xlabel("".join(columns[:1]) + dashed)
 
 
-def shortened(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]
+def _html(table: Table) -> str:
+    lines = []
+    for name, color, row in zip(table.names, table.colors, table.rows, strict=True):
+        cells = ""
+        for column in table.columns:
+            kind = ' class="best"' if table.is_best(row, column) else ""
+            cells += f"<td{kind}>{row.scores[column]:.1f}</td>" if column in row.scores else "<td></td>"
+        size = escape(str(row.details.get("image_size", "")))
+        mark = f'<span style="color:{color}">■</span> {escape(name)}'
+        lines.append(f"<tr><td>{mark}</td>{cells}<td>{escape(row.architecture)}</td><td>{size}</td></tr>")
+    if table.chance is not None:
+        lines.append(f'<tr class="muted"><td>chance, most frequent class</td><td>{table.chance:.1f}</td></tr>')
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("encoder", *table.columns, "architecture", "pixels"))
+    notes = dict.fromkeys(note for row in table.rows for note in row.details.get("notes", ()))
+    remarks = "".join(f'<p class="remark">{escape(note)}</p>' for note in notes)
+    drawn = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return f'<h3>{escape(table.title)}</h3>{remarks}<div class="wide">{drawn}</div>'

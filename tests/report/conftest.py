@@ -1,4 +1,4 @@
-"""A small run of the real loop, made once."""
+"""Small runs of the real loop, made once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from maskco import pretrain
+from tiny_runs import tiny
 
 OPTIONS = {
     "encoder": "test_resnet", "stage": 2, "image_size": 32, "regions": 2, "queue_size": 64, "dim": 16, "batch_size": 8,
@@ -18,11 +19,18 @@ OPTIONS = {
 
 @pytest.fixture(scope="session")
 def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps on 16 pictures of several sizes. The learning rate is 0: the encoder ends as it began."""
+    """Two steps on 16 images of several sizes. The learning rate is 0: the encoder ends as it began."""
     root = tmp_path_factory.mktemp("folder")
-    (root / "pictures").mkdir()
+    (root / "images").mkdir()
     generator = torch.Generator().manual_seed(0)
     for index in range(16):
         coarse = torch.randint(256, (4, 6, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(coarse.numpy()).resize((60 + 4 * index, 48)).save(root / f"pictures/{index:02}.png")
-    return pretrain(data=root / "pictures", out=root / "run", **OPTIONS).out
+        Image.fromarray(coarse.numpy()).resize((60 + 4 * index, 48)).save(root / f"images/{index:02}.png")
+    return pretrain(data=root / "images", out=root / "run", **OPTIONS).out
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory, folder_run: Path) -> Path:
+    """A run of a method without a queue and without regions."""
+    out = tmp_path_factory.mktemp("plain") / "plain run"
+    return Path(pretrain(data=folder_run.parent / "images", out=out, **tiny("simclr", **OPTIONS)).out)

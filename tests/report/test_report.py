@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import matplotlib
@@ -28,7 +29,7 @@ from maskco.evaluate.results import Row, save_rows
 from maskco.evaluate.run import evaluate
 from maskco.report import draw_report, write_report
 from maskco.report.curves import smooth
-from maskco.report.page import FAINT, GREEN, RED, RUN_COLOURS
+from maskco.report.page import FAINT, GREEN, RED, RUN_COLORS
 from maskco.runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 
 
@@ -78,14 +79,14 @@ def frames(figure: Figure) -> dict[str, str]:
     }
 
 
-CURVES = ["loss", "accuracy", "learning rate", "speed"]
+CURVES = ["loss", "accuracy", "lr", "images_per_s", "embedding_std"]
 SPREAD = ["variance by axis", "similarity of keys"]
 
 
 def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
     found = labels(figure)
-    assert found[:4] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
+    assert found[:5] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
     assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(4) for v in ("query", "key")]
     regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
     assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
@@ -99,8 +100,8 @@ def test_views_show_each_region_in_one_colour_and_hide_it_in_the_query(run: Path
     figure = draw_report(run)
     for index in range(4):
         query, key = panel(figure, f"query view {index}"), panel(figure, f"key view {index}")
-        colours = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
-        assert colours[0] == colours[1] and len(set(colours[0])) == 2
+        colors = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
+        assert colors[0] == colors[1] and len(set(colors[0])) == 2
         for box in query.patches:
             x, y = int(box.get_x() + box.get_width() / 2), int(box.get_y() + box.get_height() / 2)
             grey = np.array(MEAN) + GREY * np.array(STD)
@@ -135,8 +136,8 @@ def test_several_runs_are_overlaid_and_shown_beside_each_other(run: Path, other:
     (other / "metrics.jsonl").write_text(rows[0] + "\n")
     figure = draw_report(run, other)
     loss, accuracy = figure.axes[:2]
-    assert [to_hex(line.get_color()) for line in loss.lines] == [RUN_COLOURS[0]] * 2 + [RUN_COLOURS[1]]
-    assert {line.get_label() for line in accuracy.lines} >= {"a run", "another"}
+    assert [to_hex(line.get_color()) for line in loss.lines] == [RUN_COLORS[0]] * 2 + [RUN_COLORS[1]]
+    assert [to_hex(line.get_color()) for line in accuracy.lines[:3]] == [RUN_COLORS[0]] * 2 + [RUN_COLORS[1]]
     assert {"regions of a run", "regions of another"} <= set(labels(figure))
     assert labels(figure).count("query view 0") == 2 and labels(figure).count("region 0 query") == 2
     assert len(panel(figure, "variance by axis").get_legend().get_texts()) == 2
@@ -163,7 +164,7 @@ def test_the_spread_is_the_queue_s(run: Path) -> None:
     assert not axes.lines and axes.texts[0].get_text() == "the queue is empty"
 
 
-def test_demo_scenes_are_framed_and_coloured_by_class(demo_run: Path) -> None:
+def test_demo_scenes_are_framed_and_colored_by_class(demo_run: Path) -> None:
     figure = draw_report(demo_run)
     assert set(frames(figure).values()) <= {GREEN, RED}
     assert set(CLASS_NAMES) <= set(words(figure).splitlines())  # queries, and the legend of the map
@@ -203,7 +204,7 @@ def assert_text_on_page(figure: Figure) -> None:
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
 
 
-def test_pictures_that_are_gone_leave_the_curves(run: Path) -> None:
+def test_images_that_are_gone_leave_the_curves(run: Path) -> None:
     change_config(run, data="/nowhere/pictures")
     figure = draw_report(run)
     assert labels(figure) == CURVES + SPREAD
@@ -218,26 +219,88 @@ def test_the_files_are_the_same_every_time_and_nothing_global_changes(run: Path)
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
     assert dict(matplotlib.rcParams) == settings and torch.equal(torch.random.get_rng_state(), state)
-    with Image.open(first.png) as picture:
-        assert picture.width == 1680
-        assert np.asarray(picture.convert("L")).std() > 10  # not blank
+    with Image.open(first.png) as image:
+        assert image.width == 1680
+        assert np.asarray(image.convert("L")).std() > 10  # not blank
 
 
-def test_the_html_stands_alone_and_says_what_the_picture_says(run: Path, other: Path) -> None:
+def test_the_html_stands_alone_and_says_what_the_png_says(run: Path, other: Path) -> None:
     save_rows(run / "evaluation.json", [
         Row("regions", "d & e", str(run), "a", {"linear top-1": 41.26, "chance": 10}, {"notes": ["<held out>"]}),
         Row("regions", "d & e", "timm:resnet50", "resnet50", {"linear top-1": 51.2, "chance": 10}),
     ])  # fmt: skip
-    text = write_report(run, other).html.read_text()
+    report = write_report(run, other)
+    text = report.html.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
-    images = [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]*)"', text)]
-    assert len(images) == text.count("<section>") - 2 == 1 + 2 * 2 + 1 + 1  # less runs and table
-    for image in images:
-        with Image.open(io.BytesIO(image)) as picture:
-            assert picture.width == 1680 and np.asarray(picture.convert("L")).std() > 3
+    assert len(embedded(text)) == text.count("<section>") - 2 == 1 + 2 * 2 + 1 + 1  # less runs and table
+    for image in embedded(text):
+        assert image.shape[1] == 1680 and image.std() > 3
     assert "<td>41.3</td>" in text and '<td class="best">51.2</td>' in text and "d &amp; e" in text
     assert "&lt;held out&gt;" in text
     assert "<td>seed</td><td>0</td><td>3</td>" in text and "<td>dim</td>" not in text  # only what differs
+
+
+def embedded(html: str) -> list[np.ndarray]:
+    """The images in a report.html: uint8 [H, W, 3] each."""
+    found = (base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', html))
+    return [np.asarray(Image.open(io.BytesIO(data))) for data in found]
+
+
+def place_in(page: np.ndarray, image: np.ndarray) -> int:
+    """The row of the page from which on it shows the image pixel by pixel."""
+    rows = range(len(page) - len(image) + 1)
+    return next(row for row in rows if np.array_equal(page[row : row + len(image)], image))
+
+
+def test_html_and_png_show_the_same_parts(demo_run: Path) -> None:
+    """The images in report.html are pieces of report.png, in its order, and its headings are the page's."""
+    row = Row("detection", "coco", str(demo_run), "a", {"mAP": 12.34}, {"step": 1})
+    save_rows(demo_run / "evaluation.json", [row])
+    report = write_report(demo_run)
+    html, page = report.html.read_text(), np.asarray(Image.open(report.png))
+    images = embedded(html)
+    starts = [place_in(page, image) for image in images]
+    ends = [start + len(image) for start, image in zip(starts, images, strict=True)]
+    assert starts == sorted(starts) and all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    titles = [unescape(title) for title in re.findall("<h2>(.*?)</h2>", html)]
+    drawn = words(draw_report(demo_run)).splitlines()
+    assert (
+        titles == [line for line in drawn if line in titles] and len(titles) == len(images) + 1
+    )  # the scores are text
+    assert titles[0] == "Training" and titles[-1] == "Evaluation"
+
+
+def keep_metrics(run: Path, *names: str, **others: float) -> None:
+    """Leaves only some metrics in the run's rows, and adds others."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in row.items() if name in ("step", *names)} | others for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def test_a_method_without_queue_regions_and_known_metrics_is_reported(plain_run: Path, run: Path) -> None:
+    keep_metrics(plain_run, "loss", "lr", **{"energy of $x_": 3.5})
+    figure = draw_report(plain_run)
+    found = labels(figure)
+    assert found[:3] == ["loss", "energy of $x_", "lr"] and not set(SPREAD) & set(found)
+    assert panel(figure, "energy of $x_").lines[-1].get_ydata().tolist() == [3.5, 3.5]
+    assert "Not shown: simclr has no queue of keys." in words(figure)
+    assert "Query views and their key views" in words(figure) and not panel(figure, "query view 0").patches
+    assert "no queue of keys" in write_report(plain_run).html.read_text()
+    assert_text_on_page(figure)
+
+    both = draw_report(run, plain_run)  # beside one that has a queue
+    assert len(panel(both, "variance by axis").get_legend().get_texts()) == 1
+    assert "without a queue: plain run" in words(both)
+    assert len(panel(both, "accuracy").lines) == 2 + 1  # the run's that has one, and its chance
+
+
+def test_metrics_of_a_second_contrast_stand_beside_the_first_s(run: Path) -> None:
+    keep_metrics(run, "loss", "accuracy", "top5", dense_accuracy=50.0, dense_top5=75.0, dense_embedding_std=0.1)
+    figure = draw_report(run)
+    assert labels(figure)[:4] == ["loss", "accuracy", "dense_accuracy", "dense_embedding_std"]
+    dense = panel(figure, "dense_accuracy")
+    assert dense.get_title("left") == "Contrast accuracy, % (dense)"
+    assert sorted({line.get_ydata()[0] for line in dense.lines}) == [50, 75]
 
 
 def test_t_sne_is_drawn_where_it_can_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from maskco import cli
+from maskco.data.sources import open_source
 from maskco.data.views import denormalize
 from maskco.errors import ConfigError
 from maskco.report import sheet
@@ -19,7 +20,7 @@ from maskco.view_options import ViewConfig
 
 
 def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Path:
-    """Pictures whose red grows to the right and whose green grows downward."""
+    """Images whose red grows to the right and whose green grows downward."""
     x, y = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
     pixels = torch.stack((x, y, torch.zeros_like(x))).mul(2).to(torch.uint8)
     root.mkdir()
@@ -28,27 +29,26 @@ def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Pa
     return root
 
 
-def test_outlines_surround_what_the_views_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip[:4]))
+def test_outlines_surround_what_the_views_show(tmp_path: Path) -> None:
     config = ViewConfig(image_size=64, jitter=0, grayscale=0, blur=0, flip=0)
-    sheet.write_sheet(coordinates(tmp_path / "set", 5), config, tmp_path / "a.png", count=3, seed=4)
-    assert [name for name, *_ in drawn] == ["0.png", "1.png", "3.png"]
-    for _, _, crops, views in drawn:
+    source = open_source(coordinates(tmp_path / "set", 5))
+    strips, _ = sheet.read_strips(source, config, sheet.SheetOptions(count=3, seed=4))
+    assert [name for name, *_ in strips] == ["0.png", "1.png", "3.png"]
+    for _, _, crops, views in strips:
         for crop, view in zip(crops, views[:2], strict=True):
             corners = denormalize(view)[:2, [0, -1], [0, -1]] * 255 / 2  # x, y of the first and the last pixel
             expected = [[crop.left, crop.left + crop.width], [crop.top, crop.top + crop.height]]
             torch.testing.assert_close(corners, torch.tensor(expected).float(), atol=1.5, rtol=0)
 
 
-def test_colours_of_a_batch_are_those_of_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    monkeypatch.setattr(sheet, "_draw_strip", lambda figure, height, left, top, *strip: drawn.append(strip[:4]))
-    source, config = coordinates(tmp_path / "set", 5), ViewConfig(image_size=32, jitter=1)
-    for augment in ("workers", "device"):
-        sheet.write_sheet(source, config, tmp_path / "a.png", count=3, augment=augment)
-    assert len(drawn) == 6
-    for (*_, alone), (*_, together) in zip(drawn[:3], drawn[3:], strict=True):
+def test_colors_of_a_batch_are_those_of_its_images(tmp_path: Path) -> None:
+    source, config = open_source(coordinates(tmp_path / "set", 5)), ViewConfig(image_size=32, jitter=1)
+    single, batched = (
+        sheet.read_strips(source, config, sheet.SheetOptions(count=3, augment=augment))[0]
+        for augment in ("workers", "device")
+    )
+    assert len(single) == 3
+    for (*_, alone), (*_, together) in zip(single, batched, strict=True):
         for a, b in zip(alone, together, strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
@@ -63,7 +63,7 @@ def test_command_writes_a_png_and_names_what_it_leaves_out(tmp_path: Path, capsy
     output = capsys.readouterr()
     assert output.out.strip() == str(tmp_path / "a.png")
     assert output.err.startswith("cannot be used: 1.png: cannot identify") and output.err.count("\n") == 1
-    assert Image.open(tmp_path / "a.png").size == (1690, int((sheet.HEAD + sheet.LINE + sheet.FOOT) * sheet.DPI))
+    assert Image.open(tmp_path / "a.png").width == 1680
 
 
 def test_names_of_any_bytes_are_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture, recwarn) -> None:
@@ -115,12 +115,12 @@ def test_home_folders_and_numpy_numbers(tmp_path: Path, monkeypatch: pytest.Monk
     ("options", "message"),
     [
         (["--data", "{}/missing"], "data: no such folder"),
-        (["--data", "{}/broken"], "data: none of 2 pictures can be used (first: 0.png: cannot identify"),
-        (["--data", "demo", "--regions", "0"], "regions must be between 1 and 1000"),
+        (["--data", "{}/broken"], "data: none of 2 images can be used (first: 0.png: cannot identify"),
+        (["--data", "demo", "--regions", "-1"], "regions must be between 0 and 1000, got -1"),
         (["--data", "demo", "--seed", "-1"], "seed must be at least 0"),
         (["--data", "demo", "--seed", str(2**64)], "seed must be between 0 and"),
-        (["--data", "demo", "--crop-aspect", "0.001", "0.001"], "crop_aspect must be"),
-        (["--data", "demo", "--region-aspect", "1", "inf"], "region_aspect must be"),
+        (["--data", "demo", "--crop-aspect", "0.001", "0.001"], "--crop-aspect must be"),
+        (["--data", "demo", "--region-aspect", "1", "inf"], "--region-aspect must be"),
         (["--data", "demo", "--image-size", "100000", "--count", "1000"], "image_size 100000 would take 240 TB"),
         (["--data", "demo", "--count", "0"], "count must be between 1 and 1000"),
     ],
