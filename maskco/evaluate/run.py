@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
-from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, open_labelled
+from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
@@ -37,7 +37,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         verbose: show progress and print the table.
 
     Raises:
-        EvaluationError: unknown or unsuitable data, or encoders; WeightsError: a file that does not fit.
+        SourceError: no such data, or none with labels; EvaluationError: unsuitable data, or unknown encoders;
+        WeightsError: a file that does not fit.
     """
     _check(options)
     device = usable_device(options.device)
@@ -223,7 +224,7 @@ def workers(options: Evaluation, data: LabelledSet) -> int:
     if options.workers is not None:
         return options.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8) if isinstance(data.train, Annotated) else 0
+    return 0 if data.train.in_memory else min(cores, 8)
 
 
 TASKS: dict[str, Callable[..., Scored]] = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}

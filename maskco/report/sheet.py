@@ -23,7 +23,8 @@ from torchvision.transforms.v2 import functional as F
 from maskco.console import printable
 from maskco.data.batch_augment import finish
 from maskco.data.images import PictureError
-from maskco.data.sources.base import PretrainDataset, SourceError, locate, open_source, seed_from
+from maskco.data.samples import PretrainDataset, seed_from
+from maskco.data.sources import open_source
 from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.errors import ConfigError
@@ -64,7 +65,7 @@ def write_sheet(
     they cannot be used.
 
     augment: as in `PretrainConfig`, with the CPU as the device.
-    Raises ConfigError if there are no pictures, none that can be used, or if `out` cannot be written.
+    Raises SourceError if there are no pictures, and ConfigError if none can be used or `out` cannot be written.
     """
     numbers = SimpleNamespace(count=plain(count), seed=plain(seed), epoch=plain(epoch))
     if wrong := out_of_bounds(numbers, BOUNDS):
@@ -72,10 +73,7 @@ def write_sheet(
     out, count, seed, epoch = user_path(out), numbers.count, numbers.seed, numbers.epoch
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
         raise ConfigError(f"out: {out} is no file name of an image: let it end in one of {', '.join(SUFFIXES)}")
-    try:
-        source = open_source(locate(str(data)))
-    except SourceError as error:
-        raise ConfigError(str(error)) from error
+    source = open_source(str(data))
     require_memory(f"image_size {config.image_size}", 2 * 3 * 4 * config.image_size**2 * count, "lower it or count")
     for line in source.left_out.lines():
         log.warning(line)

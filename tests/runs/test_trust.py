@@ -73,9 +73,8 @@ def make_foreign(run: Path, **options: object) -> None:
 def put(config: dict[str, dict[str, object]], options: dict[str, object]) -> None:
     """Sets options in the groups that have them, others in the first."""
     for name, value in options.items():
-        next((group for group in config.values() if isinstance(group, dict) and name in group), config["run"])[name] = (
-            value
-        )
+        groups = (group for group in config.values() if isinstance(group, dict) and name in group)
+        next(groups, config["run"])[name] = value
 
 
 ENTRIES: dict[str, Callable[[Path], object]] = {

@@ -30,7 +30,7 @@ import maskco.training.loop
 import maskco.training.start
 from maskco import cli
 from maskco.config import METHODS
-from maskco.data.sources.base import EpochBatches
+from maskco.data.samples import EpochBatches
 from maskco.data.views import Views
 from maskco.errors import ConfigError, UserError
 from maskco.methods import MaskCo, MoCoV2
