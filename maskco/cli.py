@@ -15,11 +15,11 @@ from tyro import MISSING
 
 from maskco.config import MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
-from maskco.data.view_config import MaskOptions, ViewConfig
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.files import user_path
 from maskco.option_values import Options
+from maskco.view_options import MaskOptions, ViewConfig
 
 Part = TypeVar("Part", bound=Options)
 

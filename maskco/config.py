@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from maskco.data.view_config import ViewConfig
 from maskco.errors import ConfigError
 from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
+from maskco.view_options import ViewConfig
 
 METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported when it is asked for
     "maskco": "maskco.methods.maskco:MaskCo",

@@ -22,9 +22,9 @@ from maskco.data.memory import keep_freed_memory
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.errors import UserError
-from maskco.evaluate.results import provenance
 from maskco.methods import build_method
 from maskco.ops import box_pool
+from maskco.provenance import provenance
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import METRICS
 from maskco.training.loop import train

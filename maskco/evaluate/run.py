@@ -19,9 +19,10 @@ from maskco.evaluate.features import Features, Input, extract_features, reestima
 from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
-from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
+from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, save_rows
 from maskco.files import user_path
 from maskco.memory import memory_errors
+from maskco.provenance import provenance
 from maskco.runs.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps

@@ -9,11 +9,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from maskco.data.sources.demo import CLASS_NAMES
-from maskco.data.view_config import MaskFill
 from maskco.data.views import Views, denormalize, draw_fill, mask_boxes
 from maskco.report.nearest import NEIGHBOURS, Nearest
 from maskco.report.page import FAINT, GREEN, INK, MARGIN, MUTED, RED, WIDTH, Page
 from maskco.report.runs import VIEW_PAIRS
+from maskco.view_options import MaskFill
 
 REGION_COLOURS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a45")
 

@@ -25,12 +25,12 @@ from maskco.data.batch_augment import finish
 from maskco.data.images import PictureError
 from maskco.data.samples import PretrainDataset, seed_from
 from maskco.data.sources import open_source
-from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.errors import ConfigError
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors, require_memory
 from maskco.option_values import LARGEST, Bounds, out_of_bounds, plain
+from maskco.view_options import ViewConfig
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from maskco.data import kinds
 from maskco.data.images import Picture, PictureError, read_picture, stretch
 from maskco.data.sources import SourceError, open_source
 from maskco.data.sources.files import FolderSource
-from maskco.data.view_config import ViewConfig
 from maskco.report.sheet import write_sheet
 from maskco.training.loop import pretrain
+from maskco.view_options import ViewConfig
 
 
 def png16(values: np.ndarray) -> bytes:
