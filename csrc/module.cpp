@@ -2,7 +2,7 @@
 // ops it is linked with.
 #include <pybind11/pybind11.h>
 
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
 
 namespace py = pybind11;
 

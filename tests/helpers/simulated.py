@@ -18,7 +18,7 @@ def simulated_ops() -> object:
 
     families = [importlib.import_module(f"maskco.ops.{name}") for name in ("contrastive", "queue", "region_pool")]
 
-    sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*/*.cu"))]
     ptxsim.build_sim_extension("maskco_sim", [str(s) for s in sources], [str(CSRC)], arch="sm_80")
     for family in families:
         family.register("maskco_sim")

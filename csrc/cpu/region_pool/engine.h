@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "instruction_set.h"
-#include "region_weights.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/region_pool/weights.h"
 
 namespace maskco {
 namespace {
@@ -40,7 +40,7 @@ struct RegionKernels {
 
 namespace portable {
 #define VECTOR_BYTES 16
-#include "region_kernels.h"
+#include "cpu/region_pool/kernels.h"
 #undef VECTOR_BYTES
 }  // namespace portable
 
@@ -50,7 +50,7 @@ namespace portable {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #define VECTOR_BYTES 32
-#include "region_kernels.h"
+#include "cpu/region_pool/kernels.h"
 #undef VECTOR_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
@@ -58,7 +58,7 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 #define VECTOR_BYTES 64
-#include "region_kernels.h"
+#include "cpu/region_pool/kernels.h"
 #undef VECTOR_BYTES
 }  // namespace avx512
 #pragma GCC pop_options

@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "common/info_nce.h"
-#include "host.h"
+#include "cuda/common/host.h"
 
 namespace maskco {
 

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "convert.cuh"
+#include "cuda/common/convert.cuh"
 
 namespace maskco {
 

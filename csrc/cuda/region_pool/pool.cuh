@@ -6,7 +6,7 @@
 // Label maps (`label_pool_kernel`) need no product: a warp adds runs of equal labels and puts each run's sum to its
 // label's, in shared memory.
 #pragma once
-#include "region_weights.cuh"
+#include "cuda/region_pool/weights.cuh"
 
 namespace maskco {
 

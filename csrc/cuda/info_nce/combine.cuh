@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "info_nce_flash.cuh"
+#include "cuda/info_nce/flash.cuh"
 
 namespace maskco {
 

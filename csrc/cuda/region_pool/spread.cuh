@@ -2,7 +2,7 @@
 // atomics and with the same bits every time. As in pool.cuh lanes lie along j and warps take different pixels; a block
 // makes tiles of the gradient in shared memory and writes each once.
 #pragma once
-#include "pool.cuh"
+#include "cuda/region_pool/pool.cuh"
 
 namespace maskco {
 

@@ -7,8 +7,8 @@
 
 #include "common/dispatch.h"
 #include "common/region_pool.h"
-#include "host.h"
-#include "kernels/spread.cuh"
+#include "cuda/common/host.h"
+#include "cuda/region_pool/spread.cuh"
 
 namespace maskco {
 namespace {

@@ -1,4 +1,4 @@
-// What region_kernels.h needs of vectors: loads and stores that convert, a transposition in registers, and stores past
+// What kernels.h needs of vectors: loads and stores that convert, a transposition in registers, and stores past
 // the caches. Included by it once per instruction set, so without an include guard.
 
 template <class T>

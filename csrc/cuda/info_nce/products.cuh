@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "convert.cuh"
+#include "cuda/common/convert.cuh"
 
 namespace maskco {
 

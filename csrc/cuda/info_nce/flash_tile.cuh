@@ -1,9 +1,9 @@
-// What the flash kernels of info_nce_flash.cuh are made of: how a block is cut, tiles in shared memory, the two
+// What the flash kernels of flash.cuh are made of: how a block is cut, tiles in shared memory, the two
 // products of a tile, and the running maximum between them. "Rows" stay with a block, "columns" stream past them.
 #pragma once
 #include <cstdint>
 
-#include "mma.cuh"
+#include "cuda/info_nce/products.cuh"
 
 namespace maskco {
 

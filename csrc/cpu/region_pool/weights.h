@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/roi_samples.h"
+#include "common/roi_samples.h"
 
 namespace maskco {
 

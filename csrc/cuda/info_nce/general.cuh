@@ -11,7 +11,7 @@
 #pragma once
 #include <cstdint>
 
-#include "convert.cuh"
+#include "cuda/common/convert.cuh"
 
 namespace maskco {
 

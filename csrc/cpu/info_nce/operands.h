@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "cpu/tile.h"
+#include "cpu/common/register_tile.h"
 
 namespace maskco {
 

@@ -1,4 +1,4 @@
-// The inner loops of region pooling, compiled once per instruction set: region_engine.h includes this file in a
+// The inner loops of region pooling, compiled once per instruction set: engine.h includes this file in a
 // namespace and under a target each, with VECTOR_BYTES set. So no include guard, and nothing here but what must be
 // compiled so.
 //
@@ -6,7 +6,7 @@
 // channels lie side by side are read in place; all others, and 16-bit types, pass through a small tile, which NCHW
 // enters and leaves by a transposition in registers.
 
-#include "region_vectors.h"
+#include "cpu/region_pool/vectors.h"
 
 constexpr int ROWS = 4, VECTORS = VECTOR_BYTES == 64 ? 4 : 3;  // of sums that a product keeps in registers
 template <class T>

@@ -12,8 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "flash.cuh"
-#include "info_nce.cuh"
+#include "cuda/info_nce/flash_tile.cuh"
+#include "cuda/info_nce/general.cuh"
 
 namespace maskco {
 

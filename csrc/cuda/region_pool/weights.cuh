@@ -9,8 +9,8 @@
 #pragma once
 #include <cstdint>
 
-#include "../../common/roi_samples.h"
-#include "tile.cuh"
+#include "common/roi_samples.h"
+#include "cuda/region_pool/tile.cuh"
 
 namespace maskco {
 

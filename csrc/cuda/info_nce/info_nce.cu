@@ -1,4 +1,4 @@
-// InfoNCE on CUDA: the choice between the flash kernels (info_nce_flash.cu) and the general path, and the host side of
+// InfoNCE on CUDA: the choice between the flash kernels (flash.cu) and the general path, and the host side of
 // the latter: streams the keys in tiles, two ATen products and one kernel a tile.
 //
 // What stays between tiles is O(N C); the workspace is a tile of logits [N, T] and, where keys must be converted or end
@@ -11,9 +11,9 @@
 #include "common/aten.h"
 #include "common/dispatch.h"
 #include "common/info_nce.h"
-#include "host.h"
-#include "info_nce_flash.h"
-#include "kernels/info_nce.cuh"
+#include "cuda/common/host.h"
+#include "cuda/info_nce/general.cuh"
+#include "cuda/info_nce/paths.h"
 
 namespace maskco {
 namespace {

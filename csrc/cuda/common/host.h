@@ -7,8 +7,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../common/checks.h"
-#include "../common/library.h"
+#include "common/checks.h"
+#include "common/library.h"
 
 #ifdef PTXSIM
 #include <ptxsim_host.h>

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/vector.h"
+#include "cpu/common/vector.h"
 
 namespace maskco {
 

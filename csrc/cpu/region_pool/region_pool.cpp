@@ -1,5 +1,5 @@
 // box_pool and masked_pool on the CPU. Both are sums over features with the weights of each image's regions: here those
-// are made from boxes, masks and label maps (region_weights.h), and region_engine.h does the sums.
+// are made from boxes, masks and label maps (weights.h), and engine.h does the sums.
 #include "common/region_pool.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -13,7 +13,7 @@
 
 #include "common/dispatch.h"
 #include "common/library.h"
-#include "region_engine.h"
+#include "cpu/region_pool/engine.h"
 
 namespace maskco {
 namespace {

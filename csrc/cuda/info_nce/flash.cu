@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "info_nce_flash.h"
-#include "kernels/info_nce_combine.cuh"
-#include "kernels/info_nce_flash.cuh"
+#include "cuda/info_nce/combine.cuh"
+#include "cuda/info_nce/flash.cuh"
+#include "cuda/info_nce/paths.h"
 
 namespace maskco {
 namespace {

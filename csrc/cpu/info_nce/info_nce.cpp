@@ -1,4 +1,4 @@
-// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor. The pass itself: info_nce_stream.h.
+// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor. The pass itself: stream.h.
 //
 // Work is cut into blocks of queries and, where those are few, ranges of keys, each with a running state of its own;
 // the states are merged in a fixed order. The cut depends on the sizes alone, so the result does not depend on the
@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "common/library.h"
-#include "cpu/info_nce_stream.h"
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/info_nce/stream.h"
 
 namespace maskco {
 namespace {

@@ -15,8 +15,8 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/library.h"
-#include "cpu/instruction_set.h"
-#include "cpu/vector.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/common/vector.h"
 
 namespace maskco {
 namespace {

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/info_nce_operands.h"
+#include "cpu/info_nce/operands.h"
 
 namespace maskco {
 

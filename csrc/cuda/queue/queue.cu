@@ -3,8 +3,8 @@
 
 #include "common/dispatch.h"
 #include "common/queue.h"
-#include "host.h"
-#include "kernels/queue.cuh"
+#include "cuda/common/host.h"
+#include "cuda/queue/queue.cuh"
 
 namespace maskco {
 namespace {

@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#include "convert.cuh"
+#include "cuda/common/convert.cuh"
 
 namespace maskco {
 
