@@ -14,12 +14,14 @@ import torch
 
 from contrast_cases import CASES, FEATURES, make_case, run, unit
 from maskco.ops import info_nce, reference
+from simulated import FlashShape, flash_table
 from tolerance import assert_as_good_as
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
 
-CHANNELS = (32, 64, 96, 128, 192, 256)
 KINDS = ("float16", "bfloat16", "tf32", "float32")  # float32: three TF32 products, "highest" precision
+TABLE = {(kind, x.channels): x for kind in KINDS for x in flash_table() if x.element_size == (2 if "16" in kind else 4)}
+CHANNELS = sorted({c for _, c in TABLE})
 
 
 @pytest.fixture
@@ -60,19 +62,22 @@ def check(case: dict, kind: str, grad: tuple[str, ...] = ()) -> dict[str, torch.
     return actual
 
 
-# By (kind, C) the shapes where architectures differ: where a block may have 99 KiB of shared memory, and more.
-SHAPES = {
-    **{(kind, 128): ("8, 1, 32, 1", "8, 1, 64, 1") for kind in ("tf32", "float32")},
-    **{(kind, 192): ("4, 1, 32, 1", "8, 1, 32, 1") for kind in ("tf32", "float32")},
-    **{(kind, 256): ("4, 1, 16, 1", "8, 1, 16, 1") for kind in ("tf32", "float32")},
-    **{(kind, 256): ("8, 1, 32, 1", "8, 1, 64, 1") for kind in ("float16", "bfloat16")},
-}
+# Where architectures differ: where a block may have 99 KiB of shared memory, and more.
+DIFFERENT = [variant for variant, entry in TABLE.items() if entry.small != entry.large]
+
+
+def splits(shape: FlashShape, rows: int, columns: int) -> int:
+    """Parts of the columns on the 108 SMs of the simulated device: of at least four tiles, in one wave of blocks."""
+    row_blocks, tiles = (
+        -(-count // size) for count, size in ((rows, 16 * shape.warps * shape.row_blocks), (columns, shape.columns))
+    )
+    return max(1, min(108 * shape.blocks_per_sm // row_blocks, tiles // 4))
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 @pytest.mark.parametrize(
     "kind, c, arch",
-    [(kind, c, "sm_80") for kind in KINDS for c in CHANNELS] + [(*variant, "sm_86") for variant in SHAPES],
+    [(*variant, "sm_80") for variant in TABLE] + [(*variant, "sm_86") for variant in DIFFERENT],
     indirect=["kind"],
 )
 def test_every_variant(device, kind, c, arch, gradient):
@@ -89,11 +94,11 @@ def test_every_variant(device, kind, c, arch, gradient):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-@pytest.mark.parametrize("kind, c", SHAPES, indirect=["kind"])
+@pytest.mark.parametrize("kind, c", DIFFERENT, indirect=["kind"])
 def test_shapes_follow_the_shared_memory_of_the_architecture(device, kind, c, arch):
     import ptxsim
 
-    small, large = SHAPES[kind, c]
+    _, _, small, large = TABLE[kind, c]
     query, keys = (unit(1, c, dtype=dtype_of(kind)).requires_grad_() for _ in range(2))
     with ptxsim.device(arch, strict=True) as simulated:
         info_nce(query, query.detach(), keys).backward()
@@ -129,7 +134,7 @@ def test_empty_queue(device, simulated):
 def test_ragged_sizes(device, simulated, n, k):
     torch.manual_seed(0)
     check(make_case(device, torch.float16, n=n, k=k, c=32, m=1, valid=k), "float16", FEATURES)
-    assert ("sum_splits" in kernels(simulated)) == (n == 252)  # eight tiles of queries are worth two splits
+    assert ("sum_splits" in kernels(simulated)) == (splits(TABLE["float16", 32].large, k, n) > 1)
 
 
 @pytest.mark.slow
@@ -161,8 +166,11 @@ def test_launches_and_shared_memory(device, simulated):
     query, positive, queue = (unit(n, 256).bfloat16() for n in (9, 9, 600))
     loss = info_nce(query.requires_grad_(), positive, queue, in_batch=True, local_negatives=unit(9, 2, 256).bfloat16())
     assert kernels(simulated) == ["flash", "combine"]
-    assert simulated.launches[0].grid == (1, 2, 1)  # 11 tiles of 64 keys
-    assert 99 * 1024 < simulated.launches[0].shared <= 163 * 1024
+    shape = TABLE["bfloat16", 256].large
+    tiles = sum(-(-keys // shape.columns) for keys in (600, 9))
+    assert simulated.launches[0].grid == (1, splits(shape, 9, tiles * shape.columns), 1)
+    needed = 2 * 256 * (16 * shape.warps * shape.row_blocks + 2 * shape.columns)  # the rows, two tiles of columns
+    assert needed < simulated.launches[0].shared <= needed + 4096
     simulated.launches.clear()
     loss.backward()
     assert kernels(simulated) == []  # the gradient is there already

@@ -100,14 +100,19 @@ int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
 const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
 
 template <class T>
-T temperature_value(double temperature, const std::optional<Tensor>& tensor) {
-  return tensor ? *data<const T>(*tensor) : static_cast<T>(temperature);
+T temperature_value(const InfoNCECall& call) {
+  return call.temperature_tensor ? *data<const T>(*call.temperature_tensor) : static_cast<T>(call.temperature);
 }
 
-Keys make_keys(const Tensor& rows, const std::optional<Tensor>& valid, const std::optional<Tensor>& ids,
-               bool own_excluded) {
-  return {rows.data_ptr(), rows.scalar_type(), rows.stride(0), rows.stride(1), valid_count(valid, rows.size(0)),
-          id_pointer(ids), own_excluded};
+Keys make_keys(const InfoNCEKeys& keys) {
+  const Tensor& rows = keys.rows;
+  return {rows.data_ptr(),
+          rows.scalar_type(),
+          rows.stride(0),
+          rows.stride(1),
+          valid_count(keys.valid, rows.size(0)),
+          id_pointer(keys.ids),
+          keys.own};
 }
 
 // a contiguous copy in T, or the tensor itself where it is one already
@@ -294,35 +299,27 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
 }
 
 template <class T>
-InfoNCEForward forward(const Tensor& query_in, const Tensor& positive_in, const std::optional<Tensor>& queue,
-                       const std::optional<Tensor>& local_negatives, bool in_batch,
-                       const std::optional<Tensor>& query_ids, const std::optional<Tensor>& queue_ids,
-                       const std::optional<Tensor>& valid, double temperature,
-                       const std::optional<Tensor>& temperature_tensor, bool need_grad) {
-  const Tensor query = as_contiguous<T>(query_in), positive = as_contiguous<T>(positive_in);
+InfoNCEResults forward(const InfoNCEForwardCall& call) {
+  InfoNCEResults results(call);
+  const Tensor query = as_contiguous<T>(call.query), positive = as_contiguous<T>(call.positive);
   std::optional<Tensor> local;
-  if (local_negatives) local = as_contiguous<T>(*local_negatives);
-  const int64_t n = query.size(0), c = query.size(1), m = local ? local->size(1) : 0;
-  const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
+  if (call.local_negatives) local = as_contiguous<T>(*call.local_negatives);
+  const int64_t n = query.size(0), c = query.size(1), m = call.num_local();
+  const T inverse = T(1) / temperature_value<T>(call);
+  if (n == 0) return results;
 
-  Tensor loss = torch::stable::new_empty(query, {n}), lse = torch::stable::new_empty(query, {n});
-  Tensor positive_logit = torch::stable::new_empty(query, {n});
-  Tensor rank = torch::stable::new_empty(query, {n}, ScalarType::Long);
-  Tensor grad_query = torch::stable::new_empty(query, {need_grad ? n : 0, c});  // until the end: the sums
-  Tensor normaliser = torch::stable::new_empty(query, {2, n});
-  Tensor local_share = torch::stable::new_empty(query, {n, m});  // until the end: the logits
-  if (n == 0) return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
-
-  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(query_ids), data<T>(local_share),
-                     need_grad ? data<T>(grad_query) : nullptr, n, c, m, inverse * T(kLog2E));
-  const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
+  // (until the end the shares hold the logits, and the gradient the sums)
+  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(call.query_ids),
+                     data<T>(results.local_share), call.need_grad ? data<T>(results.grad_query) : nullptr, n, c, m,
+                     inverse * T(kLog2E));
+  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
   start(queries, local ? data<const T>(*local) : nullptr);
-  if (queue) stream(queries, make_keys(*queue, valid, queue_ids, false), kernel);
-  if (in_batch) stream(queries, make_keys(positive, std::nullopt, query_ids, true), kernel);
+  if (call.queue) stream(queries, make_keys(*call.queue), kernel);
+  if (call.in_batch) stream(queries, make_keys({positive, call.query_ids, std::nullopt, true}), kernel);
 
-  T *out_loss = data<T>(loss), *out_lse = data<T>(lse), *out_logit = data<T>(positive_logit);
-  T *out_max = data<T>(normaliser), *out_total = out_max + n;
-  std::copy_n(queries.rank.data(), n, data<int64_t>(rank));
+  T *out_loss = data<T>(results.loss), *out_lse = data<T>(results.lse), *out_logit = data<T>(results.positive_logit);
+  T *out_max = data<T>(results.normaliser), *out_total = out_max + n;
+  std::copy_n(queries.rank.data(), n, data<int64_t>(results.rank));
   torch::stable::parallel_for(0, n, grain(c), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
@@ -336,92 +333,66 @@ InfoNCEForward forward(const Tensor& query_in, const Tensor& positive_in, const 
       out_total[i] = total;
       for (T* share = queries.local_logits + i * m; share < queries.local_logits + (i + 1) * m; share++)
         *share = std::exp2(*share - max) / total;
-      if (!need_grad) continue;
+      if (!call.need_grad) continue;
       T* grad = queries.sums + i * c;
       const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
       for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
     }
   });
-  return {loss, lse, positive_logit, rank, grad_query, normaliser, local_share};
+  return results;
 }
 
 // ---- the keys' gradient
 
 template <class T>
-Tensor backward_keys(const Tensor& grad_loss_in, const Tensor& normaliser, const Tensor& query_in,
-                     const Tensor& keys_in, bool in_batch, const std::optional<Tensor>& query_ids,
-                     const std::optional<Tensor>& key_ids, const std::optional<Tensor>& valid, double temperature,
-                     const std::optional<Tensor>& temperature_tensor) {
-  const Tensor query = as_contiguous<T>(query_in), grad_loss = as_contiguous<T>(grad_loss_in);
+Tensor backward_keys(const InfoNCEKeysCall& call) {
+  const Tensor query = as_contiguous<T>(call.query), grad_loss = as_contiguous<T>(call.grad_loss);
   const int64_t n = query.size(0), c = query.size(1);
-  const T inverse = T(1) / temperature_value<T>(temperature, temperature_tensor);
+  const T inverse = T(1) / temperature_value<T>(call);
   const T* q = data<const T>(query);
-  const Kernels<T> kernel = kernels<T>(query_in.scalar_type());
+  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
   const int64_t width = round_up(c, kernel.panel);
   const T scale = inverse * T(kLog2E);
   const auto panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
   std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
   if (c != width)
     for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
-  const T *row_max = data<const T>(normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
+  const T *row_max = data<const T>(call.normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
   std::vector<T> max(round_up(n, kRowStep), T(0)), upstream(max.size(), T(0));
   for (int64_t i = 0; i < n; i++) {
     max[i] = row_max[i];
     upstream[i] = grad_rows[i] * inverse / total[i];
   }
 
-  Tensor grad_keys = torch::stable::new_empty(query, {keys_in.size(0), c});
-  const Keys keys = make_keys(keys_in, valid, key_ids, in_batch);
+  const Keys keys = make_keys(call.keys);
+  const int64_t rows = call.keys.rows.size(0);
+  Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
   T* grad = data<T>(grad_keys);
-  std::fill(grad + keys.count * c, grad + keys_in.size(0) * c, T(0));
+  std::fill(grad + keys.count * c, grad + rows * c, T(0));
   constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles
   const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
     kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,
-                         c == width ? q : wide.data(), n, c, id_pointer(query_ids), max.data(), upstream.data(), grad,
-                         workspace.get()});
+                         c == width ? q : wide.data(), n, c, id_pointer(call.query_ids), max.data(), upstream.data(),
+                         grad, workspace.get()});
   });
-  return keys_in.scalar_type() == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, keys_in.scalar_type());
+  const ScalarType dtype = call.keys.rows.scalar_type();
+  return dtype == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, dtype);
 }
 
-InfoNCEForward info_nce_fwd(const Tensor& query,                           // [N, C]
-                            const Tensor& positive,                        // [N, C]
-                            const std::optional<Tensor>& queue,            // [K, C], any strides
-                            const std::optional<Tensor>& local_negatives,  // [N, M, C]
-                            bool in_batch,
-                            const std::optional<Tensor>& query_ids,  // [N] int64
-                            const std::optional<Tensor>& queue_ids,  // [K] int64
-                            const std::optional<Tensor>& valid,      // one int64
-                            double temperature,
-                            const std::optional<Tensor>&
-                                temperature_tensor,  // one float32 (float64 with float64 queries); replaces temperature
-                            bool need_grad, bool /* allow_tf32 */) {
-  check_info_nce_fwd(query, positive, queue, local_negatives, query_ids, queue_ids, valid, temperature_tensor);
-  auto run = accumulation_type(query) == ScalarType::Double ? &forward<double> : &forward<float>;
-  return run(query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature,
-             temperature_tensor, need_grad);
+bool in_double(const InfoNCECall& call) { return accumulation_type(call.query) == ScalarType::Double; }
+InfoNCEResults forward(const InfoNCEForwardCall& call) {
+  return in_double(call) ? forward<double>(call) : forward<float>(call);
 }
-
-Tensor info_nce_bwd_keys(const Tensor& grad_loss,   // [N]
-                         const Tensor& normaliser,  // [2, N], of info_nce_fwd
-                         const Tensor& query,       // [N, C]
-                         const Tensor& keys,        // [K, C]
-                         bool in_batch,             // key i is query i's own positive, and no negative of it
-                         const std::optional<Tensor>& query_ids,  // [N] int64
-                         const std::optional<Tensor>& key_ids,    // [K] int64
-                         const std::optional<Tensor>& valid,      // one int64
-                         double temperature, const std::optional<Tensor>& temperature_tensor, bool /* aligned */,
-                         bool /* allow_tf32 */) {
-  check_info_nce_bwd_keys(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature_tensor);
-  auto run = accumulation_type(query) == ScalarType::Double ? &backward_keys<double> : &backward_keys<float>;
-  return run(grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, temperature_tensor);
+Tensor backward_keys(const InfoNCEKeysCall& call) {
+  return in_double(call) ? backward_keys<double>(call) : backward_keys<float>(call);
 }
 
 }  // namespace
 }  // namespace maskco
 
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
-  m.impl("info_nce_fwd", TORCH_BOX(&maskco::info_nce_fwd));
-  m.impl("info_nce_bwd_keys", TORCH_BOX(&maskco::info_nce_bwd_keys));
+  m.impl("info_nce_fwd", TORCH_BOX(&maskco::info_nce_fwd<&maskco::forward>));
+  m.impl("info_nce_bwd_keys", TORCH_BOX(&maskco::info_nce_bwd_keys<&maskco::backward_keys>));
 }

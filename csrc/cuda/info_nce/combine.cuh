@@ -4,45 +4,34 @@
 #include <type_traits>
 
 #include "cuda/info_nce/flash.cuh"
+#include "cuda/info_nce/rows.cuh"
 
 namespace maskco {
-
-constexpr int kMaxSplits = 1024;
 
 // Forward: each query's splits, local negatives and positive become its loss, log-sum-exp, rank and gradient. One block
 // a query.
 template <typename T>
 __global__ void __launch_bounds__(kInfoNceThreads)
-    info_nce_combine_kernel(const T* query,                 // [N, C]
-                            const T* positive,              // [N, C]
-                            const T* local_negatives,       // [N, M, C]
+    info_nce_combine_kernel(FlashFeatures<T> query, FlashFeatures<T> positive, LocalNegatives<T> local_negatives,
                             const float* positive_product,  // [N]: query · positive
                             const FlashRow* split_rows,     // [S, N]
                             const float* split_sums,        // [S, N, C]
-                            int num_splits, Temperature<float> temperature,
-                            float* local_share,     // [N, M]: softmax; the weights until the end
-                            float* normaliser,      // [2, N]: maximum in base 2, and sum of 2^(s - max)
-                            float* loss,            // [N]
-                            float* lse,             // [N]
-                            float* positive_logit,  // [N]
-                            int64_t* rank,          // [N]
-                            float* grad_query,      // [N, C] or null
-                            int64_t channels, int64_t num_local, int64_t query_row_stride, int64_t positive_row_stride,
-                            int64_t local_query_stride, int64_t local_row_stride, int64_t local_stride) {
+                            int num_splits, Temperature<float> temperature, Results<float> results, int64_t channels) {
   __shared__ float split_scale[kMaxSplits];
   __shared__ float4 partial[kInfoNceThreads];
   const int64_t i = blockIdx.x, n = gridDim.x;
   const float tau = temperature.get(), scale = kLog2E / tau, positive_base2 = __fmul_rn(positive_product[i], scale);
-  const T* local = local_negatives + i * local_query_stride;
-  float* weights = local_share + i * num_local;
+  const int64_t num_local = local_negatives.count;
+  const T* local = local_negatives.rows + i * local_negatives.query_stride;
+  float* weights = results.local_share + i * num_local;
 
   // The maximum and rank of all, then everything relative to that maximum (base 2, as in the flash kernel).
   float max = positive_base2;
   int64_t above = 0;
   const int lane = threadIdx.x % 32;
   for (int64_t m = threadIdx.x / 32; m < num_local; m += kInfoNceThreads / 32) {
-    float s = partial_dot<float>(query + i * query_row_stride, 1, local + m * local_row_stride, local_stride, channels,
-                                 lane, 32);
+    float s = partial_dot<float>(query.rows + i * query.row_stride, 1, local + m * local_negatives.row_stride,
+                                 local_negatives.stride, channels, lane, 32);
     for (int offset = 16; offset > 0; offset /= 2) s += __shfl_xor_sync(0xffffffff, s, offset);
     s *= scale;
     max = fmaxf(max, s);
@@ -75,16 +64,16 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   const float own = exp2f(positive_base2 - shift), total = own + sum;
   if (threadIdx.x == 0) {
     const float log_total = own == 1 ? log1pf(sum) : logf(total);
-    loss[i] = log_total + (shift - positive_base2) * kLn2;
-    lse[i] = log_total + shift * kLn2;
-    positive_logit[i] = positive_product[i] / tau;
-    rank[i] = above;
-    normaliser[i] = max;
-    normaliser[n + i] = total;
+    results.loss[i] = log_total + (shift - positive_base2) * kLn2;
+    results.lse[i] = log_total + shift * kLn2;
+    results.positive_logit[i] = positive_product[i] / tau;
+    results.rank[i] = above;
+    results.normaliser[i] = max;
+    results.normaliser[n + i] = total;
   }
   const float inverse = 1 / total;
   for (int64_t m = threadIdx.x; m < num_local; m += kInfoNceThreads) weights[m] *= inverse;
-  if (grad_query == nullptr) return;
+  if (results.grad_query == nullptr) return;
 
   // A team of threads, four channels each, for every so many splits; then the teams' sums.
   const int team_size = channels / 4, teams = kInfoNceThreads / team_size;
@@ -104,10 +93,10 @@ __global__ void __launch_bounds__(kInfoNceThreads)
     for (int t = 0; t < teams; t++) key_sum += reinterpret_cast<const float*>(&partial[t * team_size])[c];
     key_sum *= inverse;
     for (int64_t m = 0; m < num_local; m++)
-      key_sum += weights[m] * convert<float>(local[m * local_row_stride + c * local_stride]);
+      key_sum += weights[m] * convert<float>(local[m * local_negatives.row_stride + c * local_negatives.stride]);
     // sum_j p_j k_j - k_+, as 1 - p_+ = sum / total
-    const float key = convert<float>(positive[i * positive_row_stride + c]);
-    grad_query[i * channels + c] = (key_sum - sum * inverse * key) / tau;
+    const float key = convert<float>(positive.rows[i * positive.row_stride + c]);
+    results.grad_query[i * channels + c] = (key_sum - sum * inverse * key) / tau;
   }
 }
 

@@ -13,7 +13,8 @@
 #include <cstdint>
 
 #include "cuda/info_nce/flash_tile.cuh"
-#include "cuda/info_nce/general.cuh"
+#include "cuda/info_nce/products.cuh"
+#include "cuda/info_nce/rows.cuh"
 
 namespace maskco {
 
@@ -224,7 +225,7 @@ struct FlashKeysShared {
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 template <class Shared>
-constexpr int flash_shared_bytes(bool with_ids) {
+constexpr int shared_bytes(bool with_ids) {
   return with_ids ? sizeof(Shared) : offsetof(Shared, column_ids);
 }
 
@@ -353,13 +354,15 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   }
 }
 
-// Flash as the table has it.
-template <FlashGpu gpu, typename Product, int kChannels>
+// Flash as the table has its entry for a GPU.
+template <FlashGpu gpu, typename Product, int kEntry>
 struct FlashOn {
-  static constexpr FlashShape kShape = flash_shape(gpu, sizeof(typename Product::element), kChannels);
-  using type = Flash<Product, kChannels, kShape.warps, kShape.row_blocks, kShape.columns, kShape.blocks_per_sm>;
-  static_assert(sizeof(FlashForwardShared<type>) <= flash_shared_limit(gpu));
-  static_assert(sizeof(FlashKeysShared<type>) <= flash_shared_limit(gpu));
+  static constexpr FlashEntry kOf = kFlashTable[kEntry];
+  static constexpr FlashShape kShape = flash_shape(gpu, kOf);
+  using type = Flash<Product, kOf.channels, kShape.warps, kShape.row_blocks, kShape.columns, kShape.blocks_per_sm>;
+  static constexpr int kBytes = flash_shared_bytes(kOf.element_size, kOf.channels, kShape);
+  static_assert(sizeof(FlashForwardShared<type>) <= kBytes && sizeof(FlashKeysShared<type>) <= kBytes);
+  static_assert(kBytes <= flash_shared_limit(gpu));
 };
 
 }  // namespace maskco

@@ -1,56 +1,15 @@
-// What the flash kernels of flash.cuh are made of: how a block is cut, tiles in shared memory, the two
-// products of a tile, and the running maximum between them. "Rows" stay with a block, "columns" stream past them.
+// What the flash kernels of flash.cuh are made of: tiles in shared memory, the two products of a tile, and the running
+// maximum between them. "Rows" stay with a block, "columns" stream past them.
 #pragma once
 #include <cstdint>
 
-#include "cuda/info_nce/products.cuh"
+#include "cuda/common/convert.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/info_nce/shapes.h"
 
 namespace maskco {
 
-constexpr int kFlashStages = 2;  // tiles of columns in shared memory: one in use, the next on its way
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
-// How a block is cut. A warp's rows share each fragment of columns that it loads from shared memory, so more rows a
-// warp are faster, until their sums (rows · C / 32 registers a thread) leave no room for anything else. A tile's
-// columns share each fragment of rows in the same way.
-struct FlashShape {
-  int warps;
-  int row_blocks;     // of 16 rows, a warp
-  int columns;        // of a tile
-  int blocks_per_sm;  // that there must be registers for, and is shared memory for
-};
-
-// The table of shapes. GPUs differ in the shared memory that they allow a block. Only the host asks what a GPU is: the
-// shape is part of the kernel's type, so that a launch fits the code that runs, whatever that was compiled for.
-enum class FlashGpu { kSmall, kLarge };
-constexpr int flash_shared_limit(FlashGpu gpu) {
-  return gpu == FlashGpu::kLarge ? 163 * 1024  // of compute capability 8.0, 8.7, 9.0, 10.0
-                                 : 99 * 1024;  // 8.6, 8.9, 12.0, and all others from 8.0 on
-}
-constexpr FlashShape flash_shape(FlashGpu gpu, int element_size, int channels) {
-  const bool large = gpu == FlashGpu::kLarge;
-  if (element_size == 2) {
-    if (channels <= 128) return {4, 2, 32, channels <= 32 ? 3 : 2};
-    return {8, 1, channels <= 192 || large ? 64 : 32, 1};
-  }
-  if (channels <= 64) return {4, 2, 32, 2};
-  if (channels <= 96) return {8, 1, 32, 1};
-  if (channels <= 128) return {8, 1, large ? 64 : 32, 1};
-  return {large ? 8 : 4, 1, channels <= 192 ? 32 : 16, 1};
-}
-
-// threadIdx.x, read anew: what is computed from it isn't kept across the main loop, where registers are scarce.
-__device__ __forceinline__ int thread_index() {
-  int index;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-  return index;
-}
-
-__device__ __forceinline__ float exp2_approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // (the last four parameters: a FlashShape)
 template <typename Product, int kChannels_, int kWarps, int kRowBlocks_, int kColumns_, int kBlocksPerSm_>

@@ -11,41 +11,21 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/common/convert.cuh"
+#include "cuda/info_nce/rows.cuh"
 
 namespace maskco {
 
-constexpr int kInfoNceThreads = 256;
-
-// The same result in every thread of the block.
-template <typename T, typename Op>
-__device__ T block_reduce(T value, Op op) {
-  constexpr int warps = kInfoNceThreads / 32;
-  __shared__ T partial[warps];
-  for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(0xffffffff, value, offset));
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = partial[0];
-  for (int warp = 1; warp < warps; warp++) value = op(value, partial[warp]);
-  __syncthreads();  // the next reduction writes `partial` again
-  return value;
-}
 template <typename T>
-__device__ T block_sum(T value) {
-  return block_reduce(value, [](T a, T b) { return a + b; });
-}
-template <typename T>
-__device__ T block_max(T value) {
-  return block_reduce(value, [](T a, T b) { return fmax(a, b); });  // (a NaN is passed over here, and shows in the sum)
-}
+struct Matrix {
+  const T* rows;  // [rows, C]
+  int64_t row_stride, stride;
+};
 
-// A float, or a tensor that is read on the device.
+// What is kept of each query's negatives between tiles.
 template <typename Acc>
-struct Temperature {
-  double value;
-  const Acc* tensor;  // one element, or null
-
-  __device__ Acc get() const { return tensor != nullptr ? *tensor : static_cast<Acc>(value); }
+struct RunningSums {
+  Acc* max;  // [N]: of the positive's logit and all negatives' so far
+  Acc* sum;  // [N]: of e^(s - max) over the negatives
 };
 
 // Which keys of a tile are not a query's negatives.
@@ -100,64 +80,47 @@ __device__ Acc absorb(Row<Acc>& row, Acc* weights, int64_t width, Logit logit) {
   return shrink;
 }
 
-template <typename Acc, typename A, typename B>
-__device__ Acc partial_dot(const A* a, int64_t a_stride, const B* b, int64_t b_stride, int64_t channels, int thread,
-                           int threads) {
-  Acc sum = 0;
-  for (int64_t c = thread; c < channels; c += threads)
-    sum += convert<Acc>(a[c * a_stride]) * convert<Acc>(b[c * b_stride]);
-  return sum;
-}
-
 // Starts the running state with the positive and the query's own local negatives.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kInfoNceThreads)
-    info_nce_start_kernel(const Acc* query,          // [N, C]
-                          const T* positive,         // [N, C]
-                          const T* local_negatives,  // [N, M, C]
-                          Temperature<Acc> temperature,
-                          Acc* local_weights,   // [N, M] workspace
-                          Acc* local_logits,    // [N, M]
-                          Acc* positive_logit,  // [N]
-                          Acc* row_max,         // [N]
-                          Acc* row_sum,         // [N]
-                          int64_t* rank,        // [N]
-                          Acc* key_sums,        // [N, C] or null: sum over the negatives of weight · key
-                          int64_t channels, int64_t num_local, int64_t query_row_stride, int64_t query_stride,
-                          int64_t positive_row_stride, int64_t positive_stride, int64_t local_query_stride,
-                          int64_t local_row_stride, int64_t local_stride) {
-  const int64_t i = blockIdx.x;
+    info_nce_start_kernel(Matrix<Acc> query,   // [N, C]
+                          Matrix<T> positive,  // [N, C]
+                          LocalNegatives<T> local_negatives, Temperature<Acc> temperature,
+                          Acc* local_weights,  // [N, M] workspace
+                          RunningSums<Acc> running, Results<Acc> results, int64_t channels) {
+  const int64_t i = blockIdx.x, num_local = local_negatives.count;
   const Acc tau = temperature.get();
-  const Acc* q = query + i * query_row_stride;
-  const T* local = local_negatives + i * local_query_stride;
-  Acc *weights = local_weights + i * num_local, *logits = local_logits + i * num_local;
-  const Acc s = block_sum(partial_dot<Acc>(q, query_stride, positive + i * positive_row_stride, positive_stride,
+  const Acc* q = query.rows + i * query.row_stride;
+  const T* local = local_negatives.rows + i * local_negatives.query_stride;
+  Acc *weights = local_weights + i * num_local, *logits = results.local_share + i * num_local;
+  const Acc s = block_sum(partial_dot<Acc>(q, query.stride, positive.rows + i * positive.row_stride, positive.stride,
                                            channels, threadIdx.x, kInfoNceThreads)) /
                 tau;
   Row<Acc> row{s, 0, 0, s};
 
   const int lane = threadIdx.x % 32;
   for (int64_t m = threadIdx.x / 32; m < num_local; m += kInfoNceThreads / 32) {
-    Acc dot = partial_dot<Acc>(q, query_stride, local + m * local_row_stride, local_stride, channels, lane, 32);
+    Acc dot = partial_dot<Acc>(q, query.stride, local + m * local_negatives.row_stride, local_negatives.stride,
+                               channels, lane, 32);
     for (int offset = 16; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffff, dot, offset);
     if (lane == 0) logits[m] = dot / tau;
   }
   __syncthreads();
   absorb(row, weights, num_local, [&](int64_t m) { return logits[m]; });
-  if (key_sums != nullptr) {
+  if (results.grad_query != nullptr) {
     for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
       Acc sum = 0;
       for (int64_t m = 0; m < num_local; m++) {
-        sum += weights[m] * convert<Acc>(local[m * local_row_stride + c * local_stride]);
+        sum += weights[m] * convert<Acc>(local[m * local_negatives.row_stride + c * local_negatives.stride]);
       }
-      key_sums[i * channels + c] = sum;
+      results.grad_query[i * channels + c] = sum;
     }
   }
   if (threadIdx.x == 0) {
-    positive_logit[i] = s;
-    row_max[i] = row.max;
-    row_sum[i] = row.sum;
-    rank[i] = row.rank;
+    results.positive_logit[i] = s;
+    running.max[i] = row.max;
+    running.sum[i] = row.sum;
+    results.rank[i] = row.rank;
   }
 }
 
@@ -166,17 +129,14 @@ template <typename Acc>
 __global__ void __launch_bounds__(kInfoNceThreads, 4)
     info_nce_absorb_kernel(Acc* logits,  // [N, T] query · key, without temperature; becomes the weights
                            Temperature<Acc> temperature, Exclusions excluded,
-                           const Acc* positive_logit,  // [N]
-                           const Acc* product,         // [N, C] weights · keys of the tile before, or null
-                           Acc* row_max,               // [N], changed
-                           Acc* row_sum,               // [N], changed
-                           int64_t* rank,              // [N], changed
-                           Acc* key_sums,              // [N, C], changed, or null
+                           const Acc* product,  // [N, C] weights · keys of the tile before, or null
+                           RunningSums<Acc> running,
+                           Results<Acc> results,  // its rank and grad_query are changed
                            int64_t width, int64_t channels) {
   const int64_t i = blockIdx.x;
   const Acc tau = temperature.get();
-  Acc* weights = logits + i * width;
-  Row<Acc> row{row_max[i], row_sum[i], rank[i], positive_logit[i]};
+  Acc *weights = logits + i * width, *key_sums = results.grad_query;
+  Row<Acc> row{running.max[i], running.sum[i], results.rank[i], results.positive_logit[i]};
   const Acc shrink = absorb(row, weights, width,
                             [&](int64_t j) { return excluded(i, j) ? -static_cast<Acc>(INFINITY) : weights[j] / tau; });
   if (key_sums != nullptr) {
@@ -185,44 +145,37 @@ __global__ void __launch_bounds__(kInfoNceThreads, 4)
     }
   }
   if (threadIdx.x == 0) {
-    row_max[i] = row.max;
-    row_sum[i] = row.sum;
-    rank[i] = row.rank;
+    running.max[i] = row.max;
+    running.sum[i] = row.sum;
+    results.rank[i] = row.rank;
   }
 }
 
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kInfoNceThreads)
-    info_nce_finish_kernel(const Acc* positive_logit,  // [N]
-                           const Acc* row_max,         // [N]
-                           const Acc* row_sum,         // [N]
-                           const T* positive,          // [N, C]
-                           const Acc* product,         // [N, C] weights · keys of the last tile, or null
-                           Temperature<Acc> temperature,
-                           Acc* local_share,  // [N, M]: comes with the logits
-                           Acc* normaliser,   // [2, N]: maximum, and sum of e^(s - max)
-                           Acc* loss,         // [N]
-                           Acc* lse,          // [N]
-                           Acc* grad_query,   // [N, C] or null: comes with the key sums
-                           int64_t channels, int64_t num_local, int64_t positive_row_stride, int64_t positive_stride) {
+    info_nce_finish_kernel(Matrix<T> positive,  // [N, C]
+                           const Acc* product,  // [N, C] weights · keys of the last tile, or null
+                           Temperature<Acc> temperature, RunningSums<Acc> running, Results<Acc> results,
+                           int64_t channels, int64_t num_local) {
   const int64_t i = blockIdx.x;
-  const Row<Acc> row{row_max[i], row_sum[i], 0, positive_logit[i]};
+  const Row<Acc> row{running.max[i], running.sum[i], 0, results.positive_logit[i]};
   const Acc own = exp(row.positive_logit - row.shift()), total = own + row.sum;
   if (threadIdx.x == 0) {
     const Acc log_total = own == 1 ? log1p(row.sum) : log(total);
-    loss[i] = log_total + (row.shift() - row.positive_logit);
-    lse[i] = log_total + row.shift();
-    normaliser[i] = row.max;
-    normaliser[gridDim.x + i] = total;
+    results.loss[i] = log_total + (row.shift() - row.positive_logit);
+    results.lse[i] = log_total + row.shift();
+    results.normaliser[i] = row.max;
+    results.normaliser[gridDim.x + i] = total;
   }
-  Acc* share = local_share + i * num_local;
+  Acc* share = results.local_share + i * num_local;
   for (int64_t m = threadIdx.x; m < num_local; m += kInfoNceThreads) share[m] = exp(share[m] - row.shift()) / total;
+  Acc* grad_query = results.grad_query;
   if (grad_query == nullptr) return;
   const Acc scale = Acc(1) / (total * temperature.get());
   for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
     Acc sum = grad_query[i * channels + c];
     if (product != nullptr) sum += product[i * channels + c];
-    const Acc key = convert<Acc>(positive[i * positive_row_stride + c * positive_stride]);
+    const Acc key = convert<Acc>(positive.rows[i * positive.row_stride + c * positive.stride]);
     grad_query[i * channels + c] = (sum - row.sum * key) * scale;  // sum_j p_j k_j - k_+, as 1 - p_+ = sum / total
   }
 }
@@ -250,15 +203,15 @@ __global__ void __launch_bounds__(kInfoNceThreads)
 // be).
 template <typename To, typename From>
 __global__ void __launch_bounds__(kInfoNceThreads)
-    info_nce_copy_rows_kernel(const From* from,      // [R, C]
+    info_nce_copy_rows_kernel(Matrix<From> from,     // [R, C]
                               To* to,                // [R, C]
                               const int64_t* valid,  // one element, or null
-                              int64_t first_row, int64_t channels, int64_t from_row_stride, int64_t from_stride,
-                              int64_t to_row_stride) {
+                              int64_t first_row, int64_t channels, int64_t to_row_stride) {
   const int64_t r = blockIdx.x;
   const bool copied = valid == nullptr || first_row + r < *valid;
   for (int64_t c = threadIdx.x; c < channels; c += kInfoNceThreads) {
-    to[r * to_row_stride + c] = copied ? convert<To>(from[r * from_row_stride + c * from_stride]) : convert<To>(0.0f);
+    to[r * to_row_stride + c] =
+        copied ? convert<To>(from.rows[r * from.row_stride + c * from.stride]) : convert<To>(0.0f);
   }
 }
 

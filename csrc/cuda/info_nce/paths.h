@@ -1,24 +1,41 @@
-// InfoNCE by the flash kernels, for info_nce.cu, which takes the general path for all else. Arguments are checked.
+// The two ways to InfoNCE on CUDA, of which info_nce.cu chooses one, and what their host sides share. Arguments are
+// checked, and the device is set.
 #pragma once
-#include <optional>
-
 #include "common/info_nce.h"
 #include "cuda/common/host.h"
+#include "cuda/info_nce/rows.cuh"
 
 namespace maskco {
 
-// Whether the flash kernels can read these features: all [.., C] like `query`; `keys` or null.
+// flash.cu: tensor cores, for some dtypes and C. Whether its kernels can read these features, all [.., C] like `query`;
+// `positive` and `keys` may be null.
 bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys);
+InfoNCEResults flash_forward(const InfoNCEForwardCall& call);
+Tensor flash_backward_keys(const InfoNCEKeysCall& call);
 
-InfoNCEForward flash_forward(const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
-                             const std::optional<Tensor>& local_negatives, bool in_batch,
-                             const std::optional<Tensor>& query_ids, const std::optional<Tensor>& queue_ids,
-                             const std::optional<Tensor>& valid, double temperature,
-                             const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32);
+// general.cu: all else
+InfoNCEResults general_forward(const InfoNCEForwardCall& call);
+Tensor general_backward_keys(const InfoNCEKeysCall& call);
 
-Tensor flash_backward_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query, const Tensor& keys,
-                           bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
-                           const std::optional<Tensor>& valid, double temperature,
-                           const std::optional<Tensor>& temperature_tensor, bool allow_tf32);
+template <class Acc>
+Temperature<Acc> temperature_of(const InfoNCECall& call) {
+  return {call.temperature, optional_ptr<Acc>(call.temperature_tensor)};
+}
+template <class T>
+LocalNegatives<T> local_negatives_of(const InfoNCEForwardCall& call) {
+  if (call.num_local() == 0) return {nullptr, 0, 0, 0, 0};
+  const Tensor& local = *call.local_negatives;
+  return {device_ptr<const T>(local), local.size(1), local.stride(0), local.stride(1), local.stride(2)};
+}
+template <class Acc>
+Results<Acc> kernel_results(const InfoNCEResults& r, bool need_grad) {
+  return {device_ptr<Acc>(r.loss),
+          device_ptr<Acc>(r.lse),
+          device_ptr<Acc>(r.positive_logit),
+          device_ptr<int64_t>(r.rank),
+          need_grad ? device_ptr<Acc>(r.grad_query) : nullptr,
+          device_ptr<Acc>(r.normaliser),
+          device_ptr<Acc>(r.local_share)};
+}
 
 }  // namespace maskco

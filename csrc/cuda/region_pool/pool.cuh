@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
       T acc[kRegions][kLaneChannels] = {}, total[kRegions / 4];
       for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
         const T* w = stage(tile_k, buffer);
-        wait_for_copies();
+        wait_for_copies<0>();
         __syncthreads();
         const bool ends = tile_k + 1 == last_k;
         if (!ends || tile_j + 1 < last_j) fetch(tile_j + ends, ends ? first_k : tile_k + 1, buffer ^ 1);
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
         for (int32_t tile_k = first_k; tile_k < last_k; tile_k++) {
           fetch(tile_j, tile_k, buffer ^ 1);
           const T* w = stage(tile_k, buffer ^ 1);
-          wait_for_copies();
+          wait_for_copies<0>();
           __syncthreads();
           accumulate<true>(t, tiles + (buffer ^ 1) * tile_size, w, plan.weights_stride, count, pixels(tile_k),
                            channels(tile_j), acc);
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         const int64_t label = k < count_k ? labels(b, int64_t(tile) * t.tile_k + k) - chunk : -1;
         here[k] = label >= 0 && label < count ? int32_t(label) : -1;
       }
-      wait_for_copies();
+      wait_for_copies<0>();
       __syncthreads();
       if (tile + 1 < plan.tiles_k) fetch(tile + 1, buffer ^ 1);
       int32_t label = -1, length = 0;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/ptx.cuh"
 
 namespace maskco {
 
@@ -46,21 +47,6 @@ struct Tiling {
   uint32_t pieces, inverse;    // copies of a run, and ceil(2^32 / pieces)
 };
 
-template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global), "n"(kBytes)
-               : "memory");
-}
-template <>
-__device__ __forceinline__ void copy_async<16>(void* shared, const void* global) {  // past L1: nothing is read twice
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-
 // f(run, i, length): elements i, i + 1, … of a tile's run, by thread; i in steps of kCount, up to `length` or, where
 // runs are padded to whole steps, beyond.
 template <int kCount, typename S, typename F>
@@ -87,7 +73,7 @@ __device__ __forceinline__ void fetch_runs(const Map& map, const Tiling& t, cons
     S* to = tile + run * (t.along_k ? t.stride_j : t.stride_k);
     const int padded = t.along_k && !t.flat ? (length + kStep<S> - 1) / kStep<S> * kStep<S> : length;
     if (i + kCount <= length) {
-      copy_async<kBytes>(to + i, from + i);
+      copy_async<kBytes>(shared_address(to + i), from + i);
     } else {
       for (int e = i; e < min(i + kCount, padded); e++) to[e] = e < length ? from[e] : S(0.0f);
     }
