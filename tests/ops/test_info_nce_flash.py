@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,7 @@ from tolerance import assert_as_good_as
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("float16", "bfloat16", "tf32", "float32")  # float32: three TF32 products, "highest" precision
 TABLE = {(kind, x.channels): x for kind in KINDS for x in flash_table() if x.element_size == (2 if "16" in kind else 4)}
 CHANNELS = sorted({c for _, c in TABLE})
@@ -106,6 +112,35 @@ def test_shapes_follow_the_shared_memory_of_the_architecture(device, kind, c, ar
     assert len(launches) == 2
     for launch in launches:
         assert f", {c}, {small if arch in ('sm_86', 'sm_89', 'sm_120') else large}>" in launch.kernel
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_another_shape_without_editing_the_table(device):
+    """-DMASKCO_FLASH_SHAPE, in a process that has no other build of the ops: on GPUs where it fits, for one entry."""
+    code = """
+        import ptxsim, torch
+        from contrast_cases import unit
+        from maskco.ops import _library, info_nce, reference
+        from simulated import simulated_ops
+
+        ops = simulated_ops('-DMASKCO_FLASH_SHAPE="4:128:8x1x16x1"')
+        _library.kernels = lambda device: ops
+        for channels in (128, 64):
+            query, positive, queue = (unit(n, channels).requires_grad_() for n in (21, 21, 507))
+            with ptxsim.device("sm_80", strict=True) as simulated:
+                loss = info_nce(query, positive, queue, reduction="none")
+                loss.sum().backward()
+            torch.testing.assert_close(loss, reference.info_nce(query, positive, queue)[0])
+            print(*(launch.kernel for launch in simulated.launches if "flash" in launch.kernel), sep="\\n")
+    """
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/helpers"))
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tried, table = "128, 8, 1, 16, 1>", f"64, {TABLE['float32', 64].large}>"
+    assert [tried in line for line in done.stdout.splitlines()] == [True, True, False, False]
+    assert [table in line for line in done.stdout.splitlines()] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
