@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from maskco.console import one_line_errors
+from maskco.errors import ConfigError
+
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 KERNEL, THREADS = "maskco::queue_push_kernel<float, float>", 256
 STANDARD_HEADERS = ("climits", "cstddef", "cstdint", "type_traits", "utility")  # NVRTC has them as cuda/std/… only
@@ -40,8 +43,10 @@ def arguments(queue: Any, cursor: Any, keys: Any) -> list[Any]:
 
 
 def main() -> None:
-    import cupy
-
+    try:
+        import cupy
+    except ImportError:
+        raise ConfigError("benchmarks.cupy_example needs cupy: pip install 'maskco[cupy]'") from None
     with nvrtc_options() as options:
         code, names = '#include "cuda/queue/queue.cuh"', (KERNEL,)
         module = cupy.RawModule(
@@ -57,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

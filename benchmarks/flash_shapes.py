@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,9 +66,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cpu shows that everything runs; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="short samples")
     options = parser.parse_args()
+    for shape in options.shapes:
+        if not re.fullmatch(r"[24]:\d+:\d+x\d+x\d+x\d+", shape):
+            raise ConfigError(f"shapes must be like 2:128:8x1x64x1, got {shape!r}")
     usable_device(options.device)
-    if wrong := [shape for shape in options.shapes if shape.count(":") != 2 or shape[0] not in DTYPES]:
-        raise ConfigError(f"shapes must be like 2:128:8x1x64x1, got {wrong[0]!r}")
 
     print(f"{'shape':<20} {'dtype':<9} {'forward':>8} {'backward':>8} {'both':>8}   ms")
     for size, channels in dict.fromkeys(tuple(shape.split(":")[:2]) for shape in options.shapes):
