@@ -77,6 +77,18 @@ def test_the_readme_has_the_roofline(committed):
     assert roofline.table(committed) in (cuda_static.ROOT / "benchmarks/README.md").read_text()
 
 
+def test_an_update_replaces_the_table_alone(committed, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(before := roofline.README.read_text())
+    monkeypatch.setattr(roofline, "README", readme)
+    roofline.update_readme(committed | {"cases": committed["cases"][:1], "predictions": committed["predictions"][:1]})
+    lines = readme.read_text().splitlines()
+    removed = len(before.splitlines()) - len(lines)
+    assert removed == len(committed["cases"]) - 1 and lines[-1] == before.splitlines()[-1]
+    roofline.update_readme(committed)
+    assert readme.read_text() == before
+
+
 @needs_nvcc
 @pytest.mark.sim
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks(case)) for case in CASES])
