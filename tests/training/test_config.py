@@ -153,7 +153,9 @@ def test_any_value_is_taken_or_refused_in_one_line(option):
                 assert abs(number) < 2**63 and math.isfinite(number)
 
 
-@pytest.mark.parametrize("value", [value for value in EXTREMES if not isinstance(value, dict)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [value for value in EXTREMES if not isinstance(value, dict)], ids=lambda v: type(v).__name__
+)
 def test_any_method_is_a_known_one_or_refused_in_one_line(value):
     with pytest.raises(ConfigError, match=r"^method must be one of maskco, moco_v2, simclr, densecl, got"):
         CONFIG.replace(method=value)
