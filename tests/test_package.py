@@ -27,7 +27,9 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("room", "rooms"), [("maskco.ops", {"ops"}), ("maskco.nn", {"nn", "ops", "errors"})], ids=["ops", "nn"]
+    ("room", "rooms"),
+    [("maskco.ops", {"ops", "version"}), ("maskco.nn", {"nn", "ops", "version", "errors"})],
+    ids=["ops", "nn"],
 )
 def test_ops_and_nn_import_torch_and_numpy_alone(room, rooms):
     code = f"""
