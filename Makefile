@@ -5,7 +5,7 @@
 # make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 # make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
 # make docs    the documentation as build/docs; warnings are errors
-# make lint    ruff, clang-format and mypy;   make format    what of it can change files
+# make lint    ruff, clang-format, mypy and import-linter;   make format    what of it can change files
 #
 # PYTHON=python3.12 picks the interpreter, MASKCO_CUDA=AUTO|ON|OFF what is built (see README).
 PYTHON ?= python3

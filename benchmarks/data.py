@@ -31,7 +31,8 @@ from maskco.console import one_line_errors
 from maskco.data.batch_augment import finish
 from maskco.data.images import PictureError
 from maskco.data.memory import keep_freed_memory
-from maskco.data.sources.base import PretrainDataset, Sample, SourceError, collate, open_source
+from maskco.data.samples import PretrainDataset, Sample, collate
+from maskco.data.sources import SourceError, open_source
 from maskco.data.views import MEAN, STD, TwoViews, ViewConfig, denormalize
 from maskco.errors import ConfigError
 from maskco.memory import memory_errors

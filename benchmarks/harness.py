@@ -29,20 +29,20 @@ from maskco.console import one_line_errors
 from maskco.devices import usable_device
 from maskco.errors import ConfigError
 from maskco.memory import memory_errors
-from maskco.option_values import Bounds, out_of_bounds
+from maskco.option_values import Between
 
 PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PASSES = (FORWARD, BACKWARD, BOTH)
 MEMORY_ADVICE = "choose smaller cases, such as --quick"
-BOUNDS: Bounds = {  # of the options of all benchmarks: smallest and largest value
-    "threads": (1, 1024),
-    "repeats": (1, 10**6),
-    "pictures": (1, 10**9),
-    "image_size": (1, 100_000),
-    "draws": (0, 10**6),
-    "seeds": (1, 10**6),
-    "jobs": (1, 1024),
+BOUNDS = {  # of the options of all benchmarks
+    "threads": Between(1, 1024),
+    "repeats": Between(1, 10**6),
+    "pictures": Between(1, 10**9),
+    "image_size": Between(1, 100_000),
+    "draws": Between(0, 10**6),
+    "seeds": Between(1, 10**6),
+    "jobs": Between(1, 1024),
 }
 Row = dict[str, Any]
 
@@ -97,11 +97,18 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
 
 def check_options(options: Any) -> None:
     """Raises ConfigError for a number out of bounds, or a device that is not there or not one for benchmarks."""
-    if wrong := out_of_bounds(options, BOUNDS):
-        raise ConfigError(wrong)
+    check_bounds(options, *BOUNDS)
     if options.device not in ("cpu", "cuda"):
         raise ConfigError(f"device must be cpu or cuda, got {options.device!r}: CUDA_VISIBLE_DEVICES chooses the GPU")
     usable_device(options.device)
+
+
+def check_bounds(options: Any, *names: str) -> None:
+    """Raises ConfigError for the first of these options that is out of bounds. Missing ones and None are left out."""
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and (wanted := BOUNDS[name].refuse(value)):
+            raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
 def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:

@@ -35,7 +35,8 @@ from maskco.console import one_line_errors
 from maskco.data.loading import Loading
 from maskco.methods import MaskCo
 from maskco.nn import FeatureQueue
-from maskco.training.state import Totals, TrainState
+from maskco.training.state import TrainState
+from maskco.training.totals import Totals
 
 Row = dict[str, Any]
 FORWARD, BACKWARD = "forward", "backward"
@@ -181,7 +182,7 @@ def instrument(watch: Stopwatch, patch: Callable[..., Any]) -> None:
     method = maskco.methods.maskco
     patch(method, "mask_boxes", wrapped(method.mask_boxes, nothing, ends("masking")))
     patch(method, "embed_regions", wrapped(method.embed_regions, ends("key groups"), ends("projection")))
-    patch(MaskCo, "update_momentum_side", wrapped(MaskCo.update_momentum_side, ends(OPTIMIZER), ends(MOMENTUM)))
+    patch(MaskCo, "start_step", wrapped(MaskCo.start_step, ends(OPTIMIZER), ends(MOMENTUM)))
     patch(FeatureQueue, "push", wrapped(FeatureQueue.push, lambda: watch.end(ENCODERS[0], BACKWARD), ends("queue")))
     patch(TrainState, "save", lambda *arguments: None)  # at ends of epochs: no part of a step
     patch(Totals, "add", wrapped(Totals.add, ends(OPTIMIZER), ends("metrics")))

@@ -1,8 +1,8 @@
 """The documentation site: `make docs`. Its root is the repository, so that links work here as they do in a checkout."""
 
 from maskco import __version__
-from maskco.data.view_config import ViewConfig
 from maskco.evaluate.options import Evaluation
+from maskco.view_options import ViewConfig
 
 project = "maskco"
 author = copyright = "the maskco authors"

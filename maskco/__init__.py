@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from maskco.version import __version__
+
 if TYPE_CHECKING:
     from maskco import nn, ops
     from maskco.methods import MaskCo, MoCoV2
     from maskco.ops._library import build_info
     from maskco.training.loop import pretrain
 
-__version__ = "0.1.0"
-__all__ = ["MaskCo", "MoCoV2", "build_info", "nn", "ops", "pretrain"]
+__all__ = ["MaskCo", "MoCoV2", "__version__", "build_info", "nn", "ops", "pretrain"]
 
 # Imported when asked for: `maskco --help` needs no torch, and the ops need neither torchvision nor timm.
 _HOMES = {

@@ -8,18 +8,18 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from tyro import MISSING
 
 from maskco.config import MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
-from maskco.data.view_config import MaskOptions, ViewConfig
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.files import user_path
 from maskco.option_values import Options
+from maskco.view_options import MaskOptions, ViewConfig
 
 Part = TypeVar("Part", bound=Options)
 
@@ -195,13 +195,30 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
-    with one_line_errors(who):
+    named = {field.name for field in dataclasses.fields(RunOptions)}  # what errors name before there is a command
+    with one_line_errors(who, named):
         try:
-            code = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)()
+            command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)
+            named.clear()
+            named.update(flags(command))
+            code = command()
         except KeyboardInterrupt:
             print("stopped at once; what was saved before is untouched", file=sys.stderr)
             code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def flags(command: Any) -> set[str]:
+    """Names of the options that a command has flags for, those in its groups included."""
+    kinds = get_type_hints(type(command), include_extras=True)
+    named: set[str] = set()
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            named |= flags(value)
+        elif tyro.conf.Positional not in getattr(kinds[field.name], "__metadata__", ()):
+            named.add(field.name)
+    return named
 
 
 DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), with MoCo v2, SimCLR and DenseCL."
@@ -254,7 +271,7 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
         named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
         return {**stored(Path(out), named), "out": out}
     if option(arguments, "--data") is None:
-        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name --data to start one")
+        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
     return None
 
 

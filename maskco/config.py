@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from maskco.data.view_config import ViewConfig
 from maskco.errors import ConfigError
 from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
+from maskco.view_options import ViewConfig
 
 METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported when it is asked for
     "maskco": "maskco.methods.maskco:MaskCo",
@@ -60,8 +60,8 @@ class RunOptions(Options):
 
     data: str
     """A folder of images, searched recursively; a COCO .json; tar shards such as "cc3m-{0000..0331}.tar" or a URL of
-    them; "torchvision:STL10?split=unlabeled"; a .npy of small images; or "demo" for the built-in scenes. No labels
-    needed."""
+    them; "torchvision:STL10?split=unlabeled"; "hf:NAME?split=train", a folder that save_to_disk wrote, or .parquet
+    files; a .npy of small images; or "demo" for the built-in scenes. No labels needed."""
     out: str
     """Run folder: checkpoint, metrics, log. Made if missing."""
     method: str = "maskco"

@@ -1,6 +1,6 @@
 """What a command does with its terminal: any text can be printed, errors are one line, a reader may stop listening.
 
-    with one_line_errors():
+    with one_line_errors(flags={"data", "out"}):
         ...                       # a UserError or OSError becomes "error: …" and exit code 2
 
 Imports nothing heavy.
@@ -11,10 +11,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TextIO
 
 from maskco.errors import UserError
@@ -41,13 +42,34 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("maskco.stand_in", _replace)
 
 
+def with_flags(message: str, flags: Collection[str]) -> str:
+    """A UserError's message as the command line writes it: "--data: no such folder", "continue it with --resume".
+
+    Args:
+        message: names arguments at its start or in backticks, see `maskco.errors.UserError`.
+        flags: the arguments that the command has flags for. Others stay as they are.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1] or found[2], found[3]
+        if name not in flags:
+            return found[0]
+        option = name.replace("_", "-")
+        if value in (None, "True", "False"):
+            return f"--no-{option}" if value == "False" else f"--{option}"
+        return f"--{option} {value}"
+
+    return re.sub(r"^(\w+)(?=:| must )|`(\w+)(?:=([^`]*))?`", flag, message)
+
+
 @contextlib.contextmanager
-def one_line_errors(who: str = "") -> Iterator[None]:
+def one_line_errors(who: str = "", flags: Collection[str] = ()) -> Iterator[None]:
     """Around all that a command does. Ends the process with 2 after one line on stderr for UserError and OSError,
     and with 128 + SIGPIPE, quietly, if nobody reads what it prints any more (as in `… | head -1`).
 
     Args:
         who: stands before "error:", such as the rank.
+        flags: arguments of Python that are flags of the command, see `with_flags`.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # (a stream that was replaced may lack it, a closed one is None)
@@ -63,7 +85,10 @@ def one_line_errors(who: str = "") -> Iterator[None]:
             _end_with(f"{who}error: {error}")
         _silence()
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:  # an OSError names its file
+    except UserError as error:
+        _silence()
+        _end_with(f"{who}error: {with_flags(str(error), flags)}")
+    except OSError as error:  # which names its file
         _silence()
         _end_with(f"{who}error: {error}")
 

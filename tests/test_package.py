@@ -1,18 +1,118 @@
-"""The package as a whole: what it says of its build, what happens without kernels, and whether the README is true."""
+"""The package as a whole: its imports, its build, what happens without kernels, and whether the README is true."""
 
 from __future__ import annotations
 
 import re
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import maskco
+from maskco.__main__ import PACKAGES
 from maskco.ops import _library
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 needs_readme = pytest.mark.skipif(not README.exists(), reason="not in a checkout")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, which finds the package where this one does."""
+    path = f"import sys; sys.path[:0] = {sys.path!r}\n"
+    return subprocess.run([sys.executable, "-c", path + code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("room", "rooms"), [("maskco.ops", {"ops"}), ("maskco.nn", {"nn", "ops", "errors"})], ids=["ops", "nn"]
+)
+def test_ops_and_nn_import_torch_and_numpy_alone(room, rooms):
+    code = f"""
+import numpy, torch
+before = set(sys.modules)
+import {room}
+print(*sorted(set(sys.modules) - before))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    new = [name.split(".") for name in done.stdout.split()]
+    assert {name[0] for name in new} - sys.stdlib_module_names - {"torch", "numpy"} == {"maskco"}
+    assert {name[1] for name in new if name[0] == "maskco" and len(name) > 1} - {"_C", "_C_cuda"} == rooms
+    assert ["maskco", "nn", "encoder"] not in new
+
+
+def test_importing_ops_and_nn_costs_little_beside_torch():
+    """CPU time, and a ratio within one process: what else the machine does counts little."""
+    code = """
+from time import process_time as now
+start = now()
+import torch
+torch_alone = now() - start
+import maskco.ops, maskco.nn
+print((now() - start) / torch_alone)
+"""
+    assert statistics.median(float(python(code).stdout) for _ in range(3)) <= 1.15
+
+
+def test_encoders_come_when_asked_for():
+    pytest.importorskip("timm")
+    code = """
+import maskco.nn
+assert "timm" not in sys.modules and {"Encoder", "create_encoder"} < set(dir(maskco.nn))
+from maskco.nn import Encoder
+assert Encoder is maskco.nn.Encoder is sys.modules["maskco.nn.encoder"].Encoder
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match=r"module 'maskco\.nn' has no attribute 'Decoder'"):
+        _ = maskco.nn.Decoder
+
+
+BESIDE_A_BARE_TORCH = """
+class Hidden:  # in place of the finder of installed packages
+    hidden = set(sys.argv.pop(1).split(","))
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in self.hidden:
+            return PathFinder.find_spec(name, path, target)
+
+from importlib.machinery import PathFinder
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hidden()
+"""
+
+
+@pytest.mark.parametrize("hidden", ["timm,torchvision,PIL,tqdm,tyro", "tyro", "timm"])
+def test_a_command_says_in_one_line_which_packages_are_missing(hidden, tmp_path):
+    run = "from maskco.__main__ import main; main()"
+    out = tmp_path / "run"
+    done = python(BESIDE_A_BARE_TORCH + run, hidden, "pretrain", "--data", "demo", "--out", str(out))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+    named = re.fullmatch("error: the command line needs (.*): run pip install maskco\n", done.stderr).group(1)
+    assert {each.replace("PIL", "pillow") for each in hidden.split(",")} <= set(named.split(", ")) <= set(PACKAGES)
+    assert not out.exists()
+
+
+def test_ops_and_nn_work_beside_a_bare_torch():
+    use = """
+import torch
+from maskco.nn import FeatureQueue, InfoNCE
+queue = FeatureQueue(8, 4)
+queue.push(torch.randn(3, 4), normalize=True)
+print(InfoNCE()(torch.randn(2, 4), torch.randn(2, 4), queue).isfinite().item())
+"""
+    hidden = {name for name in PACKAGES if name not in ("torch", "numpy")} - {"pillow"} | {"PIL"}
+    done = python(BESIDE_A_BARE_TORCH + use, ",".join(hidden))
+    assert done.stdout == "True\n", done.stderr
+
+
+@needs_readme
+def test_the_packages_that_the_command_line_names_are_the_dependencies():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.S | re.M).group(1)
+    assert sorted(re.findall(r'^    "([\w-]+)', dependencies, re.M)) == sorted(PACKAGES)
 
 
 def test_build_info_says_what_was_built_and_why():

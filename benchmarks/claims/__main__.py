@@ -25,8 +25,6 @@ from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO,
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import overview, tables, verdicts
 from maskco.console import one_line_errors
-from maskco.errors import ConfigError
-from maskco.option_values import out_of_bounds
 
 
 @dataclass
@@ -73,8 +71,7 @@ def jobs(options: Options) -> list[Job]:
 def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, description=__doc__)
-        if wrong := out_of_bounds(options, {name: harness.BOUNDS[name] for name in ("seeds", "jobs")}):
-            raise ConfigError(wrong)
+        harness.check_bounds(options, "seeds", "jobs")
         file = options.show or options.json or options.folder / "results.json"
         together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1
         if options.show is None:

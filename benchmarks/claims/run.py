@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -18,17 +17,18 @@ from benchmarks.claims.probe import probe
 from benchmarks.claims.sets import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
 from benchmarks.harness import _device_name
-from maskco.config import PretrainConfig
+from maskco.config import OptimOptions, PretrainConfig
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.errors import UserError
-from maskco.evaluate.results import provenance
 from maskco.methods import build_method
 from maskco.ops import box_pool
+from maskco.provenance import provenance
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import METRICS
-from maskco.training.loop import open_pictures, resolve, train
+from maskco.training.loop import train
+from maskco.training.start import open_images, resolve
 
 Row = dict[str, Any]
 
@@ -71,8 +71,8 @@ def fresh(config: PretrainConfig) -> nn.Module:
 
 def pretrained(config: PretrainConfig, steps: int, folder: Path) -> tuple[nn.Module, Row]:
     """The encoder that `maskco pretrain` with these options leaves, and what its log says in the end."""
-    epochs = max(round(steps * config.optim.batch_size / len(open_pictures(config))), 1)
-    done = train(dataclasses.replace(config, epochs=epochs), resume=True)
+    epochs = max(round(steps * config.optim.batch_size / len(open_images(config))), 1)
+    done = train(config.replace(epochs=epochs), resume=True)
     if done.interrupted:
         raise UserError(f"{folder} was interrupted: the same command goes on with it")
     last = json.loads((folder / METRICS).read_text().splitlines()[-1])
@@ -87,8 +87,8 @@ def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> n
     device = next(encoder.parameters()).device
     classifier = nn.Linear(encoder.channels, data.classes).to(device)
     learned = [*encoder.to(memory_format=torch.channels_last).train().parameters(), *classifier.parameters()]
-    lr = scale.options.get("lr", PretrainConfig.lr) * scale.batch_size / 256
-    decay = scale.options.get("weight_decay", PretrainConfig.weight_decay)
+    lr = scale.options.get("lr", OptimOptions.lr) * scale.batch_size / 256
+    decay = scale.options.get("weight_decay", OptimOptions.weight_decay)
     optimizer = torch.optim.SGD(learned, lr, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, scale.steps)
     order = torch.randint(len(data.train), (scale.steps * scale.batch_size,)).tolist()

@@ -15,9 +15,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from maskco.data.sources.demo import demo_scenes
-from maskco.data.view_config import ViewConfig
 from maskco.data.views import Crop, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.report.page import BLUE, FAINT, INK, MUTED, ORANGE
+from maskco.view_options import ViewConfig
 
 OUT = Path(__file__).with_name("method.png")
 WIDTH, HEIGHT, DPI = 13.0, 5.9, 120  # inches; axes in the same units, y downwards

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def cache_folder(name: str) -> Path:
@@ -17,9 +17,6 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> AbstractContextManager[object]:
     """Processes that share the file system pass here one by one: several ranks need a download once."""
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file lets go of it
-        yield
+    return FileLock(path.with_name(f".{path.name}.lock"))

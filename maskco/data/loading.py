@@ -25,7 +25,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from maskco.data.memory import keep_freed_memory
-from maskco.data.sources.base import Batch, PretrainDataset, Sample, SourceError, collate
+from maskco.data.samples import Batch, PretrainDataset, Sample, collate
+from maskco.data.sources import SourceError
 from maskco.errors import TrainingError, UserError, one_line
 
 GRACE_SECONDS = 30  # that loading workers outlive a SIGTERM

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.augment import Colours, recolour
 from maskco.data.images import Picture, PictureError
-from maskco.data.view_config import MaskFill, ViewConfig
+from maskco.view_options import MaskFill, ViewConfig
 
 __all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
 

@@ -205,7 +205,7 @@ class Training:
                 if not math.isfinite(self.loss):
                     raise EvaluationError(
                         f"the detector's loss is no longer finite at step {self.step + 1}, learning rate "
-                        f"{self.lr(self.step):.3g}: take a lower --lr"
+                        f"{self.lr(self.step):.3g}: take a lower `lr`"
                     )
                 self.optimizer.zero_grad()
                 loss.backward()

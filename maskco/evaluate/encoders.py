@@ -24,7 +24,7 @@ from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import user_path
 from maskco.methods import build_method
-from maskco.nn import Encoder, create_encoder
+from maskco.nn.encoder import DownloadError, Encoder, create_encoder
 from maskco.runs.checkpoint import load_run
 from maskco.weights.files import read_weights
 from maskco.weights.names import load_named, timm_names, told, whole_model_state
@@ -132,9 +132,13 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
         torch.manual_seed(0)
         try:
             encoder = create_encoder(architecture, pretrained=pretrained).eval()
+        except DownloadError as error:
+            raise EvaluationError(
+                f"the weights of encoder {name!r} could not be downloaded: go online once, or take "
+                f"untrained:{architecture}"
+            ) from error
         except ValueError as error:
-            hint = f"; or take untrained:{architecture}" if pretrained and "downloaded" in str(error) else ""
-            raise EvaluationError(str(error).replace(", or leave out --pretrained", "") + hint) from error
+            raise EvaluationError(str(error)) from error
     opened = OpenedEncoder(name, encoder, architecture, image_size=encoder.image_size, facts={"method": "untrained"})
     config = timm.get_pretrained_cfg(architecture.removeprefix("timm/"))
     if pretrained and config is not None:
@@ -161,9 +165,9 @@ def _said(name: str, facts: dict[str, Any]) -> str:
     """The architecture that a file says it is of, if timm has it built in."""
     said = facts.get("arch") or facts.get("architecture")
     if not isinstance(said, str):
-        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as --architecture resnet50")
+        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as `architecture=resnet50`")
     if not timm.is_model(said.removeprefix("timm/").split(".")[0]):
         raise EvaluationError(
-            f"{name} says that its architecture is {said!r}, which timm does not have: name timm's with --architecture"
+            f"{name} says that its architecture is {said!r}, which timm does not have: name timm's with `architecture`"
         )
     return said

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import maskco
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import write_atomically
 
@@ -83,30 +77,3 @@ def _row(values: dict[str, Any]) -> Row:
     if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
         raise ValueError("expected notes in text")
     return row
-
-
-def provenance() -> dict[str, Any]:
-    """The versions of what computed, and the commit of the source tree."""
-    packages = ("torchvision", "timm", "torchmetrics", "pycocotools")
-    versions = {"maskco": maskco.__version__, "torch": torch.__version__}
-    versions |= {package: found for package in packages if (found := _version(package))}
-    return {"versions": versions, "commit": commit()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-@lru_cache
-def commit() -> str | None:
-    """The commit of the source tree this file is tracked in, "-dirty" if changed; None for an installed package."""
-    here = Path(__file__).resolve()
-    try:
-        for command in (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty", "--abbrev=12"]):
-            done = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
-from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, open_labelled
+from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
-from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, provenance, save_rows
+from maskco.evaluate.results import EVALUATION, Row, format_table, load_rows, save_rows
 from maskco.files import user_path
 from maskco.memory import memory_errors
+from maskco.provenance import provenance
 from maskco.runs.trust import own_file
 
 SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
@@ -37,7 +38,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         verbose: show progress and print the table.
 
     Raises:
-        EvaluationError: unknown or unsuitable data, or encoders; WeightsError: a file that does not fit.
+        SourceError: no such data, or none with labels; EvaluationError: unsuitable data, or unknown encoders;
+        WeightsError: a file that does not fit.
     """
     _check(options)
     device = usable_device(options.device)
@@ -223,7 +225,7 @@ def workers(options: Evaluation, data: LabelledSet) -> int:
     if options.workers is not None:
         return options.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8) if isinstance(data.train, Annotated) else 0
+    return 0 if data.train.in_memory else min(cores, 8)
 
 
 TASKS: dict[str, Callable[..., Scored]] = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}

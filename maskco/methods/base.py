@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from maskco.config import MethodOptions
-from maskco.data.view_config import ViewConfig
 from maskco.data.views import Views
 from maskco.nn import FeatureQueue, momentum_update_
 from maskco.nn.encoder import as_encoder
 from maskco.ops import InfoNCEStats
 from maskco.option_values import Between, Count, Natural, Share
+from maskco.view_options import ViewConfig
 
 
 class StepOutput(NamedTuple):

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.data.view_config import MaskOptions, ViewConfig
 from maskco.data.views import Views, draw_fill, mask_boxes
 from maskco.errors import ConfigError
 from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
@@ -29,6 +28,7 @@ from maskco.nn import (
     shuffled_across_ranks,
 )
 from maskco.option_values import Between
+from maskco.view_options import MaskOptions, ViewConfig
 
 HIDDEN = 0.9  # share of the query views' pixels; above it nothing is left to predict from
 

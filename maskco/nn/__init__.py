@@ -1,14 +1,19 @@
-"""Parts that the methods are made of, each usable alone."""
+"""Parts that the methods are made of, each usable alone. Torch is all they need, but for encoders, which need timm."""
 
 from __future__ import annotations
 
-from maskco.nn.encoder import Encoder, create_encoder
+import importlib
+from typing import TYPE_CHECKING
+
 from maskco.nn.loss import InfoNCE
 from maskco.nn.mask_head import AttentionMaskHead, ConvMaskHead, create_mask_head
 from maskco.nn.momentum import forward_in_groups, momentum_copy, momentum_update_, shuffled_across_ranks
 from maskco.nn.pooling import BoxPool, MaskedPool
 from maskco.nn.projection import ProjectionHead
 from maskco.nn.queue import FeatureQueue
+
+if TYPE_CHECKING:
+    from maskco.nn.encoder import Encoder, create_encoder
 
 __all__ = [
     "AttentionMaskHead",
@@ -26,3 +31,14 @@ __all__ = [
     "momentum_update_",
     "shuffled_across_ranks",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Encoders are imported when first asked for: timm and torchvision take longer to import than torch."""
+    if name in ("Encoder", "create_encoder"):
+        return getattr(importlib.import_module("maskco.nn.encoder"), name)
+    raise AttributeError(f"module 'maskco.nn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "Encoder", "create_encoder"]

@@ -1,4 +1,4 @@
-"""Encoders: any timm backbone, cut at one stage, as a module that turns pictures into one feature map."""
+"""Encoders: any timm backbone, cut at one stage, as a module that turns images into one feature map. Needs timm."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 
+class DownloadError(ValueError):
+    """timm's weights could not be downloaded."""
+
+
 class Encoder(nn.Module):
     """A backbone whose last feature map is the output: [B, 3, H, W] -> [B, channels, H / stride, W / stride].
 
     Args:
         backbone: a module that returns a feature map, or a list whose last item is one (timm's `features_only`).
         channels: channels of that map.
-        stride: pixels of the picture per feature pixel.
+        stride: image pixels per feature pixel.
         channels_last: the backbone returns [B, H, W, C], as Swin does, and the map has to be turned.
         image_size: the only side in pixels that the backbone takes (ViT); None: any.
-        padding: pixels of 0 (the mean colour) around the image, left and top, then right and bottom. Backbones whose
+        padding: pixels of 0 (the mean color) around the image, left and top, then right and bottom. Backbones whose
             convolutions do not pad (Inception) need them for a map that covers the whole image; see `same_padding`.
     """
 
@@ -74,11 +78,12 @@ def create_encoder(
         name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too.
         stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last.
         output_stride: dilate the last stages so that no map is coarser than this (convolutional backbones: 8, 16, 32).
-        image_size: side of the pictures in pixels; only backbones with fixed input size (ViT, Swin) look at it.
+        image_size: side of the images in pixels; only backbones with fixed input size (ViT, Swin) look at it.
         pretrained: start from timm's weights, which are downloaded.
 
     Raises:
         ValueError: unknown name (nearest names are suggested), or a backbone that has no such feature map.
+        DownloadError: a ValueError; the weights could not be downloaded.
     """
     name = name.removeprefix("timm/")
     architecture = name.split(".")[0]
@@ -102,8 +107,8 @@ def create_encoder(
     try:
         backbone = timm.create_model(name, **options)
     except OSError as error:  # what the hub's client raises without a connection
-        raise ValueError(
-            f"the weights of encoder {name!r} could not be downloaded: go online once, or leave out --pretrained"
+        raise DownloadError(
+            f"the weights of encoder {name!r} could not be downloaded: go online once, or leave out `pretrained`"
         ) from error
     except Exception as error:  # models of many authors, who raise anything
         asked = ", ".join(

@@ -9,10 +9,10 @@ from maskco.nn.queue import FeatureQueue
 
 
 class InfoNCE(nn.Module):
-    """Contrast each query with its positive against a queue; see `maskco.ops.contrastive`.
+    """Contrast each query with its positive against negatives; see `maskco.ops.info_nce`.
 
     Args:
-        temperature: the logits are dot products over this; 0.2 is MoCo v2's. A parameter is learned.
+        temperature: divides the dot products; 0.2 is MoCo v2's. A parameter is learned.
         reduction: "mean", "sum" or "none".
     """
 
@@ -27,15 +27,36 @@ class InfoNCE(nn.Module):
         positive: Tensor,
         queue: FeatureQueue | Tensor | None = None,
         *,
-        query_ids: Tensor | None = None,
         local_negatives: Tensor | None = None,
         in_batch: bool = False,
+        query_ids: Tensor | None = None,
+        queue_ids: Tensor | None = None,
+        valid: int | Tensor | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, ops.InfoNCEStats]:
-        """query, positive [N, C]; queue [K, C] or a FeatureQueue, of which only the rows that hold keys count."""
-        ids = valid = None
+        """The loss, [] or [N], or (loss, InfoNCEStats). Arguments and errors are those of `maskco.ops.info_nce`.
+
+        A `FeatureQueue` brings its own ids, which count once `query_ids` are given, and its own number of valid rows.
+
+        Args:
+            query, positive: [N, C].
+            queue: [K, C], or a FeatureQueue.
+            local_negatives: [N, M, C].
+            query_ids, queue_ids: [N] and [K] integers.
+            valid: how many rows of the queue count: an int, or a tensor with one element.
+
+        Raises:
+            ValueError: `queue_ids` or `valid` next to a FeatureQueue that has its own.
+        """
         if isinstance(queue, FeatureQueue):
-            ids, valid, queue = queue.ids if query_ids is not None else None, queue.valid, queue.features
+            if valid is not None or (queue_ids is not None and queue.ids is not None):
+                name = "queue_ids" if valid is None else "valid"
+                raise ValueError(
+                    f"{name} was given, but the FeatureQueue has its own; pass queue.features as the queue"
+                )
+            if queue_ids is None and query_ids is not None:
+                queue_ids = queue.ids
+            valid, queue = queue.valid, queue.features
         return ops.info_nce(
             query,
             positive,
@@ -43,7 +64,7 @@ class InfoNCE(nn.Module):
             local_negatives=local_negatives,
             in_batch=in_batch,
             query_ids=query_ids,
-            queue_ids=ids,
+            queue_ids=queue_ids,
             valid=valid,
             temperature=self.temperature,
             reduction=self.reduction,

@@ -38,10 +38,10 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
 
 
 def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group_size: int) -> Tensor:
-    """`forward(images)`, but in shuffled groups of about `group_size` pictures that share no batch statistics.
+    """`forward(images)`, but in shuffled groups of about `group_size` images that share no batch statistics.
 
     A query and its key in the same batch give each other away through the batch norms' statistics. MoCo shuffles keys
-    between its GPUs (32 pictures on each) so that key and query are normalised in different company; this is the same
+    between its GPUs (32 images on each) so that key and query are normalised in different company; this is the same
     on one device (several: `shuffled_across_ranks`). `group_size` 0, or a batch smaller than two groups: one group.
     """
     groups = len(images) // group_size if group_size else 1
@@ -57,7 +57,7 @@ def shuffled_across_ranks(forward: Callable[..., Tensor], *inputs: Tensor) -> Te
     """`forward(*inputs)`, but each rank works on rows drawn from all ranks; outputs return to where the rows came from.
 
     MoCo's shuffled batch norm (He et al., arXiv 1911.05722, section 3.3): a key is normalised in other company than its
-    query even where a rank has too few pictures for groups. All rows of all inputs travel, the outputs travel back.
+    query even where a rank has too few images for groups. All rows of all inputs travel, the outputs travel back.
 
     Args:
         inputs: [B, ...] each; memory formats are kept. B may differ between ranks, not between inputs.

@@ -12,17 +12,24 @@ from maskco.ops._inputs import as_int
 
 
 class FeatureQueue(nn.Module):
-    """A ring of `size` unit vectors; everything in it is a persistent buffer, so a resumed run goes on bit for bit.
+    """The keys of earlier steps in a ring of `size` rows; `maskco.ops.queue_push_` as a module.
 
-    Buffers:
-        features: [size, dim]. Random unit vectors at first; `valid` tells how many rows are real.
-        ids: [size] int64, or None without `ids=True`; -1 in rows that were never written.
-        cursor: [2] int64 on the device: the next row to write, and how many rows are valid.
+    All of it is in persistent buffers, so a resumed run continues bit for bit:
+
+    - features: [size, dim]. Random unit vectors at first. `valid` says how many rows hold keys.
+    - ids: [size] int64, -1 in rows that were never written; None without `ids=True`.
+    - cursor: [2] int64 on the device: the next row to write, and how many rows hold keys.
 
     Args:
+        size: number of rows, K.
+        dim: channels of a key, C.
         dtype: of the features; keys are cast while they are written. bfloat16 halves memory and traffic.
-        ids: also keep one id per key, so that `info_nce` can leave out keys of the query's own picture.
-        overflow: what a push past the last row does: "wrap" around, "truncate", or "error".
+        ids: also keep one id per key, so that `info_nce` can leave out keys of the query's own image.
+        overflow: what a push past the last row does: "wrap" around, "truncate", or "error"; see `queue_push_`.
+
+    Raises:
+        TypeError: `size` or `dim` is no integer.
+        ValueError: `size` or `dim` is below 1, or `overflow` is unknown.
     """
 
     features: Tensor
@@ -49,20 +56,34 @@ class FeatureQueue(nn.Module):
         return self.cursor[1]
 
     @torch.no_grad()
-    def push(self, keys: Tensor, ids: Tensor | None = None) -> None:
-        """Writes the keys [B, dim] (and ids [B]) of all ranks, in rank order, behind the newest rows.
+    def push(self, keys: Tensor, ids: Tensor | None = None, *, normalize: bool = False, gather: bool = True) -> None:
+        """Writes the keys of all ranks, in rank order, behind the newest rows. No gradient flows.
 
-        B may differ between ranks, and be 0.
+        Args:
+            keys: [B, dim] of any float dtype. B may differ between ranks, and be 0.
+            ids: [B] integers, for a queue with ids.
+            normalize: divide each key by its L2 norm while it is written, as `F.normalize(keys, dim=1)`.
+            gather: False writes this rank's keys alone, so that each rank has a queue of its own.
 
         Raises:
-            ValueError: ids given to a queue without ids, or missing for one that keeps them.
+            ValueError: ids given to a queue without ids, or missing for one that keeps them. Shapes, devices or, with
+                overflow="error", a B that do not fit.
+            TypeError: a wrong dtype.
             RankError: on every rank alike, where ranks bring keys or ids of different dtypes or row sizes.
         """
-        all_keys, all_ids = gather_together(keys.detach(), ids)
+        all_keys, all_ids = gather_together(keys.detach(), ids) if gather else (keys.detach(), ids)
         if (ids is None) != (self.ids is None):
             wanted = "needs ids with the keys" if ids is None else "keeps no ids; make it with ids=True"
             raise ValueError(f"this queue {wanted}")
-        ops.queue_push_(self.features, self.cursor, all_keys, ids=all_ids, queue_ids=self.ids, overflow=self.overflow)
+        ops.queue_push_(
+            self.features,
+            self.cursor,
+            all_keys,
+            normalize=normalize,
+            ids=all_ids,
+            queue_ids=self.ids,
+            overflow=self.overflow,
+        )
 
     def extra_repr(self) -> str:
         size, dim = self.features.shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maskco.ops import _library, reference
 from maskco.ops._inputs import (
@@ -33,10 +34,17 @@ def queue_push_(
     ids: Any | None = None,
     queue_ids: Any | None = None,
     overflow: str = "wrap",
-) -> None:
+) -> Tensor:
     """Writes `keys` into `queue` behind the newest rows, in place and without waiting for the device.
 
-    Tensors, or anything with `__dlpack__` (NumPy on the CPU, CuPy), which is then changed in place too.
+    The same as this, in one launch and for any B::
+
+        rows = (cursor[0] + torch.arange(B)) % K
+        queue[rows] = (F.normalize(keys, dim=1) if normalize else keys).to(queue.dtype)
+        queue_ids[rows] = ids
+        cursor.copy_(torch.stack([(cursor[0] + B) % K, (cursor[1] + B).clamp(max=K)]))
+
+    Inputs are tensors, or anything with `__dlpack__` (NumPy on the CPU, CuPy), which is then changed in place too.
 
     Args:
         queue: [K, C] float32, float64, float16 or bfloat16, any strides: a ring of rows. It must not require grad.
@@ -46,11 +54,14 @@ def queue_push_(
             Taken as constants: no gradient flows.
         normalize: divide each key by its L2 norm, `torch.nn.functional.normalize(keys, dim=1)` with eps 1e-12,
             computed in float32 (float64 for float64 keys).
-        ids: [B] integers, an identity per key (for example of its picture), written to `queue_ids`.
+        ids: [B] integers, an identity per key (for example of its image), written to `queue_ids`.
         queue_ids: [K] int64. Give both or neither.
         overflow: what happens to keys that pass the queue's end. "wrap" goes on at row 0. "truncate" drops them, and
             the next push starts at row 0. "error" (MoCo's assertion) wants B to divide K, so that full batches end
             where the queue does.
+
+    Returns:
+        The queue, as torch's in-place functions do. For an array it is a tensor on the array's memory.
 
     Raises:
         ValueError: wrong shapes, devices or strides, one of `ids` and `queue_ids` alone, or with "error" a B that does
@@ -110,6 +121,7 @@ def queue_push_(
         ops.queue_push_(queue, cursor, keys, normalize, ids, queue_ids, overflow != "truncate")
         # so that autograd refuses a backward pass which needs what was here before (ops of a stable-ABI library don't)
         torch.autograd.graph.increment_version((queue, cursor) if queue_ids is None else (queue, cursor, queue_ids))
+    return queue
 
 
 def register(namespace: str) -> None:

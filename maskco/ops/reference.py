@@ -146,11 +146,11 @@ def queue_push_(
     ids: Tensor | None = None,
     queue_ids: Tensor | None = None,
     overflow: str = "wrap",
-) -> None:
-    """Writes `keys` behind the newest rows. "truncate" drops what passes the end, as if the queue were a page."""
+) -> Tensor:
+    """Writes `keys` behind the newest rows and returns the queue. "truncate" drops keys that pass the queue's end."""
     size, count = queue.shape[0], keys.shape[0]
     if size == 0 or count == 0:
-        return
+        return queue
     rows = keys.to(torch.promote_types(keys.dtype, torch.float32))
     if normalize:
         rows = F.normalize(rows, dim=1)
@@ -164,3 +164,4 @@ def queue_push_(
         queue_ids[target] = ids[kept]
     cursor[0] = (cursor[0] + taken) % size
     cursor[1] = torch.clamp(cursor[1] + taken, max=size)
+    return queue

@@ -44,10 +44,10 @@ def box_pool(
 
     Args:
         features: [B, C, H, W], float32, float64, float16 or bfloat16, of any strides; sums run in float32 (or float64).
-        boxes: [R, 5] rows (image index, x1, y1, x2, y2) or a list of [Ri, 4], one for every image, in picture pixels;
+        boxes: [R, 5] rows (image index, x1, y1, x2, y2) or a list of [Ri, 4], one for every image, in image pixels;
             float32 or the features' dtype. No gradient flows to the boxes (nor does it in torchvision). A 16-bit dtype
             can't hold every image index: give float32 or the list.
-        spatial_scale: feature pixels per picture pixel, as 1/32 for a stride of 32.
+        spatial_scale: feature pixels per image pixel, as 1/32 for a stride of 32.
         output_size: RoIAlign's grid of bins: one number for both sides, or (height, width).
         sampling_ratio: sample points of a bin along each axis; 0 or less: adaptive, about one for every feature pixel.
         aligned: shift by half a pixel, so that pixel centres agree (torchvision's `aligned=True`). Without it a box is

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from maskco.data.sources.base import PictureError
+from maskco.data.images import PictureError
 from maskco.errors import ConfigError, one_line
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
@@ -48,8 +48,8 @@ def write_report(
 
     Raises:
         CheckpointError: a folder holds no checkpoint, or a damaged one.
-        ConfigError, ProjectionError, EvaluationError: no run; no such data; no such projection; an unreadable
-            evaluation.json.
+        ConfigError, SourceError, ProjectionError, EvaluationError: no run; no such data; no such projection; an
+            unreadable evaluation.json.
     """
     if not runs:
         raise ConfigError("runs: name at least one run folder")

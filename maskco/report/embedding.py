@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,14 +56,14 @@ class Spread(Part):
                     continue
                 shares, generator = variances(keys), torch.Generator().manual_seed(0)
                 of = run.name if len(run.keys) == 1 else f"{run.name}, {queue.replace('_', ' ')}"
-                line = {"color": run.color, "linestyle": style}
+                line: dict[str, Any] = {"color": run.color, "linestyle": style}
                 label = f"{of}: effective rank {effective_rank(shares):.1f} of {keys.shape[1]}"
                 axis.plot(range(1, len(shares) + 1), 100 * shares.clamp_min(1e-8), linewidth=1.8, label=label, **line)
                 axis.axhline(100 / keys.shape[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
                 first, second = torch.randint(len(keys), (2, PAIRS), generator=generator)
                 unit = F.normalize(keys, dim=1)
                 cosine = (unit[first] * unit[second]).sum(1)[first != second].numpy()
-                bins = {"bins": 80, "range": (-1, 1), "density": True}
+                bins: dict[str, Any] = {"bins": 80, "range": (-1, 1), "density": True}
                 similarity.hist(cosine, histtype="stepfilled", color=run.color, alpha=0.25, **bins)
                 similarity.hist(cosine, histtype="step", linewidth=1.4, **bins, **line)
         axis.set_title("Variance along each principal axis, %")

@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from maskco.config import PretrainConfig
-from maskco.data.sources.base import PictureError, PretrainDataset, Source, SourceError, locate, open_source
+from maskco.data.images import PictureError
+from maskco.data.samples import PretrainDataset
+from maskco.data.sources import Source, locate, open_source
 from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
-from maskco.data.view_config import MaskOptions
 from maskco.data.views import TwoViews, Views
-from maskco.errors import ConfigError
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
@@ -30,6 +30,7 @@ from maskco.report.page import RUN_COLORS
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import folder_of, read_metrics
 from maskco.runs.trust import stored_data
+from maskco.view_options import MaskOptions
 
 VIEW_PAIRS = 4
 LARGEST = 1e30  # of a metric that can be drawn
@@ -152,14 +153,11 @@ def shortened(name: str, most: int = 40) -> str:
 
 
 def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[Run]:
-    """Raises CheckpointError if a folder holds no checkpoint, or a damaged one, and ConfigError if the data that are
+    """Raises CheckpointError if a folder holds no checkpoint, or a damaged one, and SourceError if the data that are
     named cannot be opened."""
     if data is not None:
-        try:
-            data = locate(str(data))
-            open_source(data)
-        except SourceError as error:
-            raise ConfigError(str(error)) from error
+        data = locate(str(data))
+        open_source(data)
     runs = []
     paths = [user_path(path) for path in paths]
     names = [folder_of(path).resolve().name for path in paths]

@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as F
 from maskco.console import printable
 from maskco.data.batch_augment import finish
 from maskco.data.images import PictureError
-from maskco.data.sources.base import PretrainDataset, Source, SourceError, locate, open_source, seed_from
-from maskco.data.view_config import MaskOptions, ViewConfig
+from maskco.data.samples import PretrainDataset, seed_from
+from maskco.data.sources import Source, open_source
 from maskco.data.views import Crop, RawViews, TwoViews, Views
 from maskco.errors import ConfigError
 from maskco.files import user_path, write_atomically
@@ -29,6 +29,7 @@ from maskco.option_values import Between, Natural, Options
 from maskco.report.page import BLUE, INK, MARGIN, MUTED, ORANGE, Page, Part, grid, outline
 from maskco.report.runs import shortened
 from maskco.report.views import draw_views
+from maskco.view_options import MaskOptions, ViewConfig
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +80,15 @@ def write_sheet(
         augment: as in `PretrainConfig`, with the CPU as the device.
 
     Raises:
-        ConfigError: an impossible option, no images, none that can be used, or `out` cannot be written.
+        SourceError: no images.
+        ConfigError: an impossible option, no image that can be used, or `out` cannot be written.
     """
     options, masks, out = SheetOptions(count, seed, epoch, augment), masks or MaskOptions(), user_path(out)
     for group in (options, config, masks):
         group.check()
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
         raise ConfigError(f"out: {out} is no file name of an image: let it end in one of {', '.join(SUFFIXES)}")
-    try:
-        source = open_source(locate(str(data)))
-    except SourceError as error:
-        raise ConfigError(str(error)) from error
+    source = open_source(str(data))
     needed = 2 * 3 * 4 * config.image_size**2 * options.count
     require_memory(f"image_size {config.image_size}", needed, "lower it or count")
     for line in source.left_out.lines():

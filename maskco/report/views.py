@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from maskco.data.view_config import MaskOptions
 from maskco.data.views import Views, denormalize, draw_fill, mask_boxes
 from maskco.report.page import MARGIN, MUTED, Page, Part, grid, outline
+from maskco.view_options import MaskOptions
 
 REGION_COLORS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a45")
 

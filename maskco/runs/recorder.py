@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-import maskco
 from maskco.config import PretrainConfig
 from maskco.files import write_atomically
 from maskco.runs.folder import LOG, METRICS, TENSORBOARD, clear_out, read_metrics
 from maskco.runs.trust import CONFIG, SIGNATURE, own_file, sign
+from maskco.version import __version__
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,7 +48,7 @@ class Recorder:
         if self._replace:
             clear_out(out)
         signature = sign(self._config.run.data)
-        values = {"maskco": maskco.__version__, SIGNATURE: signature, **self._config.to_dict()}
+        values = {"maskco": __version__, SIGNATURE: signature, **self._config.to_dict()}
         content = json.dumps(values, indent=2) + "\n"
         write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
         kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= self._step)

@@ -21,6 +21,7 @@ from typing import Any
 
 from maskco.config import STARTS_FROM, read_config
 from maskco.data.cache import cache_folder, one_at_a_time
+from maskco.data.sources import is_remote
 from maskco.errors import ConfigError
 
 CONFIG = "config.json"
@@ -66,8 +67,6 @@ def stored_data(run: Path, data: str, command: str) -> str:
 
     Raises ForeignRunError.
     """
-    from maskco.data.sources.base import is_remote  # brings torch
-
     if data == "demo":
         return data
     local = os.path.isabs(data) and not is_remote(data)

@@ -31,12 +31,12 @@ def start_from_weights(method: Method, config: PretrainConfig) -> str:
         tensors, _ = read_weights(path)
         with torch.random.fork_rng(devices=[]):
             names = timm_names(backbone, whole_model_state(config.run.encoder))
-        found = load_named(backbone, names, tensors, str(path), prefix=config.run.init_prefix, option="--encoder")
+        found = load_named(backbone, names, tensors, str(path), prefix=config.run.init_prefix, argument="encoder")
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
     for online, copy in method.key_modules():
         if online is method.encoder:
             copy.load_state_dict(online.state_dict())
     before = f" behind {found['prefix']!r}" if found["prefix"] else ""
-    choice = told(found, "--init-prefix")
+    choice = told(found, "init_prefix")
     return f"the encoder starts from {path}: {found['matched']} tensors{before}" + (f"; {choice}" if choice else "")

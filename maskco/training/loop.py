@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from maskco.config import PretrainConfig, over, read_config
 from maskco.data.batch_augment import finish
-from maskco.data.sources.base import fingerprint
+from maskco.data.sources import fingerprint
 from maskco.data.views import RawViews, Views
 from maskco.errors import ConfigError
 from maskco.files import user_path

@@ -33,7 +33,7 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
     """
     name = options.optimizer
     if name not in (known := list_optimizers()):
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]}?" if near else "timm.optim.list_optimizers() lists them"
         raise ConfigError(f"optimizer must be one that timm has, got {name!r}; {hint}")
     extra: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}

@@ -11,7 +11,8 @@ import torch
 
 from maskco.config import PretrainConfig
 from maskco.data.loading import Loading
-from maskco.data.sources.base import EpochBatches, PretrainDataset, Source, SourceError, locate, open_source
+from maskco.data.samples import EpochBatches, PretrainDataset
+from maskco.data.sources import Source, locate, open_source
 from maskco.data.views import TwoViews
 from maskco.devices import usable_device
 from maskco.errors import ConfigError, TrainingError
@@ -98,11 +99,8 @@ def check_equal_start(state: TrainState) -> None:
 
 
 def open_images(config: PretrainConfig) -> Source:
-    """Raises ConfigError if there are no images, or fewer than a batch."""
-    try:
-        source = open_source(config.run.data)
-    except SourceError as error:
-        raise ConfigError(str(error)) from error
+    """Raises SourceError if there are no images, and ConfigError if there are fewer than a batch."""
+    source = open_source(config.run.data)
     if len(source) < config.optim.batch_size:
         data = f"the data ({len(source)} images)"
         raise ConfigError(f"batch_size {config.optim.batch_size} is larger than {data}: lower it or add images")

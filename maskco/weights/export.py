@@ -22,15 +22,15 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
-import maskco
 from maskco.config import PretrainConfig
 from maskco.data.views import MEAN, STD
 from maskco.errors import UserError
-from maskco.evaluate.results import commit
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
+from maskco.provenance import commit
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import read_metrics
+from maskco.version import __version__
 from maskco.weights.names import timm_state, whole_model_state
 
 
@@ -194,7 +194,7 @@ def detectron2_name(name: str) -> str:
 def _require_torchvisions_resnet(config: PretrainConfig, state: dict[str, Tensor], format: str) -> None:
     name = _architecture(config)
     known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
-    hint = "take --format timm or safetensors"
+    hint = "take `format=timm` or safetensors"
     if name not in known:
         raise ExportError(f"{format} has no {config.run.encoder}: {hint}")
     with torch.device("meta"):
@@ -230,7 +230,7 @@ def model_card(
     config: PretrainConfig, step: int, format: str, out: Path, exported: Exported, seconds: float | None = None
 ) -> str:
     """Markdown: what the weights are, how they were made, how they are loaded."""
-    made = f"maskco {maskco.__version__}" + (f", commit {commit()}" if commit() else "")
+    made = f"maskco {__version__}" + (f", commit {commit()}" if commit() else "")
     hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
     rows = {
         "encoder": f"{config.run.encoder}, stage {config.run.stage}"

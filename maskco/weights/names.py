@@ -61,7 +61,7 @@ def load_named(
     source: str,
     *,
     prefix: str | None = None,
-    option: str = "--architecture",
+    argument: str = "architecture",
 ) -> dict[str, Any]:
     """Fills all of `model` from tensors of another's state dict, whatever prefix they stand behind.
 
@@ -72,7 +72,7 @@ def load_named(
         source: what to call the file in errors.
         prefix: which of several encoders to take: what stands before its tensors' names, or whole words of that, such
             as "teacher". None: the one that `preference` puts first.
-        option: what to name in an error when the architecture is wrong.
+        argument: the caller's argument that names the architecture, for an error where that is wrong.
 
     Returns: {"prefix", "others", "matched", "unused"}: how the tensors were called, prefixes of other encoders that fit
     and hold other values, how many tensors were used, how many left over.
@@ -92,7 +92,7 @@ def load_named(
     ]
     found = {each.prefix: each for each in reversed(candidates)}  # the first of a prefix
     if not found:
-        raise _misfit(needed, shapes, unwrapped, tensors, source, option)
+        raise _misfit(needed, shapes, unwrapped, tensors, source, argument)
     taken, others = _choose(list(found.values())[::-1], tensors, source, prefix)
     state = {name: tensors[called] for name, called in taken.names.items()}
     if bad := [taken.names[name] for name, value in state.items() if not value.isfinite().all()]:
@@ -103,12 +103,12 @@ def load_named(
     return {"prefix": taken.prefix, "others": others, "matched": len(state), "unused": unused}
 
 
-def told(facts: Mapping[str, Any], option: str = "--prefix") -> str | None:
-    """What to say of a choice between encoders in `load_named`; None if there was none."""
+def told(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:
+    """What to say of a choice between encoders in `load_named`, which an argument makes; None if there was none."""
     if not facts.get("others"):
         return None
     taken, *others = (str(Candidate(prefix, {})) for prefix in (facts["prefix"], *facts["others"]))
-    return f"the encoder taken is {taken}; the file holds {', '.join(others)} as well ({option} chooses)"
+    return f"the encoder taken is {taken}; the file holds {', '.join(others)} as well ({argument} chooses)"
 
 
 def preference(prefix: str) -> int:
@@ -231,7 +231,7 @@ def _misfit(
     called: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     source: str,
-    option: str,
+    argument: str,
 ) -> WeightsError:
     """Why no encoder in the file fits, by the one that fits best."""
     fitting = _prefixes(needed, shapes, called, tensors)
@@ -250,5 +250,5 @@ def _misfit(
         reason += " (FSDP's flattened parameters: save a full state dict)"
     return WeightsError(
         f"{source} fits in {len(shapes) - len(misfits)} of {len(shapes)} tensors: {reason}; "
-        f"the file holds {', '.join(list(tensors)[:3])} …: name the right architecture with {option}"
+        f"the file holds {', '.join(list(tensors)[:3])} …: name the right architecture with `{argument}`"
     )

@@ -16,10 +16,11 @@ from PIL import Image
 
 from maskco.data import kinds
 from maskco.data.images import Picture, PictureError, read_picture, stretch
-from maskco.data.sources.base import FolderSource, SourceError, open_source
-from maskco.data.view_config import ViewConfig
+from maskco.data.sources import SourceError, open_source
+from maskco.data.sources.files import FolderSource
 from maskco.report.sheet import write_sheet
 from maskco.training.loop import pretrain
+from maskco.view_options import ViewConfig
 
 
 def png16(values: np.ndarray) -> bytes:
@@ -117,7 +118,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     pixels = (RAMP * 255).astype(np.uint8)[..., None].repeat(3, -1)
     pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.HEIC")
-    program = "import sys; from maskco.data.sources.base import open_source; print(open_source(sys.argv[1])[0].size)"
+    program = "import sys; from maskco.data.sources import open_source; print(open_source(sys.argv[1])[0].size)"
     told = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True).stdout
     assert told == "(60, 40)\n", "in a process that has registered nothing before"
     np.testing.assert_allclose(np.asarray(open_source(tmp_path)[0]), pixels, atol=6)

@@ -17,7 +17,9 @@ import maskco.training.loop
 import maskco.training.start
 from maskco.data.images import PictureError
 from maskco.data.loading import LoadingTraceback
-from maskco.data.sources.base import FolderSource, PretrainDataset, SourceError
+from maskco.data.samples import PretrainDataset
+from maskco.data.sources import SourceError
+from maskco.data.sources.files import FolderSource
 from maskco.errors import TrainingError, UserError
 from maskco.training.loop import pretrain
 from tiny_runs import TINY

@@ -124,6 +124,21 @@ def test_pytorch_metric_learning():
         assert_same(ours(query, key, labels), expected, [query])
 
 
+def test_memory_bank():
+    """Every image comes back with the next batch: its old key stands in the bank, and is no negative of it."""
+    bank, bank_ids, cursor = torch.full((20, 8), 9.0), torch.full((20,), -1), torch.zeros(2, dtype=torch.long)
+    bank_loss, keys, ids = recipe("A memory bank of your own").bank_loss, torch.empty(0, 8), torch.empty(0).long()
+    for step in range(4):  # wraps after three, with 6 keys each
+        query, key = rows(6, 8, 2 * step), rows(6, 8, 2 * step + 1)
+        image_ids = (torch.arange(6) + 3 * step) % 12
+        logits = (query @ keys.T).masked_fill(image_ids[:, None] == ids, -math.inf)
+        logits = torch.cat([(query * key).sum(1, keepdim=True), logits], dim=1) / 0.2
+        ours = bank_loss(query, key, image_ids, bank, bank_ids, cursor)
+        assert_same(ours, F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)), [query, key])
+        keys, ids = torch.cat([keys, key.detach()])[-20:], torch.cat([ids, image_ids])[-20:]
+        assert cursor.tolist() == [6 * (step + 1) % 20, len(ids)]
+
+
 def test_open_clip():
     open_clip = pytest.importorskip("open_clip.loss")
     image, text = rows(33, 16, 0, unit=True), rows(33, 16, 1, unit=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from labelled import NAMES, coloured, make_class_folders, make_coco, save
+from maskco.data.sources import SourceError
 from maskco.evaluate.datasets import CutOuts, LabelledSet, cut_out, open_labelled
-from maskco.evaluate.errors import EvaluationError
 
 
 def labels_of(part) -> list[list[int]]:
@@ -57,6 +57,13 @@ def test_one_coco_part_is_split_boxes_and_crowds_along(tmp_path: Path) -> None:
     for part in (found.train, found.test):
         assert [s.labels.tolist() for s in part] == [expected[i].labels.tolist() for i in part.indices]
     assert (len(found.train), len(found.test)) == (8, 2) and "only part" in found.notes[0]
+
+
+def test_a_coco_file_by_itself_is_one_part(tmp_path: Path) -> None:
+    root = make_coco(tmp_path, {"train2017": 5, "val2017": 10})
+    found = open_labelled(str(root / "annotations/instances_val2017.json"))
+    assert (len(found.train), len(found.test)) == (8, 2) and found.has_boxes
+    assert found.notes[0].startswith("instances_val2017.json is the only part: a fifth of its images")
 
 
 def test_boxes_cut_out_are_pictures_with_one_label() -> None:
@@ -134,8 +141,16 @@ def test_what_is_left_out_of_class_folders_is_noted_once(tmp_path: Path) -> None
     )
 
 
+def test_of_two_parts_each_says_what_it_leaves_out(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"train": 9, "val": 3})
+    for part in ("train", "val"):
+        (root / part / "red/notes.txt").touch()
+    line = "left out of the data: 1 .txt, first 'red/notes.txt'"
+    assert open_labelled(str(root)).notes == (f"train: {line}", f"val: {line}")
+
+
 def refused(data: str, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message) as error:
+    with pytest.raises(SourceError, match=message) as error:
         open_labelled(data)
     assert "\n" not in str(error.value)
 

@@ -169,7 +169,7 @@ def test_timm_s_own_weights_come_with_their_mean_and_deviation(monkeypatch: pyte
 def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     refused(
-        "timm:test_resnet", EvaluationError, "could not be downloaded: go online once; or take untrained:test_resnet"
+        "timm:test_resnet", EvaluationError, "could not be downloaded: go online once, or take untrained:test_resnet"
     )
 
 

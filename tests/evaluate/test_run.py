@@ -145,7 +145,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, run: Path, pic
     for options, message in (
         (Knn(encoders=()), "encoders: name at least one"),
         (Knn(encoders=(str(run), "resnet50")), "did you mean timm:resnet50"),
-        (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder 'imagenet'"),
+        (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder '.*imagenet'"),
         (Knn(encoders=(str(run),), k=0), "k must be at least 1"),
         (Knn(encoders=(str(run),), image_size=8), "image_size must be between 16 and"),
         (Knn(encoders=(str(run),), device="gpu"), "device 'gpu' cannot be used"),
@@ -171,7 +171,7 @@ def test_the_command_line(run: Path, pictures: str, capsys: pytest.CaptureFixtur
             cli.main(["eval", *arguments, "--workers", "0", "--image-size", "32"])
         assert stopped.value.code == code
     printed = capsys.readouterr()
-    assert "kNN top-1" in printed.out and printed.err.startswith("error: data: no such folder")
+    assert "kNN top-1" in printed.out and printed.err.startswith("error: --data: no such folder")
     assert [row.details["settings"]["k"] for row in load_rows(out)] == [3, 3]
 
 

@@ -7,7 +7,7 @@ import signal
 
 import torch
 
-from maskco.data.sources.base import PretrainDataset
+from maskco.data.samples import PretrainDataset
 
 
 def same(first: object, second: object) -> bool:

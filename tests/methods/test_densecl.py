@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import BATCH, make, random_views, step
 
 from maskco.methods.densecl import most_similar
 from maskco.methods.moco_v2 import embed_views
-
-
-def unit(*shape: int) -> torch.Tensor:
-    return F.normalize(torch.randn(*shape), dim=1)
+from tiny_methods import BATCH, make, random_views, step
 
 
 @pytest.mark.parametrize("share", [0.5, 0.0, 1.0])
@@ -67,13 +63,26 @@ def test_matching_is_lightlys():
     torch.testing.assert_close(values.mT.gather(1, places[..., None].expand(-1, -1, 8)), expected)
 
 
-def test_dense_loss_is_lightlys():
-    densecl_loss = pytest.importorskip("lightly.loss").DenseCLLoss(memory_bank_size=0, temperature=0.2)
-    torch.manual_seed(0)
-    queries, keys = unit(12, 8), unit(12, 8)
-    from maskco.ops import info_nce
-
-    ours = info_nce(
-        queries, keys, in_batch=True, temperature=0.2
-    )  # without a memory bank its negatives are the batch's
-    torch.testing.assert_close(ours, densecl_loss(queries, keys))
+def test_loss_is_lightlys():
+    """Its DenseCL is two of its contrastive losses, each with a memory bank, on matched places."""
+    losses = pytest.importorskip("lightly.loss")
+    utils = pytest.importorskip("lightly.models.utils")
+    method = make("densecl", shuffle_keys=False)
+    for seed in range(8):  # until both queues are full, as lightly's banks are
+        step(method, random_views(seed))
+    views = random_views(9)
+    with torch.no_grad():
+        maps = {"query": method.encoder(views.query), "key": method.momentum_encoder(views.key)}
+        query, key = embed_views(maps["query"], method.projection), embed_views(maps["key"], method.momentum_projection)
+        dense = method.dense_projection(maps["query"]).flatten(2).mT  # [B, S, D]
+        dense_keys = method.momentum_dense_projection(maps["key"]).flatten(2).mT
+        matched = utils.select_most_similar(maps["query"].flatten(2).mT, maps["key"].flatten(2).mT, dense_keys)
+    parts = []
+    for queue, pair in (
+        (method.queue, (query, key)),
+        (method.dense_queue, (dense.flatten(0, 1), matched.flatten(0, 1))),
+    ):
+        criterion = losses.NTXentLoss(temperature=0.2, memory_bank_size=tuple(queue.features.shape))
+        criterion.memory_bank.bank = queue.features.clone()
+        parts.append(criterion(*pair))
+    torch.testing.assert_close(method(views).loss, sum(parts) / 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import BATCH, REGIONS, make, random_views, states, step
 from torch import nn
 from torchvision.ops import roi_align
 
@@ -13,6 +12,7 @@ from maskco.config import METHODS
 from maskco.methods import MaskCo, MoCoV2
 from maskco.methods.moco_v2 import embed_views
 from maskco.nn import create_encoder
+from tiny_methods import BATCH, REGIONS, make, random_views, states, step
 
 
 def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():

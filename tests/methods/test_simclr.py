@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tiny_methods import BATCH, make, random_views
 
 from maskco.methods.moco_v2 import embed_views
 from maskco.methods.simclr import nt_xent
+from tiny_methods import BATCH, make, random_views
 
 
 def plain_nt_xent(embeddings: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskco import nn as parts
+from maskco import ops
 from maskco.nn.mask_head import sin_cos_positions
 
 
@@ -115,6 +116,13 @@ def test_queue_state_dict_holds_everything():
         assert torch.equal(value, other.state_dict()[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_queue_normalises_while_it_writes(dtype):
+    queue, keys = parts.FeatureQueue(5, 3, dtype=dtype), torch.randn(4, 3) * 7
+    queue.push(keys, normalize=True)
+    torch.testing.assert_close(queue.features[:4], F.normalize(keys, dim=1).to(dtype))
+
+
 def test_queue_errors():
     with pytest.raises(ValueError, match="keeps no ids"):
         parts.FeatureQueue(5, 2).push(torch.randn(1, 2), ids=torch.zeros(1, dtype=torch.long))
@@ -152,13 +160,54 @@ def test_loss_leaves_out_keys_with_the_query_s_id():
     torch.testing.assert_close(parts.InfoNCE()(query, positive, queue, query_ids=torch.tensor([0])), expected)
 
 
+def test_loss_passes_on_all_that_the_op_takes():
+    """Each argument changes the loss, so that one that is dropped shows."""
+    query, positive, queue, local = (torch.randn(*shape) for shape in ((6, 4), (6, 4), (9, 4), (6, 2, 4)))
+    options = {
+        "local_negatives": local,
+        "in_batch": True,
+        "query_ids": torch.arange(6) % 3,
+        "queue_ids": torch.arange(9) % 3,
+        "valid": 7,
+    }
+    loss = parts.InfoNCE(0.5)
+    everything = ops.info_nce(query, positive, queue, temperature=0.5, **options)
+    assert torch.equal(loss(query, positive, queue, **options), everything)
+    for name in options:
+        if name != "query_ids":  # which queue_ids needs
+            assert loss(query, positive, queue, **{k: v for k, v in options.items() if k != name}) != everything
+
+
+def test_loss_takes_ids_and_valid_rows_of_a_queue_from_that_queue():
+    with_ids, without = parts.FeatureQueue(8, 4, ids=True), parts.FeatureQueue(8, 4)
+    keys, ids = torch.randn(5, 4), torch.tensor([0, 1, 0, 2, 1])
+    with_ids.push(keys, ids)
+    without.push(keys)
+    query, positive = torch.randn(2, 4), torch.randn(2, 4)
+    asked = {"query_ids": torch.tensor([0, 1])}
+    loss = parts.InfoNCE()
+    expected = ops.info_nce(query, positive, keys, queue_ids=ids, **asked)
+    torch.testing.assert_close(loss(query, positive, with_ids, **asked), expected)
+    own_ids = torch.cat([ids, torch.zeros(3, dtype=torch.long)])
+    torch.testing.assert_close(loss(query, positive, without, queue_ids=own_ids, **asked), expected)
+    with pytest.raises(ValueError, match="queue_ids was given, but the FeatureQueue has its own"):
+        loss(query, positive, with_ids, queue_ids=own_ids, **asked)
+    with pytest.raises(ValueError, match="valid was given, but the FeatureQueue has its own"):
+        loss(query, positive, without, valid=3)
+    with pytest.raises(ValueError, match="pass queue_ids"):
+        loss(query, positive, without, **asked)
+
+
 def push_from_rank(rank: int, store: str, out: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     queue = parts.FeatureQueue(6, 2, ids=True)
     queue.features.zero_()
     for step in range(2):
         queue.push(torch.full((2, 2), 10.0 * step + rank), ids=torch.tensor([0, 1]) + 2 * rank + 4 * step)
-    torch.save(queue.state_dict(), f"{out}/{rank}.pt")
+    alone = parts.FeatureQueue(6, 2)
+    alone.push(torch.full((2 + rank, 2), 1.0 + rank), gather=False)
+    own = {"own": alone.features[: 2 + rank], "own cursor": alone.cursor}
+    torch.save({**queue.state_dict(), **own}, f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -168,6 +217,8 @@ def test_ranks_hold_the_same_queue_in_rank_order(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["ids"].tolist() == second["ids"].tolist() == [6, 7, 2, 3, 4, 5]
     assert first["features"][:, 0].tolist() == second["features"][:, 0].tolist() == [11, 11, 1, 1, 10, 10]
+    assert first["own"].tolist() == [[1, 1]] * 2 and first["own cursor"].tolist() == [2, 2]  # gather=False
+    assert second["own"].tolist() == [[2, 2]] * 3 and second["own cursor"].tolist() == [3, 3]
 
 
 def uneven_pushes_from_rank(rank: int, store: str, out: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskco.ops import queue_push_, reference
+from maskco.ops import _library, queue_push_, reference
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -221,6 +221,25 @@ def test_numpy_arrays_change_in_place() -> None:
     queue_push_(queue, cursor, keys, normalize=True, ids=ids, queue_ids=queue_ids)
     np.testing.assert_array_equal(queue, np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * [[1], [1], [0], [0]])
     assert cursor.tolist() == [2, 2] and queue_ids.tolist() == [4, 5, -1, -1]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "reference"])
+def test_returns_the_queue(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's in-place functions do; for an array, a tensor on the same memory."""
+    if not compiled:
+        monkeypatch.setattr(_library, "kernels", lambda device: None)
+    queue, cursor, _ = new_queue(4, 2, torch.device("cpu"))
+    for count in (0, 1):
+        assert queue_push_(queue, cursor, torch.ones(count, 2)) is queue
+    assert queue_push_(queue[:0], cursor, torch.ones(1, 2)).shape == (0, 2)
+    array = np.zeros((4, 2), dtype=np.float32)
+    assert queue_push_(array, cursor, torch.ones(1, 2)).data_ptr() == array.ctypes.data
+
+
+def test_returns_the_queue_under_compile() -> None:
+    queue, cursor, _ = new_queue(4, 2, torch.device("cpu"))
+    returned = torch.compile(queue_push_, fullgraph=True)(queue, cursor, torch.ones(1, 2))
+    assert returned is queue and queue[0].tolist() == [1, 1]
 
 
 def test_opcheck(device: torch.device, simulated: object) -> None:

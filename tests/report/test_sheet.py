@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from maskco import cli
-from maskco.data.sources.base import open_source
-from maskco.data.view_config import ViewConfig
+from maskco.data.sources import open_source
 from maskco.data.views import denormalize
 from maskco.errors import ConfigError
 from maskco.report import sheet
+from maskco.view_options import ViewConfig
 
 
 def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Path:

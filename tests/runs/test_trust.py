@@ -62,12 +62,19 @@ def requests():
 def make_foreign(run: Path, **options: object) -> None:
     """Writes options into config.json and checkpoint as its author could, who has not got this user's key."""
     state = read_checkpoint(run / "last.pt")
-    state["config"]["run"] |= options
+    put(state["config"], options)
     state.pop("format")
     save_checkpoint(run / "last.pt", state)
     config = json.loads((run / "config.json").read_text())
-    config["run"] |= options
+    put(config, options)
     (run / "config.json").write_text(json.dumps(config))
+
+
+def put(config: dict[str, dict[str, object]], options: dict[str, object]) -> None:
+    """Sets options in the groups that have them, others in the first."""
+    for name, value in options.items():
+        groups = (group for group in config.values() if isinstance(group, dict) and name in group)
+        next(groups, config["run"])[name] = value
 
 
 ENTRIES: dict[str, Callable[[Path], object]] = {
@@ -177,7 +184,7 @@ def test_a_report_without_pictures_says_so_and_takes_them_by_name(run, pictures,
     assert told not in capsys.readouterr().err
     assert (run / "report.html").stat().st_size > without + 20_000
     assert run_main("report", run, "--data", tmp_path / "nowhere") == 2
-    assert capsys.readouterr().err.startswith("error: data: no such folder")
+    assert capsys.readouterr().err.startswith("error: --data: no such folder")
 
 
 def test_the_key_is_the_user_s_alone(own_cache):

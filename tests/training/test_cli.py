@@ -26,7 +26,7 @@ OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()
 def test_errors_are_one_line_and_exit_with_2(tmp_path, capsys):
     assert run_main("pretrain", "--data", tmp_path / "missing", "--out", tmp_path / "run", *OPTIONS) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: data: no such folder") and error.count("\n") == 1
+    assert error.startswith("error: --data: no such folder") and error.count("\n") == 1
     assert run_main("pretrain", "--out", tmp_path / "run") == 2
 
 
@@ -156,4 +156,4 @@ def test_report_and_export_take_a_checkpoint_and_home_folders(pictures, tmp_path
     for out in ("page.html", "run/last.pt"):
         assert run_main("report", "~/run", f"--out=~/{out}") == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: out: ") and "is no folder" in error and error.count("\n") == 1
+        assert error.startswith("error: --out: ") and "is no folder" in error and error.count("\n") == 1

@@ -63,7 +63,7 @@ def test_both_sides_of_the_encoder_hold_the_weights(
         torch.testing.assert_close(found, own_names(found, model), rtol=0, atol=0)
     log = (run / "log.txt").read_text()
     assert f"the encoder starts from {weights}: " in log and "behind 'module.encoder_q.'" in log
-    assert "the file holds 'module.encoder_k.' as well (--init-prefix chooses)" in log
+    assert "the file holds 'module.encoder_k.' as well (init_prefix chooses)" in log
     assert json.loads((run / "config.json").read_text())["run"]["init"] == str(weights)
 
 
@@ -136,7 +136,7 @@ def test_a_home_folder_is_expanded(
     [
         (None, {}, "init: .*x.pth does not exist"),
         (b"version https://git-lfs.github.com/spec/v1\n", {}, "init: .*git-lfs pointer"),
-        ({"weight": torch.ones(1)}, {}, r"init: .*x.pth fits in 0 of \d+ tensors: .*right architecture with --encoder"),
+        ({"weight": torch.ones(1)}, {}, r"init: .*x.pth fits in 0 of \d+ tensors: .*right architecture with `encoder`"),
         ({}, {"pretrained": True}, "init and pretrained exclude each other"),
         ({}, {"init": ""}, "init is empty"),
         ({}, {"init": None, "init_prefix": "x"}, "init_prefix chooses in the file that init names"),

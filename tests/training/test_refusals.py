@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from maskco.config import PretrainConfig
+from maskco.data.sources import SourceError
 from maskco.errors import ConfigError, TrainingError, UserError
 from maskco.memory import OutOfMemory, memory_errors
 from maskco.methods import MaskCo, StepOutput
@@ -88,8 +89,8 @@ def test_many_tries_are_enough_to_know():
 def test_what_is_refused_before_a_file_is_touched(pictures, tmp_path):
     out = tmp_path / "run"
     (tmp_path / "empty").mkdir()
-    refused(ConfigError, "no such folder", data=tmp_path / "missing", out=out, **TINY)
-    refused(ConfigError, "empty", data=tmp_path / "empty", out=out, **TINY)
+    refused(SourceError, "no such folder", data=tmp_path / "missing", out=out, **TINY)
+    refused(SourceError, "empty", data=tmp_path / "empty", out=out, **TINY)
     refused(ConfigError, "batch_size 99 is larger than the data", data=pictures, out=out, **{**TINY, "batch_size": 99})
     refused(ConfigError, "did you mean", data=pictures, out=out, **{**TINY, "encoder": "resnet5O"})
     refused(ConfigError, "device 'tpu'", data=pictures, out=out, **{**TINY, "device": "tpu"})
@@ -120,7 +121,7 @@ def test_a_run_is_kept_until_its_replacement_can_start(pictures, tmp_path):
     refused(ConfigError, "holds a run already", **options)
     refused(ConfigError, "exclude each other", resume=True, overwrite=True, **options)
     refused(ConfigError, "did you mean", overwrite=True, **{**options, "encoder": "resnet5O"})
-    refused(ConfigError, "no such folder", overwrite=True, **{**options, "data": tmp_path / "missing"})
+    refused(SourceError, "no such folder", overwrite=True, **{**options, "data": tmp_path / "missing"})
     different = r"other options \(dim: 16, not 8; queue_size: 24, not 12\)"
     refused(CheckpointError, different, out=run, resume=True, dim=16, queue_size=24)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before

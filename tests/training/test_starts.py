@@ -13,6 +13,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import maskco.training.loop
 from commands import read_tree, run_main
+from maskco.data.sources import SourceError
 from maskco.errors import ConfigError, TrainingError, UserError
 from maskco.memory import OutOfMemory
 from maskco.runs.recorder import Recorder
@@ -152,7 +153,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(tmp_path, capsys):
     data, out = make_pictures(tmp_path / "photos"), tmp_path / "run"
     pretrain(data, out, **ONE_EPOCH)
     moved = data.rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(SourceError, match="no such folder"):
         pretrain(out=out, resume=True, epochs=2)
     assert run_main("pretrain", "--out", out, "--resume", "--epochs", 2, "--data", moved) == 0
     assert json.loads((out / "config.json").read_text())["run"]["data"] == str(moved)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import maskco.training.loop
 import maskco.training.start
 from maskco.config import METHODS, PretrainConfig, find_method
-from maskco.data.sources.base import FolderSource
+from maskco.data.sources.files import FolderSource
 from maskco.methods import MaskCo
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain

@@ -149,7 +149,7 @@ def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "format", "name", "message"),
     [
-        ({"encoder": "test_convnext"}, "torchvision", "b.pth", "torchvision has no test_convnext: take --format timm"),
+        ({"encoder": "test_convnext"}, "torchvision", "b.pth", "torchvision has no test_convnext: take `format=timm`"),
         ({"encoder": "test_convnext"}, "detectron2", "b.pth", "detectron2 has no test_convnext"),
         ({"encoder": "resnet18", "stage": 3}, "torchvision", "b.pth", "ends at stage 3 of resnet18, before layer4.0"),
         ({"encoder": "resnet18"}, "onnx", "b.onnx", "format must be one of torchvision, timm"),
@@ -172,7 +172,7 @@ def test_the_command_line(resnet18: Path, tmp_path: Path, capsys: pytest.Capture
         assert stopped.value.code == code
     printed = capsys.readouterr()
     assert printed.out.split() == [str(tmp_path / "b.pth"), str(tmp_path / "b.md")]
-    assert printed.err.startswith("error: out: timm reads .pth")
+    assert printed.err.startswith("error: --out: timm reads .pth")
 
 
 def test_other_files_are_not_overwritten(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,9 @@ def test_of_several_encoders_the_documented_one_is_taken_and_said(
         assert_is(found, resnet)
         assert (found.facts["prefix"], found.facts["others"]) == (taken, [left])
         (note,) = found.notes
-        assert repr(taken) in note and (repr(left) if left else "without a prefix") in note and "--prefix" in note
+        assert (
+            repr(taken) in note and (repr(left) if left else "without a prefix") in note and "(prefix chooses)" in note
+        )
     assert preference(taken) < preference(left)
 
 

@@ -12,6 +12,10 @@ from maskco.data.sources.base import SourceError, check_regular
 from maskco.data.sources.left_out import LeftOut
 
 
+def open_source(data: str) -> ArraySource:
+    return ArraySource(data)
+
+
 class ArraySource:
     """The pictures of a `.npy` file: uint8 [N, H, W, 3], red green blue. The file is mapped, not read into memory.
 

@@ -12,32 +12,84 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from msgspec import UNSET
-from torch import Tensor
 
 from maskco.data.kinds import why_unreadable
-from maskco.data.sources.base import PictureFiles, SourceError
+from maskco.data.sources.base import SourceError
 from maskco.data.sources.coco_file import Annotation, Category, read_coco
 from maskco.data.sources.coco_sizes import find_frames, place_boxes, read_headers
+from maskco.data.sources.files import PictureFiles
+from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
 
 NO_AREA = "boxes without area"  # as annotators leave them; whoever scores may ignore them
 
 
-class Objects(NamedTuple):
-    """What is annotated in one picture."""
+def open_source(data: str) -> CocoSource:
+    """Of a folder with several annotation files the one for training."""
+    files = _annotation_files(data)
+    if len(files) > 1:
+        files = [file for file in files if file.stem.startswith("instances_train")] or files
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"data: {data!r} holds several annotation files ({names}): name one of them")
+    return CocoSource(files[0])
 
-    boxes: Tensor  # float32 [n, 4]: x1, y1, x2, y2 in pixels, inside the upright picture
-    labels: Tensor  # int64 [n]: index into `CocoSource.categories`
-    crowd: Tensor  # bool [n]: the box surrounds a group; training leaves these out, COCO's mAP ignores matches to them
+
+def open_labelled(data: str, wanted: Wanted) -> LabelledData:
+    """The boxes of the train and val files (or test in place of val), or of the only file."""
+    files = _annotation_files(data)
+    train, val, test = ([f for f in files if f.stem.lower().startswith(f"instances_{part}")] for part in PARTS)
+    test = val or test
+    if len(files) == 1:
+        train, test = files, []
+    if len(train) != 1 or len(test) > 1:
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"data: expected one instances_train….json and one instances_val….json, found {names}")
+    used = [*train, *test]
+    sources = [_complete(path) for path in used]
+    if sources[0].categories != sources[-1].categories:
+        raise SourceError(f"data: {used[0].name} and {used[1].name} do not have the same categories")
+    unused = [file.name for file in files if file not in used]
+    notes = [f"not used: {', '.join(unused)}"] if unused else []
+    notes += [f"{s.path.name}: {line}" for s in sources for line in (*s.notes, *s.boxes_left_out.lines())]
+    name = Path(data).resolve().name
+    return LabelledData(name, sources[0].categories, tuple(map(_part, sources)), tuple(notes))
+
+
+def _part(source: CocoSource) -> LabelledPart:
+    objects = source.objects
+    return LabelledPart(
+        source.path.name,
+        source,
+        labels=[o.labels[~o.crowd] for o in objects],
+        boxes=[o.boxes[~o.crowd] for o in objects],
+        crowds=[Objects(o.boxes[o.crowd], o.labels[o.crowd], o.crowd[o.crowd]) for o in objects],
+    )
+
+
+def _complete(path: Path) -> CocoSource:
+    """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
+    source = CocoSource(path)
+    _require_none(source.left_out, path)
+    if not source.categories:
+        raise SourceError(f"data: {str(path)!r} names no categories")
+    source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
+    _require_none(source.boxes_left_out, path)
+    return source
+
+
+def _require_none(left_out: LeftOut, path: Path) -> None:
+    wrong = [f"{count} {what} (first: {left_out.first[what]!r})" for what, count in left_out.items() if what != NO_AREA]
+    if wrong:
+        raise SourceError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
 
 
 class CocoSource(PictureFiles):
-    """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.base.Source`.
+    """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
     then in `images/` and beside `annotations/`. Pictures that are missing are counted in `left_out`. Counted in
@@ -135,9 +187,9 @@ class CocoSource(PictureFiles):
         return [Objects(*map(torch.from_numpy, part)) for part in parts]
 
 
-def annotation_files(root: str | Path) -> list[Path]:
-    """The `annotations/instances_*.json` of a folder in COCO's layout, sorted by name; none in any other folder."""
-    return sorted(Path(root).glob("annotations/instances_*.json"))
+def _annotation_files(data: str) -> list[Path]:
+    """The file itself, or the `annotations/instances_*.json` of a folder, sorted by name."""
+    return sorted(Path(data).glob("annotations/instances_*.json")) if os.path.isdir(data) else [Path(data)]
 
 
 def _unexplained(path: Path, name: str, size, header, count: int) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 from torch.utils.data import Dataset
 
+from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted
 from maskco.data.sources.left_out import LeftOut
 
 CLASS_NAMES = (
@@ -74,11 +75,11 @@ def demo_scenes(split: str = "train", count: int | None = None, image_size: int 
 
 
 class DemoSource:
-    """The train scenes as pictures without labels; a `maskco.data.sources.base.Source`."""
+    """Scenes as images without labels, by default all train scenes; a `maskco.data.sources.Source`."""
 
-    def __init__(self, count: int | None = None) -> None:
-        self.images = demo_scenes("train", count).images
-        self.left_out = LeftOut()
+    def __init__(self, count: int | None = None, *, scenes: LabelledScenes | None = None) -> None:
+        scenes = demo_scenes("train", count) if scenes is None else scenes
+        self.images, self.split, self.left_out = scenes.images, scenes.split, LeftOut()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,7 +88,21 @@ class DemoSource:
         return self.images[index]
 
     def name(self, index: int) -> str:
-        return f"demo/train/{index}"
+        return f"demo/{self.split}/{index}"
+
+
+def open_source(data: str) -> DemoSource:
+    return DemoSource()
+
+
+def open_labelled(data: str, wanted: Wanted) -> LabelledData:
+    """2000 scenes to learn from and 1000 to test on, or as many as are wanted."""
+    parts = []
+    for split, count in (("train", wanted.train or 2000), ("test", wanted.test or 1000)):
+        scenes = demo_scenes(split, count, wanted.image_size)
+        source = DemoSource(scenes=scenes)
+        parts.append(LabelledPart(split, source, scenes.labels, scenes.boxes, in_memory=True))
+    return LabelledData("demo scenes", CLASS_NAMES, tuple(parts))
 
 
 @lru_cache

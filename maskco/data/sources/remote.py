@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import importlib
 import re
 import shutil
 import tarfile
@@ -22,7 +21,7 @@ from typing import IO, BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from maskco.data.cache import one_at_a_time
-from maskco.data.sources.base import SourceError
+from maskco.data.sources.base import SourceError, import_package
 from maskco.files import write_atomically
 
 TIMEOUT = 60  # seconds without a byte
@@ -58,10 +57,7 @@ def check_address(url: str) -> None:
     if package := PACKAGES.get(scheme):
         if "::" in url:  # fsspec's way to name one file system within another, of any scheme
             raise SourceError(f"data: {redact(url)!r} holds '::': give one plain address")
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise SourceError(f"data: {scheme}:// needs {package}: pip install {package}") from error
+        import_package(package, f"{scheme}://", package)
     elif not _host(url):
         raise SourceError(f"data: {redact(url)!r} names no host")
 
@@ -96,9 +92,14 @@ def copy(url: str, path: Path) -> Path:
             except SourceError:
                 raise
             except Exception as error:  # whatever the client of a store raises: each has errors of its own
-                reason = _clean(str(error), url) or type(error).__name__
-                raise SourceError(f"data: {redact(url)!r} cannot be read: {reason}") from error
+                raise unreadable(redact(url), error, secret=url) from error
     return path
+
+
+def unreadable(data: str, error: Exception, *, secret: str = "") -> SourceError:
+    """What a client of a store has raised, in one line and without addresses' secrets."""
+    reason = _clean(str(error), secret) or type(error).__name__
+    return SourceError(f"data: {data!r} cannot be read: {reason}")
 
 
 def check_tar(file: Path, name: str) -> None:
@@ -153,6 +154,6 @@ def _open(url: str) -> tuple[IO[bytes], int | None]:
 
 def _clean(text: str, url: str) -> str:
     """An error's text in one line, in which addresses are redacted too."""
-    text = " ".join(text.replace(url, redact(url)).split())
+    text = " ".join((text.replace(url, redact(url)) if url else text).split())
     text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda found: redact(found[0]), text)
     return re.sub(r"\?[^\s'\"]+", "", text)  # clients name a path and its query too

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.images import Picture, PictureError
 from maskco.data.kinds import is_image, readable, why_not
-from maskco.data.sources.base import SourceError, is_remote
+from maskco.data.sources.base import SourceError, import_package, is_remote
 from maskco.data.sources.left_out import LeftOut
 from maskco.data.sources.remote import check_address, check_tar, copy, redact
 from maskco.files import write_atomically
@@ -49,6 +49,10 @@ class Index(NamedTuple):
     reasons: np.ndarray  # str [m]: why members were left out
     counts: np.ndarray  # int64 [m]: how many
     firsts: np.ndarray  # bytes [m]: the first of them, UTF-8
+
+
+def open_source(data: str) -> ShardSource:
+    return ShardSource(data)
 
 
 class ShardSource:
@@ -123,10 +127,7 @@ def expand(pattern: str) -> list[str]:
 def _braces(pattern: str) -> list[str]:
     if "{" not in pattern:
         return [pattern]
-    try:
-        from braceexpand import braceexpand
-    except ImportError as error:
-        raise SourceError("data: a pattern with braces needs braceexpand: pip install 'maskco[shards]'") from error
+    braceexpand = import_package("braceexpand", "a pattern with braces", "'maskco[shards]'").braceexpand
     count = 1
     for low, high in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
         count *= abs(int(high) - int(low)) + 1

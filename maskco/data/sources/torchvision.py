@@ -4,51 +4,86 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote
 
+import torch
 from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.images import PictureError, to_rgb
-from maskco.data.sources.base import SourceError
+from maskco.data.sources.base import SourceError, split_options
+from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted
 from maskco.data.sources.left_out import LeftOut
+from maskco.errors import one_line
 
 PREFIX = "torchvision:"
+PARTS: dict[str, list[Sequence[Any]]] = {  # arguments that choose a part, and their values to learn from and to test on
+    "train": [(True,), (False,)],
+    "split": [("train", "trainval"), ("val", "valid", "test")],
+}
+
+
+def open_source(data: str) -> NamedSource:
+    return NamedSource(data)
+
+
+def open_labelled(data: str, wanted: Wanted) -> LabelledData:
+    """Both parts of a data set whose class has an argument `train` or `split`, unless `data` chooses one."""
+    name, given = split_options(data.removeprefix(PREFIX))
+    accepted = inspect.signature(_class_of(name)).parameters
+    argument = next((argument for argument in PARTS if argument in accepted), None)
+    if argument is None or any(argument in given for argument in PARTS):
+        sources = {name: NamedSource(data)}
+    else:
+        sources = dict(_first_that_opens(data, argument, values) for values in PARTS[argument])
+    labels = {part: source.labels() for part, source in sources.items()}
+    classes = next(iter(sources.values())).classes(1 + max(int(each.max()) for each in labels.values()))
+    parts = tuple(LabelledPart(part, source, labels[part][:, None]) for part, source in sources.items())
+    notes = (f"learned from {parts[0].name}, tested on {parts[1].name}",) if len(parts) > 1 else ()
+    return LabelledData(name, classes, parts, notes)
+
+
+def _first_that_opens(data: str, argument: str, values: Sequence[Any]) -> tuple[str, NamedSource]:
+    for value in values:
+        try:
+            return f"{argument}={value}", NamedSource(data, **{argument: value})
+        except SourceError as error:
+            # torchvision's answer to a value that this set does not know; anything else is worth telling
+            if value is values[-1] or not isinstance(error.__cause__, ValueError):
+                raise
+    raise AssertionError("there are values")
 
 
 class NamedSource:
-    """The pictures of a set in `torchvision.datasets`, without labels; a `maskco.data.sources.base.Source`.
+    """The images of a set in `torchvision.datasets`; a `maskco.data.sources.Source`.
 
     What follows the name after a "?" are arguments of its class (`split=unlabeled&root=DIR`). By default the root is in
     the cache folder, and sets that can be downloaded are, if they are not there yet.
 
-    Raises SourceError if there is no such set, if it cannot be had, or if it holds no pictures.
+    Raises SourceError if there is no such set, if it cannot be had, or if it holds no images.
+
+    Args:
+        part: more arguments of the class.
     """
 
-    def __init__(self, data: str) -> None:
-        from torchvision import datasets
-
+    def __init__(self, data: str, **part: Any) -> None:
         self.left_out = LeftOut()
-        self.title, _, query = data.removeprefix(PREFIX).partition("?")
-        known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
-        if self.title not in known:
-            near = difflib.get_close_matches(self.title, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else "its documentation lists them"
-            raise SourceError(f"data: torchvision has no data set {self.title!r}; {hint}")
-        kind = getattr(datasets, self.title)
+        self.title, given = split_options(data.removeprefix(PREFIX))
+        kind = _class_of(self.title)
         accepted = inspect.signature(kind).parameters
         options: dict[str, Any] = {"root": str(cache_folder("torchvision"))} if "root" in accepted else {}
         if "download" in accepted:
             options["download"] = True
-        options |= _options(query, data)
+        options |= {name: _value(text) for name, text in given.items()} | part
         try:
             with one_at_a_time(cache_folder("torchvision") / self.title):
                 self._pictures = kind(**options)
             first = self._picture(0) if len(self._pictures) else None
         except Exception as error:  # whatever a set's code, its download or its optional packages raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise SourceError(f"data: {data!r} cannot be opened: {reason}") from error
+            raise SourceError(f"data: {data!r} cannot be opened: {one_line(error)}") from error
         if first is None:
             raise SourceError(f"data: {data!r} holds no pictures")
         if not isinstance(first, Image.Image):
@@ -66,21 +101,42 @@ class NamedSource:
     def name(self, index: int) -> str:
         return f"{self.title}/{index}"
 
+    def labels(self) -> Tensor:
+        """int64 [N]: the class of each image. Raises SourceError if any has none, or more than a class."""
+        stored = (getattr(self._pictures, name, None) for name in ("targets", "labels", "_labels"))
+        values = next((each for each in stored if each is not None and len(each) == len(self)), None)
+        try:
+            if values is None:
+                shown = tqdm(range(len(self)), f"labels of {self.title}", delay=2, disable=None)
+                values = [self._pictures[index][1] for index in shown]
+            labels = torch.tensor([int(value) for value in values])
+        except Exception as error:  # there is none, or it is boxes, attributes …
+            raise SourceError(f"data: {PREFIX}{self.title} has no class for each image: {one_line(error)}") from error
+        if labels.min() < 0:
+            raise SourceError(f"data: {PREFIX}{self.title} has no class for each image: some are not labelled")
+        return labels
+
+    def classes(self, count: int) -> tuple[str, ...]:
+        """Their names, at least `count`; numbers, if torchvision knows no names."""
+        names = getattr(self._pictures, "classes", ())
+        if len(names) < count:
+            return tuple(map(str, range(count)))
+        return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+
     def _picture(self, index: int) -> Any:
         sample = self._pictures[index]
         return sample[0] if isinstance(sample, tuple) else sample
 
 
-def _options(query: str, data: str) -> dict[str, str | int | bool]:
-    """The arguments `a=1&b=c`; %26 is an & in a value."""
-    options: dict[str, str | int | bool] = {}
-    for part in filter(None, query.split("&")):
-        name, equals, text = part.partition("=")
-        if not equals or name in options:
-            problem = "has no value" if not equals else "is given twice"
-            raise SourceError(f"data: option {name!r} of {data!r} {problem}: write NAME?option=value&option=value")
-        options[name] = _value(unquote(text))
-    return options
+def _class_of(name: str) -> Any:
+    from torchvision import datasets
+
+    known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else "its documentation lists them"
+        raise SourceError(f"data: torchvision has no data set {name!r}; {hint}")
+    return getattr(datasets, name)
 
 
 def _value(text: str) -> str | int | bool:

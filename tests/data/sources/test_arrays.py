@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskco.data.sources.base import SourceError, open_source
+from maskco.data.sources import SourceError, open_source
 from maskco.training.loop import pretrain
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from maskco.data.sources.base import SourceError, open_source
+from maskco.data.sources import SourceError, open_source
 from maskco.data.sources.coco import CocoSource
 
 SOUND: dict[str, Any] = {

@@ -11,10 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from maskco.data.sources.base import SourceError
+from maskco.data.sources import SourceError
 from maskco.data.sources.coco import CocoSource
 from maskco.evaluate.datasets import open_labelled
-from maskco.evaluate.errors import EvaluationError
 
 BOX = (40, 30, 50, 20)  # x, y, width, height in the image as annotated, which has 200 × 120 pixels
 SIZE = (200, 120)
@@ -129,7 +128,7 @@ def test_what_neither_resizing_nor_exif_explains_is_refused(tmp_path, size: tupl
     ) as caught:
         _ = source.objects
     assert "\n" not in str(caught.value)
-    with pytest.raises(EvaluationError, match="neither resizing nor EXIF explains it"):
+    with pytest.raises(SourceError, match="neither resizing nor EXIF explains it"):
         open_labelled(str(tmp_path))
     assert len(CocoSource(source.path)) == 2, "pretraining never looks at boxes"
 
@@ -176,7 +175,7 @@ def test_boxes_outside_of_their_images_have_no_score(tmp_path: Path) -> None:
     save(annotated().resize((50, 30)), tmp_path / "images/a.png")
     save(annotated().resize((50, 30)), tmp_path / "images/b.png")
     write(tmp_path, {"a.png": None, "b.png": None}, {"b.png": (5, 5, 9, 9)})
-    with pytest.raises(EvaluationError, match=r"1 boxes outside of their picture \(first: 'annotations\[0\]'\)"):
+    with pytest.raises(SourceError, match=r"1 boxes outside of their picture \(first: 'annotations\[0\]'\)"):
         open_labelled(str(tmp_path))
 
 

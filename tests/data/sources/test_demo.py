@@ -7,8 +7,8 @@ from importlib.resources import files
 import pytest
 import torch
 
-from maskco.data.sources import demo
-from maskco.data.sources.base import PretrainDataset, open_source
+from maskco.data.samples import PretrainDataset
+from maskco.data.sources import demo, open_source
 from maskco.data.sources.demo import CLASS_NAMES, LabelledScenes, demo_scenes
 from maskco.data.views import TwoViews, ViewConfig
 

@@ -18,8 +18,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from maskco.data.sources import remote
-from maskco.data.sources.base import SourceError, fingerprint, is_remote, locate, open_source
+from maskco.data.sources import SourceError, fingerprint, is_remote, locate, open_source, remote
 from maskco.data.sources.remote import redact
 
 
@@ -216,7 +215,7 @@ def test_stores_are_read_through_fsspec(monkeypatch: pytest.MonkeyPatch, cache: 
     assert len([path for path in (cache / "shards").iterdir() if path.suffix == ".tar"]) == 1
 
 
-def test_secrets_are_left_out_of_addresses(caplog: pytest.LogCaptureFixture) -> None:
+def test_addresses_are_told_without_passwords(caplog: pytest.LogCaptureFixture) -> None:
     assert redact("s3://key:se/cr@et@host/a.tar?X-Amz-Signature=1#f") == "s3://host/a.tar"
     assert redact("https://host:80/a@b.tar") == "https://host:80/a@b.tar"
     assert redact("https://me:secret@host:80/a@b.tar?sig=1") == "https://host:80/a@b.tar"

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from maskco.data.images import PictureError
-from maskco.data.sources import shards
-from maskco.data.sources.base import FolderSource, PretrainDataset, SourceError, locate, open_source
+from maskco.data.samples import PretrainDataset
+from maskco.data.sources import SourceError, locate, open_source, shards
+from maskco.data.sources.files import FolderSource
 from maskco.data.sources.shards import ShardSource
 from maskco.data.views import TwoViews, ViewConfig
 

@@ -12,9 +12,11 @@ from PIL import Image
 from torchvision import datasets
 
 from maskco.data.images import PictureError
-from maskco.data.sources.base import FolderSource, SourceError, fingerprint, is_remote, locate, open_source
+from maskco.data.sources import SourceError, fingerprint, is_remote, locate, open_source
 from maskco.data.sources.coco import CocoSource
+from maskco.data.sources.files import FolderSource
 from maskco.data.sources.torchvision import NamedSource
+from maskco.evaluate.datasets import open_labelled
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,66 @@ def test_what_cannot_be_had_is_refused_in_one_line(data: str, message: str) -> N
     with pytest.raises(SourceError, match=message) as caught:
         open_source(data)
     assert "\n" not in str(caught.value)
+
+
+class Numbers(datasets.FakeData):
+    """Images of known classes, in parts of several sizes."""
+
+    parts = ("train", "val", "test")
+    classes = ("zero", "one", "two")
+
+    def __init__(self, root: str, split: str = "train") -> None:
+        if split not in self.parts:
+            raise ValueError(f"Unknown value '{split}' for argument split")
+        super().__init__(size=4 + 2 * self.parts.index(split), image_size=(3, 40, 40), num_classes=3)
+
+
+def test_both_parts_of_a_set_by_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "STL10", Numbers)
+    found = open_labelled("torchvision:STL10")
+    assert (found.name, found.classes, found.has_boxes) == ("STL10", Numbers.classes, False)
+    assert (len(found.train), len(found.test)) == (4, 6)
+    assert found.notes == ("learned from split=train, tested on split=val",)
+    own = Numbers("", "val")
+    assert [scene.labels.tolist() for scene in found.test] == [[own[i][1]] for i in range(6)]
+    monkeypatch.setattr(Numbers, "parts", ("train", "test"))
+    assert open_labelled("torchvision:STL10").notes == ("learned from split=train, tested on split=test",)
+    chosen = open_labelled("torchvision:STL10?split=test")
+    assert (len(chosen.train), len(chosen.test)) == (5, 1) and "STL10 is the only part" in chosen.notes[0]
+    monkeypatch.setattr(Numbers, "parts", ("train",))
+    with pytest.raises(SourceError, match="cannot be opened: Unknown value 'test'"):
+        open_labelled("torchvision:STL10")
+
+
+def test_parts_by_train_and_classes_that_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Digits(datasets.FakeData):
+        def __init__(self, root: str, train: bool = True) -> None:
+            super().__init__(size=4 if train else 3, image_size=(3, 40, 40))
+            self.targets = np.arange(len(self)) + 5
+
+        def __getitem__(self, index: int):
+            return super().__getitem__(index)[0], "no number"
+
+    monkeypatch.setattr(datasets, "MNIST", Digits)
+    found = open_labelled("torchvision:MNIST")
+    assert [scene.labels.item() for scene in found.train] == [5, 6, 7, 8] and found.classes == tuple("012345678")
+    assert len(found.test) == 3 and found.notes == ("learned from train=True, tested on train=False",)
+
+
+def test_a_set_without_one_class_for_each_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, message in (({"boxes": []}, "no class for each image: "), (-1, "some are not labelled")):
+
+        class Attributes(datasets.FakeData):
+            def __init__(self, root: str) -> None:
+                super().__init__(size=3, image_size=(3, 40, 40))
+
+            def __getitem__(self, index: int):
+                return super().__getitem__(index)[0], target  # noqa: B023
+
+        monkeypatch.setattr(datasets, "CelebA", Attributes)
+        with pytest.raises(SourceError, match=message) as caught:
+            open_labelled("torchvision:CelebA")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_folder_in_cocos_layout_gives_the_pictures_of_its_training_file(tmp_path: Path) -> None:

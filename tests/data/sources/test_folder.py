@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from labelled import coloured, make_class_folders, save
-from maskco.evaluate.class_folders import part_of
+from maskco.data.sources import SourceError
+from maskco.data.sources.labelled import part_of
 from maskco.evaluate.datasets import open_labelled
-from maskco.evaluate.errors import EvaluationError
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_words_that_name_no_part() -> None:
 
 
 def refused(root: Path, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message) as error:
+    with pytest.raises(SourceError, match=message) as error:
         open_labelled(str(root))
     assert "\n" not in str(error.value)
