@@ -24,9 +24,9 @@ from maskco.report.embedding import RegionMaps, Spread
 from maskco.report.html import html
 from maskco.report.nearest import NearestRegions, nearest_regions
 from maskco.report.page import RED, Note, Page, Part, png
-from maskco.report.runs import Run, read_runs
+from maskco.report.runs import SAMPLES, Run, read_runs
 from maskco.report.scores import Scores, tables
-from maskco.report.views import ViewPairs
+from maskco.report.views import Samples
 from maskco.runs.folder import folder_of
 
 
@@ -95,9 +95,10 @@ def _shown(runs: list[Run], projection: str) -> list[Part]:
     for run in runs:
         of = f": {run.name}" if len(runs) > 1 else ""
         try:
-            views, regions = run.views(), run.regions()
+            samples, regions = run.samples(), run.regions()
             nearest = nearest_regions(regions, queries=6 if len(runs) == 1 else 4)
-            parts += [ViewPairs(views, run.masks, of), NearestRegions(nearest, of)]
+            title = ("Masked query views" if run.masks else "Query views") + " and their key views" + of
+            parts += [Samples(samples, run.masks, SAMPLES, title), NearestRegions(nearest, of)]
             mapped.append((run, regions))
         except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:
             # They may have moved, be another's, or take more memory than there is: curves remain.

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part
-from maskco.report.runs import Run, shortened
+from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part, shortened
+from maskco.report.runs import Run
 
 CURVES = {"loss": "Loss", "accuracy": "Contrast accuracy, %", "top5": "Top-5 contrast accuracy, %"}
 STRIPS = {"lr": "learning rate", "images_per_s": "images per second", "embedding_std": "spread of embeddings"}

@@ -157,6 +157,10 @@ def outline(axes: Axes, boxes: Tensor, colors: Sequence[str]) -> None:
         axes.add_patch(box).set(path_effects=rim, joinstyle="miter", clip_on=False)
 
 
+def shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", dpi=(DPI, DPI))

@@ -87,7 +87,7 @@ def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
     found = labels(figure)
     assert found[:5] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
-    assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(4) for v in ("query", "key")]
+    assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(3) for v in ("query", "key")]
     regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
     assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
     assert "a run" in words(figure) and "step 2" in words(figure)
@@ -98,7 +98,7 @@ def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
 
 def test_views_show_each_region_in_one_color_and_hide_it_in_the_query(run: Path) -> None:
     figure = draw_report(run)
-    for index in range(4):
+    for index in range(3):
         query, key = panel(figure, f"query view {index}"), panel(figure, f"key view {index}")
         colors = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
         assert colors[0] == colors[1] and len(set(colors[0])) == 2

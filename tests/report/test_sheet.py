@@ -16,6 +16,7 @@ from maskco.data.sources import open_source
 from maskco.data.views import denormalize
 from maskco.errors import ConfigError
 from maskco.report import sheet
+from maskco.report.views import read_samples
 from maskco.view_options import ViewConfig
 
 
@@ -32,9 +33,9 @@ def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Pa
 def test_outlines_surround_what_the_views_show(tmp_path: Path) -> None:
     config = ViewConfig(image_size=64, jitter=0, grayscale=0, blur=0, flip=0)
     source = open_source(coordinates(tmp_path / "set", 5))
-    strips, _ = sheet.read_strips(source, config, sheet.SheetOptions(count=3, seed=4))
-    assert [name for name, *_ in strips] == ["0.png", "1.png", "3.png"]
-    for _, _, crops, views in strips:
+    samples, _ = read_samples(source, config, 3, seed=4)
+    assert [name for name, *_ in samples] == ["0.png", "1.png", "3.png"]
+    for _, _, crops, views in samples:
         for crop, view in zip(crops, views[:2], strict=True):
             corners = denormalize(view)[:2, [0, -1], [0, -1]] * 255 / 2  # x, y of the first and the last pixel
             expected = [[crop.left, crop.left + crop.width], [crop.top, crop.top + crop.height]]
@@ -43,10 +44,7 @@ def test_outlines_surround_what_the_views_show(tmp_path: Path) -> None:
 
 def test_colors_of_a_batch_are_those_of_its_images(tmp_path: Path) -> None:
     source, config = open_source(coordinates(tmp_path / "set", 5)), ViewConfig(image_size=32, jitter=1)
-    single, batched = (
-        sheet.read_strips(source, config, sheet.SheetOptions(count=3, augment=augment))[0]
-        for augment in ("workers", "device")
-    )
+    single, batched = (read_samples(source, config, 3, seed=0, augment=augment)[0] for augment in ("workers", "device"))
     assert len(single) == 3
     for (*_, alone), (*_, together) in zip(single, batched, strict=True):
         for a, b in zip(alone, together, strict=True):
