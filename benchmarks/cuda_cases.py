@@ -27,7 +27,6 @@ sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]  # the simulator, and the op
 
 Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16")
-FLASH_CHANNELS = (32, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
@@ -258,10 +257,14 @@ def short_name(demangled: str) -> str:
 def flash_launches(archs: Sequence[int]) -> list[Row]:
     """How every flash kernel is launched, with ids, which take shared memory, and on which of the architectures."""
     import ptxsim
+    from simulated import flash_table
 
     kinds = [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "high"), (torch.float16, "high")]
     before, found = torch.get_float32_matmul_precision(), {}
-    for (dtype, precision), channels, arch in itertools.product(kinds, FLASH_CHANNELS, archs):
+    for (dtype, precision), entry, arch in itertools.product(kinds, flash_table(), archs):
+        if entry.element_size != dtype.itemsize:
+            continue
+        channels = entry.channels
         query, keys = torch.ones(1, channels, dtype=dtype), torch.ones(1, channels, dtype=dtype)
         options = {"query_ids": torch.zeros(1).long(), "queue_ids": torch.ones(1).long()}
         torch.set_float32_matmul_precision(precision)

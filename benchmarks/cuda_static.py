@@ -5,10 +5,10 @@
 - `cases`: the benchmarks' cases, cut down, on the simulated device (cuda_cases.py): sectors of global memory against
   what has to be asked for, coalescing, bank conflicts, launches, and the blocks that fit on an SM.
 - `flash`: the warps of every flash kernel that fit on an SM, by registers and shared memory, where the table of shapes
-  (csrc/cuda/kernels/flash.cuh) has it launched.
+  (csrc/cuda/info_nce/shapes.h) has it launched.
 - `predictions`: a roofline (roofline.py). PREDICTED, never measured.
 
-python -m benchmarks.cuda_static [--json FILE] [--archs 80 90 …]      needs nvcc; a quarter of an hour
+python -m benchmarks.cuda_static [--update | --json FILE] [--archs 80 90 …]      needs nvcc; a quarter of an hour
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from benchmarks import roofline
 from benchmarks.cuda_cases import Row, all_cases, flash_launches, short_name, simulate, simulated_kernels
 from benchmarks.harness import _commit
-from benchmarks.roofline import GPUS, predict
+from benchmarks.roofline import GPUS, RESULTS, predict
 from maskco.console import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,16 +210,28 @@ def planned_by_table(kernel: str) -> tuple[int, int]:
 
 
 def sources() -> list[Path]:
-    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    return sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 
 
 def source_hash() -> str:
-    """Of csrc/cuda without comments and white space: what the results are of."""
+    """Of csrc/cuda, and of what device code includes besides, without comments and white space: what results are of."""
     found = hashlib.sha256()
-    for path in sorted((ROOT / "csrc/cuda").rglob("*.*")):
+    for path in (*sorted((ROOT / "csrc/cuda").rglob("*.*")), ROOT / "csrc/common/roi_samples.h"):
         code = re.sub(r"//.*", "", path.read_text())
         found.update("".join([str(path.relative_to(ROOT)), *code.split()]).encode())
     return found.hexdigest()[:16]
+
+
+def out_of_date(results: Row) -> list[str]:
+    """What was changed since the results were made."""
+    meta, cases = results["meta"], {row["case"] for row in results["cases"]}
+    now = {
+        "kernels": meta["source"] == source_hash(),
+        "architectures": meta["archs"] == list(ARCHS),
+        "cases": cases == {case.name for case in all_cases()},
+        "budgets": results["budgets"] == BUDGETS,
+    }
+    return [name for name, same in now.items() if not same]
 
 
 def nvcc_version() -> str:
@@ -232,8 +244,13 @@ def nvcc_version() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_static", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--update", action="store_true", help=f"write {RESULTS.name} and the table in benchmarks/README.md"
+    )
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="compute capabilities, as in sm_80")
     options = parser.parse_args()
+    if options.update:
+        options.json = RESULTS
 
     with simulated_kernels():
         cases = [row for case in all_cases() for row in simulate(case)]
@@ -271,6 +288,8 @@ def main() -> None:
         results |= {"flash": flash, "predictions": predictions, "about predictions": " ".join(roofline.__doc__.split())}
         options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {options.json}")
+        if options.update:
+            roofline.update_readme(results)
 
 
 if __name__ == "__main__":

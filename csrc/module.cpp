@@ -2,7 +2,7 @@
 // ops it is linked with.
 #include <pybind11/pybind11.h>
 
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
 
 namespace py = pybind11;
 
@@ -29,6 +29,9 @@ PYBIND11_MODULE(MASKCO_MODULE, m) {
 #ifdef MASKCO_CUDA_ARCHS
         info["cuda_archs"] = MASKCO_CUDA_ARCHS;
         info["cuda_compiler"] = MASKCO_CUDA_COMPILER;
+#ifdef MASKCO_FLASH_SHAPE
+        info["flash_shape"] = MASKCO_FLASH_SHAPE;  // tried in place of the table's
+#endif
 #else
         info["cpu_kernels"] = maskco::instruction_set_name();  // what the CPU ops run with here
 #endif

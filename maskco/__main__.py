@@ -16,6 +16,7 @@ PACKAGES = [  # what `pip install maskco` brings
     "msgspec",
     "numpy",
     "pillow",
+    "filelock",
     "tqdm",
     "tyro",
     "tensorboard",

@@ -1,21 +1,79 @@
-// What info_nce's host functions check before they compute, on any device.
+// What info_nce's host functions take and return on any device, and check before they compute. The ops' argument lists
+// are spelled out in schema.cpp and at the end of this file, and nowhere else in C++.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <tuple>
 
-#include "checks.h"
+#include "common/checks.h"
 
 namespace maskco {
 
-// loss, lse, positive_logit, rank, grad_query, normaliser, local_share: as in the schema
-using InfoNCEForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// Keys that all queries share: the queue, or the positives of the batch.
+struct InfoNCEKeys {
+  Tensor rows;                  // [K, C]
+  std::optional<Tensor> ids;    // [K] int64: a key with the query's id is no negative of it
+  std::optional<Tensor> valid;  // one int64: how many rows hold keys
+  bool own;                     // key i is query i's own positive, and no negative of it
+};
 
-inline void check_info_nce_query(const Tensor& query) {
-  check_dim(query, 2, "query");
-  check_floating(query, "query");
-}
+// What both passes take. Features are of one dtype and have any strides.
+struct InfoNCECall {
+  Tensor query;                     // [N, C]
+  std::optional<Tensor> query_ids;  // [N] int64
+  double temperature;
+  std::optional<Tensor> temperature_tensor;  // one element in the type that sums run in; replaces temperature
+  bool allow_tf32;  // products of float32 by the flash kernels; ATen's follow torch's own setting
+};
+
+struct InfoNCEForwardCall : InfoNCECall {
+  Tensor positive;                        // [N, C]
+  std::optional<InfoNCEKeys> queue;       // [K, C]
+  std::optional<Tensor> local_negatives;  // [N, M, C]
+  bool in_batch;
+  bool need_grad;
+
+  int64_t num_local() const { return local_negatives ? local_negatives->size(1) : 0; }
+  InfoNCEKeys batch() const { return {positive, query_ids, std::nullopt, true}; }
+};
+
+// The gradient for keys themselves.
+struct InfoNCEKeysCall : InfoNCECall {
+  Tensor grad_loss;   // [N]
+  Tensor normaliser;  // [2, N], of the forward pass
+  InfoNCEKeys keys;
+  bool aligned;  // as all shared features were in the forward pass: then its kernels are taken
+};
+
+// Of the forward pass, in the type that sums run in; uninitialised at first.
+struct InfoNCEResults {
+  Tensor loss, lse, positive_logit;  // [N]
+  Tensor rank;                       // [N] int64
+  Tensor grad_query;                 // [N, C], or [0, C] where it is not needed
+  Tensor normaliser;                 // [2, N]
+  Tensor local_share;                // [N, M]
+
+  explicit InfoNCEResults(const InfoNCEForwardCall& call)
+      : InfoNCEResults(call, call.query.size(0), call.query.size(1)) {}
+
+ private:
+  InfoNCEResults(const InfoNCEForwardCall& call, int64_t n, int64_t c)
+      : loss(empty(call, {n})),
+        lse(empty(call, {n})),
+        positive_logit(empty(call, {n})),
+        rank(torch::stable::new_empty(call.query, {n}, ScalarType::Long)),
+        grad_query(empty(call, {call.need_grad ? n : 0, c})),
+        normaliser(empty(call, {2, n})),
+        local_share(empty(call, {n, call.num_local()})) {}
+  static Tensor empty(const InfoNCECall& call, torch::headeronly::IntHeaderOnlyArrayRef size) {
+    return torch::stable::new_empty(call.query, size, accumulation_type(call.query));
+  }
+};
+
+// ---- checks ----
+
 inline void check_same_device(const Tensor& t, const Tensor& query, const char* name) {
   STD_TORCH_CHECK(t.device() == query.device(), name, " must be on the same device as query");
 }
@@ -46,43 +104,72 @@ inline void check_rows(const Tensor& t, const Tensor& query, const char* name) {
   check_dtype(t, accumulation_type(query), name);
   check_same_device(t, query, name);
 }
-
-inline void check_info_nce_fwd(const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
-                               const std::optional<Tensor>& local_negatives, const std::optional<Tensor>& query_ids,
-                               const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid,
-                               const std::optional<Tensor>& temperature_tensor) {
-  check_info_nce_query(query);
-  check_features(positive, 2, query, "positive");
-  check_size(positive, 0, query.size(0), "positive");
-  if (queue) check_features(*queue, 2, query, "queue");
-  if (local_negatives) {
-    check_features(*local_negatives, 3, query, "local_negatives");
-    check_size(*local_negatives, 0, query.size(0), "local_negatives");
-  }
-  check_ids(query_ids, query.size(0), query, "query_ids");
-  check_ids(queue_ids, queue ? queue->size(0) : 0, query, "queue_ids");
-  check_scalar(valid, ScalarType::Long, query, "valid");
-  check_scalar(temperature_tensor, accumulation_type(query), query, "temperature_tensor");
+inline void check_query(const InfoNCECall& call) {
+  check_dim(call.query, 2, "query");
+  check_floating(call.query, "query");
+  check_ids(call.query_ids, call.query.size(0), call.query, "query_ids");
+  check_scalar(call.temperature_tensor, accumulation_type(call.query), call.query, "temperature_tensor");
+}
+inline void check_keys(const InfoNCEKeys& keys, const Tensor& query, const char* name, const char* ids_name) {
+  check_features(keys.rows, 2, query, name);
+  if (keys.own) check_size(keys.rows, 0, query.size(0), name);
+  check_ids(keys.ids, keys.rows.size(0), query, ids_name);
+  check_scalar(keys.valid, ScalarType::Long, query, "valid");
+}
+inline void check(const InfoNCEForwardCall& call) {
+  check_query(call);
+  check_features(call.positive, 2, call.query, "positive");
+  check_size(call.positive, 0, call.query.size(0), "positive");
+  if (call.queue) check_keys(*call.queue, call.query, "queue", "queue_ids");
+  if (!call.local_negatives) return;
+  check_features(*call.local_negatives, 3, call.query, "local_negatives");
+  check_size(*call.local_negatives, 0, call.query.size(0), "local_negatives");
+}
+inline void check(const InfoNCEKeysCall& call) {
+  check_query(call);
+  check_rows(call.grad_loss, call.query, "grad_loss");
+  check_dim(call.normaliser, 2, "normaliser");
+  check_size(call.normaliser, 0, 2, "normaliser");
+  check_size(call.normaliser, 1, call.query.size(0), "normaliser");
+  check_dtype(call.normaliser, accumulation_type(call.query), "normaliser");
+  check_same_device(call.normaliser, call.query, "normaliser");
+  STD_TORCH_CHECK(call.normaliser.is_contiguous(), "normaliser must be contiguous");
+  check_keys(call.keys, call.query, "keys", "key_ids");
 }
 
-inline void check_info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query,
-                                    const Tensor& keys, bool in_batch, const std::optional<Tensor>& query_ids,
-                                    const std::optional<Tensor>& key_ids, const std::optional<Tensor>& valid,
-                                    const std::optional<Tensor>& temperature_tensor) {
-  check_info_nce_query(query);
-  check_rows(grad_loss, query, "grad_loss");
-  check_dim(normaliser, 2, "normaliser");
-  check_size(normaliser, 0, 2, "normaliser");
-  check_size(normaliser, 1, query.size(0), "normaliser");
-  check_dtype(normaliser, accumulation_type(query), "normaliser");
-  check_same_device(normaliser, query, "normaliser");
-  STD_TORCH_CHECK(normaliser.is_contiguous(), "normaliser must be contiguous");
-  check_features(keys, 2, query, "keys");
-  if (in_batch) check_size(keys, 0, query.size(0), "keys");
-  check_ids(query_ids, query.size(0), query, "query_ids");
-  check_ids(key_ids, keys.size(0), query, "key_ids");
-  check_scalar(valid, ScalarType::Long, query, "valid");
-  check_scalar(temperature_tensor, accumulation_type(query), query, "temperature_tensor");
+// ---- the ops, given what computes them ----
+
+template <InfoNCEResults (*compute)(const InfoNCEForwardCall&)>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
+    const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
+    const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
+    const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
+    const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32) {
+  InfoNCEForwardCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32},
+                          positive,
+                          std::nullopt,
+                          local_negatives,
+                          in_batch,
+                          need_grad};
+  STD_TORCH_CHECK(queue || !(queue_ids || valid), "queue_ids and valid need a queue");
+  if (queue) call.queue = InfoNCEKeys{*queue, queue_ids, valid, false};
+  check(call);
+  const InfoNCEResults r = compute(call);
+  return {r.loss, r.lse, r.positive_logit, r.rank, r.grad_query, r.normaliser, r.local_share};
+}
+
+template <Tensor (*compute)(const InfoNCEKeysCall&)>
+Tensor info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query, const Tensor& keys,
+                         bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
+                         const std::optional<Tensor>& valid, double temperature,
+                         const std::optional<Tensor>& temperature_tensor, bool aligned, bool allow_tf32) {
+  const InfoNCEKeysCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32},
+                             grad_loss,
+                             normaliser,
+                             {keys, key_ids, valid, in_batch},
+                             aligned};
+  check(call);
+  return compute(call);
 }
 
 }  // namespace maskco

@@ -62,7 +62,7 @@ class Failure:
     def raised(self) -> TrainingError:
         reason = {
             "source": self.error,
-            "memory": f"{self.where}: out of memory while loading ({self.error}): lower --workers or --batch-size",
+            "memory": f"{self.where}: out of memory while loading ({self.error}): lower `workers` or `batch_size`",
             "files": too_many_files(),
             "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}): {shared_memory_remedy()}",
             "other": f"{self.where} cannot be loaded: {self.error}",
@@ -181,9 +181,9 @@ class Loading:
             return f"a loading worker ended with status {code}: its own message is above"
         name = signal.Signals(-code).name
         why = {
-            signal.SIGKILL: "usually by the system, short of memory: lower --workers or --batch-size, or give it more",
+            signal.SIGKILL: "usually by the system, short of memory: lower `workers` or `batch_size`, or give it more",
             signal.SIGBUS: f"usually for want of {SHARED_MEMORY}: {shared_memory_remedy()}",
-            signal.SIGSEGV: "in a decoder or another library: --workers 0 shows at which image",
+            signal.SIGSEGV: "in a decoder or another library: `workers=0` shows at which image",
         }
         return f"a loading worker died of {name}, {why.get(signal.Signals(-code), 'sent by another process')}"
 
@@ -192,9 +192,9 @@ class Loading:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return told + too_many_files()
         if error.errno == errno.ENOMEM:
-            return told + "there is no memory left: lower --workers"
+            return told + "there is no memory left: lower `workers`"
         if error.errno == errno.EAGAIN:
-            return told + "this user may run no more processes (ulimit -u): lower --workers"
+            return told + "this user may run no more processes (ulimit -u): lower `workers`"
         return told + f"{SHARED_MEMORY} cannot be used ({error.strerror}): {shared_memory_remedy()}"
 
 
@@ -219,11 +219,11 @@ def end_with_parent() -> None:
 
 def too_many_files() -> str:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"too many open files, this process may have {limit}: raise the limit (ulimit -n 4096), or lower --workers"
+    return f"too many open files, this process may have {limit}: raise the limit (ulimit -n 4096), or lower `workers`"
 
 
 def shared_memory_remedy() -> str:
-    return "make it writable and larger (in Docker: --shm-size=8g), lower --workers, or take --workers 0"
+    return "make it writable and larger (in Docker: --shm-size=8g), lower `workers`, or take `workers=0`"
 
 
 def _can_open(count: int) -> bool:

@@ -104,7 +104,7 @@ def digest(opened: OpenedEncoder) -> str:
 
 
 def _of_run(name: str, run: Path, architecture: str | None, *, trained: bool = True) -> OpenedEncoder:
-    config, method, step = load_run(run, encoder=architecture)
+    config, method, step = load_run(run, architecture=architecture)
     encoder = method.encoder
     notes = []
     if not trained:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 
 def create_mask_head(kind: str, channels: int, *, depth: int = 3) -> nn.Module:
-    """A head [B, C, h, w] -> [B, C, h, w]: "conv", "attention" or "none" (identity: the ablation without a head)."""
+    """A head [B, C, h, w] -> [B, C, h, w].
+
+    Args:
+        kind: "conv", "attention", or "none" (the identity, for the ablation without a head).
+        channels: C.
+        depth: number of blocks.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
     if kind == "conv":
         return ConvMaskHead(channels, depth=depth)
     if kind == "attention":

@@ -22,10 +22,23 @@ def momentum_copy(module: Module) -> Module:
 
 @torch.no_grad()
 def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
-    """target ← momentum · target + (1 − momentum) · online, over all parameters, in place.
+    """Moves the target's parameters towards the online ones, in place: MoCo's momentum update, EMA.
+
+    The same as this, in one call for all parameters::
+
+        for p, q in zip(target.parameters(), online.parameters()):
+            p.mul_(momentum).add_(q, alpha=1 - momentum)
 
     Buffers are left alone: in MoCo, and here, the key side's batch norms keep running statistics of their own batches,
     which are whole views while the query side's are masked ones.
+
+    Args:
+        online: the module that learns.
+        target: its `momentum_copy`.
+        momentum: 0 copies the online parameters, 1 changes nothing; MoCo's is 0.999.
+
+    Raises:
+        ValueError: the modules have different numbers of parameters.
     """
     targets: list[Tensor] = list(target.parameters())
     onlines: list[Tensor] = list(online.parameters())
@@ -41,8 +54,16 @@ def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group
     """`forward(images)`, but in shuffled groups of about `group_size` images that share no batch statistics.
 
     A query and its key in the same batch give each other away through the batch norms' statistics. MoCo shuffles keys
-    between its GPUs (32 images on each) so that key and query are normalised in different company; this is the same
-    on one device (several: `shuffled_across_ranks`). `group_size` 0, or a batch smaller than two groups: one group.
+    between its GPUs (32 images on each), so that key and query are normalised in different company. This is the same
+    on one device; `shuffled_across_ranks` is for several.
+
+    Args:
+        forward: [b, ...] → [b, ...], called once for each group.
+        images: [B, ...].
+        group_size: 0, or more than half of B, makes one group.
+
+    Returns:
+        [B, ...] in the order of the images.
     """
     groups = len(images) // group_size if group_size else 1
     if groups < 2:

@@ -13,8 +13,11 @@ from maskco.ops._inputs import as_float, as_int, as_pair
 class BoxPool(nn.Module):
     """The mean of a RoIAlign grid, without the grid: [B, C, H, W] and boxes → [R, C]; see `maskco.ops.box_pool`.
 
-    Arguments stand in the order of `torchvision.ops.RoIAlign`, but `aligned` is on by default, and the last two have
-    defaults.
+    Arguments are in the order of `torchvision.ops.RoIAlign`. `aligned` is on by default, and `sampling_ratio` has a
+    default.
+
+    Raises:
+        TypeError, ValueError: an argument that is no number, or not one or two integers; names it.
     """
 
     def __init__(
@@ -28,7 +31,12 @@ class BoxPool(nn.Module):
         self.aligned = aligned
 
     def forward(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """boxes: [R, 5] of (image index, x1, y1, x2, y2), or a list of one [Ri, 4] for each image."""
+        """The mean feature of every box, [R, C]; errors are those of `maskco.ops.box_pool`.
+
+        Args:
+            features: [B, C, H, W].
+            boxes: [R, 5] of (image index, x1, y1, x2, y2), or a list of one [Ri, 4] for each image, in image pixels.
+        """
         return ops.box_pool(
             features,
             boxes,
@@ -59,7 +67,12 @@ class MaskedPool(nn.Module):
         self.reduction = reduction
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """features [B, C, H, W]; masks [B, R, H, W], soft or bool, or labels [B, H, W]."""
+        """The mean or sum under every mask, [B, R, C]; errors are those of `maskco.ops.masked_pool`.
+
+        Args:
+            features: [B, C, H, W].
+            masks: [B, R, H, W], soft or bool, or labels [B, H, W].
+        """
         return ops.masked_pool(features, masks, num_regions=self.num_regions, reduction=self.reduction)
 
     def extra_repr(self) -> str:

@@ -50,9 +50,9 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020) without its logits ever existing at once.
+    """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020), without a tensor of all logits.
 
-    The same as this, "without allocating" `logits`::
+    The same as this, but `logits` is never allocated::
 
         negatives = query @ queue.T                          # [N, K]; also local, in-batch
         logits = torch.cat([(query * positive).sum(1, keepdim=True), negatives], 1) / temperature

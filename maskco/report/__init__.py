@@ -58,11 +58,8 @@ def write_report(
         raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
     page = _page(runs, data, projection)
     title = folder_of(runs[0]).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
-    written, document, image = (
-        Report(folder / "report.html", folder / "report.png"),
-        html(title, page),
-        png(page.pixels),
-    )
+    written = Report(folder / "report.html", folder / "report.png")
+    document, image = html(title, page), png(page.pixels)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(written.html, lambda file: file.write(document.encode(errors="backslashreplace")))
     write_atomically(written.png, lambda file: file.write(image))

@@ -56,7 +56,7 @@ def write_sheet(
         augment: as in `PretrainConfig`, with the CPU as the device.
 
     Raises:
-        SourceError: no images.
+        SourceError: there are no images.
         ConfigError: an impossible option, no image that can be used, or `out` cannot be written.
     """
     options, masks, out = SheetOptions(count, seed, epoch, augment), masks or MaskOptions(), user_path(out)

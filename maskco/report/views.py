@@ -89,8 +89,9 @@ class Samples(Part):
                 query = mask_boxes(query[None], views.query_boxes[None], share=self.masks.mask_share, fill=fill)[0]
             x = MARGIN + index % self.columns * (self.width + self.between)
             y = top + index // self.columns * self.line
+            name = shortened(name, int(15 * self.side))
             for label, pixels, boxes, colors, words, color in (
-                ("image", image / 255, torch.tensor(shown), (ORANGE, BLUE), shortened(name, int(15 * self.side)), MUTED),
+                ("image", image / 255, torch.tensor(shown), (ORANGE, BLUE), name, MUTED),
                 ("query view", denormalize(query), views.query_boxes, REGION_COLORS, "query view", ORANGE),
                 ("key view", denormalize(views.key), views.key_boxes, REGION_COLORS, "key view", BLUE),
             ):

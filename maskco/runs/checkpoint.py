@@ -86,7 +86,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         copies = [kept.name for kept in kept_checkpoints(path.parent).values() if kept != path]
         copy = f"copy {copies[-1]} over it" if copies else "restore it from a copy"
         raise CheckpointError(
-            f"{path} cannot be read, damaged or truncated: {copy}, or start again with --overwrite"
+            f"{path} cannot be read, damaged or truncated: {copy}, or start over with `overwrite=True`"
         ) from error
     if isinstance(state, dict) and state.get("format") == FORMER:
         state = converted(path, state)
@@ -126,13 +126,13 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     return config
 
 
-def load_run(run: str | Path, *, encoder: str | None = None) -> tuple[PretrainConfig, Method, int]:
+def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[PretrainConfig, Method, int]:
     """Configuration, method with its trained weights (on the CPU, in eval mode) and steps done, from a run folder, or
     from one of its checkpoints.
 
     Args:
-        encoder: to be named again if the run's is not timm's own (`hf-hub:…`, `local-dir:…`), since building it opens
-            what the name says.
+        architecture: the run's encoder, to be named again if it is not timm's own (`hf-hub:…`, `local-dir:…`), since
+            building it opens what the name says.
 
     Nothing but the checkpoint is opened, and nothing fetched. Raises CheckpointError or ConfigError.
     """
@@ -140,10 +140,8 @@ def load_run(run: str | Path, *, encoder: str | None = None) -> tuple[PretrainCo
     path = run if run.is_file() else own_file(run, CHECKPOINT)
     state = read_checkpoint(path)
     config = stored_config(path, state)
-    if encoder != config.run.encoder:
-        refuse_source(
-            config.run.encoder, str(path), "name it with --architecture (in Python: load_run(run, encoder=…))"
-        )
+    if architecture != config.run.encoder:
+        refuse_source(config.run.encoder, str(path), "name it with `architecture`")
     try:
         step = int(state["step"])
         weights = state["method"]

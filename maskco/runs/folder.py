@@ -42,7 +42,9 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
             own_file(out, name)
         read_config(out / CONFIG)
     elif not never_began(out):
-        raise ConfigError(f"out: {out} holds a run already; continue it with --resume, or replace it with --overwrite")
+        raise ConfigError(
+            f"out: {out} holds a run already; continue it with `resume=True`, or replace it with `overwrite=True`"
+        )
 
 
 def never_began(out: Path) -> bool:

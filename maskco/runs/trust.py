@@ -41,13 +41,13 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
     """
     config = read_config(own_file(run, CONFIG))
     if "encoder" not in named:
-        refuse_source(config.run.encoder, f"{run / CONFIG}", "name it again with --encoder")
+        refuse_source(config.run.encoder, f"{run / CONFIG}", "name it again with `encoder`")
     if not own_file(run, "last.pt").is_file():  # a checkpoint has the weights already
         for name in STARTS_FROM:
             if name not in named and getattr(config.run, name):
                 raise ForeignRunError(
                     f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}): "
-                    f"name them again with --{name}"
+                    f"name them again with `{name}`"
                 )
     return {**config.flat(), "data": ""}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import warnings
 
 import pytest
 
 from benchmarks import cuda_cases, cuda_static, roofline
+from simulated import flash_table
 
 CASES = cuda_cases.all_cases()
-RERUN = "the kernels were changed: run python -m benchmarks.cuda_static --json benchmarks/results/cuda_static.json"
+RERUN = "run python -m benchmarks.cuda_static --update"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
 
@@ -19,10 +22,34 @@ def committed() -> dict:
     return json.loads(roofline.RESULTS.read_text())
 
 
-def test_committed_results_are_of_these_kernels(committed):
-    assert committed["meta"]["source"] == cuda_static.source_hash(), RERUN
-    assert committed["meta"]["archs"] == list(cuda_static.ARCHS)
-    assert {row["case"] for row in committed["cases"]} == {case.name for case in CASES}
+@pytest.fixture
+def current(committed) -> dict:
+    """The committed results, of what is here now."""
+    require_current(committed)
+    return committed
+
+
+def require_current(results: dict) -> None:
+    """Results that are out of date are a warning and skip the test; in CI, which sets the variable, they fail it."""
+    if changed := cuda_static.out_of_date(results):
+        message = f"{roofline.RESULTS.name} is of other {', '.join(changed)}: {RERUN}"
+        if os.environ.get("MASKCO_REQUIRE_CUDA_STATIC") == "1":
+            pytest.fail(message)
+        warnings.warn(message, stacklevel=2)
+        pytest.skip(message)
+
+
+def test_results_out_of_date_are_a_warning_and_in_ci_a_failure(committed, monkeypatch):
+    older = committed | {"meta": committed["meta"] | {"source": "of another tile", "archs": [80]}}
+    monkeypatch.delenv("MASKCO_REQUIRE_CUDA_STATIC", raising=False)
+    with (
+        pytest.raises(pytest.skip.Exception),
+        pytest.warns(UserWarning, match=f"other kernels, architectures.*{RERUN}"),
+    ):
+        require_current(older)
+    monkeypatch.setenv("MASKCO_REQUIRE_CUDA_STATIC", "1")
+    with pytest.raises(pytest.fail.Exception, match=RERUN):
+        require_current(older)
 
 
 def marks(case: cuda_cases.Case) -> list[pytest.MarkDecorator]:
@@ -30,24 +57,36 @@ def marks(case: cuda_cases.Case) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if case.name.startswith("info_nce") and case.name.endswith("float32") else []
 
 
-def test_committed_results_keep_the_budgets(committed):
-    assert committed["budgets"] == cuda_static.BUDGETS and committed["broken"] == []
-    assert cuda_static.broken_by_kernels(committed["kernels"]) == []
-    assert cuda_static.broken_by_cases(committed["cases"]) == []
-    assert cuda_static.broken_by_flash(committed["flash"]) == []
+def test_committed_results_keep_the_budgets(current):
+    assert current["broken"] == []
+    assert cuda_static.broken_by_kernels(current["kernels"]) == []
+    assert cuda_static.broken_by_cases(current["cases"]) == []
+    assert cuda_static.broken_by_flash(current["flash"]) == []
 
 
-def test_every_flash_kernel_is_judged(committed):
-    kernels = {k["kernel"] for k in committed["kernels"] if "flash" in k["kernel"]}
-    assert kernels == {launch["kernel"] for launch in committed["flash"]}
-    for arch in cuda_static.ARCHS:  # bfloat16, float16, TF32 once and thrice; channels; loss, gradient, keys
-        assert sum(f"sm_{arch}" in launch["warps_per_sm"] for launch in committed["flash"]) == 4 * 6 * 3
-    assert all("tensor_instructions" in k for k in committed["kernels"] if k["kernel"] in kernels)
+def test_every_flash_kernel_is_judged(current):
+    kernels = {k["kernel"] for k in current["kernels"] if "flash" in k["kernel"]}
+    assert kernels == {launch["kernel"] for launch in current["flash"]}
+    for arch in cuda_static.ARCHS:  # of each entry two products (float16, bfloat16; TF32 once, thrice); three kernels
+        assert sum(f"sm_{arch}" in launch["warps_per_sm"] for launch in current["flash"]) == 2 * 3 * len(flash_table())
+    assert all("tensor_instructions" in k for k in current["kernels"] if k["kernel"] in kernels)
 
 
 def test_the_readme_has_the_roofline(committed):
     assert committed["predictions"] == [roofline.predict(row) for row in committed["cases"]]
     assert roofline.table(committed) in (cuda_static.ROOT / "benchmarks/README.md").read_text()
+
+
+def test_an_update_replaces_the_table_alone(committed, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(before := roofline.README.read_text())
+    monkeypatch.setattr(roofline, "README", readme)
+    roofline.update_readme(committed | {"cases": committed["cases"][:1], "predictions": committed["predictions"][:1]})
+    lines = readme.read_text().splitlines()
+    removed = len(before.splitlines()) - len(lines)
+    assert removed == len(committed["cases"]) - 1 and lines[-1] == before.splitlines()[-1]
+    roofline.update_readme(committed)
+    assert readme.read_text() == before
 
 
 @needs_nvcc
@@ -65,8 +104,10 @@ def test_simulated_cases_keep_the_budgets(case):
 @pytest.mark.parametrize("source", cuda_static.sources(), ids=lambda path: path.name)
 def test_kernels_keep_the_budgets_when_compiled(source, committed):
     kernels = cuda_static.compile_kernels((80,), [source])
-    assert kernels and cuda_static.broken_by_kernels(kernels) == []
-    assert {k["kernel"] for k in kernels} <= {k["kernel"] for k in committed["kernels"]}, RERUN
+    assert bool(kernels) == ("_kernel<" in source.read_text())
+    assert cuda_static.broken_by_kernels(kernels) == []
+    require_current(committed)
+    assert {k["kernel"] for k in kernels} <= {k["kernel"] for k in committed["kernels"]}
 
 
 def test_broken_budgets_are_named():

@@ -67,7 +67,7 @@ def error_of(pictures: Path, out: Path, **options: object) -> TrainingError:
         (lambda: ZeroDivisionError(), "006.png cannot be loaded: ZeroDivisionError"),
         (lambda: PermissionError(errno.EACCES, "Permission denied", "x"), "PermissionError: [Errno 13] Permission"),
         (lambda: SourceError("the disk is gone: mount it"), "the disk is gone: mount it"),
-        (lambda: MemoryError(), "006.png: out of memory while loading (MemoryError): lower --workers"),
+        (lambda: MemoryError(), "006.png: out of memory while loading (MemoryError): lower `workers`"),
         (lambda: OSError(errno.EMFILE, "Too many open files"), "too many open files, this process may have"),
     ],
 )
@@ -137,7 +137,7 @@ def test_too_few_files_are_told_at_once(pictures, tmp_path):
             os.close(file)
     assert told == (
         "16 loading workers cannot be started: "
-        f"too many open files, this process may have {few}: raise the limit (ulimit -n 4096), or lower --workers"
+        f"too many open files, this process may have {few}: raise the limit (ulimit -n 4096), or lower `workers`"
     )
     assert time.monotonic() - started < 10 and not (tmp_path / "run").exists()
 
@@ -148,8 +148,8 @@ def test_too_few_files_are_told_at_once(pictures, tmp_path):
         (errno.EROFS, r"shared memory (/dev/shm) cannot be used (Read-only file system): make it writable"),
         (errno.ENOSPC, r"shared memory (/dev/shm) cannot be used (No space left on device): make it writable"),
         (errno.EACCES, r"shared memory (/dev/shm) cannot be used (Permission denied): make it writable"),
-        (errno.EAGAIN, "this user may run no more processes (ulimit -u): lower --workers"),
-        (errno.ENOMEM, "there is no memory left: lower --workers"),
+        (errno.EAGAIN, "this user may run no more processes (ulimit -u): lower `workers`"),
+        (errno.ENOMEM, "there is no memory left: lower `workers`"),
     ],
 )
 def test_workers_that_cannot_be_started_say_why(pictures, tmp_path, monkeypatch, number, told):
@@ -170,7 +170,7 @@ def test_shared_memory_that_fills_up_is_named(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     told = str(error_of(pictures, tmp_path / "run", workers=1))
     assert told.startswith("shared memory (/dev/shm) cannot take a batch (RuntimeError: unable to allocate")
-    assert "--shm-size" in told and "--workers 0" in told
+    assert "--shm-size" in told and "`workers=0`" in told
 
 
 def test_other_errors_of_the_loop_stay_as_they_are(pictures, tmp_path, monkeypatch):

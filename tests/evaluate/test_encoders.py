@@ -221,7 +221,7 @@ def test_an_encoder_that_only_a_run_names_is_neither_fetched_nor_opened(
 ) -> None:
     rewrite(run, encoder=encoder)
     for name in (str(run), f"untrained:{run}", str(run / "last.pt")):
-        refused(name, ForeignRunError, "which comes from elsewhere: name it with --architecture")
+        refused(name, ForeignRunError, "which comes from elsewhere: name it with `architecture`")
     assert not offline
     with pytest.raises(UserError) as error:
         open_encoder(str(run), encoder)  # named by the user, it is

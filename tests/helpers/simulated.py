@@ -1,25 +1,60 @@
-"""The CUDA ops compiled for the simulated device of tests/ptxsim."""
+"""The CUDA ops compiled for the simulated device of tests/ptxsim, and the tile shapes that their kernels have."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
+class FlashShape(NamedTuple):
+    """As in csrc/cuda/info_nce/shapes.h."""
+
+    warps: int
+    row_blocks: int
+    columns: int
+    blocks_per_sm: int
+
+    def __str__(self) -> str:  # as in a kernel's name
+        return ", ".join(map(str, self))
+
+
+class FlashEntry(NamedTuple):
+    """A row of the table there: what the tensor-core kernels of info_nce are made from."""
+
+    element_size: int
+    channels: int
+    small: FlashShape
+    large: FlashShape
+
+
+def flash_table() -> list[FlashEntry]:
+    """The table of csrc/cuda/info_nce/shapes.h, empty where only the package is there and no source."""
+    path = CSRC / "cuda/info_nce/shapes.h"
+    if not path.exists():
+        return []
+    rows = re.findall(r"^ *\{(\d), (\d+), \{([\d, ]+)\}, \{([\d, ]+)\}\},$", path.read_text(), re.MULTILINE)
+    shapes = [[FlashShape(*map(int, shape.split(","))) for shape in row[2:]] for row in rows]
+    return [FlashEntry(int(row[0]), int(row[1]), *both) for row, both in zip(rows, shapes, strict=True)]
+
+
 @functools.cache
-def simulated_ops() -> object:
+def simulated_ops(*nvcc_flags: str) -> object:
     """torch.ops.maskco_sim: csrc/cuda compiled for the simulated runtime, with the Python parts of every op."""
     import ptxsim
 
     families = [importlib.import_module(f"maskco.ops.{name}") for name in ("contrastive", "queue", "region_pool")]
 
-    sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
-    ptxsim.build_sim_extension("maskco_sim", [str(s) for s in sources], [str(CSRC)], arch="sm_80")
+    sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*/*.cu"))]
+    ptxsim.build_sim_extension(
+        "maskco_sim", [str(s) for s in sources], [str(CSRC)], nvcc_flags=nvcc_flags, arch="sm_80"
+    )
     for family in families:
         family.register("maskco_sim")
     return torch.ops.maskco_sim

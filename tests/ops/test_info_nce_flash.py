@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from contrast_cases import CASES, FEATURES, make_case, run, unit
 from maskco.ops import info_nce, reference
+from simulated import FlashShape, flash_table
 from tolerance import assert_as_good_as
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
 
-CHANNELS = (32, 64, 96, 128, 192, 256)
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("float16", "bfloat16", "tf32", "float32")  # float32: three TF32 products, "highest" precision
+TABLE = {(kind, x.channels): x for kind in KINDS for x in flash_table() if x.element_size == (2 if "16" in kind else 4)}
+CHANNELS = sorted({c for _, c in TABLE})
 
 
 @pytest.fixture
@@ -60,19 +68,22 @@ def check(case: dict, kind: str, grad: tuple[str, ...] = ()) -> dict[str, torch.
     return actual
 
 
-# By (kind, C) the shapes where architectures differ: where a block may have 99 KiB of shared memory, and more.
-SHAPES = {
-    **{(kind, 128): ("8, 1, 32, 1", "8, 1, 64, 1") for kind in ("tf32", "float32")},
-    **{(kind, 192): ("4, 1, 32, 1", "8, 1, 32, 1") for kind in ("tf32", "float32")},
-    **{(kind, 256): ("4, 1, 16, 1", "8, 1, 16, 1") for kind in ("tf32", "float32")},
-    **{(kind, 256): ("8, 1, 32, 1", "8, 1, 64, 1") for kind in ("float16", "bfloat16")},
-}
+# Where architectures differ: where a block may have 99 KiB of shared memory, and more.
+DIFFERENT = [variant for variant, entry in TABLE.items() if entry.small != entry.large]
+
+
+def splits(shape: FlashShape, rows: int, columns: int) -> int:
+    """Parts of the columns on the 108 SMs of the simulated device: of at least four tiles, in one wave of blocks."""
+    row_blocks, tiles = (
+        -(-count // size) for count, size in ((rows, 16 * shape.warps * shape.row_blocks), (columns, shape.columns))
+    )
+    return max(1, min(108 * shape.blocks_per_sm // row_blocks, tiles // 4))
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 @pytest.mark.parametrize(
     "kind, c, arch",
-    [(kind, c, "sm_80") for kind in KINDS for c in CHANNELS] + [(*variant, "sm_86") for variant in SHAPES],
+    [(*variant, "sm_80") for variant in TABLE] + [(*variant, "sm_86") for variant in DIFFERENT],
     indirect=["kind"],
 )
 def test_every_variant(device, kind, c, arch, gradient):
@@ -89,11 +100,11 @@ def test_every_variant(device, kind, c, arch, gradient):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-@pytest.mark.parametrize("kind, c", SHAPES, indirect=["kind"])
+@pytest.mark.parametrize("kind, c", DIFFERENT, indirect=["kind"])
 def test_shapes_follow_the_shared_memory_of_the_architecture(device, kind, c, arch):
     import ptxsim
 
-    small, large = SHAPES[kind, c]
+    _, _, small, large = TABLE[kind, c]
     query, keys = (unit(1, c, dtype=dtype_of(kind)).requires_grad_() for _ in range(2))
     with ptxsim.device(arch, strict=True) as simulated:
         info_nce(query, query.detach(), keys).backward()
@@ -101,6 +112,35 @@ def test_shapes_follow_the_shared_memory_of_the_architecture(device, kind, c, ar
     assert len(launches) == 2
     for launch in launches:
         assert f", {c}, {small if arch in ('sm_86', 'sm_89', 'sm_120') else large}>" in launch.kernel
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_another_shape_without_editing_the_table(device):
+    """-DMASKCO_FLASH_SHAPE, in a process that has no other build of the ops: on GPUs where it fits, for one entry."""
+    code = """
+        import ptxsim, torch
+        from contrast_cases import unit
+        from maskco.ops import _library, info_nce, reference
+        from simulated import simulated_ops
+
+        ops = simulated_ops('-DMASKCO_FLASH_SHAPE="4:128:8x1x16x1"')
+        _library.kernels = lambda device: ops
+        for channels in (128, 64):
+            query, positive, queue = (unit(n, channels).requires_grad_() for n in (21, 21, 507))
+            with ptxsim.device("sm_80", strict=True) as simulated:
+                loss = info_nce(query, positive, queue, reduction="none")
+                loss.sum().backward()
+            torch.testing.assert_close(loss, reference.info_nce(query, positive, queue)[0])
+            print(*(launch.kernel for launch in simulated.launches if "flash" in launch.kernel), sep="\\n")
+    """
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/helpers"))
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tried, table = "128, 8, 1, 16, 1>", f"64, {TABLE['float32', 64].large}>"
+    assert [tried in line for line in done.stdout.splitlines()] == [True, True, False, False]
+    assert [table in line for line in done.stdout.splitlines()] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
@@ -129,7 +169,7 @@ def test_empty_queue(device, simulated):
 def test_ragged_sizes(device, simulated, n, k):
     torch.manual_seed(0)
     check(make_case(device, torch.float16, n=n, k=k, c=32, m=1, valid=k), "float16", FEATURES)
-    assert ("sum_splits" in kernels(simulated)) == (n == 252)  # eight tiles of queries are worth two splits
+    assert ("sum_splits" in kernels(simulated)) == (splits(TABLE["float16", 32].large, k, n) > 1)
 
 
 @pytest.mark.slow
@@ -161,8 +201,11 @@ def test_launches_and_shared_memory(device, simulated):
     query, positive, queue = (unit(n, 256).bfloat16() for n in (9, 9, 600))
     loss = info_nce(query.requires_grad_(), positive, queue, in_batch=True, local_negatives=unit(9, 2, 256).bfloat16())
     assert kernels(simulated) == ["flash", "combine"]
-    assert simulated.launches[0].grid == (1, 2, 1)  # 11 tiles of 64 keys
-    assert 99 * 1024 < simulated.launches[0].shared <= 163 * 1024
+    shape = TABLE["bfloat16", 256].large
+    tiles = sum(-(-keys // shape.columns) for keys in (600, 9))
+    assert simulated.launches[0].grid == (1, splits(shape, 9, tiles * shape.columns), 1)
+    needed = 2 * 256 * (16 * shape.warps * shape.row_blocks + 2 * shape.columns)  # the rows, two tiles of columns
+    assert needed < simulated.launches[0].shared <= needed + 4096
     simulated.launches.clear()
     loss.backward()
     assert kernels(simulated) == []  # the gradient is there already

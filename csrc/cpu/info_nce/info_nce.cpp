@@ -1,0 +1,398 @@
+// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor. The pass itself: stream.h.
+//
+// Work is cut into blocks of queries and, where those are few, ranges of keys, each with a running state of its own;
+// the states are merged in a fixed order. The cut depends on the sizes alone, so the result does not depend on the
+// threads.
+#include "common/info_nce.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "common/library.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/info_nce/stream.h"
+
+namespace maskco {
+namespace {
+
+// ---- one instantiation per instruction set, chosen when first called
+
+template <class T>
+struct Kernels {
+  int64_t panel;  // queries of a panel; widths are rounded up to it, too
+  int64_t depth;  // 2 where operands are pairs of bfloat16
+  int64_t (*workspace)(int64_t c);
+  void (*forward)(const ForwardPass<T>&);
+  void (*key_gradient)(const KeyGradientPass<T>&);
+};
+
+#define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                     \
+  template <class T>                                                                                           \
+  struct name {                                                                                                \
+    using Tile = RegisterTile<MultiplyAdd<T, bytes>, bytes, rows, vectors>;                                    \
+    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);       \
+    target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                     \
+    target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile, Tile>(pass); } \
+    static Kernels<T> get() { return {Tile::kColumns, 1, &pass_workspace<Tile>, &forward, &key_gradient}; }    \
+  };
+
+#if defined(__x86_64__)
+#if defined(__clang__)  // which halves vectors of 64 bytes unless told that they are wanted
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
+#else
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))
+#endif
+MASKCO_KERNELS(Avx512, MASKCO_AVX512, 64, 8, 2)                            // 16 of 32 registers hold sums
+MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)  // 8 of 16
+MASKCO_KERNELS(Baseline, , 16, 4, 2)                                       // SSE2: 8 of 16
+
+#ifdef MASKCO_BFLOAT16_PAIRS
+struct Avx512Bf16 {
+  using Tile = RegisterTile<MultiplyAddPairs, 64, 8, 2>;
+  MASKCO_AVX512 static void forward(const ForwardPass<float>& pass) { stream_forward<Tile>(pass); }
+  MASKCO_AVX512 static void key_gradient(const KeyGradientPass<float>& pass) {
+    stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
+  }
+  static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, &key_gradient}; }
+};
+#endif
+#else
+MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
+#endif
+
+// For sums in T and queries of this dtype.
+template <class T>
+Kernels<T> kernels([[maybe_unused]] ScalarType dtype) {
+#if defined(__x86_64__)
+  const InstructionSet best = instruction_set();
+#ifdef MASKCO_BFLOAT16_PAIRS
+  if constexpr (std::is_same_v<T, float>)
+    if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return Avx512Bf16::get();
+#endif
+  if (best >= InstructionSet::Avx512) return Avx512<T>::get();
+  if (best == InstructionSet::Avx2) return Avx2<T>::get();
+#endif
+  return Baseline<T>::get();
+}
+
+// ---- operands
+
+template <class T>
+constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
+  if (!valid) return size;
+  const int64_t count = *data<const int64_t>(*valid);
+  STD_TORCH_CHECK(0 <= count && count <= size, "valid must lie between 0 and the queue's ", size, " rows, got ", count);
+  return count;
+}
+
+const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
+
+template <class T>
+T temperature_value(const InfoNCECall& call) {
+  return call.temperature_tensor ? *data<const T>(*call.temperature_tensor) : static_cast<T>(call.temperature);
+}
+
+Keys make_keys(const InfoNCEKeys& keys) {
+  const Tensor& rows = keys.rows;
+  return {rows.data_ptr(),
+          rows.scalar_type(),
+          rows.stride(0),
+          rows.stride(1),
+          valid_count(keys.valid, rows.size(0)),
+          id_pointer(keys.ids),
+          keys.own};
+}
+
+// a contiguous copy in T, or the tensor itself where it is one already
+template <class T>
+Tensor as_contiguous(const Tensor& t) {
+  constexpr ScalarType dtype = scalar_type_of<T>;
+  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+}
+
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+
+// A buffer whose memory is not touched before it is used.
+template <class T>
+std::unique_ptr<T[]> uninitialised(int64_t n) {
+  return std::unique_ptr<T[]>(new T[n]);
+}
+
+// How many items of so many elements are worth a thread.
+int64_t grain(int64_t elements) { return 1 + (1 << 14) / (elements + 1); }
+
+// rows [n, c] -> operands [n rounded up / panel, c / depth, panel], zeros around; times scale, if they are no pairs
+template <class T>
+std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, int64_t depth, T scale) {
+  const int64_t panels = round_up(n, kRowStep) / panel, size = round_up(c, depth) / depth * panel;
+  auto out = uninitialised<T>(panels * size);
+  torch::stable::parallel_for(0, panels, grain(size), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; p++) {
+      const T* row = rows + p * panel * c;
+      const int64_t count = std::clamp<int64_t>(n - p * panel, 0, panel);
+      const auto value = [&](int64_t i, int64_t x) { return i < count && x < c ? row[i * c + x] : T(0); };
+      T* to = out.get() + p * size;
+      auto* halves = reinterpret_cast<c10::BFloat16*>(to);  // a pair is as large as a float
+      if (depth == 2)
+        for (int64_t x = 0; x < round_up(c, 2); x++)
+          for (int64_t i = 0; i < panel; i++) halves[(x / 2 * panel + i) * 2 + x % 2] = value(i, x);
+      else
+        for (int64_t x = 0; x < c; x++)
+          for (int64_t i = 0; i < panel; i++) to[x * panel + i] = value(i, x) * scale;
+    }
+  });
+  return out;
+}
+
+template <class T>
+T dot(const T* a, const T* b, int64_t c) {
+  constexpr int64_t kBlock = 256;  // in blocks for the sake of precision, as in panel_logits
+  T total = 0;
+  for (int64_t first = 0; first < c; first += kBlock) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t x = first; x < std::min(c, first + kBlock); x++) sum += a[x] * b[x];
+    total += sum;
+  }
+  return total;
+}
+
+// ---- forward
+
+// How queries and keys are cut into passes.
+struct Cut {
+  int64_t rows, blocks;  // queries of a block
+  int64_t keys, ranges;  // keys of a range, a multiple of the tile
+
+  Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes) {
+    constexpr int64_t kPasses = 16;           // enough that a few threads end together
+    constexpr int64_t kLeastWork = 1 << 20;   // multiplications: a pass should be worth its start and its merge
+    constexpr int64_t kStateBytes = 4 << 20;  // bound on what the ranges' states take together
+    blocks = (n + kRowBlock - 1) / kRowBlock;
+    const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile, worth = n * key_count * c / kLeastWork;
+    ranges = std::min({(kPasses + blocks - 1) / blocks, worth, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
+    ranges = std::clamp<int64_t>(ranges, 1, std::max<int64_t>(tiles, 1));
+    keys = (tiles + ranges - 1) / ranges * kKeyTile;
+    blocks = std::max(blocks, std::min(kPasses, worth) / ranges);  // few keys: smaller blocks
+    rows = round_up((n + blocks - 1) / blocks, kRowStep);
+  }
+};
+
+// One call's queries and their running state.
+template <class T>
+struct Queries {
+  const T* rows;       // [N, C]
+  const T* positives;  // [N, C]
+  const int64_t* ids;  // [N] or null
+  T* local_logits;     // [N, M]
+  T* sums;             // [N, C]: weighted sums of the negatives; null without gradient
+  int64_t n, c, m;
+  T scale;         // from a product to a logit in units of log 2
+  int64_t padded;  // n rounded up
+  std::vector<T> positive_logit, max, sum;
+  std::vector<int64_t> rank;
+
+  Queries(const T* rows, const T* positives, const int64_t* ids, T* local_logits, T* sums, int64_t n, int64_t c,
+          int64_t m, T scale)
+      : rows(rows),
+        positives(positives),
+        ids(ids),
+        local_logits(local_logits),
+        sums(sums),
+        n(n),
+        c(c),
+        m(m),
+        scale(scale),
+        padded(round_up(n, kRowStep)),
+        positive_logit(padded),
+        max(padded),
+        sum(padded),
+        rank(padded) {}
+};
+
+// Each query's own keys, with which its state starts: the positive, and local negatives [N, M, C].
+template <class T>
+void start(Queries<T>& queries, const T* local_negatives) {
+  const int64_t c = queries.c, m = queries.m;
+  torch::stable::parallel_for(0, queries.n, grain(c * (m + 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const T* query = queries.rows + i * c;
+      const T* keys = local_negatives + i * m * c;
+      T* logits = queries.local_logits + i * m;
+      const T positive = dot(query, queries.positives + i * c, c) * queries.scale;
+      T max = positive;
+      for (int64_t j = 0; j < m; j++) {
+        logits[j] = dot(query, keys + j * c, c) * queries.scale;
+        max = logits[j] > max ? logits[j] : max;
+        queries.rank[i] += logits[j] > positive;
+      }
+      queries.positive_logit[i] = positive;
+      queries.max[i] = max;
+      T* sums = queries.sums ? queries.sums + i * c : nullptr;
+      if (sums) std::fill_n(sums, c, T(0));
+      for (int64_t j = 0; j < m; j++) {
+        const T weight = std::exp2(logits[j] - (std::isinf(max) ? T(0) : max));
+        queries.sum[i] += weight;
+        for (int64_t x = 0; sums && x < c; x++) sums[x] += weight * keys[j * c + x];
+      }
+    }
+  });
+}
+
+// Shared keys, cut into passes that run side by side.
+template <class T>
+void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
+  const int64_t n = queries.n, c = queries.c, padded = queries.padded;
+  const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
+  const auto panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
+  const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T));
+  std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
+  std::vector<int64_t> range_rank(cut.ranges * padded);
+  auto range_sums = uninitialised<T>(queries.sums ? cut.ranges * padded * width : 0);
+
+  torch::stable::parallel_for(0, cut.blocks * cut.ranges, 1, [&](int64_t begin, int64_t end) {
+    auto workspace = uninitialised<T>(kernel.workspace(c));
+    for (int64_t unit = begin; unit < end; unit++) {
+      const int64_t block = unit % cut.blocks, range = unit / cut.blocks, first = block * cut.rows;
+      const int64_t count = std::min(cut.rows, n - first), at = range * padded + first;
+      if (count <= 0) continue;
+      const States<T> states{queries.positive_logit.data() + first, range_max.data() + at, range_sum.data() + at,
+                             range_rank.data() + at};
+      std::copy_n(states.positive_logit, count, states.max);
+      T* sums = queries.sums ? range_sums.get() + at * width : nullptr;
+      if (sums) std::fill_n(sums, round_up(count, kRowStep) * width, T(0));
+      kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
+                      panels.get() + first * depth, queries.scale, first, count, c, queries.ids, states, sums,
+                      workspace.get()});
+    }
+  });
+
+  torch::stable::parallel_for(0, n, kRowStep, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      for (int64_t range = 0; range < cut.ranges; range++) {
+        const int64_t at = range * padded + i;
+        const T old_max = queries.max[i], max = std::max(range_max[at], old_max);
+        // (equal maxima first: they may be infinite)
+        const T old_share = old_max == max ? T(1) : std::exp2(old_max - max);
+        const T new_share = range_max[at] == max ? T(1) : std::exp2(range_max[at] - max);
+        queries.max[i] = max;
+        queries.sum[i] = queries.sum[i] * old_share + range_sum[at] * new_share;
+        queries.rank[i] += range_rank[at];
+        if (!queries.sums) continue;
+        T* sums = queries.sums + i * c;
+        const T* part = range_sums.get() + at * width;
+        for (int64_t x = 0; x < c; x++) sums[x] = sums[x] * old_share + part[x] * new_share;
+      }
+  });
+}
+
+template <class T>
+InfoNCEResults forward(const InfoNCEForwardCall& call) {
+  InfoNCEResults results(call);
+  const Tensor query = as_contiguous<T>(call.query), positive = as_contiguous<T>(call.positive);
+  std::optional<Tensor> local;
+  if (call.local_negatives) local = as_contiguous<T>(*call.local_negatives);
+  const int64_t n = query.size(0), c = query.size(1), m = call.num_local();
+  const T inverse = T(1) / temperature_value<T>(call);
+  if (n == 0) return results;
+
+  // (until the end the shares hold the logits, and the gradient the sums)
+  Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(call.query_ids),
+                     data<T>(results.local_share), call.need_grad ? data<T>(results.grad_query) : nullptr, n, c, m,
+                     inverse * T(kLog2E));
+  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
+  start(queries, local ? data<const T>(*local) : nullptr);
+  if (call.queue) stream(queries, make_keys(*call.queue), kernel);
+  if (call.in_batch) stream(queries, make_keys({positive, call.query_ids, std::nullopt, true}), kernel);
+
+  T *out_loss = data<T>(results.loss), *out_lse = data<T>(results.lse), *out_logit = data<T>(results.positive_logit);
+  T *out_max = data<T>(results.normaliser), *out_total = out_max + n;
+  std::copy_n(queries.rank.data(), n, data<int64_t>(results.rank));
+  torch::stable::parallel_for(0, n, grain(c), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
+      const T behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite logit of the positive
+      const T total = std::exp(-behind) + sum;
+      const T value = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
+      out_loss[i] = value;
+      out_logit[i] = own * ln2;
+      out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
+      out_max[i] = max;
+      out_total[i] = total;
+      for (T* share = queries.local_logits + i * m; share < queries.local_logits + (i + 1) * m; share++)
+        *share = std::exp2(*share - max) / total;
+      if (!call.need_grad) continue;
+      T* grad = queries.sums + i * c;
+      const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
+      for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
+    }
+  });
+  return results;
+}
+
+// ---- the keys' gradient
+
+template <class T>
+Tensor backward_keys(const InfoNCEKeysCall& call) {
+  const Tensor query = as_contiguous<T>(call.query), grad_loss = as_contiguous<T>(call.grad_loss);
+  const int64_t n = query.size(0), c = query.size(1);
+  const T inverse = T(1) / temperature_value<T>(call);
+  const T* q = data<const T>(query);
+  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
+  const int64_t width = round_up(c, kernel.panel);
+  const T scale = inverse * T(kLog2E);
+  const auto panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
+  std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
+  if (c != width)
+    for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
+  const T *row_max = data<const T>(call.normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
+  std::vector<T> max(round_up(n, kRowStep), T(0)), upstream(max.size(), T(0));
+  for (int64_t i = 0; i < n; i++) {
+    max[i] = row_max[i];
+    upstream[i] = grad_rows[i] * inverse / total[i];
+  }
+
+  const Keys keys = make_keys(call.keys);
+  const int64_t rows = call.keys.rows.size(0);
+  Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
+  T* grad = data<T>(grad_keys);
+  std::fill(grad + keys.count * c, grad + rows * c, T(0));
+  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles
+  const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
+  torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
+    auto workspace = uninitialised<T>(kernel.workspace(c));
+    kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,
+                         c == width ? q : wide.data(), n, c, id_pointer(call.query_ids), max.data(), upstream.data(),
+                         grad, workspace.get()});
+  });
+  const ScalarType dtype = call.keys.rows.scalar_type();
+  return dtype == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, dtype);
+}
+
+bool in_double(const InfoNCECall& call) { return accumulation_type(call.query) == ScalarType::Double; }
+InfoNCEResults forward(const InfoNCEForwardCall& call) {
+  return in_double(call) ? forward<double>(call) : forward<float>(call);
+}
+Tensor backward_keys(const InfoNCEKeysCall& call) {
+  return in_double(call) ? backward_keys<double>(call) : backward_keys<float>(call);
+}
+
+}  // namespace
+}  // namespace maskco
+
+MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
+  m.impl("info_nce_fwd", TORCH_BOX(&maskco::info_nce_fwd<&maskco::forward>));
+  m.impl("info_nce_bwd_keys", TORCH_BOX(&maskco::info_nce_bwd_keys<&maskco::backward_keys>));
+}

@@ -1,0 +1,129 @@
+// The operands of info_nce's two products: keys as they are wherever they can be read in place, else a converted copy
+// of a tile; and the weights.
+#pragma once
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+
+#include "cpu/common/register_tile.h"
+
+namespace maskco {
+
+// Keys that all queries share, and which of them are a query's negatives.
+struct Keys {
+  const void* rows;  // [count, C]
+  torch::headeronly::ScalarType dtype;
+  int64_t row_stride, column_stride;
+  int64_t count;
+  const int64_t* ids;  // [count] or null
+  bool own_excluded;   // in-batch: key i is query i's positive
+};
+
+MASKCO_INLINE int32_t pair(uint16_t low, uint16_t high) { return static_cast<int32_t>(low | uint32_t(high) << 16); }
+
+// Operand x of a row of c elements, `stride` apart.
+template <class Tile, class Source>
+MASKCO_INLINE typename Tile::Operand operand(const Source* row, int64_t stride, int64_t c, int64_t x) {
+  if constexpr (Tile::kDepth == 2) {
+    auto bits = [&](int64_t i) { return i < c ? c10::BFloat16(static_cast<float>(row[i * stride])).x : 0; };
+    return pair(bits(2 * x), bits(2 * x + 1));
+  } else {
+    return x < c ? static_cast<typename Tile::Operand>(row[x * stride]) : 0;
+  }
+}
+
+// rows[n, c] in any strides -> out[rows_out, width] operands, zeros around
+template <class Tile, class Source>
+MASKCO_INLINE void copy_rows(const Source* rows, int64_t row_stride, int64_t column_stride, int64_t n, int64_t c,
+                             int64_t rows_out, int64_t width, typename Tile::Operand* out) {
+  constexpr int64_t kBlock = 16;  // rows: of column-major keys, the part of a cache line that is read at once
+  if (column_stride == 1)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t x = 0; x < width; x++) out[j * width + x] = operand<Tile>(rows + j * row_stride, 1, c, x);
+  else
+    for (int64_t j0 = 0; j0 < n; j0 += kBlock)
+      for (int64_t x = 0; x < width; x++)
+        for (int64_t j = j0; j < std::min(j0 + kBlock, n); j++)
+          out[j * width + x] = operand<Tile>(rows + j * row_stride, column_stride, c, x);
+  std::fill(out + n * width, out + rows_out * width, 0);
+}
+
+// Keys first .. first + n as rows of operands, `row_stride` apart. A copy, in `buffer`, has zeros up to `width`
+// operands and up to a multiple of the register tile's rows.
+template <class Tile>
+MASKCO_INLINE const typename Tile::Operand* key_rows(const Keys& keys, int64_t first, int64_t n, int64_t c,
+                                                     int64_t width, typename Tile::Operand* buffer,
+                                                     int64_t& row_stride) {
+  using torch::headeronly::ScalarType;
+  constexpr ScalarType own = Tile::kDepth == 2               ? ScalarType::BFloat16
+                             : sizeof(typename Tile::T) == 8 ? ScalarType::Double
+                                                             : ScalarType::Float;
+  if (keys.dtype == own && keys.column_stride == 1 && keys.row_stride % Tile::kDepth == 0 &&
+      c == width * Tile::kDepth && n % Tile::kRows == 0) {
+    row_stride = keys.row_stride / Tile::kDepth;
+    return static_cast<const typename Tile::Operand*>(keys.rows) + first * row_stride;
+  }
+  auto copy = [&](auto* rows) __attribute__((always_inline)) {
+    copy_rows<Tile>(rows + first * keys.row_stride, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows),
+                    width, buffer);
+  };
+  switch (keys.dtype) {
+    case ScalarType::Double:
+      copy(static_cast<const double*>(keys.rows));
+      break;
+    case ScalarType::Half:
+      copy(static_cast<const c10::Half*>(keys.rows));
+      break;
+    case ScalarType::BFloat16:
+      copy(static_cast<const c10::BFloat16*>(keys.rows));
+      break;
+    default:
+      copy(static_cast<const float*>(keys.rows));
+  }
+  row_stride = width;
+  return buffer;
+}
+
+// The same keys for the second product, whose depth they are: [n / kDepth, width]. Only pairs need another order.
+template <class Tile>
+MASKCO_INLINE const typename Tile::Operand* value_rows(const typename Tile::Operand* tile, int64_t n, int64_t c,
+                                                       int64_t width, typename Tile::Operand* buffer,
+                                                       int64_t& row_stride) {
+  if constexpr (Tile::kDepth == 1) {
+    return tile;
+  } else {
+    for (int64_t j = 0; j < n;
+         j += 2) {  // (the register tile's rows are even: there is a row n, of zeros, if n is odd)
+      const auto* even = reinterpret_cast<const uint16_t*>(tile + j * row_stride);
+      const auto* odd = reinterpret_cast<const uint16_t*>(tile + (j + 1) * row_stride);
+      int32_t* out = buffer + j / 2 * width;
+      for (int64_t x = 0; x < c; x++) out[x] = pair(even[x], odd[x]);
+      for (int64_t x = c; x < width; x++) out[x] = 0;
+    }
+    row_stride = width;
+    return buffer;
+  }
+}
+
+// weights [n, panel] as operands [n / kDepth, panel], in place
+template <class Tile>
+MASKCO_INLINE const typename Tile::Operand* weight_rows(typename Tile::T* weights, int64_t n) {
+  if constexpr (Tile::kDepth == 1) {
+    return weights;
+  } else {
+    using Bits = Lanes<int32_t, Tile::Lane::kBytes>;
+    auto* bits = reinterpret_cast<int32_t*>(weights);
+    for (int64_t j = 0; j < n; j += 2)
+      for (int64_t l = 0; l < Tile::kColumns; l += Bits::kCount) {
+        // the nearest bfloat16 is the upper half of the bits, after half of its last place was added
+        const auto even = (Bits::at(bits + j * Tile::kColumns + l) + 0x8000) >> 16;
+        const auto odd = Bits::at(bits + (j + 1) * Tile::kColumns + l) + 0x8000;
+        Bits::at(bits + j / 2 * Tile::kColumns + l) = (even & 0xffff) | (odd & -0x10000);
+      }
+    return bits;
+  }
+}
+
+}  // namespace maskco

@@ -1,0 +1,241 @@
+// The streaming pass of info_nce over one block of queries and one range of keys, by one thread.
+//
+// A tile of keys at a time, and a panel of queries as wide as a few vectors: logits [keys, panel] by a matrix product;
+// then, while they are in the first-level cache, the running maximum, the rank, the weights 2^(s - max) and their sum;
+// then the weights times the same keys. That is attention with keys = values = queue. Queries lie across lanes, so that
+// nothing is summed across a vector and float keys are read where they lie. Logits are in units of log 2: the query is
+// scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
+//
+// Where the CPU multiplies pairs of bfloat16, bfloat16 keys stay as they are, the weights are rounded to bfloat16, and
+// an "operand" is a pair: two columns of a key in the first product, two keys in the second.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/info_nce/operands.h"
+
+namespace maskco {
+
+// Running state of some queries, an array each.
+template <class T>
+struct States {
+  const T* positive_logit;
+  T* max;         // of the positive's logit and all negatives' so far
+  T* sum;         // of 2^(s - max) over the negatives: without the positive, so that a loss near 0 keeps its precision
+  int64_t* rank;  // negatives with a larger logit than the positive's
+
+  States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
+};
+
+constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
+constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
+constexpr int64_t kQueryGroup = 128;  // queries whose logits add to the keys' gradient at once
+constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, which every panel's width divides
+
+// One block of queries against one range of keys. What is "rounded up" is there to be computed, not used.
+template <class T>
+struct ForwardPass {
+  Keys keys;
+  int64_t first_key, last_key;
+  const void* query;  // operands [rows rounded up / panel, C / kDepth, panel]; scaled, if they are no pairs
+  T scale;            // of pairs' logits
+  int64_t first_row, rows, c;
+  const int64_t* query_ids;  // [N] or null
+  States<T> states;          // [rows rounded up]
+  T* sums;                   // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
+  T* workspace;              // pass_workspace() elements
+};
+
+// All queries against one range of keys, once more: the keys' gradient. A logit must come out bit for bit as in the
+// forward pass: then no weight 2^(s - max) exceeds 1, however large the logits and their rounding errors are.
+template <class T>
+struct KeyGradientPass {
+  Keys keys;
+  int64_t first_key, last_key;
+  const void* query;  // operands, as in the forward pass
+  T scale;
+  const T* query_wide;  // [N, C rounded up], as it is
+  int64_t n, c;
+  const int64_t* query_ids;  // [N] or null
+  const T* max;              // [N rounded up], of the forward pass, in units of log 2
+  const T* upstream;         // [N rounded up]: grad_loss / (temperature · sum of 2^(s - max))
+  T* grad_keys;              // [K, C]
+  T* workspace;              // pass_workspace() elements
+};
+
+// logits of some queries; a copy of a tile; its pairs in another order, or its gradient
+template <class Tile>
+int64_t pass_workspace(int64_t c) {
+  return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
+}
+
+// Brings the next tile of keys into the second-level cache, a few lines with every register tile. Several rows are read
+// at once, a stream each, and end before the hardware has learnt to run ahead of them.
+struct Ahead {
+  const char* next;
+  int64_t bytes;  // each time
+
+  template <class Tile, class Operand = typename Tile::Operand>
+  static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
+    const int64_t times = kKeyTile / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
+    const int64_t bytes = tile_stride == width ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;  // no gaps
+    return {reinterpret_cast<const char*>(tile + kKeyTile * tile_stride), (bytes + times - 1) / times};
+  }
+  MASKCO_INLINE void fetch() {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
+    next += bytes;
+  }
+};
+
+// logits [n rounded up, panel], in rows of `stride`
+template <class Tile, class Operand = typename Tile::Operand>
+MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
+                                int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
+                                Ahead& ahead) {
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kBlock = 64;  // of the depth: of features that are all positive, a longer sum rounds visibly more
+  for (int64_t j = 0; j < n; j += Tile::kRows) {
+    ahead.fetch();
+    for (int64_t first = 0; first == 0 || first < depth; first += kBlock)
+      Tile::multiply(tile + j * tile_stride + first, tile_stride, 1, query + first * Tile::kColumns, Tile::kColumns,
+                     logits + j * stride, stride, std::min(kBlock, depth - first), first > 0);
+  }
+  if constexpr (Tile::kDepth == 2)
+    for (int64_t j = 0; j < round_up(n, 2); j++)
+      for (int64_t l = 0; l < Tile::kColumns; l += Lane::kCount) Lane::at(logits + j * stride + l) *= scale;
+}
+
+// Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
+template <class T>
+MASKCO_INLINE void exclude(T* logits, int64_t stride, const Keys& keys, int64_t first_key, int64_t n,
+                           const int64_t* query_ids, int64_t row, int64_t lanes) {
+  constexpr T none = -std::numeric_limits<T>::infinity();
+  if (query_ids && keys.ids)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t l = 0; l < lanes; l++)
+        logits[j * stride + l] = keys.ids[first_key + j] == query_ids[row + l] ? none : logits[j * stride + l];
+  if (keys.own_excluded)
+    for (int64_t i = std::max(first_key, row); i < std::min(first_key + n, row + lanes); i++)
+      logits[(i - first_key) * stride + i - row] = none;
+}
+
+// Turns logits[n, panel] into weights 2^(s - max) in place; shrink[panel] are the factors for earlier sums.
+template <class Tile, class T>
+MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shrink) {
+  using Lane = typename Tile::Lane;
+  using Vector = typename Lane::Vector;
+  constexpr int kPanel = Tile::kColumns, kVectors = kPanel / Lane::kCount;
+  const Vector infinity = Vector{} + std::numeric_limits<T>::infinity();
+  Vector positive[kVectors], max[kVectors], shift[kVectors], sum[kVectors];
+  typename Lane::Mask larger[kVectors];
+  for (int v = 0; v < kVectors; v++) {
+    positive[v] = Lane::at(states.positive_logit + v * Lane::kCount);
+    max[v] = Lane::at(states.max + v * Lane::kCount);
+    larger[v] ^= larger[v];
+  }
+  for (int64_t j = 0; j < n; j++)
+    for (int v = 0; v < kVectors; v++) {
+      const Vector s = Lane::at(logits + j * kPanel + v * Lane::kCount);
+      max[v] = s > max[v] ? s : max[v];
+      larger[v] += s > positive[v];  // -1 where true
+    }
+  for (int v = 0; v < kVectors; v++) {
+    T* old = states.max + v * Lane::kCount;
+    Vector factor = Lane::at(old) == max[v] ? Vector{} : Lane::at(old) - max[v];
+    Lane::exp2(factor);
+    Lane::at(shrink + v * Lane::kCount) = factor;
+    Lane::at(old) = max[v];
+    // Inf - Inf would be NaN: keys without a logit, or with an infinite one
+    shift[v] = ((max[v] == infinity) | (max[v] == -infinity)) ? Vector{} : max[v];
+    sum[v] = Lane::at(states.sum + v * Lane::kCount) * factor;
+    for (int l = 0; l < Lane::kCount; l++) states.rank[v * Lane::kCount + l] -= larger[v][l];
+  }
+  for (int64_t j = 0; j < n; j++)
+    for (int v = 0; v < kVectors; v++) {
+      Vector& logit = Lane::at(logits + j * kPanel + v * Lane::kCount);
+      Vector w = logit - shift[v];
+      Lane::exp2(w);
+      logit = w;
+      sum[v] += w;
+    }
+  for (int v = 0; v < kVectors; v++) Lane::at(states.sum + v * Lane::kCount) = sum[v];
+}
+
+template <class Tile, class T>
+MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
+  using Operand = typename Tile::Operand;
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
+  const auto* query = static_cast<const Operand*>(pass.query);
+  T* logits = pass.workspace;                                             // [kKeyTile, panel]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kPanel);  // [kKeyTile, key_width]
+  Operand* values_buffer = buffer + kKeyTile * width;                     // [kKeyTile / kDepth, width]
+  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
+    const int64_t n = std::min(kKeyTile, pass.last_key - k0);
+    int64_t tile_stride;
+    const Operand* tile = key_rows<Tile>(pass.keys, k0, n, c, key_width, buffer, tile_stride);
+    int64_t value_stride = tile_stride;
+    const Operand* values = pass.sums ? value_rows<Tile>(tile, n, c, width, values_buffer, value_stride) : nullptr;
+    Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, pass.rows);
+    for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
+      T shrink[kPanel];
+      panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, pass.scale, logits, kPanel, ahead);
+      exclude(logits, kPanel, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
+      absorb<Tile>(logits, n, pass.states + i0, shrink);
+      if (!pass.sums) continue;
+      T* sums = pass.sums + i0 * width;
+      for (int64_t i = 0; i < kPanel; i++)
+        if (shrink[i] != T(1))
+          for (int64_t x = 0; x < width; x++) sums[i * width + x] *= shrink[i];
+      const Operand* weights = weight_rows<Tile>(logits, n);
+      for (int64_t x = 0; x < width; x += kPanel)
+        for (int64_t i = 0; i < kPanel; i += Tile::kRows)
+          Tile::multiply(weights + i, 1, kPanel, values + x, value_stride, sums + i * width + x, width,
+                         (n + kDepth - 1) / kDepth, true);
+    }
+  }
+}
+
+// LogitTile makes the logits as the forward pass does, Tile the gradient, in T.
+template <class LogitTile, class Tile, class T>
+MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
+  using Operand = typename LogitTile::Operand;
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = LogitTile::kDepth;
+  static_assert(LogitTile::kColumns == kPanel && sizeof(Operand) == sizeof(T));
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const auto* query = static_cast<const Operand*>(pass.query);
+  T* logits = pass.workspace;                                                  // [kKeyTile, kQueryGroup]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kQueryGroup);  // [kKeyTile, depth]
+  T* gradient = logits + kKeyTile * (kQueryGroup + width);                     // [kKeyTile, width]
+  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
+    const int64_t n = std::min(kKeyTile, pass.last_key - k0);
+    int64_t tile_stride;
+    const Operand* tile = key_rows<LogitTile>(pass.keys, k0, n, c, depth, buffer, tile_stride);
+    std::fill_n(gradient, kKeyTile * width, T(0));
+    Ahead ahead = Ahead::of<LogitTile>(tile, tile_stride, depth, pass.n);
+    for (int64_t i0 = 0; i0 < pass.n; i0 += kQueryGroup) {
+      const int64_t queries = std::min(kQueryGroup, pass.n - i0);
+      for (int64_t i = 0; i < queries; i += kPanel)
+        panel_logits<LogitTile>(tile, tile_stride, n, query + (i0 + i) * depth, depth, pass.scale, logits + i,
+                                kQueryGroup, ahead);
+      exclude(logits, kQueryGroup, pass.keys, k0, n, pass.query_ids, i0, queries);
+      for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < queries; i += Lane::kCount) {
+          auto& logit = Lane::at(logits + j * kQueryGroup + i);
+          auto weight = logit - Lane::at(pass.max + i0 + i);
+          Lane::exp2(weight);
+          logit = weight * Lane::at(pass.upstream + i0 + i);
+        }
+      for (int64_t x = 0; x < width; x += kPanel)
+        for (int64_t j = 0; j < n; j += Tile::kRows)
+          Tile::multiply(logits + j * kQueryGroup, kQueryGroup, 1, pass.query_wide + i0 * width + x, width,
+                         gradient + j * width + x, width, queries, true);
+    }
+    for (int64_t j = 0; j < n; j++) std::copy_n(gradient + j * width, c, pass.grad_keys + (k0 + j) * c);
+  }
+}
+
+}  // namespace maskco

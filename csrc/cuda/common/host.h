@@ -1,0 +1,67 @@
+// All that differs between the CUDA build and the simulated one, where ops take CPU tensors and launches run compiled
+// PTX on the CPU: namespace, dispatch key, device addresses, stream. Host code uses only these for tensors' memory.
+#pragma once
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "common/checks.h"
+#include "common/library.h"
+
+#ifdef PTXSIM
+#include <ptxsim_host.h>
+#define MASKCO_CUDA_KEY CPU
+#define MASKCO_CUDA_BOX PTXSIM_BOX
+#else
+#define MASKCO_CUDA_KEY CUDA
+#define MASKCO_CUDA_BOX TORCH_BOX
+#endif
+
+namespace maskco {
+
+#ifdef PTXSIM
+using ptxsim::device_ptr;  // const T: may be read only
+inline bool on_device(const Tensor& t) { return t.is_cpu(); }
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+struct DeviceGuard {
+  explicit DeviceGuard(const Tensor&) {}
+};
+#else
+template <class T>
+T* device_ptr(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+inline bool on_device(const Tensor& t) { return t.is_cuda(); }
+inline cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+struct DeviceGuard : torch::stable::accelerator::DeviceGuard {
+  explicit DeviceGuard(const Tensor& t) : torch::stable::accelerator::DeviceGuard(t.get_device_index()) {}
+};
+#endif
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+inline void check_on_device(const Tensor& t, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(on_device(t) && t.get_device_index() == like.get_device_index(), name,
+                  " must be on the same CUDA device as the first argument");
+}
+// of the current device (cheap: the driver keeps these)
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
+  return value;
+}
+template <class T>
+const T* optional_ptr(const std::optional<Tensor>& t) {
+  return t ? device_ptr<const T>(*t) : nullptr;
+}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace maskco

@@ -1,0 +1,296 @@
+// What the flash kernels of flash.cuh are made of: tiles in shared memory, the two products of a tile, and the running
+// maximum between them. "Rows" stay with a block, "columns" stream past them.
+#pragma once
+#include <cstdint>
+
+#include "cuda/common/convert.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/info_nce/shapes.h"
+
+namespace maskco {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// (the last four parameters: a FlashShape)
+template <typename Product, int kChannels_, int kWarps, int kRowBlocks_, int kColumns_, int kBlocksPerSm_>
+struct Flash {
+  using T = typename Product::element;
+  static constexpr int kChannels = kChannels_, kThreads = 32 * kWarps, kBlocksPerSm = kBlocksPerSm_;
+  static constexpr int kRowBlocks = kRowBlocks_, kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kWarps;
+  static constexpr int kColumns = kColumns_, kColumnBlocks = kColumns / 8, kChannelBlocks = kChannels / 8;
+
+  // ---- tiles in shared memory: rows of 16-byte chunks, swizzled so that neither ldmatrix of eight rows nor the
+  // strided loads below meet in a bank (128 bytes are all banks; a row of 64 or 192 bytes covers them twice in turn)
+  static constexpr int kRowBytes = kChannels * sizeof(T), kChunks = kRowBytes / 16, kSteps = kRowBytes / 32;
+  static constexpr bool kWholeLines = kRowBytes % 128 == 0;
+  static constexpr int kRowTileBytes = kRows * kRowBytes, kColumnTileBytes = kColumns * kRowBytes;
+
+  __device__ __forceinline__ static int offset(int row, int chunk) {
+    return row * kRowBytes + 16 * (chunk ^ (kWholeLines ? row % 8 : row / 2 % 4));
+  }
+  // The chunk 2 · step further on, for an address at chunk 0 or 1: the swizzle reduces to one XOR.
+  __device__ __forceinline__ static uint32_t at_step(uint32_t address, int step) {
+    constexpr int kMixed = kWholeLines ? 127 : 63;
+    return (address ^ (32 * step & kMixed)) + (32 * step & ~kMixed);
+  }
+  // A team of threads copies a row, a chunk each, and again until its end; it grows where a tile is short.
+  static constexpr int kLeastTeam = kWholeLines ? 8 : 4;
+  static constexpr int kTeam = kThreads / kColumns > kLeastTeam ? kThreads / kColumns : kLeastTeam;
+  static constexpr int kPassRows = kThreads / kTeam;
+  static_assert(kChunks % kTeam == 0);
+  static_assert(kColumns <= kThreads);                // a thread for each id
+  static constexpr int kRowTiles = kRows / kColumns;  // tiles of columns that are as long as a block's rows
+  static_assert(kRowTiles * kColumns == kRows);
+
+  // Tiles of `count` columns (an int counts those of any memory), and the columns in the last of them.
+  __device__ __forceinline__ static int tiles(int64_t count) { return (count + kColumns - 1) / kColumns; }
+  __device__ __forceinline__ static int last_columns(int64_t count) { return (count + kColumns - 1) % kColumns + 1; }
+
+  // The first `count` rows from `from` on, and zeros after them, into a tile of kTileRows.
+  template <int kTileRows>
+  __device__ __forceinline__ static void load(uint32_t tile, const T* from, int64_t stride, int count) {
+    static_assert(kTileRows % kPassRows == 0);
+    const int thread = thread_index(), row = thread / kTeam, chunk = thread % kTeam;
+    const T* source = from + row * stride + chunk * (16 / sizeof(T));
+#pragma unroll
+    for (int pass = 0; pass < kTileRows; pass += kPassRows) {
+      const bool inside = pass + row < count;
+#pragma unroll
+      for (int i = 0; i < kChunks; i += kTeam)
+        copy_async<16>(tile + offset(pass + row, i + chunk), inside ? source + i * (16 / sizeof(T)) : from, inside);
+      source += kPassRows * stride;
+    }
+  }
+
+  // ---- what a thread holds: per block of 16 rows, rows g and g + 8 (`half`), of each 8 columns two
+  using Logits = float[kRowBlocks][kColumnBlocks][4];
+  using Sums = float[kRowBlocks][kChannelBlocks][4];
+  using PerRow = float[kRowBlocks][2];
+  __device__ __forceinline__ static int warp_row() { return threadIdx.x / 32 * kWarpRows; }
+  __device__ __forceinline__ static int row(int block, int half) {
+    return warp_row() + 16 * block + 8 * half + threadIdx.x % 32 / 4;
+  }
+  __device__ __forceinline__ static int column(int block, int i) { return 8 * block + threadIdx.x % 4 * 2 + i % 2; }
+
+  template <typename Body>  // body(block, half)
+  __device__ __forceinline__ static void for_each_row(const Body& body) {
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) body(block, half);
+  }
+  template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
+  __device__ __forceinline__ static void for_each_logit(const Body& body) {
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) body(block, j, i);
+  }
+
+  // A lane's part, of kLanes that share it, of a tile's row · a row in global memory.
+  template <int kLanes>
+  __device__ __forceinline__ static float dot(const char* tile, int row, const T* other) {
+    constexpr int kElements = 16 / sizeof(T);
+    float sum = 0;
+#pragma unroll
+    for (int first = 0; first < kChunks; first += kLanes) {
+      const int chunk = first + threadIdx.x % kLanes;
+      if (chunk >= kChunks) break;
+      const uint4 a = *reinterpret_cast<const uint4*>(tile + offset(row, chunk));
+      const uint4 b = *reinterpret_cast<const uint4*>(other + chunk * kElements);
+#pragma unroll
+      for (int i = 0; i < kElements; i++)
+        sum += convert<float>(reinterpret_cast<const T*>(&a)[i]) * convert<float>(reinterpret_cast<const T*>(&b)[i]);
+    }
+    return sum;
+  }
+
+  // The rows' operands stay in registers where at most kMostKept make them.
+  using RowOperand = typename Product::template Operand<4>;
+  using ColumnOperand = typename Product::template Operand<2>;
+  template <int kMostKept>
+  struct Rows {
+    static constexpr bool kKept = kRowBlocks * kSteps * 4 <= kMostKept;
+    uint32_t address;
+    uint32_t kept[kKept ? kRowBlocks : 1][kKept ? kSteps : 1][4];
+
+    __device__ __forceinline__ explicit Rows(uint32_t tile)
+        : address(tile + offset(warp_row() + threadIdx.x % 16, threadIdx.x % 32 / 16)) {
+      if constexpr (kKept) {
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+          for (int step = 0; step < kSteps; step++) load_matrices(kept[block][step], at(block, step));
+      }
+    }
+    __device__ __forceinline__ uint32_t at(int block, int step) const {
+      return at_step(address, step) + block * 16 * kRowBytes;
+    }
+    __device__ __forceinline__ RowOperand get(int block, int step) const {
+      if constexpr (kKept) {
+        return Product::operand(kept[block][step]);
+      } else {
+        uint32_t raw[4];
+        load_matrices(raw, at(block, step));
+        return Product::operand(raw);
+      }
+    }
+  };
+
+  // s = rows · columnsᵀ, infinite where a factor is. `kSwapped`: the rows are keys, not queries; each logit comes out
+  // bit for bit the same.
+  template <bool kSwapped, int kMostKept>
+  __device__ __forceinline__ static void multiply(Logits& s, const Rows<kMostKept>& rows, uint32_t tile) {
+    const int lane = thread_index() % 32;
+    const uint32_t address = tile + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    Logits rest;  // of three terms
+    for_each_logit([&](int block, int j, int i) { s[block][j][i] = rest[block][j][i] = 0; });
+#pragma unroll(Rows<kMostKept>::kKept ? kSteps : 4)  // further ahead, loads would take the registers of the sums
+    for (int step = 0; step < kSteps; step++) {
+      RowOperand a[kRowBlocks];
+#pragma unroll
+      for (int block = 0; block < kRowBlocks; block++) a[block] = rows.get(block, step);
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j += 2) {
+        uint32_t raw[4];
+        load_matrices(raw, at_step(address, step) + j * 8 * kRowBytes);
+        const ColumnOperand b[2] = {Product::operand({raw[0], raw[1]}), Product::operand({raw[2], raw[3]})};
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; block++) {
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            if constexpr (Product::kTerms == 3) {
+              Product::template add_rest<kSwapped>(rest[block][j + i], a[block], b[i]);
+              Product::add_high(s[block][j + i], a[block], b[i]);
+            } else {
+              Product::add(s[block][j + i], a[block], b[i]);
+            }
+          }
+        }
+      }
+    }
+    if constexpr (Product::kTerms == 3)
+      for_each_logit([&](int block, int j, int i) {
+        if (!isinf(s[block][j][i])) s[block][j][i] += rest[block][j][i];
+      });
+  }
+
+  // o += weights · columns. What a lane holds of the weights is its part of an operand.
+  __device__ __forceinline__ static void accumulate(Sums& o, const Logits& weights, uint32_t tile) {
+    const int lane = thread_index() % 32;
+    RowOperand w[kRowBlocks];
+    if constexpr (sizeof(T) == 2) {
+      const uint32_t address = tile + offset(lane % 16, lane / 16);
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j += 2) {
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; block++) {
+          const auto &low = weights[block][j], &high = weights[block][j + 1];
+          w[block] = Product::operand({Product::pack(low[0], low[1]), Product::pack(low[2], low[3]),
+                                       Product::pack(high[0], high[1]), Product::pack(high[2], high[3])});
+        }
+#pragma unroll
+        for (int channels = 0; channels < kChannelBlocks; channels += 2) {
+          uint32_t raw[4];
+          load_matrices_transposed(raw, at_step(address, channels / 2) + j * 8 * kRowBytes);
+          const ColumnOperand left = Product::operand({raw[0], raw[1]}), right = Product::operand({raw[2], raw[3]});
+#pragma unroll
+          for (int block = 0; block < kRowBlocks; block++) {
+            Product::add(o[block][channels], w[block], left);
+            Product::add(o[block][channels + 1], w[block], right);
+          }
+        }
+      }
+    } else {
+      // The weights' columns 2 t and 2 t + 1 are in the lane where an operand has t and t + 4. As any order will do
+      // that both operands agree on, they are called t and t + 4. (ldmatrix cannot transpose 32 bits: plain loads.)
+      const int column = lane % 4 * 2, channel = lane / 4;
+      const uint32_t even = tile + offset(column, channel / 4) + channel % 4 * 4;
+      const uint32_t odd = tile + offset(column + 1, channel / 4) + channel % 4 * 4;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++) {
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; block++) {
+          const auto& s = weights[block][j];
+          w[block] = Product::operand(
+              {__float_as_uint(s[0]), __float_as_uint(s[2]), __float_as_uint(s[1]), __float_as_uint(s[3])});
+        }
+#pragma unroll
+        for (int channels = 0; channels < kChannelBlocks; channels++) {
+          const ColumnOperand b = Product::operand({load_shared(at_step(even, channels) + j * 8 * kRowBytes),
+                                                    load_shared(at_step(odd, channels) + j * 8 * kRowBytes)});
+#pragma unroll
+          for (int block = 0; block < kRowBlocks; block++) Product::add(o[block][channels], w[block], b);
+        }
+      }
+    }
+  }
+
+  // No weight for columns from `limit` on, nor where column - row is `diagonal` ..
+  __device__ __forceinline__ static void exclude(Logits& s, int limit, int diagonal) {
+    for_each_logit([&](int block, int j, int i) {
+      const int c = column(j, i);
+      if (c >= limit || c - row(block, i / 2) == diagonal) s[block][j][i] = -INFINITY;
+    });
+  }
+  // .. nor where the column has the row's id. (The rows' are read from global memory: in shared memory they would cost
+  // SMs of 100 KiB their second block.)
+  __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, int row_count,
+                                                 const int64_t* column_ids) {
+    for_each_row([&](int block, int half) {
+      const int r = row(block, half);
+      const int64_t id = r < row_count ? row_ids[r] : 0;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; i++)
+          if (column_ids[column(j, i)] == id) s[block][j][i] = -INFINITY;
+    });
+  }
+
+  // What is subtracted in the exponent: an infinite maximum makes weights infinite or 0, not NaN.
+  __device__ __forceinline__ static float shift(float max) { return isinf(max) ? 0.0f : max; }
+
+  // Each row's largest logit among the lane's columns. (fmaxf passes over a NaN, which will show in the weights.)
+  __device__ __forceinline__ static void lane_max(const Logits& s, PerRow& top) {
+    for_each_row([&](int block, int half) {
+      top[block][half] = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; j++)
+        top[block][half] = fmaxf(top[block][half], fmaxf(s[block][j][2 * half], s[block][j][2 * half + 1]));
+    });
+  }
+
+  // Turns logits, of which `top` are the largest, into weights 2^(s - max) with each row's running maximum, and scales
+  // `o` and by rescale(block, half, factor) all else that the row has summed before.
+  template <typename Rescale>
+  __device__ __forceinline__ static void weigh(Logits& s, PerRow& top, PerRow& max, Sums& o, const Rescale& rescale) {
+    PerRow shrink;
+    bool grown = false;
+    for_each_row([&](int block, int half) {
+      const float before = max[block][half];
+      float& now = top[block][half];
+      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
+      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
+      now = fmaxf(now, before);
+      max[block][half] = now;
+      const float factor = exp2_approximate(shift(before) - shift(now));
+      shrink[block][half] = before == -INFINITY ? 0.0f : factor;
+      grown |= shrink[block][half] != 1;
+      rescale(block, half, shrink[block][half]);
+    });
+    for_each_logit(
+        [&](int block, int j, int i) { s[block][j][i] = exp2_approximate(s[block][j][i] - shift(max[block][i / 2])); });
+    if (!__any_sync(0xffffffff, grown)) return;  // the maxima settle after some tiles
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+      for (int channels = 0; channels < kChannelBlocks; channels++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) o[block][channels][i] *= shrink[block][i / 2];
+  }
+};
+
+}  // namespace maskco
