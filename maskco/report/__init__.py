@@ -24,9 +24,9 @@ from maskco.report.embedding import RegionMaps, Spread
 from maskco.report.html import html
 from maskco.report.nearest import NearestRegions, nearest_regions
 from maskco.report.page import RED, Note, Page, Part, png
-from maskco.report.runs import Run, read_runs
+from maskco.report.runs import SAMPLES, Run, read_runs
 from maskco.report.scores import Scores, tables
-from maskco.report.views import ViewPairs
+from maskco.report.views import Samples
 from maskco.runs.folder import folder_of
 
 
@@ -58,11 +58,8 @@ def write_report(
         raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
     page = _page(runs, data, projection)
     title = folder_of(runs[0]).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
-    written, document, image = (
-        Report(folder / "report.html", folder / "report.png"),
-        html(title, page),
-        png(page.pixels),
-    )
+    written = Report(folder / "report.html", folder / "report.png")
+    document, image = html(title, page), png(page.pixels)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(written.html, lambda file: file.write(document.encode(errors="backslashreplace")))
     write_atomically(written.png, lambda file: file.write(image))
@@ -95,9 +92,10 @@ def _shown(runs: list[Run], projection: str) -> list[Part]:
     for run in runs:
         of = f": {run.name}" if len(runs) > 1 else ""
         try:
-            views, regions = run.views(), run.regions()
+            samples, regions = run.samples(), run.regions()
             nearest = nearest_regions(regions, queries=6 if len(runs) == 1 else 4)
-            parts += [ViewPairs(views, run.masks, of), NearestRegions(nearest, of)]
+            title = ("Masked query views" if run.masks else "Query views") + " and their key views" + of
+            parts += [Samples(samples, run.masks, SAMPLES, title), NearestRegions(nearest, of)]
             mapped.append((run, regions))
         except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:
             # They may have moved, be another's, or take more memory than there is: curves remain.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part
-from maskco.report.runs import Run, shortened
+from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part, shortened
+from maskco.report.runs import Run
 
 CURVES = {"loss": "Loss", "accuracy": "Contrast accuracy, %", "top5": "Top-5 contrast accuracy, %"}
 STRIPS = {"lr": "learning rate", "images_per_s": "images per second", "embedding_std": "spread of embeddings"}
@@ -80,11 +81,11 @@ class Curves(Part):
 
     def draw(self, page: Page, top: float) -> None:
         drawn = page.panels(self.panels, top + 0.2, 2.1, 2, self.panel)
-        for axes in drawn:
-            self._panel(axes, str(axes.get_label()))
+        for axes, name in zip(drawn, self.panels, strict=True):
+            self._panel(axes, name)
         strips = page.panels(self.strips, top + self.first_strip + 0.2, 0.42, 4, self.strip)
-        for axes in strips:
-            self._strip(axes, str(axes.get_label()))
+        for axes, name in zip(strips, self.strips, strict=True):
+            self._strip(axes, name)
         steps = [row["step"] for run in self.runs for row in run.rows]
         first, last = min(steps, default=0), max(steps, default=1)
         for axes in (*drawn, *strips):
@@ -107,7 +108,7 @@ class Curves(Part):
             label = None if index else "chance " + " and ".join(f"{value:.2g}" for value in chances) + " %"
             axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label)
         if axes.get_legend_handles_labels()[0]:
-            style = {"ncols": 4, "borderaxespad": 0.2, "handlelength": 1.6, "columnspacing": 1.4}
+            style: dict[str, Any] = {"ncols": 4, "borderaxespad": 0.2, "handlelength": 1.6, "columnspacing": 1.4}
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), **style)
 
     def _strip(self, axes: Axes, name: str) -> None:

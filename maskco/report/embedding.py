@@ -12,8 +12,8 @@ from torch import Tensor
 from maskco.data.sources.demo import CLASS_NAMES
 from maskco.errors import UserError
 from maskco.evaluate.datasets import cut_out
-from maskco.report.page import MARGIN, MUTED, WIDTH, Page, Part, grid
-from maskco.report.runs import Regions, Run, shortened
+from maskco.report.page import MARGIN, MUTED, WIDTH, Page, Part, grid, shortened
+from maskco.report.runs import Regions, Run
 
 PAIRS = 20_000  # random pairs of keys whose similarity is shown
 LINES = ("-", (0, (5, 2)), (0, (1, 1)))  # of a run's queues in turn

@@ -36,7 +36,8 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": INK,
     "axes.labelsize": 8, "axes.labelpad": 1, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#eceef2", "axes.axisbelow": True, "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "legend.framealpha": 0.85, "legend.edgecolor": "none",
     "text.parse_math": False,  # names may hold what matplotlib takes for formulas
 }  # fmt: skip
 
@@ -152,9 +153,12 @@ def outline(axes: Axes, boxes: Tensor, colors: Sequence[str]) -> None:
     """Outlines boxes [R, 4] in the colors in turn, with a dark rim so that they stand out on any image."""
     rim = [patheffects.withStroke(linewidth=3.4, foreground="#000000a0")]
     for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        style: dict[str, Any] = {"fill": False, "linewidth": 1.8, "path_effects": rim, "clip_on": False}
-        style["joinstyle"] = "miter"
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=colors[index % len(colors)], **style))
+        box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colors[index % len(colors)], linewidth=1.8)
+        axes.add_patch(box).set(path_effects=rim, joinstyle="miter", clip_on=False)
+
+
+def shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def png(pixels: np.ndarray) -> bytes:

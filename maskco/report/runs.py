@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,22 +17,21 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.config import PretrainConfig
 from maskco.data.images import PictureError
-from maskco.data.samples import PretrainDataset
 from maskco.data.sources import Source, locate, open_source
 from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
-from maskco.data.views import TwoViews, Views
 from maskco.evaluate.datasets import spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
 from maskco.files import user_path
 from maskco.methods import Method
 from maskco.report.page import RUN_COLORS
+from maskco.report.views import Sample, read_samples
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import folder_of, read_metrics
 from maskco.runs.trust import stored_data
 from maskco.view_options import MaskOptions
 
-VIEW_PAIRS = 4
+SAMPLES = 3
 LARGEST = 1e30  # of a metric that can be drawn
 LABELLED_SCENES, IMAGES, REGIONS_AN_IMAGE = 300, 128, 3  # among which regions are compared
 RENAMED = {"pictures_per_s": "images_per_s"}  # metrics of earlier versions
@@ -120,10 +119,12 @@ class Run:
         rows = [row for row in self.rows if is_number(row.get(key))]
         return [row["step"] for row in rows], [row[key] for row in rows]
 
-    def views(self, count: int = VIEW_PAIRS) -> list[Views]:
-        """Views as the first epoch of training drew them, of images spread evenly over the source."""
-        dataset = PretrainDataset(self._source(), TwoViews(self.config.views), self.config.run.seed)
-        return [cast(Views, dataset[(0, index)].views) for index in spread(len(dataset), count)]  # TwoViews' own kind
+    def samples(self) -> list[Sample]:
+        """Some of the images with their views as the first epoch of training drew them. Raises ValueError."""
+        samples, failures = read_samples(self._source(), self.config.views, SAMPLES, seed=self.config.run.seed)
+        if not samples:
+            raise ValueError(": ".join(failures[0]))
+        return samples
 
     def regions(self) -> Regions:
         """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own images."""
@@ -141,15 +142,11 @@ class Run:
         """The images that were named, or else the run's own, if they may be opened. Of the demo set only the first few,
         since drawing all takes seconds."""
         data = self.data or stored_data(self.path, self.config.run.data, f"report {shlex.quote(str(self.path))}")
-        return DemoSource(VIEW_PAIRS) if data == "demo" else open_source(data)
+        return DemoSource(SAMPLES) if data == "demo" else open_source(data)
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
-
-
-def shortened(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[Run]:

@@ -8,8 +8,8 @@ from html import escape
 from matplotlib.ticker import MaxNLocator
 
 from maskco.evaluate.results import EVALUATION, Row, load_rows
-from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page, Part
-from maskco.report.runs import Run, is_number, shortened
+from maskco.report.page import BLUE, GREY, INK, MARGIN, MUTED, WIDTH, Page, Part, shortened
+from maskco.report.runs import Run, is_number
 from maskco.runs.trust import own_file
 
 LINE = 0.3

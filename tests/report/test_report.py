@@ -87,7 +87,7 @@ def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
     found = labels(figure)
     assert found[:5] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
-    assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(4) for v in ("query", "key")]
+    assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(3) for v in ("query", "key")]
     regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
     assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
     assert "a run" in words(figure) and "step 2" in words(figure)
@@ -96,9 +96,9 @@ def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     assert_text_on_page(figure)
 
 
-def test_views_show_each_region_in_one_colour_and_hide_it_in_the_query(run: Path) -> None:
+def test_views_show_each_region_in_one_color_and_hide_it_in_the_query(run: Path) -> None:
     figure = draw_report(run)
-    for index in range(4):
+    for index in range(3):
         query, key = panel(figure, f"query view {index}"), panel(figure, f"key view {index}")
         colors = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
         assert colors[0] == colors[1] and len(set(colors[0])) == 2
@@ -205,10 +205,10 @@ def assert_text_on_page(figure: Figure) -> None:
 
 
 def test_images_that_are_gone_leave_the_curves(run: Path) -> None:
-    change_config(run, data="/nowhere/pictures")
+    change_config(run, data="/nowhere/images")
     figure = draw_report(run)
     assert labels(figure) == CURVES + SPREAD
-    assert "cannot be shown" in words(figure) and "/nowhere/pictures" in words(figure)
+    assert "cannot be shown" in words(figure) and "/nowhere/images" in words(figure)
 
 
 def test_the_files_are_the_same_every_time_and_nothing_global_changes(run: Path) -> None:

@@ -16,7 +16,9 @@ from maskco.data.sources import open_source
 from maskco.data.views import denormalize
 from maskco.errors import ConfigError
 from maskco.report import sheet
-from maskco.view_options import ViewConfig
+from maskco.report.page import Page
+from maskco.report.views import Samples, read_samples
+from maskco.view_options import MaskOptions, ViewConfig
 
 
 def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Path:
@@ -32,9 +34,9 @@ def coordinates(root: Path, count: int, width: int = 90, height: int = 60) -> Pa
 def test_outlines_surround_what_the_views_show(tmp_path: Path) -> None:
     config = ViewConfig(image_size=64, jitter=0, grayscale=0, blur=0, flip=0)
     source = open_source(coordinates(tmp_path / "set", 5))
-    strips, _ = sheet.read_strips(source, config, sheet.SheetOptions(count=3, seed=4))
-    assert [name for name, *_ in strips] == ["0.png", "1.png", "3.png"]
-    for _, _, crops, views in strips:
+    samples, _ = read_samples(source, config, 3, seed=4)
+    assert [name for name, *_ in samples] == ["0.png", "1.png", "3.png"]
+    for _, _, crops, views in samples:
         for crop, view in zip(crops, views[:2], strict=True):
             corners = denormalize(view)[:2, [0, -1], [0, -1]] * 255 / 2  # x, y of the first and the last pixel
             expected = [[crop.left, crop.left + crop.width], [crop.top, crop.top + crop.height]]
@@ -43,14 +45,26 @@ def test_outlines_surround_what_the_views_show(tmp_path: Path) -> None:
 
 def test_colors_of_a_batch_are_those_of_its_images(tmp_path: Path) -> None:
     source, config = open_source(coordinates(tmp_path / "set", 5)), ViewConfig(image_size=32, jitter=1)
-    single, batched = (
-        sheet.read_strips(source, config, sheet.SheetOptions(count=3, augment=augment))[0]
-        for augment in ("workers", "device")
-    )
+    single, batched = (read_samples(source, config, 3, seed=0, augment=augment)[0] for augment in ("workers", "device"))
     assert len(single) == 3
     for (*_, alone), (*_, together) in zip(single, batched, strict=True):
         for a, b in zip(alone, together, strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masks", [MaskOptions(), None])
+def test_regions_are_outlined_where_they_are_masked(tmp_path: Path, masks: MaskOptions | None) -> None:
+    config = ViewConfig(image_size=32, regions=3)
+    samples, _ = read_samples(open_source(coordinates(tmp_path / "set", 2)), config, 2, seed=0)
+    axes = Page([Samples(samples, masks, 2)]).figure.axes
+    assert [a.get_label() for a in axes[3:]] == ["image 1", "query view 1", "key view 1"]
+    regions = 3 if masks else 0
+    assert [len(a.patches) for a in axes] == [2, regions, regions] * 2  # an image shows the outlines of its two views
+
+
+def test_views_without_regions_are_drawn_without_masks(tmp_path: Path) -> None:
+    assert not sheet.write_sheet(coordinates(tmp_path / "set", 1), ViewConfig(regions=0), tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_command_writes_a_png_and_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
