@@ -29,7 +29,7 @@ from benchmarks import harness
 from benchmarks.timing import clock
 from maskco.console import one_line_errors
 from maskco.data.batch_augment import finish
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.memory import keep_freed_memory
 from maskco.data.samples import PretrainDataset, Sample, collate
 from maskco.data.sources import SourceError, open_source
@@ -57,7 +57,7 @@ class Options:
     data: str
     """Pictures, as for maskco pretrain: a folder, or a .tar."""
     image_size: int = 224
-    pictures: int = 128
+    images: int = 128
     """How many of them, spread evenly."""
     repeats: int = 7
     """Passes over the pictures; the median and the 20th and 80th percentiles are reported."""
@@ -119,7 +119,7 @@ def lightly(size: int) -> Callable[[Image.Image], Views]:
 def implementations(options: Options) -> tuple[dict[str, Callable[[int], Views]], dict[str, str]]:
     """By name: from a picture's number to its two views; and why some are not there."""
     source = open_source(options.data)
-    count = min(options.pictures, len(source))
+    count = min(options.images, len(source))
     numbers = [step * len(source) // count for step in range(count)]
     dataset = PretrainDataset(source, TwoViews(ViewConfig(image_size=options.image_size)))
     epochs = iter(range(1 << 62))
@@ -151,7 +151,7 @@ def implementations(options: Options) -> tuple[dict[str, Callable[[int], Views]]
 def measure(options: Options) -> list[Row]:
     """CPU time, of one thread: other processes on the machine disturb it little. Of a GPU its own time."""
     found, skipped = implementations(options)
-    count = min(options.pictures, len(open_source(options.data)))
+    count = min(options.images, len(open_source(options.data)))
     times: dict[str, list[float]] = {name: [] for name in found}
     clocks = dict.fromkeys(found, (time.process_time_ns, lambda start, end: (end - start) / 1e6))
     if options.device == "cuda":
@@ -229,9 +229,9 @@ def main() -> None:
         meta = harness.metadata(harness.Options(repeats=options.repeats))
         meta["versions"]["pillow"] = PIL.__version__
         try:
-            meta["pictures"] = min(options.pictures, len(open_source(options.data)))
+            meta["pictures"] = min(options.images, len(open_source(options.data)))
             rows = measure(options)
-        except (PictureError, SourceError) as error:
+        except (ImageError, SourceError) as error:
             raise ConfigError(f"{error}: benchmark pictures that can be read") from error
         show(rows)
         if options.json is not None:

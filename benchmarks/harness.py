@@ -38,7 +38,7 @@ MEMORY_ADVICE = "choose smaller cases, such as --quick"
 BOUNDS = {  # of the options of all benchmarks
     "threads": Between(1, 1024),
     "repeats": Between(1, 10**6),
-    "pictures": Between(1, 10**9),
+    "images": Between(1, 10**9),
     "image_size": Between(1, 100_000),
     "draws": Between(0, 10**6),
     "seeds": Between(1, 10**6),

@@ -302,7 +302,7 @@ def read_config(path: str | Path) -> PretrainConfig:
         values.pop("maskco")
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not the configuration of a maskco run: restore it, or replace the run with --overwrite"
+            f"{path} is not the configuration of a maskco run: restore it, or replace the run with `overwrite=True`"
         ) from error
     values.pop("signature", None)  # see trust.py
     try:

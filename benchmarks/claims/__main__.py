@@ -1,10 +1,10 @@
 """Are the paper's claims true of this code? Trains MaskCo, its ablations and MoCo v2, and probes what they learnt.
 
     python -m benchmarks.claims --quick                                             # the demo's scenes, one seed
-    python -m benchmarks.claims --pictures torchvision:DATA --json results.json     # all of it: hours
-    python -m benchmarks.claims --pictures … --ablations --json results.json        # how the settings were chosen
+    python -m benchmarks.claims --images torchvision:DATA --json results.json     # all of it: hours
+    python -m benchmarks.claims --images … --ablations --json results.json        # how the settings were chosen
     python -m benchmarks.claims --show results.json                                 # its tables and figure again
-    python -m benchmarks.claims --scale large --sets COCO --pictures COCO           # ResNet-50 on real scenes: a GPU
+    python -m benchmarks.claims --scale large --sets COCO --images COCO           # ResNet-50 on real scenes: a GPU
 
 Rows that the file holds already are not computed again, and a run that was interrupted goes on: give the same command.
 """
@@ -29,7 +29,7 @@ from maskco.console import one_line_errors
 
 @dataclass
 class Options:
-    pictures: str = "torchvision:data"
+    images: str = "torchvision:data"
     """CIFAR-10: "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. At large
     scale the folder of STL-10 or COCO."""
     scale: Literal["laptop", "long", "large"] = "laptop"
@@ -75,7 +75,7 @@ def main() -> None:
         file = options.show or options.json or options.folder / "results.json"
         together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1
         if options.show is None:
-            compute(jobs(options), options.pictures, options.folder, file, together)
+            compute(jobs(options), options.images, options.folder, file, together)
         rows = load(file)
         figure = draw(rows, file.with_suffix(".png"))
         print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")

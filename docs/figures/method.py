@@ -17,7 +17,7 @@ from torch import Tensor
 from maskco.data.sources.demo import demo_scenes
 from maskco.data.views import Crop, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.report.page import BLUE, FAINT, INK, MUTED, ORANGE
-from maskco.view_options import ViewConfig
+from maskco.view_options import MaskOptions, ViewConfig
 
 OUT = Path(__file__).with_name("method.png")
 WIDTH, HEIGHT, DPI = 13.0, 5.9, 120  # inches; axes in the same units, y downwards
@@ -31,6 +31,7 @@ OPTIONS = ViewConfig(
     grayscale=0,
     blur=0,
 )
+MASKS = MaskOptions()
 REGIONS = ("#c026d3", "#0d9488")
 QUERY_ROW, KEY_ROW = 1.75, 4.25  # middles
 OURS = "#b45309"
@@ -107,8 +108,8 @@ def draw() -> Figure:
     axes.text(x, y + side / 2 + 0.32, "how: ours", ha="center", va="top", size=7.2, color=OURS, style="italic")
 
     # the views
-    fill = draw_fill(OPTIONS.mask_fill, views.query)
-    masked = mask_boxes(views.query[None], views.query_boxes[None], share=OPTIONS.mask_share, fill=fill)[0]
+    fill = draw_fill(MASKS.mask_fill, views.query)
+    masked = mask_boxes(views.query[None], views.query_boxes[None], share=MASKS.mask_share, fill=fill)[0]
     rows = (
         (QUERY_ROW, BLUE, "query view, regions masked", masked, views.query_boxes, "regions, share, fill: ours"),
         (KEY_ROW, ORANGE, "key view, whole", views.key, views.key_boxes, ""),

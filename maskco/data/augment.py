@@ -17,7 +17,7 @@ GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance, as torchvi
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of colour jitter
 
 
-class Colours(NamedTuple):
+class Colors(NamedTuple):
     """What was drawn for one view by MoCo v2's colour augmentations."""
 
     jitter: list[tuple[int, float]]  # the four steps in the order drawn, with factor or shift; none: no jitter
@@ -35,7 +35,7 @@ class Colours(NamedTuple):
         return [hue, *scalings, self.jitter[hue][1], self.grey, self.sigma]
 
 
-def recolour(view: Tensor, colours: Colours) -> Tensor:
+def recolor(view: Tensor, colours: Colors) -> Tensor:
     """[3, S, S], overwritten, with its colours changed and blurred as drawn; [1, S, S] if it lost its colour."""
     for step, amount in colours.jitter:
         if step == BRIGHTNESS:

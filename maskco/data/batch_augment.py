@@ -26,13 +26,13 @@ def finish(raw: RawViews, device: torch.device) -> Views:
     """
     images = torch.cat([part.to(device, non_blocking=True) for part in (raw.query, raw.key)])
     with torch.autocast(device.type, enabled=False):
-        images = recolour(images, torch.cat((raw.query_colours, raw.key_colours)).numpy())
+        images = recolor(images, torch.cat((raw.query_colors, raw.key_colors)).numpy())
     boxes = (part.to(device, non_blocking=True) for part in (raw.query_boxes, raw.key_boxes))
     return Views(*images.chunk(2), *boxes)
 
 
-def recolour(images: Tensor, rows: np.ndarray) -> Tensor:
-    """uint8 [N, 3, S, S] and their `Colours` as rows [N, 10] -> normalised float32 [N, 3, S, S] in channels_last."""
+def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
+    """uint8 [N, 3, S, S] and their `Colors` as rows [N, 10] -> normalised float32 [N, 3, S, S] in channels_last."""
     device = images.device
     out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
     scale, offset = (_put(values, device)[:, None, None] for values in (1 / np.array(STD), -np.divide(MEAN, STD)))
@@ -44,7 +44,7 @@ def recolour(images: Tensor, rows: np.ndarray) -> Tensor:
         place = _put(part, device)
         views = images.index_select(0, place).float().mul_(1 / 255)
         jitter(views, rows[part])
-        take_colour_and_blur(views, rows[part])
+        take_color_and_blur(views, rows[part])
         out[place] = torch.addcmul(offset, views, scale, out=views)
     return out.contiguous(memory_format=torch.channels_last)  # (on the CPU, much faster than to write into it above)
 
@@ -78,7 +78,7 @@ def jitter(views: Tensor, rows: np.ndarray) -> None:
         scale(k, slice(head, None))
 
 
-def take_colour_and_blur(views: Tensor, rows: np.ndarray) -> None:
+def take_color_and_blur(views: Tensor, rows: np.ndarray) -> None:
     """What comes after the jitter of [n, 3, S, S], in place. A view without colour has one plane blurred for three."""
     (colourless,) = rows[:, 8].nonzero()
     planes = np.repeat(rows[:, 9:], 3, axis=1)  # sigma of each plane that is to be blurred, [n, 3]

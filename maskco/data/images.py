@@ -26,7 +26,7 @@ OUTLIERS = 0.005  # share of pixels at each end that may be clipped when more th
 BACKGROUND = (128, 128, 128)  # behind transparent pixels: mid-grey draws no hard edge around light or dark cut-outs
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """One picture cannot be used. `path` names it, `reason` says why."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -37,8 +37,8 @@ class PictureError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-class Picture:
-    """One picture file: opened, and its size known, before it is decoded. Raises PictureError, then or when decoded.
+class EncodedImage:
+    """One picture file: opened, and its size known, before it is decoded. Raises ImageError, then or when decoded.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, for much less than the whole costs; and what is
     shown of it can be drawn in between.
@@ -88,7 +88,7 @@ class Picture:
         return pil_to_tensor(self.decode(shrink))
 
     def _stretched(self) -> Image.Image:
-        """Colours of 16 bits as 8, with one scale for all three. Pillow keeps the upper 8 bits, which are nearly black
+        """Colors of 16 bits as 8, with one scale for all three. Pillow keeps the upper 8 bits, which are nearly black
         where a camera fills 10 or 12; torchvision has all 16 of a PNG's."""
         values = np.asarray(self._image)
         if decode_png and self._image.format == "PNG":
@@ -112,12 +112,12 @@ class Picture:
             Exception
         ) as error:  # damaged files make decoders raise almost anything, IndexError and zlib.error included
             reason = re.sub("<_io.BytesIO[^>]*>", "", str(error).replace(self.name, "file")).replace("\n", " ").strip()
-            raise PictureError(self.name, reason or type(error).__name__) from error
+            raise ImageError(self.name, reason or type(error).__name__) from error
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """The whole picture as RGB, upright (EXIF orientation applied), first frame if animated. Raises PictureError."""
-    return Picture(path).decode()
+def read_image(path: str | Path) -> Image.Image:
+    """The whole picture as RGB, upright (EXIF orientation applied), first frame if animated. Raises ImageError."""
+    return EncodedImage(path).decode()
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskco.data.images import Picture, PictureError
+from maskco.data.images import EncodedImage, ImageError
 from maskco.data.sources import Source, SourceError
 from maskco.data.views import RawViews, Views
 
@@ -51,7 +51,10 @@ class PretrainDataset(Dataset):
     """
 
     def __init__(
-        self, source: Source, transform: Callable[[Picture | Image.Image | Tensor], Views | RawViews], seed: int = 0
+        self,
+        source: Source,
+        transform: Callable[[EncodedImage | Image.Image | Tensor], Views | RawViews],
+        seed: int = 0,
     ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
@@ -67,7 +70,7 @@ class PretrainDataset(Dataset):
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
                 return Sample(self.views(epoch, index, chosen), failures)
-            except PictureError as error:
+            except ImageError as error:
                 if (cause := error.__cause__) and lacks_resources(cause):
                     raise cause from None
                 failures.append((self.source.name(chosen), error.reason))
@@ -77,7 +80,7 @@ class PretrainDataset(Dataset):
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
-        """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises PictureError."""
+        """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises ImageError."""
         shown = index if shown is None else shown
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.augment import Colours, recolour
-from maskco.data.images import Picture, PictureError
+from maskco.data.augment import Colors, recolor
+from maskco.data.images import EncodedImage, ImageError
 from maskco.view_options import MaskFill, ViewConfig
 
 __all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
@@ -51,8 +51,8 @@ class RawViews(NamedTuple):
     key: Tensor  # [B, 3, S, S]
     query_boxes: Tensor  # [B, R, 4] float32, as those of `Views`
     key_boxes: Tensor  # [B, R, 4]
-    query_colours: Tensor  # [B, 10] float64: rows of `Colours`; one sample: [10]
-    key_colours: Tensor  # [B, 10]
+    query_colors: Tensor  # [B, 10] float64: rows of `Colors`; one sample: [10]
+    key_colors: Tensor  # [B, 10]
 
 
 class Crop(NamedTuple):
@@ -71,7 +71,7 @@ class Crop(NamedTuple):
 
 
 class TwoViews:
-    """Picture -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
+    """EncodedImage -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
 
     Regions lie wholly inside the area that both crops show. Those of one picture may touch but should not coincide:
     each is the first of a few random candidates whose IoU with every earlier region is at most `max_region_overlap`,
@@ -84,35 +84,35 @@ class TwoViews:
         self.config = config
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
-    def __call__(self, picture: Picture | Image.Image | Tensor) -> Views:
+    def __call__(self, picture: EncodedImage | Image.Image | Tensor) -> Views:
         """picture: a picture still to be decoded, an RGB PIL picture, or a uint8 tensor [3, H, W].
 
-        Raises PictureError if it is too small, or cannot be decoded.
+        Raises ImageError if it is too small, or cannot be decoded.
         """
-        (query, query_boxes, query_colours), (key, key_boxes, key_colours) = self._draw(picture)
-        return Views(self._finish(query, query_colours), self._finish(key, key_colours), query_boxes, key_boxes)
+        (query, query_boxes, query_colors), (key, key_boxes, key_colors) = self._draw(picture)
+        return Views(self._finish(query, query_colors), self._finish(key, key_colors), query_boxes, key_boxes)
 
-    def raw(self, picture: Picture | Image.Image | Tensor) -> RawViews:
+    def raw(self, picture: EncodedImage | Image.Image | Tensor) -> RawViews:
         """The same views from the same random numbers, with the colours left for a whole batch at once."""
-        (query, query_boxes, query_colours), (key, key_boxes, key_colours) = self._draw(picture)
-        rows = torch.tensor((query_colours.row(), key_colours.row()), dtype=torch.float64)
+        (query, query_boxes, query_colors), (key, key_boxes, key_colors) = self._draw(picture)
+        rows = torch.tensor((query_colors.row(), key_colors.row()), dtype=torch.float64)
         return RawViews(query, key, query_boxes, key_boxes, *rows)
 
-    def _draw(self, picture: Picture | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colours], ...]:
+    def _draw(self, picture: EncodedImage | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colors], ...]:
         """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colours."""
-        height, width = picture.size if isinstance(picture, Picture) else F.get_size(picture)
+        height, width = picture.size if isinstance(picture, EncodedImage) else F.get_size(picture)
         if min(height, width) < self.config.min_image_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_image_side}"
-            raise PictureError("picture", reason)
+            raise ImageError("picture", reason)
         query, key = self.crops(height, width)
-        if isinstance(picture, Picture):
+        if isinstance(picture, EncodedImage):
             image, query, key = self._decode(picture, query, key)
         else:
             image = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
         regions = self._regions(query, key)
         return tuple((*self._cut(image, regions, crop), self._colours()) for crop in (query, key))
 
-    def _decode(self, picture: Picture, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
+    def _decode(self, picture: EncodedImage, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
         """The picture [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
         least = min(query.height, query.width, key.height, key.width)
         shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or least >= shrink * self.config.image_size)
@@ -210,7 +210,7 @@ class TwoViews:
             view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
         return view, boxes
 
-    def _colours(self) -> Colours:
+    def _colours(self) -> Colors:
         config = self.config
         jitter: list[tuple[int, float]] = []
         if _chance(config.jitter):
@@ -219,11 +219,11 @@ class TwoViews:
             jitter = [(step, _uniform(*ranges[step])) for step in torch.randperm(4).tolist()]
         grey = _chance(config.grayscale)
         sigma = _uniform(*config.blur_sigma) * config.image_size / 224 if _chance(config.blur) else 0.0
-        return Colours(jitter, grey, sigma)
+        return Colors(jitter, grey, sigma)
 
-    def _finish(self, view: Tensor, colours: Colours) -> Tensor:
+    def _finish(self, view: Tensor, colours: Colors) -> Tensor:
         """uint8 [3, S, S] -> recoloured, blurred, normalised float32."""
-        view = recolour(view.contiguous().float().mul_(1 / 255), colours)
+        view = recolor(view.contiguous().float().mul_(1 / 255), colours)
         return torch.addcmul(self._offset, view, self._scale)
 
 

@@ -47,7 +47,7 @@ class Scenes(Protocol):
 
 @dataclass(frozen=True)
 class Annotated:
-    """Some images of a source as scenes, read when they are asked for. Raises PictureError there."""
+    """Some images of a source as scenes, read when they are asked for. Raises ImageError there."""
 
     source: Source
     indices: Sequence[int]

@@ -29,7 +29,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.evaluate.datasets import Annotated, LabelledSet, Scenes
 from maskco.evaluate.encoders import OpenedEncoder
 from maskco.evaluate.errors import EvaluationError
@@ -263,7 +263,7 @@ class DetectionSet(Dataset):
         epoch, index = key if isinstance(key, tuple) else (None, key)
         try:
             image, boxes, labels = self.scenes[index]
-        except PictureError as error:
+        except ImageError as error:
             return str(error)
         image, boxes = image / 255, boxes.float()
         if epoch is None:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.datasets import Scenes, spread
@@ -146,7 +146,7 @@ class _Prepared(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, bytes] | str:
         try:
             image, boxes, labels = self.scenes[index]
-        except PictureError as error:
+        except ImageError as error:
             return str(error)
         digest = _digest(image) if self.digested else b""
         image, boxes, size = image.float(), boxes.float(), self.form.image_size

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.errors import ConfigError, one_line
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
@@ -97,7 +97,7 @@ def _shown(runs: list[Run], projection: str) -> list[Part]:
             title = ("Masked query views" if run.masks else "Query views") + " and their key views" + of
             parts += [Samples(samples, run.masks, SAMPLES, title), NearestRegions(nearest, of)]
             mapped.append((run, regions))
-        except (OSError, ValueError, RuntimeError, MemoryError, PictureError) as error:
+        except (OSError, ValueError, RuntimeError, MemoryError, ImageError) as error:
             # They may have moved, be another's, or take more memory than there is: curves remain.
             note = f"The run's images cannot be shown{of}: {one_line(error)}"
             print(note, file=sys.stderr)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from maskco.config import PretrainConfig
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.sources import Source, locate, open_source
 from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
 from maskco.evaluate.datasets import spread
@@ -171,7 +171,7 @@ def _scenes(source: Source, size: int) -> list[Scene]:
     for index in spread(len(source), IMAGES):
         try:
             image = source[index]
-        except PictureError:
+        except ImageError:
             continue  # training has reported it
         image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
         image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.console import printable
 from maskco.data.batch_augment import finish
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.samples import PretrainDataset, seed_from
 from maskco.data.sources import Source
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
@@ -47,7 +47,7 @@ def read_samples(
             image = source[index]
             image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
             views = finished(dataset.views(epoch, index))
-        except PictureError as error:
+        except ImageError as error:
             failures.append((source.name(index), error.reason))
             continue
         with seed_from(seed, epoch, index):  # crops are what the views draw first

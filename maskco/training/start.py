@@ -57,7 +57,7 @@ def raise_if_of_compiler(error: RuntimeError) -> None:
     if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
         reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
         raise TrainingError(
-            f"torch.compile fails here ({reason}): leave out --compile, or install the compiler that it needs"
+            f"torch.compile fails here ({reason}): leave out `compile=True`, or install the compiler that it needs"
         ) from error
 
 

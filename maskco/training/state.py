@@ -122,7 +122,8 @@ class TrainState:
             save_checkpoint(path, state)
         except OSError as error:
             raise TrainingError(
-                f"step {self.step} could not be saved ({error.strerror}); {self._last_good}: make room, then --resume"
+                f"step {self.step} could not be saved ({error.strerror}); {self._last_good}: "
+                "make room, then `resume=True`"
             ) from error
         # Those of later steps are of a run that was put back to an earlier one: for its owner to remove.
         older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
@@ -136,7 +137,7 @@ class TrainState:
             except OSError as error:
                 raise TrainingError(
                     f"step {self.step} could not be kept as {BEST} ({error.strerror}), but {path} is whole: "
-                    "make room, then --resume"
+                    "make room, then `resume=True`"
                 ) from error
 
     def load(self, path: Path) -> None:
@@ -151,31 +152,31 @@ class TrainState:
         if differences:
             raise CheckpointError(
                 f"{path} is of a run with other options ({'; '.join(differences)}): "
-                "leave these as they were, or start another run with another --out"
+                "leave these as they were, or start another run with another `out`"
             )
         if state.get("images") != self.images:
             raise CheckpointError(
                 f"{path} is of a run on {state.get('images')} images, but {self.config.run.data} holds "
-                f"{self.images}: put the images back as they were, or start another run with another --out"
+                f"{self.images}: put the images back as they were, or start another run with another `out`"
             )
         if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
                 f"{path} is of a run on as many images of other names than {self.config.run.data} holds: "
-                "put the images back as they were, or start another run with another --out"
+                "put the images back as they were, or start another run with another `out`"
             )
         bad = not_finite({name: state.get(name) for name in ("method", "optimizer")})
         if bad:
             more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise CheckpointError(
                 f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
-                "its place, or start over with --overwrite"
+                "its place, or start over with `overwrite=True`"
             )
         try:
             self._take(state)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} cannot be gone on from: {one_line(error)}; put an earlier checkpoint in its place, or start "
-                "over with --overwrite"
+                "over with `overwrite=True`"
             ) from error
         if rank() == 0:
             self._keep_if_best(path)  # the run may have been killed just before it did
@@ -213,7 +214,7 @@ class TrainState:
         lr = learning_rate(self.config.optim, max(step - 1, 0), self.steps)
         return TrainingError(
             f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {self._last_good}: "
-            "start over with --overwrite or another --out, and a lower lr, more warmup_steps, or amp bf16 or off"
+            "start over with `overwrite=True` or another `out`, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
     @property

@@ -125,8 +125,8 @@ class BrokenImages:
         else:
             return
         raise TrainingError(
-            f"more than half of the data cannot be used ({share}): see log.txt; repair the images and --resume, "
-            "or remove them and start over with --overwrite"
+            f"more than half of the data cannot be used ({share}): see log.txt; repair the images and continue with "
+            "`resume=True`, or remove them and start over with `overwrite=True`"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_w
 @pytest.mark.slow
 def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
     file = tmp_path / "results.json"
-    command = [sys.executable, "-m", "benchmarks.claims", "--pictures", photos, "--folder", str(tmp_path), "--quick"]
+    command = [sys.executable, "-m", "benchmarks.claims", "--images", photos, "--folder", str(tmp_path), "--quick"]
     command += ["--methods", UNTRAINED, "--json", str(file), "--sets"]
     first = subprocess.run([*command, SCENES], capture_output=True, text=True, check=True)
     assert f"{SCENES}, {UNTRAINED}, seed 0" in first.stdout and (tmp_path / "results.png").exists()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from maskco.data import kinds
-from maskco.data.images import Picture, PictureError, read_picture, stretch
+from maskco.data.images import EncodedImage, ImageError, read_image, stretch
 from maskco.data.sources import SourceError, open_source
 from maskco.data.sources.files import FolderSource
 from maskco.report.sheet import write_sheet
@@ -90,7 +90,7 @@ def test_a_run_says_at_its_start_what_is_left_out(tmp_path: Path) -> None:
     tiny = {"encoder": "test_resnet", "image_size": 32, "dim": 8, "queue_size": 12, "workers": 0, "device": "cpu"}
     pretrain(tmp_path / "photos", tmp_path / "run", epochs=1, batch_size=4, **tiny)
     log = (tmp_path / "run/log.txt").read_text().splitlines()
-    assert "on 8 pictures" in log[0] and "left out of the data: 1 " in log[1]
+    assert "on 8 images" in log[0] and "left out of the data: 1 " in log[1]
     assert "1 .nef (camera raw: convert to TIFF or JPEG), first 'a.nef'" in log[1]
     assert "1 without a known extension, first 'odd.\\udcff\\n'" in log[1]
 
@@ -142,8 +142,8 @@ def test_postscript_is_never_opened(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
     assert Image.open(tmp_path / "a.jpg").format == "EPS"
-    with pytest.raises(PictureError, match="cannot identify"):
-        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="cannot identify"):
+        read_image(tmp_path / "a.jpg")
 
 
 # ---- more than 8 bits
@@ -151,7 +151,7 @@ def test_postscript_is_never_opened(tmp_path: Path) -> None:
 
 def read(tmp_path: Path, image: Image.Image, suffix: str = "tif") -> np.ndarray:
     image.save(tmp_path / f"a.{suffix}")
-    return np.asarray(read_picture(tmp_path / f"a.{suffix}"))
+    return np.asarray(read_image(tmp_path / f"a.{suffix}"))
 
 
 @pytest.mark.parametrize("kind", ["<u2 png", "<u2 tif", ">u2 tif", "<i4 tif", "<f4 tif"])
@@ -219,11 +219,11 @@ def test_colours_of_16_bits_are_stretched_together(tmp_path: Path, channels: int
     if channels == 2:
         expected[5, 5] = 255
     (tmp_path / "a.png").write_bytes(png16(values))
-    np.testing.assert_allclose(np.asarray(read_picture(tmp_path / "a.png")), expected, atol=1)
+    np.testing.assert_allclose(np.asarray(read_image(tmp_path / "a.png")), expected, atol=1)
 
 
 def test_colours_of_8_bits_stay_as_they_are() -> None:
     dark = Image.fromarray(np.random.default_rng(0).integers(0, 9, (40, 40, 3), dtype=np.uint8))
     file = io.BytesIO()
     dark.save(file, "png")
-    assert Picture(file.getvalue(), "a.png").decode().tobytes() == dark.tobytes()
+    assert EncodedImage(file.getvalue(), "a.png").decode().tobytes() == dark.tobytes()

@@ -15,7 +15,7 @@ import torch
 
 import maskco.training.loop
 import maskco.training.start
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.loading import LoadingTraceback
 from maskco.data.samples import PretrainDataset
 from maskco.data.sources import SourceError
@@ -81,7 +81,7 @@ def test_an_exception_keeps_its_type_text_and_image(pictures, tmp_path, monkeypa
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
 def test_a_picture_is_not_broken_because_the_process_lacks_something(pictures, tmp_path, monkeypatch, error):
     def open_(self, index):
-        raise PictureError(self.name(index), str(error)) from error
+        raise ImageError(self.name(index), str(error)) from error
 
     monkeypatch.setattr(FolderSource, "open", open_)
     told = str(error_of(pictures, tmp_path / "run"))

@@ -11,9 +11,11 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from maskco.data.augment import gaussian_blur, greyscale, mean_grey, recolour, scale_from, shift_hue
-from maskco.data.images import Picture, PictureError
+from maskco.data.augment import gaussian_blur, greyscale, mean_grey, recolor, scale_from, shift_hue
+from maskco.data.images import EncodedImage, ImageError
 from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, mask_boxes
+from maskco.errors import ConfigError
+from maskco.view_options import MaskOptions
 
 PLAIN = ViewConfig(
     image_size=64, regions=3, region_scale=(0.25, 0.5), jitter=0, grayscale=0, blur=0
@@ -233,7 +235,7 @@ def test_blur_keeps_the_mean_and_takes_the_contrast() -> None:
     colours = TwoViews(config)._colours()
     assert colours.sigma == 2 and not colours.jitter and not colours.grey
     torch.testing.assert_close(
-        recolour(impulse.clone(), colours), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
+        recolor(impulse.clone(), colours), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
     )
 
 
@@ -258,10 +260,10 @@ def test_a_jpeg_is_decoded_no_larger_than_its_views_need(tmp_path, monkeypatch, 
     F.to_pil_image(stored).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
     transform = TwoViews(replace(PLAIN, crop_scale=(0.8, 1.0), regions=2))
     shrunk = []
-    tensor = Picture.tensor
-    monkeypatch.setattr(Picture, "tensor", lambda self, shrink: shrunk.append(shrink) or tensor(self, shrink))
+    tensor = EncodedImage.tensor
+    monkeypatch.setattr(EncodedImage, "tensor", lambda self, shrink: shrunk.append(shrink) or tensor(self, shrink))
     for seed in range(8):
-        opened = Picture(tmp_path / "a.jpg")
+        opened = EncodedImage(tmp_path / "a.jpg")
         assert opened.size == size
         torch.manual_seed(seed)
         quick = transform(opened)
@@ -288,7 +290,7 @@ def test_small_crops_keep_a_jpeg_whole(tmp_path) -> None:
     F.to_pil_image(stripes).save(tmp_path / "a.jpg", quality=95, subsampling=0)
     config = replace(PLAIN, image_size=200, crop_scale=(0.251, 0.26), crop_aspect=(1.0, 1.0))
     torch.manual_seed(0)
-    views = TwoViews(config)(Picture(tmp_path / "a.jpg"))
+    views = TwoViews(config)(EncodedImage(tmp_path / "a.jpg"))
     assert denormalize(views.query).std() > 0.2  # half as large, it would be an even grey
 
 
@@ -361,14 +363,14 @@ def test_mask_boxes_compiles_without_graph_breaks() -> None:
 def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
     transform = TwoViews(ViewConfig(image_size=64))
     transform(torch.zeros(3, 32, 32, dtype=torch.uint8))
-    with pytest.raises(PictureError, match=r"200x31 pixels.*at least 32"):
+    with pytest.raises(ImageError, match=r"200x31 pixels.*at least 32"):
         transform(torch.zeros(3, 31, 200, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"regions": 0},
+        {"regions": -1},
         {"region_scale": (0.5, 0.2)},
         {"region_scale": (0.2, 1.5)},
         {"crop_scale": (0.0, 1.0)},
@@ -381,5 +383,22 @@ def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
     ],
 )
 def test_config_refuses_what_cannot_work(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(reversed(wrong))):
-        ViewConfig(**wrong)
+    kind = MaskOptions if any(name.startswith("mask") for name in wrong) else ViewConfig
+    with pytest.raises(ConfigError, match=f"^{next(reversed(wrong))} "):
+        kind(**wrong).check()
+
+
+def test_without_regions_views_are_two_independent_crops():
+    """As of any two-view method: torchvision's RandomResizedCrop would draw the second from the same numbers."""
+    transform = TwoViews(ViewConfig(image_size=32, regions=0, min_overlap=0.0, crop_scale=(0.08, 1.0)))
+    torch.manual_seed(0)
+    views = [transform(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)) for _ in range(3)]
+    assert all(view.query_boxes.shape == view.key_boxes.shape == (0, 4) for view in views)
+    apart = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        query, key = transform.crops(64, 64)
+        torch.manual_seed(seed)
+        assert query == transform._random_crop(64, 64) and key == transform._random_crop(64, 64)
+        apart += query.left + query.width <= key.left or query.top + query.height <= key.top
+    assert apart > 0  # some share nothing

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import tyro
 
-from maskco.cli import Demo, Export, Pretrain, Report, ShowViews, commands
-from maskco.config import PretrainConfig
+from maskco.cli import Demo, Export, PretrainRun, Report, ShowViews, commands
+from maskco.config import METHODS, OptimOptions, PretrainConfig, find_method
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
+from maskco.view_options import ViewConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = {"no-build-isolation", "gpus", "shm-size"}  # pip's and Docker's
-SUBCOMMANDS = (Pretrain, ShowViews, Knn, Linear, Regions, Detection, Export, Report, Demo)
+SUBCOMMANDS = (ShowViews, Knn, Linear, Regions, Detection, Export, Report, Demo)
 
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="not in a checkout")
 
@@ -56,6 +57,7 @@ def test_commands_parse(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_named_in_the_text_exist(page):
-    fields = {field.name.replace("_", "-") for kind in SUBCOMMANDS for field in dataclasses.fields(kind)}
+    kinds = [*SUBCOMMANDS, PretrainRun, ViewConfig, OptimOptions, *(find_method(name).Options for name in METHODS)]
+    fields = {field.name.replace("_", "-") for kind in kinds for field in dataclasses.fields(kind)}
     named = set(re.findall(r"(?<!`)`--([a-z-]+)[^`]*`", page.read_text(encoding="utf-8")))
     assert named - FOREIGN <= fields

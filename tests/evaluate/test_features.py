@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
@@ -169,5 +169,5 @@ class Broken(list):
 
     def __getitem__(self, index: int) -> Scene:
         if index in self.broken:
-            raise PictureError(f"{index}.png", "cut off")
+            raise ImageError(f"{index}.png", "cut off")
         return super().__getitem__(index)

@@ -45,7 +45,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(tmp_path,
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(caught.value) == (
         f"step 8 could not be saved (File too large); the last good checkpoint is {run}/last.pt (step 4): "
-        "make room, then --resume"
+        "make room, then `resume=True`"
     )
     assert "could not be saved" in (run / "log.txt").read_text()
     assert (run / "last.pt").read_bytes() == good and not (run / ".last.pt.partial").exists()

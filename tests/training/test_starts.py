@@ -53,7 +53,7 @@ def test_compiling_without_a_compiler_is_one_line_and_leaves_no_folder(pictures,
         raise BackendCompilerFailed(lambda: None, InvalidCxxCompiler(), None)
 
     monkeypatch.setattr(maskco.training.loop, "to_device", compiles)
-    with pytest.raises(TrainingError, match=r"torch.compile fails here .*leave out --compile") as caught:
+    with pytest.raises(TrainingError, match=r"torch.compile fails here .*leave out `compile=True`") as caught:
         pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 

@@ -32,12 +32,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
-        """RGB PIL image or uint8 tensor [3, H, W]. Raises PictureError."""
+        """RGB PIL image or uint8 tensor [3, H, W]. Raises ImageError."""
 
     def name(self, index: int) -> str:
         """What to call the image in a log."""
 
-    # Sources of encoded images also have `open(index) -> Picture`: views that show little of a large image decode less.
+    # Sources of files also have `open(index) -> EncodedImage`: views that show little of a large image decode less.
 
 
 def is_remote(data: str) -> bool:

@@ -21,7 +21,7 @@ from maskco.data.kinds import why_unreadable
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.coco_file import Annotation, Category, read_coco
 from maskco.data.sources.coco_sizes import find_frames, place_boxes, read_headers
-from maskco.data.sources.files import PictureFiles
+from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
 
@@ -88,7 +88,7 @@ def _require_none(left_out: LeftOut, path: Path) -> None:
         raise SourceError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
 
 
-class CocoSource(PictureFiles):
+class CocoSource(ImageFiles):
     """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskco.data.images import Picture
+from maskco.data.images import EncodedImage
 from maskco.data.kinds import is_image, readable, why_not
 from maskco.data.sources.base import SourceError, check_regular
 from maskco.data.sources.left_out import LeftOut
 
 
-class PictureFiles:
+class ImageFiles:
     """Each image has a name, which is its path below a folder."""
 
     root: Path
@@ -27,14 +27,14 @@ class PictureFiles:
     def __getitem__(self, index: int) -> Image.Image:
         return self.open(index).decode()
 
-    def open(self, index: int) -> Picture:
-        return Picture(self.root / self.names[index])
+    def open(self, index: int) -> EncodedImage:
+        return EncodedImage(self.root / self.names[index])
 
     def name(self, index: int) -> str:
         return self.names[index]
 
 
-class FolderSource(PictureFiles):
+class FolderSource(ImageFiles):
     """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
     any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 

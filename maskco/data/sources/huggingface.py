@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskco.data.images import Picture, PictureError
+from maskco.data.images import EncodedImage, ImageError
 from maskco.data.sources.base import SourceError, import_package, split_options
 from maskco.data.sources.huggingface_files import lies_in, quiet, read_hub, read_local, roots_of
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted, notes_on_parts, part_of, parts_among
@@ -115,18 +115,18 @@ class HuggingFaceSource:
     def __getitem__(self, index: int) -> Image.Image:
         return self.open(index).decode()
 
-    def open(self, index: int) -> Picture:
+    def open(self, index: int) -> EncodedImage:
         name = self.name(index)
         try:
             stored = self._tables[self._split_of[index]][int(self._row_of[index])][self.column]
         except Exception as error:  # a damaged file: whatever Arrow raises
-            raise PictureError(name, one_line(error)) from error
+            raise ImageError(name, one_line(error)) from error
         encoded = stored if isinstance(stored, bytes) else stored["bytes"]
         if encoded is not None:
-            return Picture(encoded, name=name)
+            return EncodedImage(encoded, name=name)
         if not lies_in(stored["path"], self.roots):
-            raise PictureError(name, f"stored as {stored['path']!r}, which is no file of this data set")
-        return Picture(stored["path"], name=name)
+            raise ImageError(name, f"stored as {stored['path']!r}, which is no file of this data set")
+        return EncodedImage(stored["path"], name=name)
 
     def name(self, index: int) -> str:
         return f"{self.splits[self._split_of[index]]}/{self._row_of[index]}"

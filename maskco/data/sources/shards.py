@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskco.data.cache import cache_folder, one_at_a_time
-from maskco.data.images import Picture, PictureError
+from maskco.data.images import EncodedImage, ImageError
 from maskco.data.kinds import is_image, readable, why_not
 from maskco.data.sources.base import SourceError, import_package, is_remote
 from maskco.data.sources.left_out import LeftOut
@@ -60,7 +60,7 @@ class ShardSource:
 
     A sample has one picture: of `1.jpg` and `1.mask.png` the first, see `second_images`. Whatever else is left out is
     counted in `left_out`. Damaged headers are passed over and warned of; pictures whose own bytes are damaged raise
-    PictureError when read.
+    ImageError when read.
 
     Raises SourceError if there is no such shard, one cannot be copied or is no tar file, or all hold no picture.
     """
@@ -93,13 +93,13 @@ class ShardSource:
     def __getitem__(self, index: int) -> Image.Image:
         return self.open(index).decode()
 
-    def open(self, index: int) -> Picture:
+    def open(self, index: int) -> EncodedImage:
         try:
             with open(self.shards[self._shard_of[index]], "rb") as file:
                 file.seek(self._offsets[index])
-                return Picture(file.read(self._sizes[index]), name=self.name(index))
+                return EncodedImage(file.read(self._sizes[index]), name=self.name(index))
         except OSError as error:
-            raise PictureError(self.name(index), error.strerror or str(error)) from error
+            raise ImageError(self.name(index), error.strerror or str(error)) from error
 
     def name(self, index: int) -> str:
         return f"{self.shards[self._shard_of[index]].name}/{_text(self._names[index])}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskco.data.cache import cache_folder, one_at_a_time
-from maskco.data.images import PictureError, to_rgb
+from maskco.data.images import ImageError, to_rgb
 from maskco.data.sources.base import SourceError, split_options
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted
 from maskco.data.sources.left_out import LeftOut
@@ -96,7 +96,7 @@ class NamedSource:
         try:
             return to_rgb(self._picture(index))
         except Exception as error:
-            raise PictureError(self.name(index), " ".join(str(error).split()) or type(error).__name__) from error
+            raise ImageError(self.name(index), " ".join(str(error).split()) or type(error).__name__) from error
 
     def name(self, index: int) -> str:
         return f"{self.title}/{index}"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from labelled import NAMES, make_class_folders
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.samples import EpochBatches, PretrainDataset, collate
 from maskco.data.sources import SourceError, fingerprint, locate, open_source
 from maskco.data.sources.files import FolderSource
@@ -152,7 +152,7 @@ def test_images_are_read_as_anywhere_else(tmp_path: Path) -> None:
     assert np.asarray(source[1])[0, [0, -1], 0].tolist() == [0, 255], "12 of 16 bits are stretched"
     assert source.open(0).tensor(shrink=4).shape == (3, 15, 12)
     for index in (2, 3):
-        with pytest.raises(PictureError, match=f"all/{index}: cannot identify"):
+        with pytest.raises(ImageError, match=f"all/{index}: cannot identify"):
             source[index]
 
 
@@ -356,7 +356,7 @@ def test_a_foreign_set_reads_no_files_elsewhere(tmp_path: Path) -> None:
     source = open_source(f"hf:{tmp_path}/set?column=image")
     assert np.array_equal(source[1], Image.open(io.BytesIO(noise(1))))
     for index in (0, 2, 3, 4):
-        with pytest.raises(PictureError, match="which is no file of this data set"):
+        with pytest.raises(ImageError, match="which is no file of this data set"):
             source[index]
 
     table([noise(0)]).save_to_disk(tmp_path / "own")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.samples import PretrainDataset
 from maskco.data.sources import SourceError, locate, open_source, shards
 from maskco.data.sources.files import FolderSource
@@ -115,7 +115,7 @@ def test_damaged_shards_keep_their_other_pictures(tmp_path: Path, caplog: pytest
     for index in range(len(source)):
         try:
             assert source[index].size == (60, 50)
-        except PictureError as error:
+        except ImageError as error:
             broken[error.path] = error.reason
     assert list(broken) == ["a.tar/3.jpg", "a.tar/5.jpg"] and "truncated" in broken["a.tar/5.jpg"].lower()
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from maskco.data.images import PictureError
+from maskco.data.images import ImageError
 from maskco.data.sources import SourceError, fingerprint, is_remote, locate, open_source
 from maskco.data.sources.coco import CocoSource
 from maskco.data.sources.files import FolderSource
@@ -40,7 +40,7 @@ def test_options_reach_the_set_and_paths_stay_its_own(tmp_path: Path) -> None:
     source = open_source(data)
     assert len(source) == 2 and source[1].mode == "RGB"
     (tmp_path / "a+b & c/dog/a.png").write_bytes(b"broken")
-    with pytest.raises(PictureError, match="ImageFolder/1: cannot identify"):
+    with pytest.raises(ImageError, match="ImageFolder/1: cannot identify"):
         source[1]
 
 

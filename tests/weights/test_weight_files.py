@@ -113,7 +113,7 @@ class Foreign:
 
 def test_what_is_not_allowed_is_named_with_a_way_out(tmp_path: Path) -> None:
     torch.save({"config": Foreign(), "state_dict": {"weight": WEIGHT}}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", r"\(\w*\.?test_files\.Foreign\): .*save its state_dict alone")
+    refused(tmp_path / "x.pth", r"\(\w*\.?test_weight_files\.Foreign\): .*save its state_dict alone")
     torch.save(nn.Linear(1, 1), tmp_path / "model.pth")
     refused(tmp_path / "model.pth", r"\(torch\.nn\.modules\.linear\.Linear\)")
 
