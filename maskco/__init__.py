@@ -9,17 +9,32 @@ from maskco.version import __version__
 
 if TYPE_CHECKING:
     from maskco import nn, ops
-    from maskco.methods import MaskCo, MoCoV2
+    from maskco.methods import DenseCL, MaskCo, MoCoV2, SimCLR
     from maskco.ops._library import build_info
+    from maskco.runs.checkpoint import load_run
     from maskco.training.loop import pretrain
 
-__all__ = ["MaskCo", "MoCoV2", "__version__", "build_info", "nn", "ops", "pretrain"]
+__all__ = [
+    "DenseCL",
+    "MaskCo",
+    "MoCoV2",
+    "SimCLR",
+    "__version__",
+    "build_info",
+    "load_run",
+    "nn",
+    "ops",
+    "pretrain",
+]
 
 # Imported when asked for: `maskco --help` needs no torch, and the ops need neither torchvision nor timm.
 _HOMES = {
+    "DenseCL": "maskco.methods",
     "MaskCo": "maskco.methods",
     "MoCoV2": "maskco.methods",
+    "SimCLR": "maskco.methods",
     "build_info": "maskco.ops._library",
+    "load_run": "maskco.runs.checkpoint",
     "pretrain": "maskco.training.loop",
 }
 

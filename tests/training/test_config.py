@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from former_runs import former_options
 from maskco.config import GROUPS, METHODS, PretrainConfig, demo_config, find_method, read_config
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Regions
@@ -79,27 +80,17 @@ def test_whole_numbers_are_floats_and_lists_are_tuples():
 
 
 def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_colour(tmp_path):
-    values = former(CONFIG)
+    values = former_options(CONFIG)
     assert values.pop("mask_fill") == "grey"
     (tmp_path / "config.json").write_text(json.dumps({"maskco": "0.1.0", **values}))
     assert read_config(tmp_path / "config.json").method.mask_fill == "mean"
     assert stored_config("last.pt", {"config": values}).method.mask_fill == "mean"
 
 
-def former(config: PretrainConfig) -> dict[str, object]:
-    """Options as they were stored before they had groups: all of one level, MaskCo's for any method."""
-    values = {**PretrainConfig.of().flat(), **config.flat()}
-    for old, new in (("momentum", "key_momentum"), ("sgd_momentum", "optimizer_momentum")):
-        values[old] = values.pop(new)
-    for new in ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad"):
-        del values[new]
-    return values
-
-
 @pytest.mark.parametrize("method", ["maskco", "moco_v2"])
 def test_options_of_the_former_format_are_taken_over(method):
     config = PretrainConfig.of(data="photos", out="run", method=method, lr=0.5, key_momentum=0.9, crop_scale=(0.1, 1))
-    assert PretrainConfig.from_stored(json.loads(json.dumps(former(config)))) == config
+    assert PretrainConfig.from_stored(json.loads(json.dumps(former_options(config)))) == config
 
 
 def test_numbers_and_paths_of_other_libraries_become_plain():
