@@ -31,10 +31,9 @@ from maskco.view_options import ViewConfig
 class StepOutput(NamedTuple):
     """What a batch gives.
 
-    loss: [] with gradient.
-    metrics: [] each, without gradient, by name. The loop averages them over micro-batches, ranks and steps. Monitors
-        know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std" (see `spread`).
-    pushes: keys [any, dim] without gradient, by the name of their queue.
+    The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
+    micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std"
+    (see `spread`). Pushes are keys [any, dim] without gradient, by the name of their queue.
     """
 
     loss: Tensor
