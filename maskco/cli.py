@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tyro import MISSING
 
-from maskco.config import MethodOptions, PretrainConfig, RunOptions, demo_config, over
+from maskco.config import RENAMED, MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
@@ -221,7 +221,7 @@ def flags(command: Any) -> set[str]:
     return named
 
 
-DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo), with MoCo v2, SimCLR and DenseCL."
+DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo) and other contrasts."
 
 
 def commands(arguments: list[str]) -> Any:
@@ -243,6 +243,9 @@ def pretrain_defaults(arguments: list[str]) -> Pretrain:
     """What `pretrain` does where the command line says nothing. Only that command imports its method, and so torch."""
     if "pretrain" not in arguments[:1]:
         return Pretrain(run=PretrainRun(data=MISSING, out=MISSING), method=MethodOptions())
+    for old, new in RENAMED.items():
+        if option(arguments, f"--{old.replace('_', '-')}") is not None:
+            raise ConfigError(f"there is no option {old!r}: it is {new} now")
     stored = stored_options(arguments)
     method = option(arguments, "--method")
     given = {"method": method} if method else {}

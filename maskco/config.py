@@ -11,6 +11,7 @@ A method has an options class of its own, with its own defaults for the other gr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from maskco.errors import ConfigError
+from maskco.errors import ConfigError, one_line
 from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
 from maskco.view_options import ViewConfig
 
@@ -137,7 +138,7 @@ class OptimOptions(Options):
     """Steps over which the learning rate rises from 0 (ours: MoCo v2 has none)."""
     optimizer_momentum: Share = 0.9
     """Momentum of sgd, lars and others that have one; not the key encoder's, which is --key-momentum."""
-    betas: Annotated[tuple[float, float], Each(0, 1)] | None = None
+    betas: Annotated[tuple[float, ...], Each(0, 1)] | None = None
     """Decay rates of adamw's, lamb's and others' running means; default: the optimizer's own."""
     weight_decay: Annotated[float, Between(0, 1e6)] = 1e-4
     """Weight decay."""
@@ -172,10 +173,13 @@ class MethodOptions(Options):
 def find_method(name: str) -> Any:
     """The class registered under a method's name, a `maskco.methods.Method`. Raises ConfigError."""
     if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {one_line(name)!r}")
     if isinstance(METHODS[name], str):
         module, _, found = METHODS[name].partition(":")
-        METHODS[name] = getattr(importlib.import_module(module), found)
+        try:
+            METHODS[name] = getattr(importlib.import_module(module), found)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"method {name} cannot be imported from {METHODS[name]!r}: {error}") from error
     return METHODS[name]
 
 
@@ -195,13 +199,17 @@ class PretrainConfig:
         What is missing takes the method's default. Raises ConfigError for an unknown option.
         """
         given = dict(ungrouped(options))
-        name = given.get("method", RunOptions.method)
-        kinds = {**GROUPS, "method": find_method(str(name)).Options}
+        name = str(given.get("method", RunOptions.method))
+        kinds = {**GROUPS, "method": find_method(name).Options}
         values: dict[str, dict[str, Any]] = {group: {} for group in kinds}
-        homes = {field.name: group for group, kind in kinds.items() for field in dataclasses.fields(kind)}
+        homes: dict[str, str] = {}
+        for group, kind in kinds.items():
+            for option in _names(kind):
+                if homes.setdefault(option, group) != group:
+                    raise ConfigError(f"method {name}: its option {option!r} is one of every run, too: rename it")
         for option, value in {"data": "", "out": "", **kinds["method"].defaults, **given}.items():
             if option not in homes:
-                raise ConfigError(f"there is no option {option!r}{_hint(option, str(name), homes)}")
+                raise ConfigError(f"there is no option {option!r}{_hint(option, name, homes)}")
             values[homes[option]][option] = tuple(value) if isinstance(value, list) else value
         return cls(**{group: kind(**values[group]) for group, kind in kinds.items()})
 
@@ -240,13 +248,13 @@ class PretrainConfig:
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> PretrainConfig:
         """The options that a run stored, perhaps of an earlier version: what that lacked is as it was then."""
-        given = {RENAMED.get(name, name): value for name, value in ungrouped(values)}
-        if not isinstance(values.get("run"), Mapping):  # of before options had groups: all methods' were stored
-            kind = find_method(str(given.get("method", "maskco"))).Options
-            fields = {f.name for group in (*GROUPS.values(), kind) for f in dataclasses.fields(group)}
-            maskco = {f.name for f in dataclasses.fields(find_method("maskco").Options)}
-            given = {n: v for n, v in {**FORMERLY, **given}.items() if n in fields or n not in maskco}
-        return cls.of(**given)
+        if isinstance(values.get("run"), Mapping):
+            return cls.of(**values)
+        # Before options had groups, MaskCo's were stored for any method.
+        given = {**FORMERLY, **{RENAMED.get(name, name): value for name, value in values.items()}}
+        own = find_method(str(given.get("method", "maskco"))).Options
+        foreign = _names(find_method("maskco").Options) - _names(own)
+        return cls.of(**{name: value for name, value in given.items() if name not in foreign})
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
@@ -275,20 +283,26 @@ def ungrouped(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def over(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a stored run, with given ones in their place. Where these name another method, which no checkpoint
-    takes, the stored method's own are left out."""
-    if given.get("method", stored["method"]) == stored["method"]:
-        return {**stored, **given}
-    own, other = ({f.name for f in dataclasses.fields(find_method(o["method"]).Options)} for o in (stored, given))
-    return {**{name: value for name, value in stored.items() if name not in own - other}, **given}
+    """Options of a stored run, with given ones in their place. Raises ConfigError if these name another method."""
+    if (method := given.get("method", stored["method"])) != stored["method"]:
+        raise ConfigError(
+            f"method: the run is of {stored['method']}, not {method}: leave it out, or name another `out`"
+        )
+    return {**stored, **given}
+
+
+def _names(kind: type[Options]) -> set[str]:
+    return {option.name for option in dataclasses.fields(kind)}
 
 
 def _hint(option: str, method: str, known: Mapping[str, str]) -> str:
     if option in RENAMED:
         return f": it is {RENAMED[option]} now"
-    others = [
-        m for m in METHODS if m != method and option in {f.name for f in dataclasses.fields(find_method(m).Options)}
-    ]
+    others = []
+    for other in METHODS:
+        with contextlib.suppress(ConfigError):  # of a method that cannot be imported
+            if option in _names(find_method(other).Options):
+                others.append(other)
     if others:
         return f" of {method}: it is one of {' and '.join(others)}"
     near = difflib.get_close_matches(option, known, n=1)
@@ -309,7 +323,7 @@ def read_config(path: str | Path) -> PretrainConfig:
         config = PretrainConfig.from_stored(values)
         config.check()
     except (ValueError, OverflowError, TypeError) as error:  # a ConfigError, or a number of hundreds of digits
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {one_line(error)}") from error
     return config
 
 

@@ -23,7 +23,7 @@ class RankError(UserError, RuntimeError):
     """Another rank failed or is gone, or brings what does not fit."""
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """What an error says, on one line of bearable length; of a KeyError, what was missing."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{text} is missing" if isinstance(error, KeyError) else text

@@ -64,7 +64,8 @@ class Method(nn.Module):
         return {name: child for name, child in self.named_children() if isinstance(child, FeatureQueue)}
 
     def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Pairs of a module and its momentum copy."""
+        """Pairs of a module and its momentum copy. A method that has some needs an option `key_momentum`, as
+        `MomentumOptions` has, or a `start_step` of its own."""
         return []
 
     def start_step(self) -> None:

@@ -121,7 +121,7 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     try:
         config = PretrainConfig.from_stored(state["config"])
         config.check()
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
     return config
 

@@ -226,7 +226,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                     record.say(f"warning: {warning}")
                 progress.set_postfix_str(summary(row, len(state.broken)))
                 if end_of_epoch:
-                    state.best.end_epoch(state.step, state.method.queues.values())
+                    state.best.end_epoch(state.step)
                     epoch = state.step // state.steps_per_epoch
                     record.say(f"epoch {epoch}/{config.optim.epochs}: {summary(row)}", show=bool(progress.disable))
 

@@ -74,7 +74,7 @@ class FrozenKeys:
     """A momentum side that never moves."""
 
     def __init__(self, method: Method) -> None:
-        self.frozen = bool(method.key_modules()) and method.options.key_momentum == 1
+        self.frozen = bool(method.key_modules()) and getattr(method.options, "key_momentum", None) == 1
 
     def look(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
         if not self.frozen:

@@ -49,10 +49,13 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
             momentum=options.optimizer_momentum,
             **extra,
         )
-    except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer {name} cannot be made: {error or type(error).__name__}") from error
+    except (ImportError, AssertionError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reason = "betas are too few for it" if isinstance(error, IndexError) else error or type(error).__name__
+        raise ConfigError(f"optimizer {name} cannot be made: {reason}") from error
     if options.betas is not None and "betas" not in optimizer.param_groups[0]:
         raise ConfigError(f"betas are no option of optimizer {name}: leave them out")
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(f"optimizer {name} needs second derivatives, which the ops do not have: choose another")
     if name == "sgd" and fused and options.optimizer_momentum:
         # It does not write its buffers in a step that it skips: not even the first time.
         for group in optimizer.param_groups:
@@ -61,9 +64,21 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
     return optimizer
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes the state of an optimizer, but keeps its own hyperparameters: they are the options', and may be of another
+    device. Raises almost anything if the state is not that of such an optimizer."""
+    own = [{name: group[name] for name in (*optimizer.defaults, "lr_scale")} for group in optimizer.param_groups]
+    for value in (*state["state"].values(), *state["param_groups"]):
+        if wrong := [name for name, item in value.items() if isinstance(item, (str, bytes))]:
+            raise TypeError(f"{wrong[0]} of the optimizer is text")
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+
+
 def parameter_groups(method: Method, options: OptimOptions, encoder: str) -> list[dict[str, Any]]:
     """Parameters that are learned, by the weight decay and the share of the learning rate (`lr_scale`) they get."""
-    spare = options.optimizer != "sgd" if options.decay_norms is None else not options.decay_norms
+    spare = options.optimizer not in ("sgd", NAMES["sgd"]) if options.decay_norms is None else not options.decay_norms
     kept = {f"encoder.backbone.{name}" for name in no_weight_decay(method.encoder.backbone)} if spare else set()
     scales = layer_scales(method, options.layer_decay, encoder) if options.layer_decay is not None else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

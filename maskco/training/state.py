@@ -25,7 +25,7 @@ from maskco.runs.checkpoint import (
     stored_config,
 )
 from maskco.training.distributed import share_batch_statistics
-from maskco.training.optim import create_optimizer, learning_rate
+from maskco.training.optim import create_optimizer, learning_rate, load_optimizer
 from maskco.training.totals import BestEpoch, BrokenImages, Totals
 
 
@@ -67,7 +67,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.optim.amp == "fp16")
         self.totals = Totals(device)
         self.broken = BrokenImages(images)
-        self.best = BestEpoch()
+        self.best = BestEpoch(self.method.queues.values())
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0  # of training, all processes of this run together
@@ -184,10 +184,7 @@ class TrainState:
     def _take(self, state: dict[str, Any]) -> None:
         """Raises almost anything if the state is incomplete or not what it should be."""
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            if "fused" in group:  # the checkpoint may be of another device
-                group["fused"] = True if self.device.type == "cuda" else None
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,10 @@ class Totals:
 
     def add(self, outputs: Sequence[StepOutput], step: int) -> None:
         """Takes the outputs of one step's micro-batches, which are of one size."""
-        if not self.names:
+        if self.names != list(outputs[0].metrics):  # the first step, or a checkpoint of a method with other metrics
             self.names = list(outputs[0].metrics)
             self.sums = torch.zeros(1 + len(self.names), device=self.sums.device)
+            self.count = 0
         values = [[output.loss.detach(), *(output.metrics[name] for name in self.names)] for output in outputs]
         means = torch.stack([torch.stack([value.float() for value in row]) for row in values]).mean(0)
         self.sums += means
@@ -55,33 +56,34 @@ class Totals:
         return {"names": list(self.names), "sums": sums, "count": self.count, "last_loss": self.last_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names = list(state["names"])
+        self.names = list(map(str, state["names"]))
         sums = state["sums"].reshape(-1, 1 + len(self.names))
         self.sums = (sums[rank()] if len(sums) == world_size() else sums.mean(0)).to(self.sums)
-        self.count, self.last_loss = state["count"], state["last_loss"]
+        self.count, self.last_loss = int(state["count"]), float(state["last_loss"])
 
 
 class BestEpoch:
     """Finds the epoch with the lowest mean loss. One that starts before all queues are full does not count: from fewer
     negatives a key is easier to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, queues: Collection[FeatureQueue]) -> None:
+        self.queues = queues
         self.loss, self.step = math.inf, 0  # of the best, and the step it ended with
         self.sum, self.count = 0.0, 0  # of the epoch under way
-        self.counts = False
+        self.counts = not queues
 
     def add(self, loss: float, steps: int) -> None:
         """Takes the mean loss of some steps of one epoch."""
         self.sum += loss * steps
         self.count += steps
 
-    def end_epoch(self, step: int, queues: Iterable[FeatureQueue]) -> None:
+    def end_epoch(self, step: int) -> None:
         """Waits for the device."""
         mean = self.sum / max(self.count, 1)
         if self.counts and mean < self.loss:
             self.loss, self.step = mean, step
         self.sum, self.count = 0.0, 0
-        self.counts = all(int(queue.valid) == len(queue.features) for queue in queues)
+        self.counts = all(int(queue.valid) == len(queue.features) for queue in self.queues)
 
     def told(self, steps_per_epoch: int) -> str:
         if not self.step:
@@ -89,10 +91,11 @@ class BestEpoch:
         return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the lowest mean loss, {self.loss:.3f}"
 
     def state_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
+        return {name: getattr(self, name) for name in ("loss", "step", "sum", "count", "counts")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.loss, self.step = float(state["loss"]), int(state["step"])
+        self.sum, self.count, self.counts = float(state["sum"]), int(state["count"]), bool(state["counts"])
 
 
 class BrokenImages:
@@ -133,5 +136,5 @@ class BrokenImages:
         return {"names": sorted(self.names), "tried": self.tried, "failed": self.failed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names = set(state["names"])
-        self.tried, self.failed = state["tried"], state["failed"]
+        self.names = set(map(str, state["names"]))
+        self.tried, self.failed = int(state["tried"]), int(state["failed"])

@@ -1,16 +1,23 @@
-"""A run of every method is reported, evaluated and exported; runs of the former format go on."""
+"""Runs of every method, one from outside the package too: reported, evaluated, exported; those of the former format."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from former_runs import make_former
-from maskco.config import METHODS
+from maskco.config import METHODS, MethodOptions, PretrainConfig
+from maskco.data.views import Views
+from maskco.errors import ConfigError
 from maskco.evaluate.options import Knn
 from maskco.evaluate.run import evaluate
+from maskco.methods import Method, StepOutput
+from maskco.nn import momentum_copy
 from maskco.report import write_report
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain
@@ -53,3 +60,74 @@ def test_a_run_of_the_former_format_goes_on_as_if_it_were_of_this(pictures, tmp_
         for group in state["optimizer"]["param_groups"]:
             group.pop("lr_scale", None)
     assert same(ours, {name: former[name] for name in ours}) and rows(tmp_path / "ours") == rows(tmp_path / "former")
+
+
+@dataclass
+class AlignmentOptions(MethodOptions):
+    """What a method from outside may call its options: names that this package gave up, too."""
+
+    momentum: float = 0.9
+
+
+class Alignment(Method):
+    """Cosine similarity of two views, with a momentum side that it moves by itself."""
+
+    Options = AlignmentOptions
+
+    def __init__(self, encoder: Any = "resnet50", **options: Any) -> None:
+        super().__init__(encoder, **options)
+        self.momentum_encoder = momentum_copy(self.encoder)
+
+    def key_modules(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+        return [(self.encoder, self.momentum_encoder)]
+
+    def start_step(self) -> None:
+        for own, copy in zip(self.encoder.parameters(), self.momentum_encoder.parameters(), strict=True):
+            copy.lerp_(own.detach(), 1 - self.options.momentum)
+
+    def forward(self, views: Views) -> StepOutput:
+        with torch.no_grad():
+            target = self.momentum_encoder(views.key).mean((2, 3))
+        loss = -F.cosine_similarity(self.encoder(views.query).mean((2, 3)), target).mean()
+        return StepOutput(loss, {"alignment": -loss.detach()}, {})
+
+
+def test_a_method_from_outside_trains_resumes_and_is_read_again(pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "alignment", Alignment)
+    options = {"encoder": "test_resnet", "image_size": 32, "batch_size": 4, "workers": 0, "regions": 0, "device": "cpu"}
+    pretrain(pictures, tmp_path / "run", method="alignment", momentum=0.5, epochs=1, **options)
+    assert pretrain(out=tmp_path / "run", resume=True, epochs=2).steps == 8
+    config, method, _ = load_run(tmp_path / "run")
+    assert config.method.momentum == 0.5 and isinstance(method, Alignment)
+    assert rows(tmp_path / "run")[-1]["alignment"] > 0
+    assert "alignment" in Path(write_report(tmp_path / "run").html).read_text()
+
+
+def test_a_method_whose_option_is_one_of_every_run_is_refused(monkeypatch):
+    @dataclass
+    class Options(MethodOptions):
+        lr: float = 0.5
+
+    monkeypatch.setitem(METHODS, "mine", type("Mine", (Alignment,), {"Options": Options}))
+    with pytest.raises(ConfigError, match=r"^method mine: its option 'lr' is one of every run, too: rename it"):
+        PretrainConfig.of(method="mine")
+
+
+def test_a_method_that_cannot_be_imported_is_one_line_and_hinders_no_other(monkeypatch):
+    monkeypatch.setitem(METHODS, "gone", "no_such_module:Method")
+    with pytest.raises(ConfigError, match=r"^method gone cannot be imported from 'no_such_module:Method'"):
+        PretrainConfig.of(method="gone")
+    with pytest.raises(ConfigError, match="there is no option 'lrr'; did you mean lr"):
+        PretrainConfig.of(lrr=1)
+
+
+def test_another_method_cannot_resume_a_run(pictures, tmp_path):
+    pretrain(pictures, tmp_path / "run", **tiny("simclr", epochs=1))
+    for other in ("maskco", ["x"]):
+        with pytest.raises(ConfigError, match=r"^method: the run is of simclr, not"):
+            pretrain(out=tmp_path / "run", resume=True, method=other)
+
+
+def test_the_first_epoch_of_a_method_without_queues_can_be_the_best(pictures, tmp_path):
+    pretrain(pictures, tmp_path / "run", **tiny("simclr", epochs=1, keep_best=True))
+    assert read_checkpoint(tmp_path / "run/best.pt")["step"] == 4

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands import read_tree, run_main
 from maskco.errors import UserError
@@ -327,3 +328,44 @@ def test_nothing_of_a_run_is_script_in_the_report(run, tmp_path):
         (renamed / "evaluation.json").write_text(json.dumps({"rows": [row | bad]}))
         with pytest.raises(UserError, match="no file of evaluations"):
             write_report(renamed)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("optimizer", "momentum", "x"),
+        ("optimizer", "lr_scale", "x"),
+        ("totals", "count", "x"),
+        ("totals", "names", ["foo"]),
+        ("totals", "last_loss", "x"),
+        ("best", "loss", "x"),
+        ("best", "end_epoch", 3),
+        ("broken", "tried", "x"),
+    ],
+)
+def test_checkpoints_with_odd_parts_are_one_line_or_go_on(run, part, name, value):
+    state = read_checkpoint(run / "last.pt")
+    state.pop("format")
+    (state[part]["param_groups"][0] if part == "optimizer" else state[part])[name] = value
+    save_checkpoint(run / "last.pt", state)
+    with contextlib.suppress(UserError):
+        assert pretrain(out=run, resume=True, epochs=2).steps == 8
+
+
+def test_hyperparameters_are_the_options_not_the_checkpoints(run):
+    state = read_checkpoint(run / "last.pt")
+    state.pop("format")
+    state["optimizer"]["param_groups"][0]["weight_decay"] = 5.0
+    save_checkpoint(run / "last.pt", state)
+    pretrain(out=run, resume=True, epochs=2)
+    assert read_checkpoint(run / "last.pt")["optimizer"]["param_groups"][0]["weight_decay"] == 1e-4
+
+
+def test_tensors_without_values_among_the_options_are_one_line(run):
+    for value in (torch.zeros(2, device="meta"), torch.eye(2).to_sparse()):
+        state = read_checkpoint(run / "last.pt")
+        state.pop("format")
+        state["config"]["optim"]["lr"] = value
+        save_checkpoint(run / "last.pt", state)
+        with pytest.raises(UserError):
+            load_run(run)

@@ -121,6 +121,27 @@ def test_runs_with_other_optimizers_resume_bit_for_bit(pictures, tmp_path, optim
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", timm.optim.list_optimizers())
+def test_every_optimizer_of_timm_is_made_or_refused_in_one_line(name):
+    model = Holder()
+    try:
+        optimizer = create_optimizer(model, OptimOptions(optimizer=name), "test_resnet", fused=False)
+    except ConfigError as error:
+        assert name in str(error) and "\n" not in str(error)
+        return
+    assert len([p for group in optimizer.param_groups for p in group["params"]]) == 2
+    assert {group["weight_decay"] for group in optimizer.param_groups} <= {0.0, 1e-4}
+
+
+class Holder(nn.Module):
+    """A method as far as the optimizer looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.backbone = nn.Linear(4, 3)
+
+
 def test_clipping_scales_the_whole_gradient():
     model = nn.Linear(3, 2)
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1), torch.amp.GradScaler("cpu", enabled=False)
@@ -140,6 +161,8 @@ def test_clipping_scales_the_whole_gradient():
             "optimizer must be one that timm has, got 'xyz'; timm.optim.list_optimizers() lists them",
         ),
         ({"betas": (0.9, 0.99)}, "betas"),
+        ({"optimizer": "adan", "betas": (0.9, 0.99)}, "optimizer adan cannot be made"),
+        ({"optimizer": "adahessian"}, "optimizer adahessian needs second derivatives"),
         ({"optimizer": "bnbadam"}, "optimizer bnbadam cannot be made"),
     ],
 )
