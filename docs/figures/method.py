@@ -57,16 +57,16 @@ def picture(axes: Axes, image: Tensor, x: float, y: float, side: float, edge: st
 
 
 def rectangles(axes: Axes, boxes: Tensor, x: float, y: float, side: float, scale: float) -> None:
-    for (x1, y1, x2, y2), colour in zip(boxes.tolist(), REGIONS, strict=True):
+    for (x1, y1, x2, y2), color in zip(boxes.tolist(), REGIONS, strict=True):
         corner = (x - side / 2 + x1 * scale, y - side / 2 + y1 * scale)
         size = ((x2 - x1) * scale, (y2 - y1) * scale)
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=2))
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=2))
 
 
-def part(axes: Axes, x: float, y: float, name: str, colour: str, *, ours: str = "", width: float = 1.12) -> None:
+def part(axes: Axes, x: float, y: float, name: str, color: str, *, ours: str = "", width: float = 1.12) -> None:
     """A box for a module; what of it is ours stands below."""
     shape = FancyBboxPatch((x - width / 2, y - 0.36), width, 0.72, "round,pad=0,rounding_size=0.08")
-    shape.set(facecolor=colour + "18", edgecolor=colour, linewidth=1.5)
+    shape.set(facecolor=color + "18", edgecolor=color, linewidth=1.5)
     axes.add_patch(shape)
     axes.text(x, y, name, ha="center", va="center", size=9, color=INK)
     axes.text(x, y + 0.44, ours, ha="center", va="top", size=7.2, color=OURS, style="italic")
@@ -79,13 +79,11 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **st
 
 def vectors(axes: Axes, x: float, y: float, name: str) -> None:
     """One embedding for each region."""
-    for row, colour in enumerate(REGIONS):
+    for row, color in enumerate(REGIONS):
         for cell in range(5):
             place = (x - 0.4 + 0.16 * cell, y - 0.2 + 0.22 * row)
             shade = (0.35, 0.9, 0.55, 0.75, 0.45)[(cell + 2 * row) % 5]
-            axes.add_patch(
-                Rectangle(place, 0.16, 0.16, facecolor=colour, alpha=shade, edgecolor="white", linewidth=0.6)
-            )
+            axes.add_patch(Rectangle(place, 0.16, 0.16, facecolor=color, alpha=shade, edgecolor="white", linewidth=0.6))
     axes.text(x, y + 0.32, name, ha="center", va="top", size=8, color=MUTED)
 
 
@@ -98,10 +96,10 @@ def draw() -> Figure:
     # the picture, and what each view shows of it
     side, x, y = 1.75, 1.2, 3.0
     scale = picture(axes, scene / 255, x, y, side, FAINT)
-    for crop, colour in zip(crops, (BLUE, ORANGE), strict=True):
+    for crop, color in zip(crops, (BLUE, ORANGE), strict=True):
         corner = (x - side / 2 + crop.left * scale, y - side / 2 + crop.top * scale)
         axes.add_patch(
-            Rectangle(corner, crop.width * scale, crop.height * scale, fill=False, edgecolor=colour, linewidth=2)
+            Rectangle(corner, crop.width * scale, crop.height * scale, fill=False, edgecolor=color, linewidth=2)
         )
     axes.text(x, y - side / 2 - 0.1, "a picture, no labels", ha="center", va="bottom", size=9, color=INK)
     axes.text(x, y + side / 2 + 0.1, "two crops that overlap", ha="center", va="top", size=8, color=MUTED)
@@ -115,16 +113,16 @@ def draw() -> Figure:
         (KEY_ROW, ORANGE, "key view, whole", views.key, views.key_boxes, ""),
     )
     x, side = 3.35, 1.4
-    for y, colour, name, view, boxes, ours in rows:
-        scale = picture(axes, denormalize(view), x, y, side, colour)
+    for y, color, name, view, boxes, ours in rows:
+        scale = picture(axes, denormalize(view), x, y, side, color)
         rectangles(axes, boxes, x, y, side, scale)
         axes.text(x, y - side / 2 - 0.08, name, ha="center", va="bottom", size=9, color=INK)
         axes.text(x, y + side / 2 + 0.06, ours, ha="center", va="top", size=7.2, color=OURS, style="italic")
-        arrow(axes, (2.15, 3.0 + 0.35 * (1 if y == KEY_ROW else -1)), (x - side / 2 - 0.08, y), color=colour)
+        arrow(axes, (2.15, 3.0 + 0.35 * (1 if y == KEY_ROW else -1)), (x - side / 2 - 0.08, y), color=color)
 
     # the modules
     stops = (4.95, 6.4, 7.85, 9.25)
-    for y, colour, names, ours in (
+    for y, color, names, ours in (
         (
             QUERY_ROW,
             BLUE,
@@ -138,7 +136,7 @@ def draw() -> Figure:
             if not name:
                 continue
             arrow(axes, (left, y), (stop - 0.58, y))
-            part(axes, stop, y, name, colour, ours=note)
+            part(axes, stop, y, name, color, ours=note)
             left = stop + 0.58
         arrow(axes, (left, y), (10.18, y))
     axes.text(6.4, KEY_ROW - 0.1, "(no head: ours)", ha="center", va="bottom", size=7.2, color=OURS, style="italic")
@@ -178,12 +176,12 @@ def draw() -> Figure:
         weight="bold",
         color=INK,
     )
-    for x, words, colour in (
+    for x, words, color in (
         (0.35, "blue: learns by gradient", BLUE),
         (2.35, "orange: follows as a moving average, no gradient", ORANGE),
         (5.75, "ours: not known of the paper", OURS),
     ):
-        axes.text(x, 5.62, words, size=8, color=colour)
+        axes.text(x, 5.62, words, size=8, color=color)
     axes.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0), aspect="equal")
     axes.set_axis_off()
     return figure

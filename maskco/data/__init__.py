@@ -1,1 +1,1 @@
-"""Pictures in, batches of two views out."""
+"""Images in, batches of two views out."""

@@ -1,4 +1,4 @@
-"""Colour changes and blur of one picture, as float32 [3, H, W] with colours in [0, 1], on the CPU.
+"""Color changes and blur of one image, as float32 [3, H, W] with colors in [0, 1], on the CPU.
 
 The values are those of torchvision's functions, at a fraction of their time: most of what a view costs is here.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance, as torchvision has it
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of colour jitter
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of color jitter
 
 
 class Colors(NamedTuple):
-    """What was drawn for one view by MoCo v2's colour augmentations."""
+    """What was drawn for one view by MoCo v2's color augmentations."""
 
     jitter: list[tuple[int, float]]  # the four steps in the order drawn, with factor or shift; none: no jitter
     grey: bool
@@ -35,9 +35,9 @@ class Colors(NamedTuple):
         return [hue, *scalings, self.jitter[hue][1], self.grey, self.sigma]
 
 
-def recolor(view: Tensor, colours: Colors) -> Tensor:
-    """[3, S, S], overwritten, with its colours changed and blurred as drawn; [1, S, S] if it lost its colour."""
-    for step, amount in colours.jitter:
+def recolor(view: Tensor, colors: Colors) -> Tensor:
+    """[3, S, S], overwritten, with its colors changed and blurred as drawn; [1, S, S] if it lost its color."""
+    for step, amount in colors.jitter:
         if step == BRIGHTNESS:
             view = scale_from(None, view, amount)
         elif step == CONTRAST:
@@ -46,9 +46,9 @@ def recolor(view: Tensor, colours: Colors) -> Tensor:
             view = scale_from(greyscale(view), view, amount)
         else:
             view = shift_hue(view, amount)
-    if colours.grey:
+    if colors.grey:
         view = greyscale(view)
-    return gaussian_blur(view, colours.sigma) if colours.sigma else view
+    return gaussian_blur(view, colors.sigma) if colors.sigma else view
 
 
 def scale_from(origin: Tensor | None, image: Tensor, factor: float) -> Tensor:
@@ -71,7 +71,7 @@ def mean_grey(image: Tensor) -> Tensor:
 
 
 def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
-    """Turn the hue of [3, H, W] colours in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
+    """Turn the hue of [3, H, W] colors in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
     Or of [n, 3, H, W], on any device, by shifts [n, 1, 1]. Overwrites the image.
 
     With the hue h in sixths of a turn, a channel is value - chroma × p(h - its own hue), where p has period 6 and is
@@ -93,7 +93,7 @@ def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """[C, S, S] blurred over both axes. Weights that fall outside go to the others, so that the border does not darken.
 
-    It is a sum of shifted pictures: with so few channels, torch's convolutions take several times longer.
+    It is a sum of shifted images: with so few channels, torch's convolutions take several times longer.
     """
     size, radius = image.shape[-1], math.ceil(4 * sigma)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)

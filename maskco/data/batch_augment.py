@@ -1,4 +1,4 @@
-"""Colour changes, blur and normalisation of a whole batch of views at once, on any device.
+"""Color changes, blur and normalisation of a whole batch of views at once, on any device.
 
     views = finish(raw, device)     # RawViews [B, …] as the loading workers give them -> Views on the device
 
@@ -20,7 +20,7 @@ CHUNK = 1 << 20  # numbers that a CPU takes through all steps before the next on
 
 @torch.no_grad()
 def finish(raw: RawViews, device: torch.device) -> Views:
-    """Recolours, blurs and normalises in float32 on the device, where the images go as they are, as uint8.
+    """Recolors, blurs and normalises in float32 on the device, where the images go as they are, as uint8.
 
     The views are float32 [B, 3, S, S] in channels_last.
     """
@@ -50,7 +50,7 @@ def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def jitter(views: Tensor, rows: np.ndarray) -> None:
-    """Colour jitter of [n, 3, S, S], in place; rows [n, 10] are sorted by their first number, descending.
+    """Color jitter of [n, 3, S, S], in place; rows [n, 10] are sorted by their first number, descending.
 
     Brightness, contrast and saturation are one operation here, of which each view takes three: some before its hue is
     shifted, the rest after. So the k-th is taken before it by the first few views, and after it by the others.
@@ -79,13 +79,13 @@ def jitter(views: Tensor, rows: np.ndarray) -> None:
 
 
 def take_color_and_blur(views: Tensor, rows: np.ndarray) -> None:
-    """What comes after the jitter of [n, 3, S, S], in place. A view without colour has one plane blurred for three."""
-    (colourless,) = rows[:, 8].nonzero()
+    """What comes after the jitter of [n, 3, S, S], in place. A view without color has one plane blurred for three."""
+    (colorless,) = rows[:, 8].nonzero()
     planes = np.repeat(rows[:, 9:], 3, axis=1)  # sigma of each plane that is to be blurred, [n, 3]
-    planes[colourless, 1:] = 0
+    planes[colorless, 1:] = 0
     sigma = planes.ravel()
     order = np.argsort(-sigma, kind="stable")[: np.count_nonzero(sigma)]
-    grey, place = _put(colourless, views.device), _put(order, views.device)
+    grey, place = _put(colorless, views.device), _put(order, views.device)
     if len(grey):
         views[grey, :1] = greyscale(views.index_select(0, grey))
     if len(place):

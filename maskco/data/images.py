@@ -1,4 +1,4 @@
-"""Read one picture file of any mode as 8-bit RGB, whole or shrunk."""
+"""Read one image file of any mode as 8-bit RGB, whole or shrunk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKGROUND = (128, 128, 128)  # behind transparent pixels: mid-grey draws no har
 
 
 class ImageError(Exception):
-    """One picture cannot be used. `path` names it, `reason` says why."""
+    """One image cannot be used. `path` names it, `reason` says why."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that it survives pickling between DataLoader workers
@@ -38,7 +38,7 @@ class ImageError(Exception):
 
 
 class EncodedImage:
-    """One picture file: opened, and its size known, before it is decoded. Raises ImageError, then or when decoded.
+    """One image file: opened, and its size known, before it is decoded. Raises ImageError, then or when decoded.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size, for much less than the whole costs; and what is
     shown of it can be drawn in between.
@@ -53,7 +53,7 @@ class EncodedImage:
         with self._naming_itself():
             self._data = file if isinstance(file, bytes) else Path(file).read_bytes()
             self._image = open_image(io.BytesIO(self._data))
-            # (colours only: grey of 16 bits has a mode of its own)
+            # (colors only: grey of 16 bits has a mode of its own)
             self._is_deep = any(";16" in str(tile) for tile in getattr(self._image, "tile", ()))
             self._is_jpeg = isinstance(self._image, JpegImageFile)
             if not self._is_jpeg:  # other formats may tell only after decoding how they are to be turned
@@ -61,10 +61,10 @@ class EncodedImage:
             width, height = self._image.size
             self._orientation = orientation_of(self._image)
             self.size = (width, height) if self._orientation >= 5 else (height, width)
-            """Height and width of the upright picture in pixels."""
+            """Height and width of the upright image in pixels."""
 
     def decode(self, shrink: int = 1) -> Image.Image:
-        """The picture as RGB, upright (EXIF orientation applied), first frame if animated. To be called once.
+        """The image as RGB, upright (EXIF orientation applied), first frame if animated. To be called once.
 
         shrink: 1, 2, 4 or 8: a JPEG comes with 1 / shrink of its height and width, rounded up; others ignore it.
         """
@@ -96,10 +96,10 @@ class EncodedImage:
             values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
             if values.shape[2] == 2:  # grey and opacity
                 values = values[..., [0, 0, 0, 1]]
-        colours = stretch(values[..., :3])
+        colors = stretch(values[..., :3])
         if self._image.mode == "RGBA":
-            colours = np.concatenate([colours, np.asarray(self._image)[..., 3:]], axis=2)
-        result = Image.fromarray(colours)
+            colors = np.concatenate([colors, np.asarray(self._image)[..., 3:]], axis=2)
+        result = Image.fromarray(colors)
         result.info = self._image.info
         result.getexif()[ExifTags.Base.Orientation] = self._orientation
         return result
@@ -116,7 +116,7 @@ class EncodedImage:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The whole picture as RGB, upright (EXIF orientation applied), first frame if animated. Raises ImageError."""
+    """The whole image as RGB, upright (EXIF orientation applied), first frame if animated. Raises ImageError."""
     return EncodedImage(path).decode()
 
 
@@ -127,7 +127,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over mid-grey, and pictures of more than 8 bits (16-bit grey, 32-bit integer
+    """Any Pillow mode as RGB: transparency over mid-grey, and images of more than 8 bits (16-bit grey, 32-bit integer
     or float) stretched to 0..255 by `stretch`, since their scale is not known."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(stretch(np.asarray(image))).convert("RGB")

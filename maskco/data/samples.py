@@ -25,11 +25,11 @@ from maskco.data.images import EncodedImage, ImageError
 from maskco.data.sources import Source, SourceError
 from maskco.data.views import RawViews, Views
 
-REPLACEMENT_TRIES = 32  # pictures tried in place of a broken one before giving up
+REPLACEMENT_TRIES = 32  # images tried in place of a broken one before giving up
 
 
 class Sample(NamedTuple):
-    """One picture's views, and the (name, reason) of every picture that failed on the way to it."""
+    """One image's views, and the (name, reason) of every image that failed on the way to it."""
 
     views: Views | RawViews
     failures: list[tuple[str, str]]
@@ -44,9 +44,9 @@ class Batch(NamedTuple):
 
 class PretrainDataset(Dataset):
     """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`. The transform is a
-    `TwoViews`, or its method `raw` to leave the colours for whole batches.
+    `TwoViews`, or its method `raw` to leave the colors for whole batches.
 
-    A picture that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
+    An image that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
     the failure is reported with the sample. Raises SourceError after 32 failures in a row.
     """
 
@@ -65,7 +65,7 @@ class PretrainDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         failures: list[tuple[str, str]] = []
         for step in range(REPLACEMENT_TRIES):
-            # Not a neighbour: whole folders may be broken, and the share of failures should be that of all pictures.
+            # Not a neighbour: whole folders may be broken, and the share of failures should be that of all images.
             chosen = _mix(self.seed, epoch, index, step) % len(self) if step else index
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
@@ -76,11 +76,11 @@ class PretrainDataset(Dataset):
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0]
         raise SourceError(
-            f"{len(failures)} pictures in a row cannot be used, the first {name!r} ({reason}): check the data folder"
+            f"{len(failures)} images in a row cannot be used, the first {name!r} ({reason}): check the data folder"
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
-        """The views of the picture `index`, or, drawn as those, of the picture `shown`. Raises ImageError."""
+        """The views of the image `index`, or, drawn as those, of the image `shown`. Raises ImageError."""
         shown = index if shown is None else shown
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):
@@ -88,7 +88,7 @@ class PretrainDataset(Dataset):
 
 
 def lacks_resources(error: BaseException) -> bool:
-    """Whether the process lacks memory or files, which is no fault of the picture that it was about to read."""
+    """Whether the process lacks memory or files, which is no fault of the image that it was about to read."""
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
         errno.EMFILE,
         errno.ENFILE,
@@ -137,8 +137,8 @@ class EpochBatches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > length:
             raise ValueError(
-                f"batch_size {batch_size} is larger than the data ({length} pictures): "
-                f"lower it to {length} or less, or add pictures"
+                f"batch_size {batch_size} is larger than the data ({length} images): "
+                f"lower it to {length} or less, or add images"
             )
         if batch_size % (ranks * parts):
             raise ValueError(f"batch_size {batch_size} cannot be divided by {ranks} ranks × {parts} parts")

@@ -1,9 +1,9 @@
-"""Two augmented views of one picture, with regions that both of them show.
+"""Two augmented views of one image, with regions that both of them show.
 
-    views = TwoViews(ViewConfig(image_size=224, regions=4))(picture)
+    views = TwoViews(ViewConfig(image_size=224, regions=4))(image)
     query = mask_boxes(views.query[None], views.query_boxes[None])      # what MaskCo's query branch sees
 
-The views are MoCo v2's: a random resized crop, colour jitter, greyscale, blur and flip, drawn independently for each
+The views are MoCo v2's: a random resized crop, color jitter, greyscale, blur and flip, drawn independently for each
 view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
 How crops come to overlap and how regions are drawn is not in what is known of the paper: all of that is ours.
 """
@@ -45,7 +45,7 @@ class Views(NamedTuple):
 
 
 class RawViews(NamedTuple):
-    """Two views whose colours are drawn but not yet applied: `batch_augment.finish` makes `Views` of them."""
+    """Two views whose colors are drawn but not yet applied: `batch_augment.finish` makes `Views` of them."""
 
     query: Tensor  # [B, 3, S, S] uint8; one sample: [3, S, S]
     key: Tensor  # [B, 3, S, S]
@@ -56,7 +56,7 @@ class RawViews(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """A rectangle of whole pixels of the picture, as torchvision's crop functions take it."""
+    """A rectangle of whole pixels of the image, as torchvision's crop functions take it."""
 
     top: int
     left: int
@@ -64,7 +64,7 @@ class Crop(NamedTuple):
     width: int
 
     def shrunk(self, shrink: int, height: int, width: int) -> Crop:
-        """The same part of the picture after it was shrunk to height × width."""
+        """The same part of the image after it was shrunk to height × width."""
         rows, columns = min(round(self.height / shrink), height), min(round(self.width / shrink), width)
         top, left = min(round(self.top / shrink), height - rows), min(round(self.left / shrink), width - columns)
         return Crop(top, left, rows, columns)
@@ -73,7 +73,7 @@ class Crop(NamedTuple):
 class TwoViews:
     """EncodedImage -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
 
-    Regions lie wholly inside the area that both crops show. Those of one picture may touch but should not coincide:
+    Regions lie wholly inside the area that both crops show. Those of one image may touch but should not coincide:
     each is the first of a few random candidates whose IoU with every earlier region is at most `max_region_overlap`,
     and where none is (a small shared area, many regions) the candidate with the least.
     """
@@ -85,7 +85,7 @@ class TwoViews:
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
     def __call__(self, picture: EncodedImage | Image.Image | Tensor) -> Views:
-        """picture: a picture still to be decoded, an RGB PIL picture, or a uint8 tensor [3, H, W].
+        """image: an image still to be decoded, an RGB PIL image, or a uint8 tensor [3, H, W].
 
         Raises ImageError if it is too small, or cannot be decoded.
         """
@@ -93,13 +93,13 @@ class TwoViews:
         return Views(self._finish(query, query_colors), self._finish(key, key_colors), query_boxes, key_boxes)
 
     def raw(self, picture: EncodedImage | Image.Image | Tensor) -> RawViews:
-        """The same views from the same random numbers, with the colours left for a whole batch at once."""
+        """The same views from the same random numbers, with the colors left for a whole batch at once."""
         (query, query_boxes, query_colors), (key, key_boxes, key_colors) = self._draw(picture)
         rows = torch.tensor((query_colors.row(), key_colors.row()), dtype=torch.float64)
         return RawViews(query, key, query_boxes, key_boxes, *rows)
 
     def _draw(self, picture: EncodedImage | Image.Image | Tensor) -> tuple[tuple[Tensor, Tensor, Colors], ...]:
-        """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colours."""
+        """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colors."""
         height, width = picture.size if isinstance(picture, EncodedImage) else F.get_size(picture)
         if min(height, width) < self.config.min_image_side:
             reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_image_side}"
@@ -110,10 +110,10 @@ class TwoViews:
         else:
             image = picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
         regions = self._regions(query, key)
-        return tuple((*self._cut(image, regions, crop), self._colours()) for crop in (query, key))
+        return tuple((*self._cut(image, regions, crop), self._colors()) for crop in (query, key))
 
     def _decode(self, picture: EncodedImage, query: Crop, key: Crop) -> tuple[Tensor, Crop, Crop]:
-        """The picture [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
+        """The image [3, H, W], as small as no view has to be enlarged for it, and the crops in pixels of that."""
         least = min(query.height, query.width, key.height, key.width)
         shrink = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or least >= shrink * self.config.image_size)
         image = picture.tensor(shrink)
@@ -123,7 +123,7 @@ class TwoViews:
         return image, query.shrunk(shrink, height, width), key.shrunk(shrink, height, width)
 
     def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
-        """What the query and the key view show of a picture of this size: the first that a call draws at random."""
+        """What the query and the key view show of an image of this size: the first that a call draws at random."""
         config = self.config
         query = self._random_crop(height, width)
         if not config.regions and not config.min_overlap:
@@ -147,7 +147,7 @@ class TwoViews:
         return query, Crop(top, left, query.height, query.width)
 
     def _random_crop(self, height: int, width: int) -> Crop:
-        """As torchvision's RandomResizedCrop draws it: by area and aspect; where ten of these do not fit, the picture's
+        """As torchvision's RandomResizedCrop draws it: by area and aspect; where ten of these do not fit, the image's
         middle, as much of it as the aspects allow."""
         area, (least, most) = height * width, self.config.crop_aspect
         for scale, aspect, down, across in torch.rand(10, 4, dtype=torch.float64).tolist():
@@ -161,7 +161,7 @@ class TwoViews:
         return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def _smallest_region(self, query: Crop, key: Crop) -> tuple[float, float]:
-        """Width and height, in pixels of the picture, that any region of these crops should be able to have."""
+        """Width and height, in pixels of the image, that any region of these crops should be able to have."""
         if not self.config.regions:
             return 0.0, 0.0
         pixels, scale = self.config.min_region_pixels / self.config.image_size, self.config.region_scale[0]
@@ -171,7 +171,7 @@ class TwoViews:
         )
 
     def _regions(self, query: Crop, key: Crop) -> Tensor:
-        """R boxes [R, 4] in pixels of the picture, inside both crops."""
+        """R boxes [R, 4] in pixels of the image, inside both crops."""
         config = self.config
         left, top, right, bottom = _shared(query, key)
         pixels = config.min_region_pixels / config.image_size
@@ -210,7 +210,7 @@ class TwoViews:
             view, boxes = view.flip(-1), torch.stack((size - x2, y1, size - x1, y2), dim=1)
         return view, boxes
 
-    def _colours(self) -> Colors:
+    def _colors(self) -> Colors:
         config = self.config
         jitter: list[tuple[int, float]] = []
         if _chance(config.jitter):
@@ -221,9 +221,9 @@ class TwoViews:
         sigma = _uniform(*config.blur_sigma) * config.image_size / 224 if _chance(config.blur) else 0.0
         return Colors(jitter, grey, sigma)
 
-    def _finish(self, view: Tensor, colours: Colors) -> Tensor:
-        """uint8 [3, S, S] -> recoloured, blurred, normalised float32."""
-        view = recolor(view.contiguous().float().mul_(1 / 255), colours)
+    def _finish(self, view: Tensor, colors: Colors) -> Tensor:
+        """uint8 [3, S, S] -> recolored, blurred, normalised float32."""
+        view = recolor(view.contiguous().float().mul_(1 / 255), colors)
         return torch.addcmul(self._offset, view, self._scale)
 
 
@@ -253,8 +253,8 @@ def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float
 def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
     """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
 
-    "grey": a constant near the mean colour. "noise": standard normal numbers of the images' shape, from `generator` or
-    else torch's own of the device. "mean": 0, the mean colour.
+    "grey": a constant near the mean color. "noise": standard normal numbers of the images' shape, from `generator` or
+    else torch's own of the device. "mean": 0, the mean color.
 
     A fresh network without biases maps exactly 0 to feature vectors without variance. Each LayerNorm multiplies the
     gradient of such a vector by 1/√eps, which no learning rate survives. The grey is as far from 0 as it takes.
@@ -265,7 +265,7 @@ def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | No
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """Normalised views [..., 3, H, W] back to colours in [0, 1], for looking at."""
+    """Normalised views [..., 3, H, W] back to colors in [0, 1], for looking at."""
     return (images * _channels(STD).to(images) + _channels(MEAN).to(images)).clamp(0, 1)
 
 

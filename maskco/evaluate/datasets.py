@@ -123,12 +123,12 @@ def _hold_out(length: int) -> tuple[list[int], list[int]]:
     return sorted(order[count:]), sorted(order[:count])
 
 
-# --- boxes as pictures ----------------------------------------------------------------------------------------------
+# --- boxes as images ----------------------------------------------------------------------------------------------
 
 
 class CutOuts:
-    """Every box of some scenes cut out as a picture of its own, `size` pixels square: sets with boxes as sets of
-    classified pictures. The scenes must have boxes."""
+    """Every box of some scenes cut out as an image of its own, `size` pixels square: sets with boxes as sets of
+    classified images. The scenes must have boxes."""
 
     def __init__(self, scenes: Annotated | LabelledScenes, size: int) -> None:
         self.scenes, self.size = scenes, size

@@ -60,7 +60,7 @@ def evaluate_detection(
     """Fine-tunes a detector from the encoder and gives its average precision in per cent, and what a row says of it.
 
     Args:
-        image_size: the shorter side of the pictures in pixels; the longer is at most 5/3 of it.
+        image_size: the shorter side of the images in pixels; the longer is at most 5/3 of it.
         folder: where the detector is saved and looked for, named by a digest of all that determines it.
 
     Raises:
@@ -99,7 +99,7 @@ def evaluate_detection(
 
 
 class Pyramid(nn.Module):
-    """The encoder's maps of every scale from stride 4 on, made into a feature pyramid: pictures -> maps by name."""
+    """The encoder's maps of every scale from stride 4 on, made into a feature pyramid: images -> maps by name."""
 
     out_channels = WIDTH
 
@@ -107,7 +107,7 @@ class Pyramid(nn.Module):
         super().__init__()
         if opened.encoder.image_size is not None:
             raise EvaluationError(
-                f"{opened.name} takes pictures of {opened.encoder.image_size} pixels only: detection needs an encoder "
+                f"{opened.name} takes images of {opened.encoder.image_size} pixels only: detection needs an encoder "
                 "that takes any size, such as a ResNet"
             )
         infos = cast("FeatureInfo", timm.create_model(opened.architecture, features_only=True).feature_info).get_dicts()
@@ -234,7 +234,7 @@ class Training:
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def _batches(self) -> Iterator[Batch | str]:
-        """What is left of all epochs; the order of pictures and their flips follow from seed and epoch."""
+        """What is left of all epochs; the order of images and their flips follow from seed and epoch."""
         size = self.options.batch_size
         for epoch in range(self.step // self.batches_per_epoch, self.options.epochs):
             generator = torch.Generator().manual_seed(self.options.seed * 100_003 + epoch)
@@ -247,9 +247,9 @@ class Training:
 
 
 class DetectionSet(Dataset):
-    """Scenes as torchvision's detectors want them: a picture [3, H, W] in [0, 1] and boxes with labels from 1 on.
+    """Scenes as torchvision's detectors want them: an image [3, H, W] in [0, 1] and boxes with labels from 1 on.
 
-    A key (epoch, index) is a picture to learn from, by chance mirrored; an index alone one to test on. Of a picture
+    A key (epoch, index) is an image to learn from, by chance mirrored; an index alone one to test on. Of an image
     that cannot be read there is the reason instead.
     """
 
@@ -283,7 +283,7 @@ def _collate(samples: list[tuple[Tensor, Target] | str]) -> Batch | str:
 
 
 def _readable(batches: Iterable[Batch | str]) -> Iterator[Batch]:
-    """Raises EvaluationError for the first picture that cannot be read: COCO's measure is of all pictures."""
+    """Raises EvaluationError for the first image that cannot be read: COCO's measure is of all images."""
     for batch in batches:  # (an error raised in a loading worker would come with the traceback of its process)
         if isinstance(batch, str):
             raise EvaluationError(f"data: {batch}: restore it, or take it out of the annotation file")
@@ -312,7 +312,7 @@ def average_precision(
     result = metric.compute()
     scores = {name: 100 * float(result[key]) for name, key in SCORES.items()}
     if scores["mAP"] < 0:  # pycocotools says -1
-        raise EvaluationError("data: there is no box to find in the test pictures")
+        raise EvaluationError("data: there is no box to find in the test images")
     return scores
 
 

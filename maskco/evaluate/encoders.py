@@ -84,9 +84,9 @@ def untrained_of(opened: OpenedEncoder) -> str:
 
 
 def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
-    """Side in pixels at which the pictures of a run's evaluation should be seen.
+    """Side in pixels at which the images of a run's evaluation should be seen.
 
-    Views are enlarged crops, so objects look larger in them than in whole pictures of the same side. Whole pictures are
+    Views are enlarged crops, so objects look larger in them than in whole images of the same side. Whole images are
     therefore taken larger, by the mean enlargement (Touvron et al., 2019), up to the next multiple of 32; an encoder of
     fixed input size gets that.
     """

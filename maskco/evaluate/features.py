@@ -1,4 +1,4 @@
-"""Frozen features of labelled scenes: of every box, or of every whole picture.
+"""Frozen features of labelled scenes: of every box, or of every whole image.
 
 BatchNorm's running statistics can be estimated anew on the training scenes, for all encoders of a table alike: an
 untrained encoder has none (mean 0, variance 1), which would make it look worse than it is, and a trained one has those
@@ -32,11 +32,11 @@ OWN = torch.Generator()  # what loaders draw their workers' seeds from, instead 
 
 
 class Input(NamedTuple):
-    """How pictures become the encoder's input."""
+    """How images become the encoder's input."""
 
     image_size: int | None = None  # None: as they are, which must be of one size
-    whole: bool = False  # a feature for each picture, its middle square seen undistorted; else one for each box,
-    # the picture squeezed to a square so that no box is lost
+    whole: bool = False  # a feature for each image, its middle square seen undistorted; else one for each box,
+    # the image squeezed to a square so that no box is lost
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     workers: int = 0
@@ -46,7 +46,7 @@ class Input(NamedTuple):
 class Features(NamedTuple):
     x: Tensor  # [M, C] float32, on the CPU
     labels: Tensor  # [M] int64
-    skipped: list[str]  # pictures that could not be read, and why: each once
+    skipped: list[str]  # images that could not be read, and why: each once
 
 
 def extract_features(
@@ -58,17 +58,17 @@ def extract_features(
     progress: str | None = None,
     digests: list[bytes] | None = None,
 ) -> Features:
-    """The mean of the encoder's feature map over each box, or over each whole picture, scene by scene.
+    """The mean of the encoder's feature map over each box, or over each whole image, scene by scene.
 
     Args:
-        encoder: maps normalised pictures [B, 3, H, W] to [B, C, h, w] and has `.stride`; used in eval mode, without
+        encoder: maps normalised images [B, 3, H, W] to [B, C, h, w] and has `.stride`; used in eval mode, without
             gradients, on the device of its parameters, and left in the mode it was in.
         scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
         progress: the words before a progress bar; None shows no bar.
-        digests: gets a digest of each picture that was read, the same for the same pixels.
+        digests: gets a digest of each image that was read, the same for the same pixels.
 
     Raises:
-        EvaluationError: no scene, none with a box, more than half of the pictures unreadable, or pictures of several
+        EvaluationError: no scene, none with a box, more than half of the images unreadable, or images of several
             sizes without `image_size`.
     """
     device = next(encoder.parameters()).device
@@ -135,7 +135,7 @@ def reestimate_batch_norm(
 
 
 class _Prepared(Dataset):
-    """Scenes as float32 pictures [3, S, S] in [0, 255] with boxes along, or as the reason why one cannot be read."""
+    """Scenes as float32 images [3, S, S] in [0, 255] with boxes along, or as the reason why one cannot be read."""
 
     def __init__(self, scenes: Scenes, form: Input, digested: bool) -> None:
         self.scenes, self.form, self.digested = scenes, form, digested
@@ -175,7 +175,7 @@ def _batches(
     skipped: list[str] | None = None,
     digests: list[bytes] | None = None,
 ) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
-    """Normalised pictures [B, 3, H, W] float32, with one tensor of boxes and one of labels a picture."""
+    """Normalised images [B, 3, H, W] float32, with one tensor of boxes and one of labels an image."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
     prepared = _Prepared(scenes, form, digests is not None)
     loader = DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
@@ -190,9 +190,7 @@ def _batches(
         if digests is not None:
             digests += read
         if len({image.shape for image in images}) > 1:
-            raise EvaluationError(
-                "scenes: expected pictures of one size, found several; pass image_size to resize them"
-            )
+            raise EvaluationError("scenes: expected images of one size, found several; pass image_size to resize them")
         yield (torch.stack(images) / 255 - mean) / std, boxes, labels
 
 

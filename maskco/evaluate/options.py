@@ -98,7 +98,7 @@ class Detection(Evaluation):
     lr: Annotated[float, Between(1e-12, 1e6)] = 0.02
     """Learning rate for 16 images a step; scaled to the batch size, a tenth after 2/3 and after 8/9 of the steps."""
     proposals: Count = 512
-    """Boxes a image that the box head learns from; most of a step's cost on a CPU. Small images need fewer."""
+    """Boxes an image that the box head learns from; most of a step's cost on a CPU. Small images need fewer."""
     amp: Literal["off", "bf16"] = "off"
     """Mixed precision."""
     seed: Natural = 0

@@ -25,7 +25,7 @@ from maskco.memory import memory_errors
 from maskco.provenance import provenance
 from maskco.runs.trust import own_file
 
-SHOWN_SKIPPED = 20  # names of unreadable pictures that a row keeps
+SHOWN_SKIPPED = 20  # names of unreadable images that a row keeps
 
 Scored = tuple[dict[str, float], dict[str, Any]]  # a row's scores and details
 
@@ -221,7 +221,7 @@ def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, siz
 
 
 def workers(options: Evaluation, data: LabelledSet) -> int:
-    """Processes that load pictures: none where decoding costs nothing."""
+    """Processes that load images: none where decoding costs nothing."""
     if options.workers is not None:
         return options.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -230,8 +230,8 @@ def workers(options: Evaluation, data: LabelledSet) -> int:
 
 TASKS: dict[str, Callable[..., Scored]] = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}
 TITLES = {
-    "knn": "pictures by nearest neighbours, %",
-    "linear": "pictures by a linear classifier, %",
+    "knn": "images by nearest neighbours, %",
+    "linear": "images by a linear classifier, %",
     "regions": "regions by frozen features, %",
     "detection": "Faster R-CNN, fine-tuned: COCO's average precision, %",
 }

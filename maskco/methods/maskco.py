@@ -160,6 +160,6 @@ def embed_regions(features: Tensor, boxes: Tensor, stride: int, projection: nn.M
     image = torch.arange(count, device=boxes.device, dtype=boxes.dtype).repeat_interleave(
         regions, output_size=count * regions
     )
-    rows = torch.cat([image[:, None], boxes.flatten(0, 1)], dim=1)  # [B * R, 5]: picture by picture
+    rows = torch.cat([image[:, None], boxes.flatten(0, 1)], dim=1)  # [B * R, 5]: image by image
     pooled = ops.box_pool(features, rows, spatial_scale=1 / stride)  # [B * R, C]
     return F.normalize(projection(pooled).float(), dim=1)

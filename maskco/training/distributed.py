@@ -5,9 +5,9 @@ the gradients while the backward pass still runs; keys are gathered in rank orde
 stay equal bit for bit. Gradients, queue and loss are those of one process with the whole batch, but for two things:
 
 * sums are rounded in another order;
-* a batch norm sees one rank's micro-batch, `batch_size / (ranks × accumulate)` pictures, not the whole batch. On the
+* a batch norm sees one rank's micro-batch, `batch_size / (ranks × accumulate)` images, not the whole batch. On the
   query side `batch_norm="sync"` shares the statistics between ranks (not between micro-batches). On the key side they
-  must be of other pictures than the query's, else the two recognise each other by their company: that is what
+  must be of other images than the query's, else the two recognise each other by their company: that is what
   `shuffle_keys` (between ranks) and `key_group` (within one) are for, see `nn.shuffled_across_ranks`.
 
 Running statistics stay each rank's own, and the checkpoint has rank 0's, as is usual.

@@ -126,7 +126,7 @@ def _timm(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Export
     whole = whole_model_state(config.run.encoder)
     missing = sorted(whole.keys() - state.keys())
     shapes = {name: state[name].shape for name in state if state[name].shape != whole[name].shape}
-    if shapes:  # position embeddings follow the size of the pictures
+    if shapes:  # position embeddings follow the size of the images
         options["img_size"] = config.views.image_size
     made = ", ".join([repr(config.run.encoder), *(f"{k}={v!r}" for k, v in options.items())])
     if not missing:
@@ -237,7 +237,7 @@ def model_card(
         + ("" if config.run.output_stride is None else f", output stride {config.run.output_stride}"),
         "pretrained by": f"{config.run.method}, without labels",
         "data": f"`{config.run.data}`",
-        "steps": f"{step:,} of {config.optim.batch_size} pictures{hours}",
+        "steps": f"{step:,} of {config.optim.batch_size} images{hours}",
         "views": f"{config.views.image_size} × {config.views.image_size} pixels",
         "input": f"RGB in [0, 1], less {list(MEAN)}, divided by {list(STD)}",
         "tensors": f"{len(exported.tensors)}, {format}'s names",

@@ -45,12 +45,12 @@ SHORT = dataclasses.replace(LAPTOP, steps=6, batch_size=100, options=LAPTOP.opti
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four classes that a look at the colour tells apart: what a supervised encoder must learn in no time."""
+    """Four classes that a look at the color tells apart: what a supervised encoder must learn in no time."""
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for label, colour in enumerate(COLOURS.tolist()):
+    for label, color in enumerate(COLOURS.tolist()):
         (folder / f"class{label}").mkdir()
         for index in range(40):
-            picture = np.clip(random.normal(colour, 20, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+            picture = np.clip(random.normal(color, 20, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(picture).save(folder / f"class{label}" / f"{index}.png")
     return str(folder)
 

@@ -21,7 +21,7 @@ STRONG = {"jitter": 1.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, 
 
 
 def both(config: ViewConfig, count: int) -> tuple[Views, RawViews]:
-    """The same views of `count` noisy pictures, finished one by one and raw."""
+    """The same views of `count` noisy images, finished one by one and raw."""
     transform, finished, raw = TwoViews(config), [], []
     torch.manual_seed(7)
     for seed, picture in enumerate(torch.randint(256, (count, 3, 80, 96), dtype=torch.uint8)):
@@ -33,9 +33,9 @@ def both(config: ViewConfig, count: int) -> tuple[Views, RawViews]:
     return Views(*map(torch.stack, zip(*finished, strict=True))), RawViews(*map(torch.stack, zip(*raw, strict=True)))
 
 
-def recoloured(images: torch.Tensor, colours: list[Colors]) -> torch.Tensor:
-    """uint8 [N, 3, S, S] -> colours in [0, 1], by the batch."""
-    rows = torch.tensor([each.row() for each in colours], dtype=torch.float64)
+def recolored(images: torch.Tensor, colors: list[Colors]) -> torch.Tensor:
+    """uint8 [N, 3, S, S] -> colors in [0, 1], by the batch."""
+    rows = torch.tensor([each.row() for each in colors], dtype=torch.float64)
     views = finish(RawViews(images, images, torch.zeros(0), torch.zeros(0), rows, rows), CPU)
     assert torch.equal(views.query, views.key)
     return denormalize(views.query)
@@ -70,13 +70,13 @@ def test_every_order_of_steps_is_kept_beside_every_other(monkeypatch: pytest.Mon
     torch.manual_seed(0)
     orders = [list(order) for order in itertools.permutations(STEPS)] + [[]]
     amounts = (torch.rand(25, 4) * torch.tensor([2, 2, 2, 1]) - torch.tensor([0, 0, 0, 0.5])).tolist()
-    colours = [
+    colors = [
         Colors([(step, amount[step]) for step in order], grey=place % 3 == 0, sigma=(place % 4) * 0.6)
         for place, (order, amount) in enumerate(zip(orders, amounts, strict=True))
     ]
     images = torch.randint(256, (25, 3, 16, 16), dtype=torch.uint8)
-    got = recoloured(images, colours)
-    for image, drawn, view in zip(images, colours, got, strict=True):
+    got = recolored(images, colors)
+    for image, drawn, view in zip(images, colors, got, strict=True):
         torch.testing.assert_close(view, recolor(image / 255, drawn).expand(3, 16, 16), atol=1e-5, rtol=0)
 
 
@@ -94,19 +94,19 @@ def test_each_step_is_torchvisions(step: int, amounts: tuple[float, ...], theirs
     images = torch.randint(256, (len(amounts), 3, 20, 20), dtype=torch.uint8)
     images[0, :, 0] = 128  # grey has no hue
     neutral = {BRIGHTNESS: 1.0, CONTRAST: 1.0, SATURATION: 1.0, HUE: 0.0}
-    colours = [Colors(list({**neutral, step: amount}.items()), grey=False, sigma=0.0) for amount in amounts]
+    colors = [Colors(list({**neutral, step: amount}.items()), grey=False, sigma=0.0) for amount in amounts]
     expected = torch.stack([theirs(image / 255, amount) for image, amount in zip(images, amounts, strict=True)])
-    torch.testing.assert_close(recoloured(images, colours), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(recolored(images, colors), expected, atol=2e-5, rtol=0)
 
 
 def test_grey_and_blur_are_torchvisions() -> None:
     torch.manual_seed(0)
     images = torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8)
-    (grey,) = recoloured(images[:1], [Colors([], grey=True, sigma=0.0)])
+    (grey,) = recolored(images[:1], [Colors([], grey=True, sigma=0.0)])
     torch.testing.assert_close(grey, F.rgb_to_grayscale(images[0] / 255, num_output_channels=3))
     inside = (..., slice(8, -8), slice(8, -8))  # at the border weights go elsewhere
     sigmas = (2.0, 1.0)  # of which four are the radius
-    blurred = recoloured(images, [Colors([], grey=False, sigma=sigma) for sigma in sigmas])
+    blurred = recolored(images, [Colors([], grey=False, sigma=sigma) for sigma in sigmas])
     for image, sigma, got in zip(images, sigmas, blurred, strict=True):
         side = int(8 * sigma) + 1
         expected = F.gaussian_blur(image / 255, [side, side], [sigma, sigma])

@@ -75,7 +75,7 @@ def test_half_transparent_pixels_are_mixed(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "a.png").getpixel((5, 5)), (191.5, 63.8, 63.8), atol=1)
 
 
-def test_colour_key_of_an_rgb_png_is_transparency(tmp_path: Path) -> None:
+def test_color_key_of_an_rgb_png_is_transparency(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 40), (1, 2, 3))
     image.paste((200, 0, 0), (20, 0, 40, 40))
     image.save(tmp_path / "a.png", transparency=(1, 2, 3))
@@ -99,7 +99,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_animated_picture_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "lime", "blue")]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
     red, green, blue = read_image(tmp_path / f"a.{suffix}").getpixel((20, 20))
     assert red > 240 and green < 15 and blue < 15

@@ -207,7 +207,7 @@ def test_stretch_of_few_and_of_extreme_values() -> None:
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_colours_of_16_bits_are_stretched_together(tmp_path: Path, channels: int) -> None:
+def test_colors_of_16_bits_are_stretched_together(tmp_path: Path, channels: int) -> None:
     """A camera's 10 bits in 16, with a hot pixel."""
     values = np.stack([RAMP * 1000, RAMP * 500, RAMP[:, ::-1] * 1000], -1).astype(np.uint16)
     if channels == 2:
@@ -222,7 +222,7 @@ def test_colours_of_16_bits_are_stretched_together(tmp_path: Path, channels: int
     np.testing.assert_allclose(np.asarray(read_image(tmp_path / "a.png")), expected, atol=1)
 
 
-def test_colours_of_8_bits_stay_as_they_are() -> None:
+def test_colors_of_8_bits_stay_as_they_are() -> None:
     dark = Image.fromarray(np.random.default_rng(0).integers(0, 9, (40, 40, 3), dtype=np.uint8))
     file = io.BytesIO()
     dark.save(file, "png")

@@ -62,7 +62,7 @@ def error_of(pictures: Path, out: Path, **options: object) -> TrainingError:
             lambda: RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. gloo NCCL"),
             "RuntimeError: Data",
         ),
-        (lambda: KeyError("colour"), "006.png cannot be loaded: KeyError: 'colour' is missing"),
+        (lambda: KeyError("color"), "006.png cannot be loaded: KeyError: 'color' is missing"),
         (lambda: Stubborn(1, 2), "006.png cannot be loaded: Stubborn: of two lines"),
         (lambda: ZeroDivisionError(), "006.png cannot be loaded: ZeroDivisionError"),
         (lambda: PermissionError(errno.EACCES, "Permission denied", "x"), "PermissionError: [Errno 13] Permission"),

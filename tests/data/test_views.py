@@ -33,8 +33,8 @@ def place_shown_at(view: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torc
     """Red and green of a view of `coordinates_picture`, bilinear at pixel positions x, y: [n, 2] in 0..255."""
     size = view.shape[-1]
     grid = torch.stack((x, y), -1)[None, None] / size * 2 - 1
-    colours = torch.nn.functional.grid_sample(denormalize(view)[None], grid, align_corners=False, padding_mode="border")
-    return colours[0, :2, 0].T * 255
+    colors = torch.nn.functional.grid_sample(denormalize(view)[None], grid, align_corners=False, padding_mode="border")
+    return colors[0, :2, 0].T * 255
 
 
 @pytest.mark.parametrize("as_pil", [False, True])
@@ -55,15 +55,15 @@ def test_both_boxes_surround_the_same_content_through_crops_and_flips(as_pil: bo
             flipped = bool((first[:, 0] > last[:, 0]).all())
             sides.append(flipped)
         flips_seen.add((sides[1], sides[3]))
-        # A pixel of a view is at most one picture width / 64 = 4 levels of the ramp.
+        # A pixel of a view is at most one image width / 64 = 4 levels of the ramp.
         torch.testing.assert_close(sides[0], sides[2], atol=5, rtol=0)
     assert flips_seen == {(False, False), (False, True), (True, False), (True, True)}
 
 
 def test_painted_corner_marks_stay_at_the_corners_of_the_boxes() -> None:
-    """Paint four colours at a region's corners in the picture, then draw the same views again by the same seed."""
+    """Paint four colors at a region's corners in the image, then draw the same views again by the same seed."""
     transform = TwoViews(replace(PLAIN, regions=1, region_scale=(0.4, 0.6), region_aspect=(1.0, 1.0)))
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]])
+    colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]])
     for seed in range(20):
         torch.manual_seed(seed)
         plain = transform(coordinates_picture(256, 256))
@@ -77,18 +77,18 @@ def test_painted_corner_marks_stay_at_the_corners_of_the_boxes() -> None:
         ]
         x, y = (torch.stack(axis) for axis in zip(*corners, strict=True))
         picture = torch.zeros(3, 256, 256, dtype=torch.uint8)
-        for place, colour in zip(place_shown_at(plain.query, x, y).round().long(), colours, strict=True):
+        for place, color in zip(place_shown_at(plain.query, x, y).round().long(), colors, strict=True):
             column, row = place.tolist()
-            picture[:, max(row - 6, 0) : row + 7, max(column - 6, 0) : column + 7] = colour[:, None, None]
+            picture[:, max(row - 6, 0) : row + 7, max(column - 6, 0) : column + 7] = color[:, None, None]
         torch.manual_seed(seed)
         marked = transform(picture)
         torch.testing.assert_close(marked.key_boxes, plain.key_boxes)
         for view, boxes in ((marked.query, marked.query_boxes), (marked.key, marked.key_boxes)):
             shown = denormalize(view)
             outside = mask_boxes(shown[None], boxes[None])[0]
-            for colour in colours:
-                amount = (1 - (shown - colour[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
-                left = (1 - (outside - colour[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
+            for color in colors:
+                amount = (1 - (shown - color[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
+                left = (1 - (outside - color[:, None, None] / 255).abs().amax(0)).clamp(min=0.5) - 0.5
                 assert amount.sum() > 1, "the mark is in the view"
                 assert left.sum() < 0.35 * amount.sum(), "the mark lies in the box"
 
@@ -138,7 +138,7 @@ def test_single_crops_are_drawn_as_torchvision_draws_them(shape: tuple[int, int]
     b = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).double()
     for x, y in ((a, b), (a[:, 2:].log().diff(), b[:, 2:].log().diff()), (a[:, 2:].prod(1), b[:, 2:].prod(1))):
         error = (x.mean(0) - y.mean(0)).abs() / (x.std(0) / draws**0.5 + 1e-9)
-        assert error.max() < 5 and torch.allclose(x.std(0), y.std(0), rtol=0.1)  # (a long picture leaves no choice)
+        assert error.max() < 5 and torch.allclose(x.std(0), y.std(0), rtol=0.1)  # (a long image leaves no choice)
     assert a.amin(0).tolist() == pytest.approx(b.amin(0).tolist(), abs=3)
     assert a.amax(0).tolist() == pytest.approx(b.amax(0).tolist(), abs=3)
 
@@ -173,7 +173,7 @@ def test_same_seed_same_views_and_another_seed_others() -> None:
 
 def test_views_are_normalised_float32_of_the_size_asked_for() -> None:
     torch.manual_seed(0)
-    views = TwoViews(ViewConfig(image_size=48))(Image.new("RGB", (200, 100), (124, 116, 104)))  # the mean colour
+    views = TwoViews(ViewConfig(image_size=48))(Image.new("RGB", (200, 100), (124, 116, 104)))  # the mean color
     assert views.query.shape == views.key.shape == (3, 48, 48)
     assert views.query.dtype == torch.float32 and type(views.query) is torch.Tensor
     plain = TwoViews(replace(PLAIN, image_size=48))(Image.new("RGB", (200, 100), (124, 116, 104)))
@@ -211,7 +211,7 @@ def test_shift_hue_is_a_turn_of_hsv_hue(shift: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
-def test_colour_changes_are_torchvisions(factor: float) -> None:
+def test_color_changes_are_torchvisions(factor: float) -> None:
     torch.manual_seed(0)
     image = torch.rand(3, 9, 7)
     image[:, 0] = image[:, 0].round()
@@ -232,26 +232,26 @@ def test_blur_keeps_the_mean_and_takes_the_contrast() -> None:
     # An impulse becomes torchvision's Gaussian, away from the border.
     impulse = torch.zeros(3, 224, 224)
     impulse[:, 100, 120] = 1
-    colours = TwoViews(config)._colours()
-    assert colours.sigma == 2 and not colours.jitter and not colours.grey
+    colors = TwoViews(config)._colors()
+    assert colors.sigma == 2 and not colors.jitter and not colors.grey
     torch.testing.assert_close(
-        recolor(impulse.clone(), colours), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
+        recolor(impulse.clone(), colors), F.gaussian_blur(impulse, [25, 25], [2.0, 2.0]), atol=1e-5, rtol=0
     )
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.7, 3.0, 40.0])
-def test_blur_of_an_even_colour_changes_nothing_up_to_the_border(sigma: float) -> None:
+def test_blur_of_an_even_color_changes_nothing_up_to_the_border(sigma: float) -> None:
     image = torch.tensor([0.2, 0.5, 1.0])[:, None, None].expand(3, 20, 20)
     torch.testing.assert_close(gaussian_blur(image, sigma), image.contiguous(), atol=1e-6, rtol=0)
 
 
-# ---- pictures still to be decoded
+# ---- images still to be decoded
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize(("size", "shrink"), [((100, 120), 1), ((200, 260), 2), ((867, 801), 8)])
 def test_a_jpeg_is_decoded_no_larger_than_its_views_need(tmp_path, monkeypatch, size, shrink, orientation) -> None:
-    """Views of whole pictures, from shrunk ones: they look the same, and boxes stay on their content."""
+    """Views of whole images, from shrunk ones: they look the same, and boxes stay on their content."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     height, width = size
@@ -269,7 +269,7 @@ def test_a_jpeg_is_decoded_no_larger_than_its_views_need(tmp_path, monkeypatch, 
         quick = transform(opened)
         torch.manual_seed(seed)
         slow = transform(picture)
-        # Crops are rounded to whole pixels of the shrunk picture, whose sides are 64 or more.
+        # Crops are rounded to whole pixels of the shrunk image, whose sides are 64 or more.
         for a, b in zip(quick[2:], slow[2:], strict=True):
             torch.testing.assert_close(a, b, atol=1.5, rtol=0)
         for a, b in zip(quick[:2], slow[:2], strict=True):
@@ -285,7 +285,7 @@ def test_a_jpeg_is_decoded_no_larger_than_its_views_need(tmp_path, monkeypatch, 
 
 
 def test_small_crops_keep_a_jpeg_whole(tmp_path) -> None:
-    """A view must not be enlarged from a shrunk picture: detail comes through as from the whole one."""
+    """A view must not be enlarged from a shrunk image: detail comes through as from the whole one."""
     stripes = (torch.arange(400) % 2).mul(255).to(torch.uint8).expand(3, 400, 400)
     F.to_pil_image(stripes).save(tmp_path / "a.jpg", quality=95, subsampling=0)
     config = replace(PLAIN, image_size=200, crop_scale=(0.251, 0.26), crop_aspect=(1.0, 1.0))

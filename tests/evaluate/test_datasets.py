@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelled import NAMES, coloured, make_class_folders, make_coco, save
+from labelled import NAMES, colored, make_class_folders, make_coco, save
 from maskco.data.sources import SourceError
 from maskco.evaluate.datasets import CutOuts, LabelledSet, cut_out, open_labelled
 
@@ -19,8 +19,8 @@ def labels_of(part) -> list[list[int]]:
 
 
 def test_pictures_by_class_have_one_label_and_all_of_them_is_the_box(tmp_path: Path) -> None:
-    found = open_labelled(str(make_class_folders(tmp_path / "colours", {"train": 9, "val": 4})))
-    assert (found.name, found.classes, found.has_boxes, found.notes) == ("colours", tuple(sorted(NAMES)), False, ())
+    found = open_labelled(str(make_class_folders(tmp_path / "colors", {"train": 9, "val": 4})))
+    assert (found.name, found.classes, found.has_boxes, found.notes) == ("colors", tuple(sorted(NAMES)), False, ())
     assert labels_of(found.train) == [[0]] * 3 + [[1]] * 3 + [[2]] * 3  # blue, green, red
     assert labels_of(found.test) == [[0], [1], [2], [2]]
     scene = found.test[0]
@@ -44,7 +44,7 @@ def test_parts_are_cut_short_evenly(tmp_path: Path) -> None:
 
 def test_coco_s_boxes_without_crowds(tmp_path: Path) -> None:
     found = open_labelled(str(make_coco(tmp_path / "coco", {"train2017": 5, "val2017": 3})))
-    expected = coloured(5, 0, side=64)
+    expected = colored(5, 0, side=64)
     assert found.classes == NAMES and found.has_boxes and (len(found.train), len(found.test)) == (5, 3)
     for scene, own in zip(found.train, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(scene, own, strict=True))
@@ -53,7 +53,7 @@ def test_coco_s_boxes_without_crowds(tmp_path: Path) -> None:
 
 def test_one_coco_part_is_split_boxes_and_crowds_along(tmp_path: Path) -> None:
     found = open_labelled(str(make_coco(tmp_path, {"train2017": 10})))
-    expected = coloured(10, 0, side=64)
+    expected = colored(10, 0, side=64)
     for part in (found.train, found.test):
         assert [s.labels.tolist() for s in part] == [expected[i].labels.tolist() for i in part.indices]
     assert (len(found.train), len(found.test)) == (8, 2) and "only part" in found.notes[0]
@@ -70,7 +70,7 @@ def test_boxes_cut_out_are_pictures_with_one_label() -> None:
     class Scenes(list):
         boxes = property(lambda self: [scene.boxes for scene in self])
 
-    scenes = Scenes(coloured(3, 0))
+    scenes = Scenes(colored(3, 0))
     cut = CutOuts(scenes, 24)
     assert len(cut) == 6 and [s.labels.tolist() for s in cut] == [[n] for s in scenes for n in s.labels.tolist()]
     inside = cut[3].image[:, 4:20, 4:20].float().mean((1, 2))
@@ -99,13 +99,13 @@ def break_coco(root: Path, change) -> Path:
     [
         (
             lambda c: c["images"].append({"id": 99, "file_name": "gone.jpg"}),
-            r"1 missing pictures \(first: 'gone.jpg'\)",
+            r"1 missing images \(first: 'gone.jpg'\)",
         ),
         (lambda c: c["annotations"][0].update(category_id=2), "1 boxes of unknown categories"),
-        (lambda c: c["annotations"][0].update(image_id=77), "1 boxes of unknown pictures"),
+        (lambda c: c["annotations"][0].update(image_id=77), "1 boxes of unknown images"),
         (lambda c: c["categories"][0].update(name="pink"), "do not have the same categories"),
         (lambda c: c.update(categories=[], annotations=[]), "names no categories"),
-        (lambda c: c.update(images=[]), "lists no pictures"),
+        (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c.pop("images"), "no COCO annotation file"),
     ],
 )
@@ -115,16 +115,16 @@ def test_a_wrong_coco_file_is_refused_in_one_line(tmp_path: Path, change, messag
 
 def test_wrong_class_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     for name, damage, message in (
-        ("empty class", lambda root: (root / "train/white").mkdir(), "class 'white' has no picture"),
+        ("empty class", lambda root: (root / "train/white").mkdir(), "class 'white' has no image"),
         ("unknown class", lambda root: (root / "val/red").rename(root / "val/rouge"), "class 'rouge' of .* no folder"),
-        ("loose", lambda root: save(coloured(1, 0)[0].image, root / "train/x.png"), "'x.png' lies beside the class"),
+        ("loose", lambda root: save(colored(1, 0)[0].image, root / "train/x.png"), "'x.png' lies beside the class"),
     ):
         root = make_class_folders(tmp_path / name, {"train": 6, "val": 6})
         damage(root)
         refused(str(root), message)
     (tmp_path / "flat").mkdir()
     refused(str(tmp_path / "flat"), "is empty")
-    save(coloured(1, 0)[0].image, tmp_path / "flat/x.png")
+    save(colored(1, 0)[0].image, tmp_path / "flat/x.png")
     refused(str(tmp_path / "flat"), "expected a folder for each class")
     refused(str(tmp_path / "nowhere"), "no such folder")
     refused(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelled import coloured, make_coco
+from labelled import colored, make_coco
 from maskco.evaluate import detection
 from maskco.evaluate.datasets import open_labelled
 from maskco.evaluate.detection import DetectionSet, Pyramid, Training, average_precision, build_detector
@@ -59,12 +59,12 @@ def test_all_but_batch_norms_is_trained() -> None:
 
 
 def test_an_encoder_of_one_size_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="takes pictures of 160 pixels only"):
+    with pytest.raises(EvaluationError, match="takes images of 160 pixels only"):
         Pyramid(open_encoder("untrained:test_vit"))
 
 
 def test_mirroring_takes_the_boxes_along_and_repeats() -> None:
-    scenes = coloured(1, 0)
+    scenes = colored(1, 0)
     seen = [DetectionSet(scenes)[(epoch, 0)] for epoch in range(20)]
     straight, plain = DetectionSet(scenes)[0]
     assert plain["labels"].tolist() == (scenes[0].labels + 1).tolist()
@@ -82,7 +82,7 @@ def test_mirroring_takes_the_boxes_along_and_repeats() -> None:
 def small_training(path: Path, options: Detection) -> Training:
     torch.manual_seed(0)
     detector = build_detector(open_encoder("untrained:test_resnet"), 3, 32, 8)
-    return Training(detector, coloured(4, 0), options, path, 0)
+    return Training(detector, colored(4, 0), options, path, 0)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,14 +142,14 @@ def test_right_boxes_score_100_shifted_ones_less_and_crowds_do_not_count(coco: s
 def test_nothing_to_find_and_packages_that_are_missing_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EvaluationError, match="no box to find"):
         none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "scores": torch.zeros(0)}
-        average_precision(Oracle([none]), coloured(1, 0, boxes=0), detection._mean_average_precision())
+        average_precision(Oracle([none]), colored(1, 0, boxes=0), detection._mean_average_precision())
     monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
     with pytest.raises(EvaluationError, match=r"pip install 'maskco\[eval\]'"):
         detection._mean_average_precision()
 
 
 @pytest.mark.slow
-def test_a_whole_detection_run_learns_three_colours_and_is_short_the_second_time(tmp_path: Path) -> None:
+def test_a_whole_detection_run_learns_three_colors_and_is_short_the_second_time(tmp_path: Path) -> None:
     data = str(make_coco(tmp_path / "coco", {"train2017": 24, "val2017": 8}))
     out = tmp_path / "rows.json"
     options = Detection(

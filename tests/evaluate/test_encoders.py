@@ -184,7 +184,7 @@ def refused(name: str, kind: type[Exception], message: str, architecture: str | 
     [(64, (0.15, 1.0), None, 96), (224, (0.2, 1.0), None, 320), (64, (1.0, 1.0), None, 64), (64, (0.2, 1.0), 64, 64)],
 )
 def test_whole_pictures_are_seen_larger_than_views(image_size, crop_scale, fixed, expected) -> None:
-    """A crop of 57.5 % of a picture enlarges what it shows by 1.32: 64 pixels become 84, and 96 is a multiple of 32."""
+    """A crop of 57.5 % of an image enlarges what it shows by 1.32: 64 pixels become 84, and 96 is a multiple of 32."""
     config = PretrainConfig.of(data="demo", out="run", image_size=image_size, crop_scale=crop_scale)
     encoder = nn.Identity()
     encoder.image_size = fixed

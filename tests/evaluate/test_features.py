@@ -55,7 +55,7 @@ def test_features_are_roi_means_of_the_map_in_order(batch_size: int) -> None:
 
 
 def test_resizing_takes_the_boxes_along() -> None:
-    """Scenes of several sizes, resized to 64: the same features as of pictures and boxes enlarged by hand."""
+    """Scenes of several sizes, resized to 64: the same features as of images and boxes enlarged by hand."""
     mixed = [*scenes(4, 32, 32), *scenes(4, 16, 32, seed=1)]
     by_hand = []
     for image, boxes, labels in mixed:
@@ -78,7 +78,7 @@ def test_the_encoder_is_left_as_it_was() -> None:
 
 def test_modes_come_back_after_an_error_too() -> None:
     model = encoder().train()
-    with pytest.raises(ValueError, match="pictures of one size"):
+    with pytest.raises(ValueError, match="images of one size"):
         extract_features(model, [*scenes(2), *scenes(2, height=16)])
     assert all(part.training for part in model.modules())
 
@@ -128,7 +128,7 @@ def test_reestimating_leaves_everything_but_the_statistics_alone() -> None:
 
 
 def test_whole_pictures_are_their_middle_square_undistorted() -> None:
-    """A wide picture's sides are cut off, and the feature is the mean of the map of what is left."""
+    """A wide image's sides are cut off, and the feature is the mean of the map of what is left."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8)
     middle = wide[:, :, 16:80]

@@ -46,7 +46,7 @@ def make_run(folder: Path, change=lambda encoder: None) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_class_folders(tmp_path_factory.mktemp("colours"), {"train": 24, "val": 12}))
+    return str(make_class_folders(tmp_path_factory.mktemp("colors"), {"train": 24, "val": 12}))
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +75,14 @@ def test_stored_statistics_are_used_where_they_are_asked_for(run: Path) -> None:
 
 
 @pytest.mark.parametrize("task", [Knn, Linear])
-def test_pictures_of_three_colours_are_told_apart_unless_the_encoder_sees_nothing(
+def test_pictures_of_three_colors_are_told_apart_unless_the_encoder_sees_nothing(
     tmp_path: Path, pictures: str, task
 ) -> None:
     blind = make_run(tmp_path / "blind", lambda encoder: [p.zero_() for p in encoder.parameters()])
     rows = evaluate(task(encoders=(str(blind),), untrained=True, data=pictures, **SMALL), verbose=False)
     score = next(iter(rows[0].scores))
     assert rows[0].scores[score] == pytest.approx(rows[0].scores["chance"]) == pytest.approx(100 / 3)
-    assert rows[1].scores[score] > 90  # flat colours are easy, once BatchNorm has statistics
+    assert rows[1].scores[score] > 90  # flat colors are easy, once BatchNorm has statistics
 
 
 def test_boxes_are_told_apart_in_place_and_cut_out(coco: str, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Made-up labelled sets: three colours are the classes."""
+"""Made-up labelled sets: three colors are the classes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 NAMES = ("red", "green", "blue")
 
 
-def coloured(count: int, seed: int, *, boxes: int = 2, side: int = 32) -> list[Scene]:
-    """Noise with squares of a colour in two corners: the class is which of the three colours it is."""
+def colored(count: int, seed: int, *, boxes: int = 2, side: int = 32) -> list[Scene]:
+    """Noise with squares of a color in two corners: the class is which of the three colors it is."""
     generator = torch.Generator().manual_seed(seed)
     scenes, size = [], side * 7 // 16
     for _ in range(count):
@@ -35,7 +35,7 @@ def save(image: Tensor, path: Path) -> None:
 
 
 def make_class_folders(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """root/PART/COLOUR/n.png: noise around one colour, of several sizes; with `""` for PART root/COLOUR/n.png."""
+    """root/PART/COLOUR/n.png: noise around one color, of several sizes; with `""` for PART root/COLOUR/n.png."""
     generator = torch.Generator().manual_seed(seed)
     for part, count in counts.items():
         for index in range(count):
@@ -47,10 +47,10 @@ def make_class_folders(root: Path, counts: dict[str, int], seed: int = 0) -> Pat
 
 
 def make_coco(root: Path, parts: dict[str, int], *, seed: int = 0, side: int = 64) -> Path:
-    """A folder in COCO's layout; category ids have gaps, and one crowd lies in the first picture of each part."""
+    """A folder in COCO's layout; category ids have gaps, and one crowd lies in the first image of each part."""
     for offset, (part, count) in enumerate(parts.items()):
         images, annotations = [], []
-        for index, (image, boxes, labels) in enumerate(coloured(count, seed + offset, side=side)):
+        for index, (image, boxes, labels) in enumerate(colored(count, seed + offset, side=side)):
             save(image, root / part / f"{index:03}.png")
             images.append({"id": index, "file_name": f"{index:03}.png", "width": side, "height": side})
             for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):

@@ -22,7 +22,7 @@ def same(first: object, second: object) -> bool:
 
 
 class SignalAt(PretrainDataset):
-    """Sends this process a signal when the given picture of the run is loaded."""
+    """Sends this process a signal when the given image of the run is loaded."""
 
     at, loaded = -1, 0
 

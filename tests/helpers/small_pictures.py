@@ -1,4 +1,4 @@
-"""Smooth images of a few colours, which any format keeps."""
+"""Smooth images of a few colors, which any format keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny runs: 16 small pictures, timm's smallest ResNet, a few steps."""
+"""Tiny runs: 16 small images, timm's smallest ResNet, a few steps."""
 
 from __future__ import annotations
 

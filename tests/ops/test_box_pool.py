@@ -29,7 +29,7 @@ GRIDS = [  # spatial_scale, output_size, sampling_ratio, aligned
 def case(
     batch=2, channels=20, height=9, width=13, boxes=6, dtype=torch.float32, layout="nchw", device="cpu", seed=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [B, C, H, W] and float32 boxes [R, 5] for a scale of about 1/4, some reaching out of the picture."""
+    """Features [B, C, H, W] and float32 boxes [R, 5] for a scale of about 1/4, some reaching out of the image."""
     random = torch.Generator().manual_seed(seed)
     features = torch.randn(batch, channels, height, width, generator=random).to(dtype)
     corner = torch.rand(boxes, 2, generator=random) * torch.tensor([width, height]) * 4 - 8

@@ -113,7 +113,7 @@ def test_the_newest_checkpoints_are_kept_and_can_be_gone_back_to(pictures, tmp_p
 
 
 def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
-    """Of those that began with a full queue: 16 pictures in 4 steps of 8 keys, 12 of which fill it. And when the run is
+    """Of those that began with a full queue: 16 images in 4 steps of 8 keys, 12 of which fill it. And when the run is
     killed between writing last.pt and giving it its second name, the resumed one gives it."""
     run = tmp_path / "run"
     options = {**TINY, "epochs": 5, "keep_best": True, "lr": 0.1}

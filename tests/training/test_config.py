@@ -79,7 +79,7 @@ def test_whole_numbers_are_floats_and_lists_are_tuples():
     CONFIG.replace(lr=1, crop_scale=[1, 1], data=Path("photos"), hidden=64).check()
 
 
-def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_colour(tmp_path):
+def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_color(tmp_path):
     values = former_options(CONFIG)
     assert values.pop("mask_fill") == "grey"
     (tmp_path / "config.json").write_text(json.dumps({"maskco": "0.1.0", **values}))

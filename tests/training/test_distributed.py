@@ -134,7 +134,7 @@ def test_ranks_and_parts_take_one_order():
 
 @pytest.fixture(scope="module")
 def uneven_pictures(tmp_path_factory) -> Path:
-    """Two batches of eight and three pictures more, others in each epoch: the last batch is left out on all ranks."""
+    """Two batches of eight and three images more, others in each epoch: the last batch is left out on all ranks."""
     return make_pictures(tmp_path_factory.mktemp("uneven") / "photos", count=19)
 
 
@@ -147,7 +147,7 @@ def one_process(uneven_pictures, tmp_path_factory) -> dict[str, Any]:
 def test_gradients_queue_and_loss_are_those_of_the_global_batch(
     ranks, uneven_pictures, tmp_path, one_process, world, accumulate
 ):
-    """With norms that do not mix pictures. Four steps, so that the queue is in use, wraps, and weights have moved."""
+    """With norms that do not mix images. Four steps, so that the queue is in use, wraps, and weights have moved."""
     options = {**NORM_FREE, "accumulate": accumulate}
     run = ranks if world == 2 else lambda function, *arguments: [function(*arguments)]
     for got in run(observed, uneven_pictures, tmp_path / "run", options):
@@ -177,8 +177,8 @@ def test_every_method_learns_on_two_ranks_as_on_one(ranks, uneven_pictures, tmp_
         assert got["loss"] == pytest.approx(alone["loss"], abs=1e-5)
 
 
-def test_colours_on_the_device_are_those_of_the_global_batch(ranks, uneven_pictures, tmp_path, one_process):
-    """However it is dealt out; up to the rounding of colours, which gradients enlarge."""
+def test_colors_on_the_device_are_those_of_the_global_batch(ranks, uneven_pictures, tmp_path, one_process):
+    """However it is dealt out; up to the rounding of colors, which gradients enlarge."""
     options = {**NORM_FREE, "accumulate": 2, "augment": "device"}
     for got in ranks(observed, uneven_pictures, tmp_path / "run", options):
         torch.testing.assert_close(got["gradients"], one_process["gradients"], atol=1e-4, rtol=0)
@@ -187,7 +187,7 @@ def test_colours_on_the_device_are_those_of_the_global_batch(ranks, uneven_pictu
 
 
 def test_queues_and_weights_stay_equal_bit_for_bit(ranks, pictures, tmp_path):
-    options = {**TINY, "epochs": 5, "key_group": 2}  # 20 steps of batch norms that see other pictures on each rank
+    options = {**TINY, "epochs": 5, "key_group": 2}  # 20 steps of batch norms that see other images on each rank
     first, second = ranks(observed, pictures, tmp_path / "run", options)
     assert len(first["gradients"]) == 20
     assert same(first, second)
@@ -240,7 +240,7 @@ def test_ranks_train_an_encoder_with_idle_parameters_as_one_process_does(ranks, 
 
 
 class OnlyStatistics(nn.Module):
-    """Gives away nothing of a picture, only the mean of the batch that it is in."""
+    """Gives away nothing of an image, only the mean of the batch that it is in."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(0, keepdim=True).expand_as(images)
@@ -260,7 +260,7 @@ def accuracy_by_company(shuffle_keys: bool, key_group: int) -> float:
 
 
 def test_shared_statistics_leak_and_shuffled_ones_do_not(ranks):
-    """The company that a picture keeps tells which key is its own, until keys are normalised in other company."""
+    """The company that an image keeps tells which key is its own, until keys are normalised in other company."""
     leak, across_ranks, in_groups = (
         ranks(accuracy_by_company, *options)[0] for options in ((False, 0), (True, 4), (False, 4))
     )

@@ -26,7 +26,7 @@ def health(**options: object) -> Health:
 
 
 def views(boxes: list[list[float]]) -> Views:
-    """Two pictures of 32 × 32 with the same boxes in each."""
+    """Two images of 32 × 32 with the same boxes in each."""
     both = torch.tensor([boxes, boxes])
     return Views(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32), both, both)
 

@@ -183,7 +183,7 @@ def test_a_run_inside_the_data_folder_is_no_data(tmp_path):
 
 def test_a_name_that_is_no_utf8_is_skipped_as_any_broken_picture(tmp_path):
     data = make_pictures(tmp_path / "photos")
-    (data / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+    (data / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no image")
     assert pretrain(data, tmp_path / "run", **{**ONE_EPOCH, "epochs": 4}).broken_images == 1
     assert "cannot be used: caf\\udce9.jpg" in (tmp_path / "run/log.txt").read_text()
 

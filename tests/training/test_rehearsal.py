@@ -46,7 +46,7 @@ def test_it_leaves_no_trace(method):
 
 
 @pytest.mark.parametrize("encoder", ["convnext_atto", "mambaout_femto"])
-def test_masks_of_exactly_the_mean_colour_are_refused_where_they_explode(encoder):
+def test_masks_of_exactly_the_mean_color_are_refused_where_they_explode(encoder):
     built, config = build(encoder=encoder, mask_fill="mean")
     with pytest.raises(ConfigError, match=rf"{encoder} at image_size 64: masks make the gradient explode .*mask_fill"):
         rehearse(built, config, CPU, None)

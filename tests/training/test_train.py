@@ -76,7 +76,7 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_pat
         assert same(*(read_checkpoint(run / "last.pt") | {"config": 0} for run in (out, tmp_path / "whole")))
 
 
-def test_colours_on_the_device_train_the_same(pictures, tmp_path):
+def test_colors_on_the_device_train_the_same(pictures, tmp_path):
     """Up to rounding, with micro-batches, and a run may change over when it is resumed."""
     options = {**TINY, "lr": 0.01, "batch_size": 8, "log_every": 1, "key_group": 2, "accumulate": 2}
     for augment in ("workers", "device"):
@@ -115,7 +115,7 @@ def write(folder: Path, content: bytes) -> Path:
 
 
 def test_equal_seeds_give_equal_runs_bit_for_bit(pictures, tmp_path):
-    """However pictures are loaded; and another seed gives another run."""
+    """However images are loaded; and another seed gives another run."""
     runs = [tmp_path / name for name in "abc"]
     for run, workers, seed in zip(runs, (0, 1, 0), (7, 7, 8), strict=True):
         pretrain(pictures, run, seed=seed, **{**TINY, "workers": workers})

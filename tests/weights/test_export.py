@@ -141,7 +141,7 @@ def test_detectron2_s_names_agree_with_moco_s_script() -> None:
 def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
     _, card = export_run(resnet18, "torchvision", tmp_path / "backbone.pth")
     text = card.read_text()
-    for said in ("# backbone.pth", "resnet18, stage -1", "maskco, without labels", "`photos`", "1,234 of 256 pictures",
+    for said in ("# backbone.pth", "resnet18, stage -1", "maskco, without labels", "`photos`", "1,234 of 256 images",
                  f"torch {torch.__version__}", '"queue_size": 8', "RGB in [0, 1]"):  # fmt: skip
         assert said in text, said
 

@@ -1,4 +1,4 @@
-"""Pictures in one NumPy file: small ones, such as CIFAR's, of which opening and decoding files would cost the most."""
+"""Images in one NumPy file: small ones, such as CIFAR's, of which opening and decoding files would cost the most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_source(data: str) -> ArraySource:
 
 
 class ArraySource:
-    """The pictures of a `.npy` file: uint8 [N, H, W, 3], red green blue. The file is mapped, not read into memory.
+    """The images of a `.npy` file: uint8 [N, H, W, 3], red green blue. The file is mapped, not read into memory.
 
     Raises SourceError for another kind of file or array.
     """
@@ -39,7 +39,7 @@ class ArraySource:
         shape, kind = self.pictures.shape, self.pictures.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise SourceError(
-                f"data: {str(path)!r} must hold pictures as uint8 [N, H, W, 3], red green blue; it holds {kind} "
+                f"data: {str(path)!r} must hold images as uint8 [N, H, W, 3], red green blue; it holds {kind} "
                 f"{list(shape)}"
             )
 

@@ -1,10 +1,10 @@
-"""Pictures and labelled boxes of a COCO annotation file. Plain JSON: reading it needs no pycocotools.
+"""Images and labelled boxes of a COCO annotation file. Plain JSON: reading it needs no pycocotools.
 
-    pictures = CocoSource("COCO/annotations/instances_val2017.json")
-    image, (boxes, labels, crowd) = pictures[0], pictures.objects[0]
-    pictures.categories[labels[0]]                                           # "person"
+    images = CocoSource("COCO/annotations/instances_val2017.json")
+    image, (boxes, labels, crowd) = images[0], images.objects[0]
+    images.categories[labels[0]]                                           # "person"
 
-Pretraining takes the pictures and never looks at the boxes; they are for evaluation.
+Pretraining takes the images and never looks at the boxes; they are for evaluation.
 """
 
 from __future__ import annotations
@@ -89,20 +89,20 @@ def _require_none(left_out: LeftOut, path: Path) -> None:
 
 
 class CocoSource(ImageFiles):
-    """The pictures that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
+    """The images that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
 
     They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
-    then in `images/` and beside `annotations/`. Pictures that are missing are counted in `left_out`. Counted in
-    `boxes_left_out` are boxes without area, outside of their picture, or of unknown pictures or categories.
+    then in `images/` and beside `annotations/`. Images that are missing are counted in `left_out`. Counted in
+    `boxes_left_out` are boxes without area, outside of their image, or of unknown images or categories.
 
-    Boxes are placed when `objects` is first asked for, which reads every annotated picture's header. They follow a
-    picture that was resized or that EXIF turns, and `notes` then says how many did. Categories of one name are one.
+    Boxes are placed when `objects` is first asked for, which reads every annotated image's header. They follow an
+    image that was resized or that EXIF turns, and `notes` then says how many did. Categories of one name are one.
 
-    Raises SourceError if the file is not COCO's, lists nothing, or none of its pictures exists.
+    Raises SourceError if the file is not COCO's, lists nothing, or none of its images exists.
 
     Args:
         annotations: `.../annotations/instances_<split>.json`.
-        pictures: the folder of the pictures, if it is another than those named above.
+        images: the folder of the images, if it is another than those named above.
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path | None = None) -> None:
@@ -117,7 +117,7 @@ class CocoSource(ImageFiles):
             else:
                 present.append(image)
         if not present:
-            raise SourceError(f"data: {str(self.path)!r} lists no picture that can be read: {self.left_out.lines()[0]}")
+            raise SourceError(f"data: {str(self.path)!r} lists no image that can be read: {self.left_out.lines()[0]}")
         present.sort(key=lambda image: image.id)
         self.image_ids = [image.id for image in present]
         self.names = [image.file_name for image in present]
@@ -136,7 +136,7 @@ class CocoSource(ImageFiles):
         path = os.path.join(self.root, name)
         if os.path.isfile(path):
             return why_unreadable(name)
-        return "pipes, sockets, devices or folders" if os.path.exists(path) else "missing pictures"
+        return "pipes, sockets, devices or folders" if os.path.exists(path) else "missing images"
 
     def _keep_annotations(self, annotations: list[Annotation], categories: list[Category], listed: set) -> None:
         """As arrays: a million objects would be copied by every loading worker."""
@@ -146,7 +146,7 @@ class CocoSource(ImageFiles):
         entries, boxes, labels, crowds, images = [], [], [], [], []
         for entry, annotation in enumerate(annotations):
             if annotation.image_id not in listed:
-                self.boxes_left_out.add("boxes of unknown pictures", f"annotations[{entry}]")
+                self.boxes_left_out.add("boxes of unknown images", f"annotations[{entry}]")
             elif annotation.bbox is UNSET or annotation.category_id is UNSET:
                 self.boxes_left_out.add("annotations without box or category", f"annotations[{entry}]")
             elif annotation.category_id not in label_of:
@@ -165,7 +165,7 @@ class CocoSource(ImageFiles):
 
     @cached_property
     def objects(self) -> list[Objects]:
-        """Of each picture. Raises SourceError if a picture's size is neither that of the file nor follows from it."""
+        """Of each image. Raises SourceError if an image's size is neither that of the file nor follows from it."""
         annotated, image = np.unique(self._image_of, return_inverse=True)
         names, sizes = ([column[index] for index in annotated] for column in (self.names, self._sizes))
         headers = read_headers([self.root / name for name in names])
@@ -178,7 +178,7 @@ class CocoSource(ImageFiles):
         boxes = placed.astype(np.float32)
         kept = (boxes[:, :2] < boxes[:, 2:]).all(1)
         outside = (self._boxes[:, 2:] > 0).all(1) & ~(placed[:, :2] < placed[:, 2:]).all(1)
-        for reason, wrong in ((NO_AREA, ~kept & ~outside), ("boxes outside of their picture", outside)):
+        for reason, wrong in ((NO_AREA, ~kept & ~outside), ("boxes outside of their image", outside)):
             for entry in self._entries[wrong]:
                 self.boxes_left_out.add(reason, f"annotations[{entry}]")
         ends = np.searchsorted(self._image_of[kept], np.arange(1, len(self)))
@@ -204,13 +204,13 @@ def _unexplained(path: Path, name: str, size, header, count: int) -> str:
 
 
 def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Path:
-    """The first folder that holds any of the named pictures."""
+    """The first folder that holds any of the named images."""
     root, split = annotations.absolute().parent.parent, annotations.stem.split("_", 1)[-1]
     folders = [root / split, root / "images" / split, root / "images", root] if given is None else [Path(given)]
     for folder in folders:
         if folder.is_dir() and any(os.path.isfile(os.path.join(folder, name)) for name in names):
             return folder
     raise SourceError(
-        f"data: none of the {len(names)} pictures that {str(annotations)!r} lists exists "
+        f"data: none of the {len(names)} images that {str(annotations)!r} lists exists "
         f"(looked for {names[0]!r} in {', '.join(map(str, folders))})"
     )

@@ -56,7 +56,7 @@ def read_coco(path: Path) -> CocoFile:
             raise SourceError(f"data: {str(path)!r}, {place}: {problem}. Correct the file")
 
     if not content.images:
-        raise SourceError(f"data: {str(path)!r} lists no pictures")
+        raise SourceError(f"data: {str(path)!r} lists no images")
     image_ids = _unique_ids(content.images, "images", check)
     _unique_ids(content.categories, "categories", check)
     ids_are_text = isinstance(content.images[0].id, str)

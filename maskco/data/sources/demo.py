@@ -4,8 +4,8 @@
     image, boxes, labels = scenes[0]
 
 Items are Fashion-MNIST's, grounds photographs of brick, grass and gravel or made-up patterns (sources: demo_assets).
-Colour, shading, size, tilt, ground and light are drawn at random for each scene, so that only shape tells the classes
-apart: an untrained network's colours and textures must not be enough. Train and test scenes share no item.
+Color, shading, size, tilt, ground and light are drawn at random for each scene, so that only shape tells the classes
+apart: an untrained network's colors and textures must not be enough. Train and test scenes share no item.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ class _Layout(NamedTuple):
     sides: np.ndarray  # [n]
     tilts: np.ndarray  # [n] radians
     mirrored: np.ndarray  # [n] -1 or 1
-    colours: np.ndarray  # [n, 2, 3] RGB of the darkest and of the brightest part, either of which may be the lighter
+    colors: np.ndarray  # [n, 2, 3] RGB of the darkest and of the brightest part, either of which may be the lighter
     ground: int
     ground_place: np.ndarray  # [4] x, y, side in the texture's [-1, 1], turn in radians
-    ground_colours: np.ndarray  # [2, 3]
+    ground_colors: np.ndarray  # [2, 3]
     light: np.ndarray  # [2] change of brightness from the centre to the right and to the lower border
 
     @staticmethod
@@ -173,10 +173,10 @@ class _Layout(NamedTuple):
             sides=sides,
             tilts=0.6 * (u[:, 3] - 0.5),
             mirrored=np.where(u[:, 4] < 0.5, -1.0, 1.0),
-            colours=np.where(u[:, 9, None, None] < 0.5, np.stack((dark, bright), 1), np.stack((bright, dark), 1)),
+            colors=np.where(u[:, 9, None, None] < 0.5, np.stack((dark, bright), 1), np.stack((bright, dark), 1)),
             ground=int(v[0] * len(_textures())),
             ground_place=np.array([v[1] - 0.5, v[2] - 0.5, 0.25 + 0.25 * v[3], 2 * math.pi * v[4]]),
-            ground_colours=_rgb(v[5] + np.array([0, 0.2]) * v[6], 0.1 + 0.4 * v[7:9], np.sort(0.15 + 0.75 * v[9:11])),
+            ground_colors=_rgb(v[5] + np.array([0, 0.2]) * v[6], 0.1 + 0.4 * v[7:9], np.sort(0.15 + 0.75 * v[9:11])),
             light=0.5 * (v[11:] - 0.5),
         )
 
@@ -194,8 +194,8 @@ def _draw(layout: _Layout, split: str, size: int) -> Scene:
     transforms = np.stack((across, down), 1) * (window / size)
     layers = _sample(_items(split)[layout.labels, layout.items], transforms, window)  # [n, 2, P, P]
     opacity = layers[:, 1]
-    # colour x opacity = dark x opacity + (bright - dark) x grey x opacity, and grey comes multiplied by opacity.
-    dark, bright = torch.from_numpy(layout.colours).float()[..., None, None].unbind(1)  # each [n, 3, 1, 1]
+    # color x opacity = dark x opacity + (bright - dark) x grey x opacity, and grey comes multiplied by opacity.
+    dark, bright = torch.from_numpy(layout.colors).float()[..., None, None].unbind(1)  # each [n, 3, 1, 1]
     inks = (dark * layers[:, 1:]).addcmul_(bright - dark, layers[:, :1])  # [n, 3, P, P]
     below, beside = max(round(size / 48), 1), max(round(size / 96), 1)
     shadow = pad(opacity, (beside, -beside, below, -below))
@@ -212,14 +212,14 @@ def _draw_ground(layout: _Layout, size: int) -> Tensor:
     x, y, side, turn = layout.ground_place
     cos, sin = math.cos(turn) * side, math.sin(turn) * side
     grey = _sample(_textures()[layout.ground, None], np.array([[[cos, -sin, x], [sin, cos, y]]]), size)[0]  # [1, S, S]
-    dark, bright = torch.from_numpy(layout.ground_colours).float()[..., None, None]
+    dark, bright = torch.from_numpy(layout.ground_colors).float()[..., None, None]
     to_right, to_bottom = layout.light.tolist()
     ramp = torch.linspace(-1, 1, size)
     return torch.lerp(dark, bright, grey).mul_(1 + to_right * ramp + to_bottom * ramp[:, None])
 
 
 def _sample(pictures: Tensor, transforms: np.ndarray, size: int) -> Tensor:
-    """pictures [n, C, h, w] under affine transforms [n, 2, 3] of the coordinates -> [n, C, size, size]."""
+    """images [n, C, h, w] under affine transforms [n, 2, 3] of the coordinates -> [n, C, size, size]."""
     a, b, c = torch.from_numpy(transforms).float()[..., None, None].unbind(2)  # each [n, 2, 1, 1]
     steps = (torch.arange(size) * 2 + 1) / size - 1
     # The same as affine_grid, which takes several times longer.

@@ -35,7 +35,7 @@ class ImageFiles:
 
 
 class FolderSource(ImageFiles):
-    """Every picture below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
+    """Every image below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
     any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
     def __init__(self, root: str | Path) -> None:
@@ -48,12 +48,12 @@ class FolderSource(ImageFiles):
                 self.left_out.add(why_not(name), name)
         if not files:
             others = "".join(f" of files that can be used ({line})" for line in self.left_out.lines())
-            raise SourceError(f"data: {str(root)!r} is empty{others}: give a folder that holds pictures")
+            raise SourceError(f"data: {str(root)!r} is empty{others}: give a folder that holds images")
         if not self.names and any(name.endswith(".tar") for name in files):
-            raise SourceError(f"data: {str(root)!r} holds tar files and no pictures: for shards, give '{root}/*.tar'")
+            raise SourceError(f"data: {str(root)!r} holds tar files and no images: for shards, give '{root}/*.tar'")
         if not self.names:
             raise SourceError(
-                f"data: none of the {len(files)} files below {str(root)!r} is a picture ({self.left_out.lines()[0]}): "
+                f"data: none of the {len(files)} files below {str(root)!r} is an image ({self.left_out.lines()[0]}): "
                 f"convert them to one of {' '.join(sorted(readable()))}"
             )
 
@@ -65,7 +65,7 @@ def require_folder(root: Path) -> None:
     check_regular(root)
     if not root.is_dir():
         raise SourceError(
-            f"data: {str(root)!r} is a file: give the folder that holds the pictures, a .tar or a COCO .json"
+            f"data: {str(root)!r} is a file: give the folder that holds the images, a .tar or a COCO .json"
         )
 
 
@@ -86,7 +86,7 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[str]:
             continue
         visited.add((status.st_dev, status.st_ino))
         if {"metrics.jsonl", "config.json"} <= {entry.name for entry in entries}:
-            left_out.add("folders of runs", folder or str(root))  # a run's report.png is no picture to learn from
+            left_out.add("folders of runs", folder or str(root))  # a run's report.png is no image to learn from
             continue
         subfolders = []
         for entry in entries:

@@ -94,7 +94,7 @@ def _part(folder: Path) -> Part:
     label_of = {name: label for label, name in enumerate(classes)}
     firsts = [Path(source.name(index)).parts[0] for index in range(len(source))]
     if empty := [name for name in classes if name not in firsts]:
-        raise SourceError(f"data: class {empty[0]!r} has no picture in {str(folder)!r}")
+        raise SourceError(f"data: class {empty[0]!r} has no image in {str(folder)!r}")
     if loose := [source.name(i) for i, first in enumerate(firsts) if first not in label_of]:
         raise SourceError(f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?")
     return Part(folder, source, classes, [label_of[first] for first in firsts])

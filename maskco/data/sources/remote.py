@@ -113,7 +113,7 @@ def check_tar(file: Path, name: str) -> None:
     elif start.lstrip().startswith(b"<"):
         what = "is a web page or XML, such as an error or a log-in: check the address"
     elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        what = "is compressed: unpack it first, since pictures cannot be read from their places in it"
+        what = "is compressed: unpack it first, since images cannot be read from their places in it"
     elif _is_tar(file):
         return
     else:

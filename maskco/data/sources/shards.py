@@ -1,11 +1,11 @@
-"""Pictures in tar shards, as webdataset and img2dataset write them (Conceptual Captions, LAION …).
+"""Images in tar shards, as webdataset and img2dataset write them (Conceptual Captions, LAION …).
 
     ShardSource("shards/cc3m-{0000..0331}.tar")          # or "shards/*.tar", or a single file
     ShardSource("https://host/cc3m-{0000..0331}.tar")    # or s3, gs, az, hf or ftp, see remote.py
 
-Shards are read by index, not as a stream: headers are scanned once, and from then on any picture is one read at a known
+Shards are read by index, not as a stream: headers are scanned once, and from then on any image is one read at a known
 place. So shards behave as a folder does: a true shuffle of the whole set, the same for any number of ranks and workers,
-equal shares for all, and a run resumes at the very picture where it stopped. A stream with a shuffle buffer has none of
+equal shares for all, and a run resumes at the very image where it stopped. A stream with a shuffle buffer has none of
 this. It takes local files: remote shards are copied to the cache first, once for all epochs and runs.
 """
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Index(NamedTuple):
-    """Where the pictures of one shard lie."""
+    """Where the images of one shard lie."""
 
     names: np.ndarray  # bytes [n]: names of the members, UTF-8
     offsets: np.ndarray  # int64 [n]: first byte
@@ -56,13 +56,13 @@ def open_source(data: str) -> ShardSource:
 
 
 class ShardSource:
-    """Every picture in the shards of a pattern, in the order of shards and members; a `Source`.
+    """Every image in the shards of a pattern, in the order of shards and members; a `Source`.
 
-    A sample has one picture: of `1.jpg` and `1.mask.png` the first, see `second_images`. Whatever else is left out is
-    counted in `left_out`. Damaged headers are passed over and warned of; pictures whose own bytes are damaged raise
+    A sample has one image: of `1.jpg` and `1.mask.png` the first, see `second_images`. Whatever else is left out is
+    counted in `left_out`. Damaged headers are passed over and warned of; images whose own bytes are damaged raise
     ImageError when read.
 
-    Raises SourceError if there is no such shard, one cannot be copied or is no tar file, or all hold no picture.
+    Raises SourceError if there is no such shard, one cannot be copied or is no tar file, or all hold no image.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -79,7 +79,7 @@ class ShardSource:
         if not sum(counts):
             others = "".join(f"; {line}" for line in self.left_out.lines())
             raise SourceError(
-                f"data: none of the {len(urls)} shards {redact(pattern)!r} holds a picture "
+                f"data: none of the {len(urls)} shards {redact(pattern)!r} holds an image "
                 f"(first: {redact(urls[0])!r}){others}"
             )
         self._shard_of = np.repeat(np.arange(len(urls), dtype=np.int32), counts)

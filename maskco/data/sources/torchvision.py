@@ -85,9 +85,9 @@ class NamedSource:
         except Exception as error:  # whatever a set's code, its download or its optional packages raise
             raise SourceError(f"data: {data!r} cannot be opened: {one_line(error)}") from error
         if first is None:
-            raise SourceError(f"data: {data!r} holds no pictures")
+            raise SourceError(f"data: {data!r} holds no images")
         if not isinstance(first, Image.Image):
-            raise SourceError(f"data: {data!r} holds no pictures, but {type(first).__name__}")
+            raise SourceError(f"data: {data!r} holds no images, but {type(first).__name__}")
 
     def __len__(self) -> int:
         return len(self._pictures)

@@ -1,4 +1,4 @@
-"""Pictures in one NumPy file."""
+"""Images in one NumPy file."""
 
 from __future__ import annotations
 

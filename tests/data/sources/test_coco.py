@@ -18,7 +18,7 @@ CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"i
 
 
 def write_coco(root: Path, annotations: list[dict[str, Any]], *, pictures: str = "val2017", **changes: Any) -> Path:
-    """Two pictures of 80×60 (ids 7 and 3) and a file that lists them, with the given annotations."""
+    """Two images of 80×60 (ids 7 and 3) and a file that lists them, with the given annotations."""
     (root / pictures).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     images = [{"id": number, "file_name": f"{number}.png", "width": 80, "height": 60} for number in (7, 3)]
@@ -59,15 +59,15 @@ def test_what_the_file_says_wrongly_is_left_out_counted_and_named(tmp_path: Path
     (tmp_path / "val2017/3.png").unlink()
     source = CocoSource(path)
     assert source.names == ["7.png"] and source.left_out.lines() == [
-        "left out of the data: 1 missing pictures, first '3.png'"
+        "left out of the data: 1 missing images, first '3.png'"
     ]
     assert torch.equal(source.objects[0].boxes, torch.tensor([[1.0, 2, 4, 6]]))
     assert source.boxes_left_out == {
         "boxes of unknown categories": 1,
-        "boxes of unknown pictures": 1,
+        "boxes of unknown images": 1,
         "annotations without box or category": 1,
         "boxes without area": 3,
-        "boxes outside of their picture": 2,
+        "boxes outside of their image": 2,
     }
     assert source.boxes_left_out.first["boxes without area"] == "annotations[4]"
 
@@ -105,10 +105,10 @@ def test_a_file_without_annotations_has_no_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": []}, "lists no pictures"),
+        ({"images": []}, "lists no images"),
         ({"images": None}, "images: Expected array, got null"),
         ({"images": [{"id": 1}]}, r"images\[0\]: Object missing required field file_name"),
-        ({"images": [{"id": 1, "file_name": "gone.jpg"}]}, r"none of the 1 pictures .*\(looked for 'gone.jpg' in"),
+        ({"images": [{"id": 1, "file_name": "gone.jpg"}]}, r"none of the 1 images .*\(looked for 'gone.jpg' in"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, changes: dict, message: str) -> None:

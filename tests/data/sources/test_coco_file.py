@@ -102,7 +102,7 @@ REFUSED = [
     # other shapes
     *[(put(table, value), rf"{table}: Expected array") for table in SOUND for value in (None, {"0": {}}, "x", 3)],
     *[(put(f"{table}.0", value), rf"{table}\[0\]: Expected object") for table in SOUND for value in (None, [], "x", 3)],
-    (put("images", []), "lists no pictures"),
+    (put("images", []), "lists no images"),
 ]
 
 

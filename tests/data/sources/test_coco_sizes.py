@@ -175,7 +175,7 @@ def test_boxes_outside_of_their_images_have_no_score(tmp_path: Path) -> None:
     save(annotated().resize((50, 30)), tmp_path / "images/a.png")
     save(annotated().resize((50, 30)), tmp_path / "images/b.png")
     write(tmp_path, {"a.png": None, "b.png": None}, {"b.png": (5, 5, 9, 9)})
-    with pytest.raises(SourceError, match=r"1 boxes outside of their picture \(first: 'annotations\[0\]'\)"):
+    with pytest.raises(SourceError, match=r"1 boxes outside of their image \(first: 'annotations\[0\]'\)"):
         open_labelled(str(tmp_path))
 
 

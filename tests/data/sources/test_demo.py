@@ -77,17 +77,17 @@ def test_labels_name_what_is_in_the_box(scenes: LabelledScenes) -> None:
     assert aspect["sneaker"] > 1.5 and aspect["sandal"] > 1.2
 
 
-def test_colour_does_not_tell_the_class(scenes: LabelledScenes) -> None:
-    colours, labels = [], []
+def test_color_does_not_tell_the_class(scenes: LabelledScenes) -> None:
+    colors, labels = [], []
     for image, boxes, own in scenes:
         for (x1, y1, x2, y2), label in zip(boxes.int().tolist(), own.tolist(), strict=True):
             middle = image[:, (3 * y1 + y2) // 4 : (y1 + 3 * y2) // 4, (3 * x1 + x2) // 4 : (x1 + 3 * x2) // 4].float()
-            colours.append(middle.mean((1, 2)))
+            colors.append(middle.mean((1, 2)))
             labels.append(label)
-    colours, labels = torch.stack(colours), torch.tensor(labels)
+    colors, labels = torch.stack(colors), torch.tensor(labels)
     train, test = slice(0, None, 2), slice(1, None, 2)
-    means = torch.stack([colours[train][labels[train] == c].mean(0) for c in range(10)])
-    guess = torch.cdist(colours[test], means).argmin(1)
+    means = torch.stack([colors[train][labels[train] == c].mean(0) for c in range(10)])
+    guess = torch.cdist(colors[test], means).argmin(1)
     assert (guess == labels[test]).float().mean() < 0.22  # chance is 0.1
 
 

@@ -17,7 +17,7 @@ def test_folder_is_read_recursively_in_order_and_in_any_case_of_extension(tmp_pa
     (tmp_path / ".hidden").mkdir()
     for name in ("z.JPG", "a.png", "b/x.Webp", "b/deep/y.TIFF", ".hidden/no.png", "._resource.jpg"):
         picture(0).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     source = open_source(str(tmp_path))
     assert [source.name(i) for i in range(len(source))] == ["a.png", "b/deep/y.TIFF", "b/x.Webp", "z.JPG"]
     assert source[1].size == (60, 40)
@@ -48,7 +48,7 @@ def test_folders_without_pictures_are_refused_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "text" / "a.txt").write_text("")
     with pytest.raises(SourceError, match="nothing is named"):
         open_source("")
-    cases = {"missing": "no such folder", "empty": "is empty", "text": "is a picture", "text/a.txt": "is a file"}
+    cases = {"missing": "no such folder", "empty": "is empty", "text": "is an image", "text/a.txt": "is a file"}
     for name, message in cases.items():
         with pytest.raises(SourceError, match=message) as caught:
             open_source(tmp_path / name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labelled import coloured, make_class_folders, save
+from labelled import colored, make_class_folders, save
 from maskco.data.sources import SourceError
 from maskco.data.sources.labelled import part_of
 from maskco.evaluate.datasets import open_labelled
@@ -47,13 +47,13 @@ def test_what_lies_beside_the_parts_and_could_be_a_class_is_refused(tmp_path: Pa
     (root / other / "deep").mkdir(parents=True)
     (root / other / "readme.txt").write_text("no image")
     assert len(open_labelled(str(root)).classes) == 3  # no image, no class
-    save(coloured(1, 0)[0].image, root / other / "deep" / "x.png")
+    save(colored(1, 0)[0].image, root / other / "deep" / "x.png")
     refused(root, rf"{other!r} lies beside 'Train' .* not clear which are classes and which parts")
 
 
 def test_a_class_that_is_called_like_a_part(tmp_path: Path) -> None:
     """Of vehicles, "train" is one: at the top it cannot be told from a part, below all parts it can."""
-    image = coloured(1, 0)[0].image
+    image = colored(1, 0)[0].image
     for name in ("car", "train", "bus"):
         save(image, tmp_path / "top" / name / "x.png")
         for part in ("train", "val"):
@@ -78,7 +78,7 @@ def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("one", "two"), [("Cat", "cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")])
 def test_classes_that_differ_only_in_case_spaces_or_encoding_are_refused(tmp_path: Path, one: str, two: str) -> None:
-    root, image = tmp_path / "set", coloured(1, 0)[0].image
+    root, image = tmp_path / "set", colored(1, 0)[0].image
     for name in (one, two, "dog"):
         save(image, root / "train" / name / "x.png")
     refused(root, "differ only in case, spaces or encoding")
@@ -93,7 +93,7 @@ def test_parts_under_other_names_are_not_taken_for_classes(tmp_path: Path) -> No
     root = tmp_path / "deep"  # one folder inside each class, as Tiny ImageNet has it, is no part
     for name in ("cat", "dog"):
         for index in range(3):
-            save(coloured(1, index)[0].image, root / name / "images" / f"{index}.png")
+            save(colored(1, index)[0].image, root / name / "images" / f"{index}.png")
     assert open_labelled(str(root)).classes == ("cat", "dog")
 
 

@@ -48,7 +48,7 @@ def noise(seed: int, kind: str = "png", **options: object) -> bytes:
 
 
 def table(images: list[bytes | None], labels: list[int | None] | None = None, **columns: list) -> datasets.Dataset:
-    """Columns `image` and, if there are labels, `label` of three colours; others as given."""
+    """Columns `image` and, if there are labels, `label` of three colors; others as given."""
     features: dict = {"image": datasets.Image()}
     values: dict = {"image": [image and {"bytes": image, "path": None} for image in images]}
     if labels is not None:
@@ -58,9 +58,9 @@ def table(images: list[bytes | None], labels: list[int | None] | None = None, **
     return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
 
-def colours(tmp_path: Path, **parts: int) -> datasets.DatasetDict:
-    """Images of three colours with their class, as `make_class_folders` draws them."""
-    root = make_class_folders(tmp_path / "colours", parts)
+def colors(tmp_path: Path, **parts: int) -> datasets.DatasetDict:
+    """Images of three colors with their class, as `make_class_folders` draws them."""
+    root = make_class_folders(tmp_path / "colors", parts)
     found = {}
     for part in parts:
         files = sorted((root / part).glob("*/*.png"))
@@ -177,7 +177,7 @@ def test_the_column_of_images_is_found_or_chosen(tmp_path: Path) -> None:
         tmp_path / "unlike"
     )
     assert "in different columns" in refusal(f"hf:{tmp_path}/unlike?split=a+b")
-    assert "no column 'picture'" in refusal(f"hf:{tmp_path}/two?column=picture")
+    assert "no column 'pixels'" in refusal(f"hf:{tmp_path}/two?column=pixels")
     assert "no images in the column 'id'" in refusal(f"hf:{tmp_path}/two?column=id")
 
     import pyarrow as pa
@@ -250,8 +250,8 @@ def test_a_run_goes_on_with_the_same_rows_in_another_form(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("task", [Knn, Linear])
 @pytest.mark.parametrize("form", ["saved", "parquet"])
-def test_three_colours_are_told_apart(tmp_path: Path, task, form: str) -> None:
-    found, root = colours(tmp_path, train=24, test=12), tmp_path / "set"
+def test_three_colors_are_told_apart(tmp_path: Path, task, form: str) -> None:
+    found, root = colors(tmp_path, train=24, test=12), tmp_path / "set"
     if form == "saved":
         found.save_to_disk(root)
     else:
@@ -266,7 +266,7 @@ def test_three_colours_are_told_apart(tmp_path: Path, task, form: str) -> None:
 
 
 def test_splits_are_parts_and_one_is_divided(tmp_path: Path) -> None:
-    colours(tmp_path, train=9, validation=6, test=3).save_to_disk(tmp_path / "set")
+    colors(tmp_path, train=9, validation=6, test=3).save_to_disk(tmp_path / "set")
     found = open_labelled(str(tmp_path / "set"))
     assert found.classes == NAMES and not found.has_boxes
     assert [scene.labels.tolist() for scene in found.train] == [[2]] * 3 + [[1]] * 3 + [[0]] * 3  # blue, green, red

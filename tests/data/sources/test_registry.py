@@ -21,14 +21,14 @@ from tiny_runs import TINY
 ANOTHER = '''
 """A source of another package."""
 
-from labelled import NAMES, coloured
+from labelled import NAMES, colored
 from maskco.data.sources.labelled import LabelledData, LabelledPart
 from maskco.data.sources.left_out import LeftOut
 
 
-class Coloured:
+class Colored:
     def __init__(self, count, seed):
-        self.scenes, self.left_out = coloured(count, seed), LeftOut()
+        self.scenes, self.left_out = colored(count, seed), LeftOut()
 
     def __len__(self):
         return len(self.scenes)
@@ -37,58 +37,58 @@ class Coloured:
         return self.scenes[index].image
 
     def name(self, index):
-        return f"coloured/{index}"
+        return f"colored/{index}"
 
 
 def open_source(data):
-    return Coloured(int(data.removeprefix("coloured:")), 0)
+    return Colored(int(data.removeprefix("colored:")), 0)
 
 
 def open_labelled(data, wanted):
     parts = []
     for seed, name in enumerate(("train", "test")):
-        source = Coloured(int(data.removeprefix("coloured:")), seed)
+        source = Colored(int(data.removeprefix("colored:")), seed)
         labels, boxes = [s.labels for s in source.scenes], [s.boxes for s in source.scenes]
         parts.append(LabelledPart(name, source, labels, boxes, in_memory=True))
-    return LabelledData("coloured squares", NAMES, tuple(parts))
+    return LabelledData("colored squares", NAMES, tuple(parts))
 '''
 
 
 @pytest.fixture
 def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`coloured:COUNT` names images, in a module that nobody has imported yet."""
+    """`colored:COUNT` names images, in a module that nobody has imported yet."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/another_source.py").write_text(ANOTHER)
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.setattr(registry, "SOURCES", [*registry.SOURCES])
-    sources.register(Kind("another_source", lambda data: data.startswith("coloured:"), is_path=False))
+    sources.register(Kind("another_source", lambda data: data.startswith("colored:"), is_path=False))
     yield
     sys.modules.pop("another_source", None)
 
 
 def test_a_run_trains_on_a_registered_source(another: None, tmp_path: Path) -> None:
-    assert locate("coloured:8") == "coloured:8" and "another_source" not in sys.modules
-    assert len(open_source("coloured:8")) == 8
-    result = pretrain("coloured:8", tmp_path / "run", **{**TINY, "epochs": 1, "workers": 1, "image_size": 24})
+    assert locate("colored:8") == "colored:8" and "another_source" not in sys.modules
+    assert len(open_source("colored:8")) == 8
+    result = pretrain("colored:8", tmp_path / "run", **{**TINY, "epochs": 1, "workers": 1, "image_size": 24})
     assert result.steps == 2
-    assert pretrain("coloured:8", tmp_path / "run", resume=True, epochs=2).steps == 4
+    assert pretrain("colored:8", tmp_path / "run", resume=True, epochs=2).steps == 4
 
 
 @pytest.mark.parametrize("task", [Knn, Regions])
 def test_an_encoder_is_evaluated_on_a_registered_source(another: None, tmp_path: Path, task) -> None:
-    found = open_labelled("coloured:24")
+    found = open_labelled("colored:24")
     assert found.classes == NAMES and [part.name for part in found.parts] == ["train", "test"]
     options = {"image_size": 32, "workers": 0, "device": "cpu", "out": str(tmp_path / "rows.json")}
-    (row,) = evaluate(task(encoders=("untrained:test_resnet",), data="coloured:24", **options), verbose=False)
-    assert row.data == "coloured squares" and row.details["pictures"] == {"train": 24, "test": 24}
+    (row,) = evaluate(task(encoders=("untrained:test_resnet",), data="colored:24", **options), verbose=False)
+    assert row.data == "colored squares" and row.details["pictures"] == {"train": 24, "test": 24}
     assert row.scores["kNN top-1"] > row.scores["chance"] + 15
 
 
 def test_without_an_entry_it_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert locate("coloured:8") == str(tmp_path / "coloured:8")
+    assert locate("colored:8") == str(tmp_path / "colored:8")
     with pytest.raises(SourceError, match="no such folder"):
-        open_source("coloured:8")
+        open_source("colored:8")
 
 
 @pytest.mark.parametrize("data", ["photos.npy", "shard.tar", "https://host/{0..9}.tar"])

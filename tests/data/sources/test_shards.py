@@ -50,7 +50,7 @@ def names(source: ShardSource) -> list[str]:
 
 
 def two_shards(root: Path) -> str:
-    """Six pictures in two shards as img2dataset writes them, with captions and metadata."""
+    """Six images in two shards as img2dataset writes them, with captions and metadata."""
     for shard in range(2):
         keys = [f"{shard:05}{index:04}" for index in range(3)]
         content = {
@@ -105,7 +105,7 @@ def test_damaged_shards_keep_their_other_pictures(tmp_path: Path, caplog: pytest
     headers = pack(path, {f"{index}.jpg": jpeg(index) for index in range(6)})
     data = bytearray(path.read_bytes())
     data[headers[1] : headers[1] + 512] = b"\x55" * 512  # a header
-    data[headers[3] + 512 : headers[3] + 700] = b"\x55" * 188  # a picture's first bytes
+    data[headers[3] + 512 : headers[3] + 700] = b"\x55" * 188  # an image's first bytes
     path.write_bytes(data[: headers[5] + 900])  # and the end
     with caplog.at_level(logging.WARNING):
         source = ShardSource(str(path))
@@ -134,7 +134,7 @@ def test_what_is_no_shard_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "noise.tar").write_bytes(np.random.default_rng(0).bytes(5000))
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "noise.tar")
-    pack(tmp_path / "text.tar", {"a.txt": b"no picture"})
+    pack(tmp_path / "text.tar", {"a.txt": b"no image"})
     pack(tmp_path / "empty.tar", {})
     (tmp_path / "zero.tar").write_bytes(b"")
     cases = {"noise.tar": "is no tar file$", "a.tar.gz": "is compressed: unpack it first"}
@@ -142,7 +142,7 @@ def test_what_is_no_shard_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "page.tar").write_text("<!DOCTYPE html><html>not found</html>")
     cases |= {"lfs.tar": "is a pointer of git-lfs", "page.tar": "is a web page"}
     cases |= {"zero.tar": "is empty$"} | dict.fromkeys(
-        ("text.tar", "empty.tar"), "none of the 1 shards .* holds a picture"
+        ("text.tar", "empty.tar"), "none of the 1 shards .* holds an image"
     )
     for name, message in cases.items():
         with pytest.raises(SourceError, match=message) as caught:

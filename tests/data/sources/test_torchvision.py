@@ -68,7 +68,7 @@ def test_sets_are_downloaded_into_the_cache_unless_told_otherwise(cache: Path, m
         ("torchvision:CIFAR10?download=false", "cannot be opened: Dataset not found"),
         ("torchvision:STL10?unlabeled", "option 'unlabeled' of .* has no value"),
         ("torchvision:FakeData?size=5&size=6", "option 'size' of .* is given twice"),
-        ("torchvision:FakeData?size=0", "holds no pictures$"),
+        ("torchvision:FakeData?size=0", "holds no images$"),
         ("torchvision:FakeData?size=-1", "cannot be opened: "),
         ("torchvision:FakeData?size=many", "cannot be opened: "),
         ("torchvision:FakeData?transform=os.system", "cannot be opened: .* not callable"),
@@ -151,7 +151,7 @@ def test_a_folder_in_cocos_layout_gives_the_pictures_of_its_training_file(tmp_pa
         content = {"images": [{"id": 1, "file_name": f"{split}.png"}]}
         (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     source = open_source(tmp_path)
-    assert isinstance(source, CocoSource) and source.names == ["train2017.png"], "validation pictures stay unseen"
+    assert isinstance(source, CocoSource) and source.names == ["train2017.png"], "validation images stay unseen"
     assert open_source(tmp_path / "annotations/instances_val2017.json").names == ["val2017.png"]
     assert isinstance(open_source(tmp_path / "val2017"), FolderSource)
     (tmp_path / "annotations/instances_train2017.json").rename(tmp_path / "annotations/instances_minival.json")
