@@ -177,9 +177,12 @@ def find_method(name: str) -> Any:
     if isinstance(METHODS[name], str):
         module, _, found = METHODS[name].partition(":")
         try:
-            METHODS[name] = getattr(importlib.import_module(module), found)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"method {name} cannot be imported from {METHODS[name]!r}: {error}") from error
+            METHODS[name] = getattr(importlib.import_module(module), found, METHODS[name])
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # a package that the method needs
+        if isinstance(METHODS[name], str):
+            raise ConfigError(f"method {name} cannot be imported from {METHODS[name]!r}: correct its entry in METHODS")
     return METHODS[name]
 
 
