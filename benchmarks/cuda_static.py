@@ -29,9 +29,9 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.cuda_cases import Row, all_cases, flash_launches, short_name, simulate, simulated_kernels
-from benchmarks.harness import _commit
 from benchmarks.roofline import GPUS, RESULTS, predict
 from maskco.console import one_line_errors
+from maskco.provenance import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = (80, 86, 89, 90, 100, 120)
@@ -283,7 +283,7 @@ def main() -> None:
 
     if options.json is not None:
         versions = {"nvcc": nvcc_version(), "torch": torch.__version__, "python": platform.python_version()}
-        meta = {"commit": _commit(), "source": source_hash(), "versions": versions, "archs": list(options.archs)}
+        meta = {"commit": commit(), "source": source_hash(), "versions": versions, "archs": list(options.archs)}
         results = {"meta": meta, "budgets": BUDGETS, "broken": broken, "kernels": kernels, "cases": cases}
         results |= {"flash": flash, "predictions": predictions, "about predictions": " ".join(roofline.__doc__.split())}
         options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

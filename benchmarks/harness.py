@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from maskco.devices import usable_device
 from maskco.errors import ConfigError
 from maskco.memory import memory_errors
 from maskco.option_values import Between
+from maskco.provenance import commit, device_name, versions
 
 PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -118,7 +118,7 @@ def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
     if not chosen:
         raise ConfigError(f"case: none of {module} fits; there are: {', '.join(c.name for c in cases)}")
     memory = PeakMemory(module, device, torch.get_num_threads())
-    table.print_heading(_device_name(device), torch.get_num_threads())
+    table.print_heading(device_name(device), torch.get_num_threads())
     rows: list[Row] = []
     for case in chosen:
         found = _run_case(module, case, options, device, memory)
@@ -242,9 +242,9 @@ def metadata(options: Options) -> dict[str, Any]:
     """What it takes to know later what the figures mean."""
     device = torch.device(options.device)
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": _device_name(device),
+        "device": device_name(device),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -254,38 +254,8 @@ def metadata(options: Options) -> dict[str, Any]:
         "quick": options.quick,
         "keep_freed": options.keep_freed,
         "build": maskco.build_info(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
-        | {"maskco": maskco.__version__}
-        | {name: v for name in PEERS if (v := _version(name))},
+        "versions": {"python": platform.python_version()} | versions(("numpy", "torch", "maskco", *PEERS)),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """With "-dirty" if tracked files other than the results are changed; None without git."""
-    git = ["git", "-C", str(Path(__file__).parent.parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        unchanged = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"])
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("" if unchanged.returncode == 0 else "-dirty")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _mm_gflops(device: torch.device, size: int = 1024, repeats: int = 20) -> float:

@@ -16,7 +16,6 @@ import benchmarks.claims.encoder  # noqa: F401 (tells timm its name)
 from benchmarks.claims.probe import probe
 from benchmarks.claims.sets import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
-from benchmarks.harness import _device_name
 from maskco.config import OptimOptions, PretrainConfig
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources.demo import Scene
@@ -24,7 +23,7 @@ from maskco.data.views import MEAN, STD
 from maskco.errors import UserError
 from maskco.methods import build_method
 from maskco.ops import box_pool
-from maskco.provenance import provenance
+from maskco.provenance import device_name, provenance
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import METRICS
 from maskco.training.loop import train
@@ -59,7 +58,7 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
     told["seconds"] = round(told.get("seconds", time.monotonic() - started))
     scores = probe(encoder.to(config.run.device), data.train, getattr(data, part), data.classes, data.probed)
     row = {"scale": scale.name, "set": data.name, "method": method, "seed": seed, "part": part, "scores": scores}
-    return row | told | {"options": options, "device": _device_name(torch.device(config.run.device))} | provenance()
+    return row | told | {"options": options, "device": device_name(torch.device(config.run.device))} | provenance()
 
 
 def fresh(config: PretrainConfig) -> nn.Module:
