@@ -208,6 +208,7 @@ def push_from_rank(rank: int, store: str, out: str) -> None:
     alone.push(torch.full((2 + rank, 2), 1.0 + rank), gather=False)
     own = {"own": alone.features[: 2 + rank], "own cursor": alone.cursor}
     torch.save({**queue.state_dict(), **own}, f"{out}/{rank}.pt")
+    torch.distributed.barrier()  # a rank that is gone while the other still sends aborts it
     torch.distributed.destroy_process_group()
 
 
@@ -249,6 +250,7 @@ def uneven_pushes_from_rank(rank: int, store: str, out: str) -> None:
     results["outputs"] = parts.shuffled_across_ranks(lambda x, y: seen.append(x) or x + y, images, images * 100)
     results["seen"] = seen[0]
     torch.save(results, f"{out}/{rank}.pt")
+    torch.distributed.barrier()  # a rank that is gone while the other still sends aborts it
     torch.distributed.destroy_process_group()
 
 
