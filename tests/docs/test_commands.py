@@ -40,7 +40,7 @@ def test_commands_are_found():
     assert found["README.md"] >= 8 and found["training.md"] >= 15
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/README.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = PretrainConfig.of(data="PHOTOS", out="RUN").to_dict()
