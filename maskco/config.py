@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from maskco.errors import ConfigError, one_line
 from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
+from maskco.recipes import AUTO, MOCO_V2, RECIPES
 from maskco.view_options import ViewConfig
 
 METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported when it is asked for
@@ -51,6 +52,7 @@ FREE_ON_RESUME = frozenset(
 # rounding (device, threads, augment, compile), and how many images a batch norm sees (accumulate, and the number of
 # ranks). Data may have been moved: number and names of the images are compared instead.
 FORMERLY = {"mask_fill": "mean"}  # what runs did whose options do not say it
+BEFORE_RECIPES = {**MOCO_V2, "recipe": "moco_v2", "mask_patch": 1}  # what all runs did then
 RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
 STARTS_FROM = ("pretrained", "init")  # options that say where weights come from when there is no checkpoint yet
 
@@ -130,35 +132,49 @@ class OptimOptions(Options):
     """Images in a step, of all ranks together."""
     accumulate: Count = 1
     """Take each rank's images of a step in so many parts, to save memory. Batch norms see one part at a time."""
-    optimizer: str = "sgd"
-    """Any of timm's: sgd (without Nesterov momentum, as MoCo v2's), adamw, lars, lamb, lion, …"""
-    lr: Annotated[float, Between(0, 1e6)] = 0.03
-    """Peak learning rate for 256 images a step; it is scaled by batch size / 256, then falls as a cosine to 0."""
-    warmup_steps: Natural = 0
-    """Steps over which the learning rate rises from 0 (ours: MoCo v2 has none)."""
+    recipe: str = AUTO
+    """What the options below are that say "default: the recipe's": moco_v2 (SGD, for encoders with batch norms),
+    moco_v3 (AdamW, for LayerNorm and attention), or auto, by what the encoder is made of."""
+    optimizer: str | None = None
+    """Any of timm's: sgd (without Nesterov momentum, as MoCo v2's), adamw, lars, lamb, lion, …; default: the
+    recipe's."""
+    lr: Annotated[float, Between(0, 1e6)] | None = None
+    """Peak learning rate for 256 images a step; it is scaled by batch size / 256, then falls as a cosine to 0; default:
+    the recipe's, 0.03 (moco_v2) or 0.00015 (moco_v3)."""
+    warmup_steps: Natural | None = None
+    """Steps over which the learning rate rises from 0, instead of a share."""
+    warmup_share: Share | None = None
+    """Share of the run over which the learning rate rises from 0; default: the recipe's, 0 or 40 of 300 epochs."""
     optimizer_momentum: Share = 0.9
     """Momentum of sgd, lars and others that have one; not the key encoder's, which is --key-momentum."""
     betas: Annotated[tuple[float, ...], Each(0, 1)] | None = None
     """Decay rates of adamw's, lamb's and others' running means; default: the optimizer's own."""
-    weight_decay: Annotated[float, Between(0, 1e6)] = 1e-4
-    """Weight decay."""
+    weight_decay: Annotated[float, Between(0, 1e6)] | None = None
+    """Weight decay; default: the recipe's, 1e-4 or 0.1."""
     decay_norms: bool | None = None
     """Whether norms, biases and tokens decay as well; default: with sgd, as in MoCo v2, and with no other."""
     layer_decay: Annotated[float, Between(1e-6, 1)] | None = None
     """Learning rate of each layer of the encoder over that of the next one; for --pretrained and --init."""
-    clip_grad: Annotated[float, Between(1e-12, 1e12)] | None = None
-    """Largest norm of the whole gradient; default: it is not clipped."""
+    clip_grad: Annotated[float, Between(0, 1e12)] | None = None
+    """Largest norm of the whole gradient; 0: it is not clipped; default: the recipe's, 0 or 1 (ours)."""
+    freeze_patch_embedding: bool | None = None
+    """Leave the projection of the encoder's patches as it starts, where it has one (ViT, Swin, Hiera); default: the
+    recipe's, with moco_v3."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs CUDA."""
 
     def check(self) -> None:
         super().check()
         self.require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
+        self.require("recipe", self.recipe in (AUTO, *RECIPES), f"one of {', '.join((AUTO, *RECIPES))}")
+        if self.warmup_steps and self.warmup_share:
+            raise ConfigError("warmup_steps and warmup_share exclude each other: keep one")
 
 
 @dataclass
 class MethodOptions(Options):
-    """Options of a method. A subclass adds fields, and defaults for options of the other groups."""
+    """Options of a method. A subclass adds fields, and defaults for options of the other groups. Those that a recipe
+    governs are for encoders with batch norms: they take the place of recipe moco_v2's."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
 
@@ -210,7 +226,8 @@ class PretrainConfig:
             for option in _names(kind):
                 if homes.setdefault(option, group) != group:
                     raise ConfigError(f"method {name}: its option {option!r} is one of every run, too: rename it")
-        for option, value in {"data": "", "out": "", **kinds["method"].defaults, **given}.items():
+        own = {option: value for option, value in kinds["method"].defaults.items() if option not in MOCO_V2}
+        for option, value in {"data": "", "out": "", **own, **given}.items():
             if option not in homes:
                 raise ConfigError(f"there is no option {option!r}{_hint(option, name, homes)}")
             values[homes[option]][option] = tuple(value) if isinstance(value, list) else value
@@ -251,13 +268,24 @@ class PretrainConfig:
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> PretrainConfig:
         """The options that a run stored, perhaps of an earlier version: what that lacked is as it was then."""
-        if isinstance(values.get("run"), Mapping):
-            return cls.of(**values)
-        # Before options had groups, MaskCo's were stored for any method.
-        given = {**FORMERLY, **{RENAMED.get(name, name): value for name, value in values.items()}}
-        own = find_method(str(given.get("method", "maskco"))).Options
-        foreign = _names(find_method("maskco").Options) - _names(own)
+        given = dict(ungrouped(values))
+        own = _names(find_method(str(given.get("method", "maskco"))).Options)
+        foreign = _names(find_method("maskco").Options) - own
+        if not isinstance(values.get("run"), Mapping):  # options had no groups, and MaskCo's were stored for any method
+            given = {**FORMERLY, **{RENAMED.get(name, name): value for name, value in given.items()}}
+        if "recipe" not in given:
+            given = {**BEFORE_RECIPES, **given}
+            given["clip_grad"] = given["clip_grad"] or 0.0
         return cls.of(**{name: value for name, value in given.items() if name not in foreign})
+
+    def filled(self, recipe: str) -> PretrainConfig:
+        """The same with a recipe's values, and the method's, where none is given."""
+        own = {**RECIPES[recipe], **(self.method.defaults if RECIPES[recipe] is MOCO_V2 else {})}
+        given = self.flat()
+        if given["warmup_steps"] is not None:
+            own["warmup_share"] = 0.0
+        values = {option: own[option] for option in MOCO_V2 if option in given and given[option] is None}
+        return self.replace(recipe=recipe, **values, warmup_steps=given["warmup_steps"] or 0)
 
     def without_start(self) -> PretrainConfig:
         """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from maskco.errors import ConfigError
 from maskco.option_values import Between, Options, Range, Share
 
-MaskFill = Literal["grey", "noise", "mean"]
+MaskFill = Literal["grey", "noise", "mean", "token"]
 Side = Annotated[int, Between(1, 100_000)]
 
 
@@ -20,7 +20,11 @@ class MaskOptions(Options):
     """Share of a region's area that is hidden, in its middle. The rest shows the context (ours)."""
     mask_fill: MaskFill = "grey"
     """Color of the masks: a grey next to the mean color, noise of the images' spread, or exactly the mean
-    (ours). Norms of fresh encoders other than ResNets can blow up the gradient of exactly the mean."""
+    (ours). Norms of fresh encoders other than ResNets can blow up the gradient of exactly the mean. token: grey, and
+    where a vision transformer embeds a hidden patch, a vector that is learned."""
+    mask_patch: Annotated[int, Between(1, 100_000)] | None = None
+    """Masks cover whole patches of this side in pixels; default: those that the encoder embeds (ViT, Swin, Hiera), else
+    single pixels (ours)."""
 
 
 @dataclass

@@ -23,7 +23,18 @@ from maskco.data.augment import Colors, recolor
 from maskco.data.images import EncodedImage, ImageError
 from maskco.view_options import MaskFill, ViewConfig
 
-__all__ = ["MEAN", "STD", "RawViews", "TwoViews", "ViewConfig", "Views", "denormalize", "draw_fill", "mask_boxes"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "RawViews",
+    "TwoViews",
+    "ViewConfig",
+    "Views",
+    "denormalize",
+    "draw_fill",
+    "hidden_boxes",
+    "mask_boxes",
+]
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, red green blue, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -227,19 +238,18 @@ class TwoViews:
         return torch.addcmul(self._offset, view, self._scale)
 
 
-def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float | Tensor = 0.0) -> Tensor:
+def mask_boxes(
+    images: Tensor, boxes: Tensor, *, share: float = 1.0, patch: int = 1, fill: float | Tensor = 0.0
+) -> Tensor:
     """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
     share: of each box's area, that is hidden: its middle, of the box's shape. Below 1 a box shows some surroundings.
+    patch: above 1, whole patches of this side are hidden, see `hidden_boxes`.
     fill: what hides it, a number or a tensor that broadcasts to `images`; see `draw_fill`.
     Any device, no synchronisation, traceable by torch.compile.
     """
-    (height, width), boxes = images.shape[-2:], boxes.float()
-    if share < 1:
-        corner, other = boxes.split(2, dim=-1)
-        rim = (other - corner) * ((1 - math.sqrt(share)) / 2)
-        boxes = torch.cat([corner + rim, other - rim], dim=-1)
+    (height, width), boxes = images.shape[-2:], hidden_boxes(boxes, share=share, patch=patch)
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(width, device=boxes.device)
     x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)  # each [B, R, 1]
@@ -250,18 +260,40 @@ def mask_boxes(images: Tensor, boxes: Tensor, *, share: float = 1.0, fill: float
     return torch.where(hidden[:, None], fill, images)  # unlike masked_fill, keeps channels_last
 
 
+def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor:
+    """What a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
+
+    share: of each box's area, its middle.
+    patch: above 1, edges are moved to the nearest multiple of it. A side that would vanish becomes the patch around its
+        middle, so that each box hides one patch or more. Boxes that are empty stay so.
+    """
+    boxes = boxes.float()
+    if share < 1:
+        corner, other = boxes.split(2, dim=-1)
+        rim = (other - corner) * ((1 - math.sqrt(share)) / 2)
+        boxes = torch.cat([corner + rim, other - rim], dim=-1)
+    if patch > 1:
+        corner, other = boxes.split(2, dim=-1)
+        low, high = (corner / patch).round(), (other / patch).round()
+        around = ((corner + other) / (2 * patch)).floor()
+        thin = (low >= high) & (corner < other)
+        low, high = torch.where(thin, around, low), torch.where(thin, around + 1, high)
+        boxes = torch.cat([low, high], dim=-1) * patch
+    return boxes
+
+
 def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
     """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
 
-    "grey": a constant near the mean color. "noise": standard normal numbers of the images' shape, from `generator` or
-    else torch's own of the device. "mean": 0, the mean color.
+    "grey" and "token": a constant near the mean color. "noise": standard normal numbers of the images' shape, from
+    `generator` or else torch's own of the device. "mean": 0, the mean color.
 
     A fresh network without biases maps exactly 0 to feature vectors without variance. Each LayerNorm multiplies the
     gradient of such a vector by 1/√eps, which no learning rate survives. The grey is as far from 0 as it takes.
     """
     if kind == "noise":
         return torch.empty_like(images).normal_(generator=generator)
-    return GREY if kind == "grey" else 0.0
+    return 0.0 if kind == "mean" else GREY
 
 
 def denormalize(images: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from maskco.methods.maskco import MaskCo as MaskCo
     from maskco.methods.moco_v2 import MoCoV2 as MoCoV2
     from maskco.methods.simclr import SimCLR as SimCLR
+    from maskco.nn import Encoder
 
-__all__ = ["METHODS", "Method", "StepOutput", "build_method"]
+__all__ = ["METHODS", "Method", "StepOutput", "build_encoder", "build_method"]
 
 
 def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> Method:
@@ -25,10 +26,17 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> M
 
     Raises ConfigError if the encoder cannot be built.
     """
+    encoder = build_encoder(config, pretrained=pretrained)
+    method: Method = find_method(config.run.method)(encoder, **vars(config.method))
+    return method
+
+
+def build_encoder(config: PretrainConfig, *, pretrained: bool | None = None) -> Encoder:
+    """The encoder alone. Raises ConfigError if it cannot be built."""
     from maskco.nn import create_encoder  # loads timm
 
     try:
-        encoder = create_encoder(
+        return create_encoder(
             config.run.encoder,
             stage=config.run.stage,
             output_stride=config.run.output_stride,
@@ -37,8 +45,6 @@ def build_method(config: PretrainConfig, *, pretrained: bool | None = None) -> M
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    method: Method = find_method(config.run.method)(encoder, **vars(config.method))
-    return method
 
 
 def __getattr__(name: str) -> type[Method]:

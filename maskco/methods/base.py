@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from maskco.config import MethodOptions
 from maskco.data.views import Views
-from maskco.nn import FeatureQueue, momentum_update_
+from maskco.nn import FeatureQueue, ProjectionHead, momentum_update_
 from maskco.nn.encoder import as_encoder
+from maskco.nn.projection import Projection
 from maskco.ops import InfoNCEStats
 from maskco.option_values import Between, Count, Natural, Share
 from maskco.view_options import ViewConfig
@@ -95,13 +96,25 @@ class Method(nn.Module):
 
 
 @dataclass
-class MomentumOptions(MethodOptions):
-    """Options that methods with a queue and a momentum encoder share."""
+class ProjectionOptions(MethodOptions):
+    """Options of methods that contrast projections."""
 
     dim: Count = 128
-    """Length of queries and keys."""
+    """Length of embeddings (queries and keys)."""
     hidden: Count | None = None
     """Hidden width of the projection; default: the encoder's channels (ours; MoCo v2's for a ResNet-50)."""
+    projection: Projection | None = None
+    """moco_v2 (linear, ReLU, linear) or moco_v3 (three linear layers, each with a batch norm); default: the
+    recipe's."""
+
+    def create_projection(self, channels: int) -> ProjectionHead:
+        return ProjectionHead(channels, self.hidden, self.dim, kind=self.projection or "moco_v2")
+
+
+@dataclass
+class MomentumOptions(ProjectionOptions):
+    """Options that methods with a queue and a momentum encoder share."""
+
     queue_size: Count = 65536
     """Keys of earlier steps that serve as negatives."""
     temperature: Annotated[float, Between(1e-4, 1e4)] = 0.2

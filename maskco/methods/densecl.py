@@ -18,7 +18,7 @@ from maskco import ops
 from maskco.data.views import Views
 from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
 from maskco.methods.moco_v2 import embed_views
-from maskco.nn import FeatureQueue, ProjectionHead, forward_in_groups, momentum_copy, shuffled_across_ranks
+from maskco.nn import FeatureQueue, forward_in_groups, momentum_copy, shuffled_across_ranks
 from maskco.option_values import Share
 
 
@@ -45,7 +45,7 @@ class DenseCL(Method):
         super().__init__(encoder, **options)
         channels, own = self.encoder.channels, self.options
         hidden = channels if own.hidden is None else own.hidden
-        self.projection = ProjectionHead(channels, own.hidden, own.dim)
+        self.projection = own.create_projection(channels)
         self.dense_projection = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, own.dim, 1)
         )

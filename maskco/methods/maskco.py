@@ -8,6 +8,7 @@ ours and named so; the rest follows MoCo v2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.data.views import Views, draw_fill, mask_boxes
+from maskco.data.views import Views, draw_fill, hidden_boxes, mask_boxes
 from maskco.errors import ConfigError
 from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
 from maskco.nn import (
     FeatureQueue,
-    ProjectionHead,
     create_mask_head,
     forward_in_groups,
     momentum_copy,
     shuffled_across_ranks,
 )
+from maskco.nn.patches import patch_embedding, token_in_place
 from maskco.option_values import Between
 from maskco.view_options import MaskOptions, ViewConfig
 
@@ -76,11 +77,20 @@ class MaskCo(Method):
         super().__init__(encoder, **options)
         channels, own = self.encoder.channels, self.options
         self.mask_head = create_mask_head(own.mask_head, channels, depth=own.mask_head_depth)
-        self.projection = ProjectionHead(channels, own.hidden, own.dim)
+        self.projection = own.create_projection(channels)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_mask_head = momentum_copy(self.mask_head) if own.key_head else nn.Identity()
         self.momentum_projection = momentum_copy(self.projection)
         self.queue = FeatureQueue(own.queue_size, own.dim)
+        self.patches = patch_embedding(self.encoder)
+        self.patch = own.mask_patch or (self.patches.side if self.patches else 1)  # side in pixels
+        self.mask_token = self._create_token() if own.mask_fill == "token" else None
+
+    def _create_token(self) -> nn.Parameter:
+        if self.patches is None or self.patch % self.patches.side:
+            side = f"patches of {self.patches.side} pixels, not {self.patch}" if self.patches else "no patches"
+            raise ConfigError(f"mask_fill token replaces embedded patches, and the encoder embeds {side}: choose grey")
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(self.patches.projection.out_channels), std=0.02))
 
     def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:
         pairs = [(self.encoder, self.momentum_encoder), (self.projection, self.momentum_projection)]
@@ -112,13 +122,27 @@ class MaskCo(Method):
     def encode_queries(self, views: Views, *, masked: bool = True) -> Tensor:
         """The masked regions as predicted from their surroundings: [B * R, D] unit vectors. Not `masked`: as seen."""
         images = self.masked(views) if masked else views.query  # [B, 3, S, S]
-        features = self.mask_head(self.encoder(images))  # [B, C, h, w]
+        with self._token_in_place(views) if masked else nullcontext():
+            features = self.mask_head(self.encoder(images))  # [B, C, h, w]
         return embed_regions(features, views.query_boxes, self.encoder.stride, self.projection)
 
     def masked(self, views: Views, *, generator: torch.Generator | None = None) -> Tensor:
         """The query views as the encoder sees them: [B, 3, S, S]. `generator`: of noise that fills masks."""
         fill = draw_fill(self.options.mask_fill, views.query, generator=generator)
-        return mask_boxes(views.query, views.query_boxes, share=self.options.mask_share, fill=fill)
+        return self._hide(views.query, views.query_boxes, fill)
+
+    def _hide(self, images: Tensor, boxes: Tensor, fill: float | Tensor) -> Tensor:
+        return mask_boxes(images, boxes, share=self.options.mask_share, patch=self.patch, fill=fill)
+
+    def _token_in_place(self, views: Views) -> AbstractContextManager[None]:
+        """Where masks are filled with a token: hidden patches are embedded as that."""
+        if self.mask_token is None or self.patches is None:
+            return nullcontext()
+        side = self.patches.side
+        boxes = hidden_boxes(views.query_boxes, share=self.options.mask_share, patch=self.patch)
+        count, _, height, width = views.query.shape
+        grid = views.query.new_zeros(count, 1, height // side, width // side)
+        return token_in_place(self.patches, mask_boxes(grid, boxes / side, fill=1.0)[:, 0] > 0, self.mask_token)
 
     def encode_keys(self, views: Views) -> Tensor:
         """The same regions as the momentum side sees them in the whole key view: [B * R, D] unit vectors."""
@@ -145,7 +169,7 @@ class MaskCo(Method):
 
     def warnings(self, views: Views) -> dict[str, str]:
         canvas = torch.zeros_like(views.query[:, :1])
-        hidden = mask_boxes(canvas, views.query_boxes, share=self.options.mask_share, fill=1.0).mean().item()
+        hidden = self._hide(canvas, views.query_boxes, 1.0).mean().item()
         if hidden <= HIDDEN:
             return {}
         return {

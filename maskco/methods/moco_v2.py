@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskco import ops
 from maskco.data.views import Views
 from maskco.methods.base import Method, MomentumOptions, StepOutput, contrast_metrics
-from maskco.nn import FeatureQueue, ProjectionHead, forward_in_groups, momentum_copy, shuffled_across_ranks
+from maskco.nn import FeatureQueue, forward_in_groups, momentum_copy, shuffled_across_ranks
 
 
 class MoCoV2(Method):
@@ -28,7 +28,7 @@ class MoCoV2(Method):
 
     def __init__(self, encoder: str | nn.Module = "resnet50", **options: Any) -> None:
         super().__init__(encoder, **options)
-        self.projection = ProjectionHead(self.encoder.channels, self.options.hidden, self.options.dim)
+        self.projection = self.options.create_projection(self.encoder.channels)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_projection = momentum_copy(self.projection)
         self.queue = FeatureQueue(self.options.queue_size, self.options.dim)

@@ -14,17 +14,15 @@ import torch
 from torch import nn
 
 from maskco import ops
-from maskco.config import MethodOptions
 from maskco.data.views import Views
-from maskco.methods.base import Method, StepOutput, contrast_metrics
+from maskco.methods.base import Method, ProjectionOptions, StepOutput, contrast_metrics
 from maskco.methods.moco_v2 import embed_views
-from maskco.nn import ProjectionHead
 from maskco.nn.ranks import gather_in_rank_order, gather_with_gradient, rank
-from maskco.option_values import Between, Count
+from maskco.option_values import Between
 
 
 @dataclass
-class SimCLROptions(MethodOptions):
+class SimCLROptions(ProjectionOptions):
     """SimCLR's options and the paper's recipe (appendix B), for batches of hundreds rather than thousands."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -40,10 +38,6 @@ class SimCLROptions(MethodOptions):
         "hue": 0.2,
     }
 
-    dim: Count = 128
-    """Length of embeddings."""
-    hidden: Count | None = None
-    """Hidden width of the projection; default: the encoder's channels."""
     temperature: Annotated[float, Between(1e-4, 1e4)] = 0.1
     """Logits are cosine similarities over this; the paper prefers 0.5 where runs are short (its table 5)."""
 
@@ -59,7 +53,7 @@ class SimCLR(Method):
 
     def __init__(self, encoder: str | nn.Module = "resnet50", **options: Any) -> None:
         super().__init__(encoder, **options)
-        self.projection = ProjectionHead(self.encoder.channels, self.options.hidden, self.options.dim)
+        self.projection = self.options.create_projection(self.encoder.channels)
 
     def forward(self, views: Views) -> StepOutput:
         images = torch.cat([views.query, views.key])  # [2B, 3, S, S]

@@ -1,16 +1,31 @@
-"""The projection head of MoCo v2: one hidden layer."""
+"""Projection heads: MoCo v2's, with one hidden layer, and MoCo v3's, with batch norms."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
+
+Projection = Literal["moco_v2", "moco_v3"]
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, ReLU, Linear: [N, in_channels] -> [N, dim]. The caller normalises, so that the method shows it.
+    """[N, in_channels] -> [N, dim]. The caller normalises, so that the method shows it.
 
-    `hidden` defaults to `in_channels`, as MoCo v2's (2048 for a ResNet-50).
+    Args:
+        hidden: width of the hidden layers; default: `in_channels`, as MoCo v2's (2048 for a ResNet-50).
+        kind: "moco_v2": linear, ReLU, linear. "moco_v3": three linear layers without bias, a batch norm after each, the
+            last without scale and shift (Chen et al., arXiv 2104.02057, whose hidden width is 4096). It needs N > 1.
     """
 
-    def __init__(self, in_channels: int, hidden: int | None = None, dim: int = 128) -> None:
+    def __init__(
+        self, in_channels: int, hidden: int | None = None, dim: int = 128, *, kind: Projection = "moco_v2"
+    ) -> None:
         hidden = in_channels if hidden is None else hidden
-        super().__init__(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+        if kind == "moco_v2":
+            super().__init__(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+            return
+        layers: list[nn.Module] = []
+        for width, following in ((in_channels, hidden), (hidden, hidden)):
+            layers += [nn.Linear(width, following, bias=False), nn.BatchNorm1d(following), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim, affine=False))

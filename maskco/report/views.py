@@ -86,7 +86,10 @@ class Samples(Part):
             query = views.query
             if self.masks is not None:
                 fill = draw_fill(self.masks.mask_fill, query, generator=torch.Generator())  # not the caller's numbers
-                query = mask_boxes(query[None], views.query_boxes[None], share=self.masks.mask_share, fill=fill)[0]
+                masks, boxes = self.masks, views.query_boxes[None]
+                query = mask_boxes(query[None], boxes, share=masks.mask_share, patch=masks.mask_patch or 1, fill=fill)[
+                    0
+                ]
             x = MARGIN + index % self.columns * (self.width + self.between)
             y = top + index // self.columns * self.line
             name = shortened(name, int(15 * self.side))

@@ -36,6 +36,7 @@ from maskco.training.distributed import all_or_none, data_parallel, local_device
 from maskco.training.initial_weights import start_from_weights
 from maskco.training.monitors import Health
 from maskco.training.optim import clip_gradient, set_learning_rate
+from maskco.training.recipe import told_recipe
 from maskco.training.rehearsal import rehearse, told
 from maskco.training.signals import StopSignals
 from maskco.training.start import (
@@ -168,6 +169,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.optim.epochs} epochs), writing to {out}"
         )
+        record.say(told_recipe(config, state.method.encoder))
         if unused:
             record.say(told(unused))
         if started_from:

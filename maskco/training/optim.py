@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -18,6 +18,7 @@ from maskco.errors import ConfigError
 from maskco.methods import Method
 from maskco.weights.names import timm_names, whole_model_state
 
+T = TypeVar("T")
 NAMES = {"sgd": "momentum"}  # timm's "sgd" has Nesterov momentum, MoCo v2's has not
 FUSED = ("sgd", "adam", "adamw")  # torch's own, which have a fused kernel
 
@@ -31,7 +32,7 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
 
     Raises ConfigError for an optimizer that is unknown, not installed, or cannot do what is asked of it.
     """
-    name = options.optimizer
+    name, decay = _filled(options.optimizer, "optimizer"), _filled(options.weight_decay, "weight_decay")
     if name not in (known := list_optimizers()):
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]}?" if near else "timm.optim.list_optimizers() lists them"
@@ -44,8 +45,8 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
         optimizer = create_optimizer_v2(
             groups,
             opt=NAMES.get(name, name),
-            lr=options.lr,
-            weight_decay=options.weight_decay,
+            lr=_filled(options.lr, "lr"),
+            weight_decay=decay,
             momentum=options.optimizer_momentum,
             **extra,
         )
@@ -85,8 +86,8 @@ def parameter_groups(method: Method, options: OptimOptions, encoder: str) -> lis
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             spared = spare and (parameter.ndim <= 1 or name.endswith(".bias") or name in kept)
-            decay = 0.0 if spared else options.weight_decay
-            groups.setdefault((decay, scales.get(name, 1.0)), []).append(parameter)
+            own = 0.0 if spared else _filled(options.weight_decay, "weight_decay")
+            groups.setdefault((own, scales.get(name, 1.0)), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()
@@ -121,11 +122,18 @@ def layer_scales(method: Method, decay: float, encoder: str) -> dict[str, float]
 
 def learning_rate(options: OptimOptions, step: int, steps: int) -> float:
     """The rate of step `step` of `steps`: a linear warm-up, then a cosine to 0 at the end of the run."""
-    peak = options.lr * options.batch_size / 256
-    warmup = min(options.warmup_steps, steps - 1)
+    peak = _filled(options.lr, "lr") * options.batch_size / 256
+    wanted = options.warmup_steps or round((options.warmup_share or 0.0) * steps)
+    warmup = min(wanted, steps - 1)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def _filled(value: T | None, option: str) -> T:
+    if value is None:
+        raise ConfigError(f"{option} is neither given nor filled in from a recipe: see maskco.training.recipe")
+    return value
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -136,8 +144,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def clip_gradient(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, largest: float | None
 ) -> torch.Tensor | None:
-    """Scales the whole gradient down to the norm `largest`, if that is given. Returns the norm before: 0-d."""
-    if largest is None:
+    """Scales the whole gradient down to the norm `largest`, if that is not 0. Returns the norm before: 0-d."""
+    if not largest:
         return None
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -21,6 +21,7 @@ from maskco.memory import require_memory
 from maskco.methods import StepOutput
 from maskco.nn.ranks import agree, rank, world_size
 from maskco.runs.checkpoint import CheckpointError
+from maskco.training.recipe import with_recipe
 from maskco.training.state import TrainState
 
 
@@ -48,7 +49,8 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
     workers = min(max(cores // here, 1), 8) if config.run.workers is None else config.run.workers
     threads = config.run.threads or torch.get_num_threads()
     out = str(user_path(config.run.out))
-    return config.replace(device=device, data=data, init=init, out=out, threads=threads, workers=workers)
+    config = config.replace(device=device, data=data, init=init, out=out, threads=threads, workers=workers)
+    return with_recipe(config)
 
 
 def raise_if_of_compiler(error: RuntimeError) -> None:

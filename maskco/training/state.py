@@ -26,6 +26,7 @@ from maskco.runs.checkpoint import (
 )
 from maskco.training.distributed import share_batch_statistics
 from maskco.training.optim import create_optimizer, learning_rate, load_optimizer
+from maskco.training.recipe import freeze_patch_embedding
 from maskco.training.totals import BestEpoch, BrokenImages, Totals
 
 
@@ -58,6 +59,8 @@ class TrainState:
             options = ", ".join(f"{name} {value}" for name, value in vars(config.method).items())
             raise ConfigError(f"the method cannot be built with {options}: {one_line(error)}") from error
         self.method = method.to(memory_format=torch.channels_last).train()
+        if config.optim.freeze_patch_embedding:
+            freeze_patch_embedding(self.method.encoder)
         if config.run.batch_norm == "sync":
             share_batch_statistics(self.method)
         if config.run.compile:  # in place: parameters keep their names
