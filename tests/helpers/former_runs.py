@@ -12,7 +12,8 @@ from maskco.config import PretrainConfig
 from maskco.runs.checkpoint import read_checkpoint
 
 RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
-NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad")
+OF_RECIPES = ("recipe", "warmup_share", "freeze_patch_embedding", "projection", "mask_patch")
+NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad", *OF_RECIPES)
 
 
 def former_options(config: PretrainConfig) -> dict[str, Any]:
@@ -38,3 +39,10 @@ def make_former(run: Path) -> None:
     stored = json.loads((run / "config.json").read_text())
     kept = {name: stored[name] for name in ("maskco", "signature")}
     (run / "config.json").write_text(json.dumps({**kept, **values}))
+
+
+def without_recipe(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options in groups (`PretrainConfig.to_dict`) as they were stored before there were recipes."""
+    kept = {group: {n: v for n, v in of.items() if n not in OF_RECIPES} for group, of in values.items()}
+    kept["optim"]["clip_grad"] = kept["optim"]["clip_grad"] or None
+    return kept

@@ -147,7 +147,7 @@ def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tm
     def no_room(*files: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    state = TrainState(PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best=True), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best=True).filled("moco_v2"), 16, torch.device("cpu"))
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     monkeypatch.setattr(os, "link", no_links)
     state.step = state.best.step = 4
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_infinity_in_it_is_refused(run, part, name):
 
 def test_infinity_anywhere_in_the_state_is_never_saved(tmp_path):
     """Weights may be finite still when momentum or a queue is not; the next step would tell, but the step is saved."""
-    config = PretrainConfig.of(data="a", out=str(tmp_path), **TINY)
+    config = PretrainConfig.of(data="a", out=str(tmp_path), **TINY).filled("moco_v2")
     for break_it in (
         lambda state: state.method.queue.features.view(-1)[:1].fill_(math.nan),
         lambda state: state.method.encoder.backbone.bn1.running_var[:1].fill_(math.inf),

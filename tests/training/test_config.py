@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from former_runs import former_options
+from former_runs import former_options, without_recipe
 from maskco.config import GROUPS, METHODS, PretrainConfig, demo_config, find_method, read_config
 from maskco.errors import ConfigError
 from maskco.evaluate.options import Regions
+from maskco.recipes import MOCO_V3
 from maskco.runs.checkpoint import stored_config
+from maskco.training.recipe import with_recipe
 
 CONFIG = PretrainConfig.of(data="photos", out="run")
 
@@ -60,7 +62,8 @@ def test_impossible_values_are_named_in_one_line(option, value):
         ("batch_size", "64", "int"),
         ("batch_size", 64.0, "int"),
         ("epochs", True, "int"),
-        ("lr", "0.1", "float"),
+        ("lr", "0.1", "float | None"),
+        ("key_momentum", "0.1", "float"),
         ("hidden", "64", "int | None"),
         ("key_head", 1, "bool"),
         ("encoder", 18, "str"),
@@ -161,9 +164,22 @@ def test_names_of_options_are_unique_and_defaults_possible(method):
 
 
 def test_a_methods_own_defaults_are_taken_unless_given():
-    config = PretrainConfig.of(data="photos", out="run", method="simclr")
+    config = PretrainConfig.of(data="photos", out="run", method="simclr").filled("moco_v2")
     assert (config.optim.optimizer, config.optim.lr, config.views.crop_scale) == ("lars", 0.3, (0.08, 1.0))
-    assert PretrainConfig.of(data="photos", out="run", method="simclr", lr=0.1).optim.lr == 0.1
+    assert config.replace(lr=0.1).optim.lr == 0.1
+    config = PretrainConfig.of(data="photos", out="run", method="simclr").filled("moco_v3")
+    assert (config.optim.optimizer, config.optim.lr, config.views.crop_scale) == ("adamw", MOCO_V3["lr"], (0.08, 1.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_from_before_recipes_are_read_as_what_they_did(method):
+    """Whatever their encoder: a ViT's run of then goes on with SGD, single pixels masked."""
+    ran = PretrainConfig.of(data="photos", out="run", method=method, encoder="vit_tiny_patch16_224").filled("moco_v2")
+    if method == "maskco":
+        ran = ran.replace(mask_patch=1)
+    stored = without_recipe(ran.to_dict())
+    assert stored["optim"]["clip_grad"] is None and "recipe" not in stored["optim"]
+    assert PretrainConfig.from_stored(stored) == ran == with_recipe(ran)
 
 
 def test_views_that_cannot_be_drawn_are_refused():
@@ -201,7 +217,7 @@ def test_an_unknown_option_says_what_was_meant(options, told):
 def test_defaults_are_possible_and_moco_v2_s():
     CONFIG.check()
     demo_config("run").check()
-    method, optim = CONFIG.method, CONFIG.optim
+    method, optim = CONFIG.method, CONFIG.filled("moco_v2").optim
     assert (method.queue_size, method.dim, method.temperature, method.key_momentum) == (65536, 128, 0.2, 0.999)
     assert (optim.optimizer, optim.lr, optim.batch_size) == ("sgd", 0.03, 256)
     assert (optim.weight_decay, optim.optimizer_momentum) == (1e-4, 0.9)

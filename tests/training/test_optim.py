@@ -28,6 +28,11 @@ from resuming import same
 from tiny_runs import TINY, rows, tiny
 
 
+def optim(**options: object) -> OptimOptions:
+    """Filled in as for a ResNet."""
+    return PretrainConfig.of(data="a", out="b", **options).filled("moco_v2").optim
+
+
 def built(encoder: str = "test_resnet", **options: object) -> Method:
     torch.manual_seed(0)
     return build_method(PretrainConfig.of(data="a", out="b", **tiny("moco_v2", **{"encoder": encoder, **options})))
@@ -46,7 +51,7 @@ def test_the_default_is_torchs_sgd_of_every_parameter_alike():
     """Bit for bit, over some steps."""
     method = built()
     twin = copy.deepcopy(method)
-    optimizer = create_optimizer(method, OptimOptions(), "test_resnet", fused=False)
+    optimizer = create_optimizer(method, optim(), "test_resnet", fused=False)
     assert len(optimizer.param_groups) == 1
     plain = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.03, momentum=0.9, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
@@ -66,15 +71,15 @@ def test_norms_and_biases_decay_with_sgd_alone():
     method = built()
     learned = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
     matrices = {name for name in learned if name.endswith("weight") and method.get_parameter(name).ndim > 1}
-    assert decayed(method, OptimOptions()) == learned
-    assert decayed(method, OptimOptions(optimizer="adamw")) == matrices != learned
-    assert decayed(method, OptimOptions(optimizer="adamw", decay_norms=True)) == learned
-    assert decayed(method, OptimOptions(decay_norms=False)) == matrices
+    assert decayed(method, optim()) == learned
+    assert decayed(method, optim(optimizer="adamw")) == matrices != learned
+    assert decayed(method, optim(optimizer="adamw", decay_norms=True)) == learned
+    assert decayed(method, optim(decay_norms=False)) == matrices
 
 
 def test_tokens_and_position_embeddings_do_not_decay():
     method = built("test_vit")
-    names = decayed(method, OptimOptions(optimizer="adamw"))
+    names = decayed(method, optim(optimizer="adamw"))
     assert not [name for name in names if "pos_embed" in name or "cls_token" in name]
     assert any("pos_embed" in name for name, _ in method.named_parameters())
 
@@ -99,7 +104,7 @@ def test_layer_decay_is_timms(encoder):
 
 def test_the_schedule_holds_for_every_group():
     method = built("convnext_atto", image_size=64)
-    options = OptimOptions(optimizer="adamw", layer_decay=0.7, lr=0.001, batch_size=512)
+    options = optim(optimizer="adamw", layer_decay=0.7, lr=0.001, batch_size=512)
     optimizer = create_optimizer(method, options, "convnext_atto", fused=False)
     set_learning_rate(optimizer, learning_rate(options, 0, 10))
     rates = {group["lr"] for group in optimizer.param_groups}
@@ -125,7 +130,7 @@ def test_runs_with_other_optimizers_resume_bit_for_bit(pictures, tmp_path, optim
 def test_every_optimizer_of_timm_is_made_or_refused_in_one_line(name):
     model = Holder()
     try:
-        optimizer = create_optimizer(model, OptimOptions(optimizer=name), "test_resnet", fused=False)
+        optimizer = create_optimizer(model, optim(optimizer=name), "test_resnet", fused=False)
     except ConfigError as error:
         assert name in str(error) and "\n" not in str(error)
         return
@@ -147,7 +152,7 @@ def test_clipping_scales_the_whole_gradient():
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1), torch.amp.GradScaler("cpu", enabled=False)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    assert clip_gradient(optimizer, scaler, None) is None
+    assert clip_gradient(optimizer, scaler, 0.0) is None
     assert clip_gradient(optimizer, scaler, 1.0).item() == pytest.approx(3 * math.sqrt(8))
     assert torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item() == pytest.approx(1, abs=1e-5)
 

@@ -47,7 +47,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(pictures, tm
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY).filled("moco_v2"), 16, torch.device("cpu"))
     state.save(tmp_path / "last.pt")
     good = (tmp_path / "last.pt").read_bytes()
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_as_many_pictures_of_other_names_are_refused_on_resume(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY).filled("moco_v2"), 16, torch.device("cpu"))
     state.save(tmp_path / "last.pt")
     good = (tmp_path / "last.pt").read_bytes()
     monkeypatch.setattr("torch.save", lambda state, file: (file.write(b"half"), 1 / 0))
