@@ -156,15 +156,24 @@ def same_padding(encoder: Encoder) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def _begin_branches(backbone: nn.Module) -> None:
-    """Sets the norms to 1 that timm sets to 0 at the end of residual branches, so that blocks begin as the identity.
+SMALL = 1e-2  # layer scales begin at 1e-6 to 1e-4 as timm has them
 
-    That helps long supervised schedules of large batches. MoCo v2's ResNets, which are torchvision's, do not do so, and
-    short runs pay for it: benchmarks/results/claims_tries.json.
+
+def _begin_branches(backbone: nn.Module) -> None:
+    """Sets to 1 what would make residual branches begin at nothing, so that blocks begin as the identity.
+
+    That are norms at the end of branches, which timm sets to 0, and layer scales, which it sets to 1e-6 or so. It helps
+    long supervised schedules of large batches, and deep networks. MoCo v2's ResNets, which are torchvision's, do not do
+    so, and short runs pay for it: benchmarks/results/claims_tries.json, and docs/encoders.md for layer scales.
     """
     for module in backbone.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():
             nn.init.ones_(module.weight)
+    for parameter in backbone.parameters():
+        if parameter.numel() == max(parameter.shape, default=0) > 1:  # a number for each channel
+            low, high = parameter.detach().aminmax()
+            if 0 < low == high <= SMALL:
+                nn.init.ones_(parameter)
 
 
 def map_scale(features: Tensor, images: Tensor, stride: int) -> float:

@@ -33,8 +33,8 @@ def with_recipe(config: PretrainConfig) -> PretrainConfig:
         recipe = "moco_v3" if attends_or_layer_normalises(parts) else "moco_v2"
     elif recipe == "moco_v2" and attends_or_layer_normalises(parts):
         raise ConfigError(
-            f"recipe moco_v2 is for batch norms, and encoder {config.run.encoder} is made of {told_parts(parts)}: leave it "
-            "out, or take moco_v3 with `optimizer=sgd` and an lr of your own"
+            f"recipe moco_v2 is for batch norms, and encoder {config.run.encoder} is made of {told_parts(parts)}: "
+            "leave it out, or take moco_v3 with `optimizer=sgd` and an lr of your own"
         )
     if config.optim.freeze_patch_embedding and patches is None:
         raise ConfigError(f"freeze_patch_embedding: {config.run.encoder} embeds no patches: leave it out")

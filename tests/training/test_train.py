@@ -214,7 +214,9 @@ def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch, augment):
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
-    config = PretrainConfig.of(data="a", out="b", **{**TINY, "lr": 0.64, "warmup_steps": 2, "epochs": 3}).filled("moco_v2")
+    config = PretrainConfig.of(data="a", out="b", **{**TINY, "lr": 0.64, "warmup_steps": 2, "epochs": 3}).filled(
+        "moco_v2"
+    )
     state, rates = TrainState(config, 16, torch.device("cpu")), []
     for state.step in range(12):
         rates.append(state.lr)

@@ -1,0 +1,214 @@
+"""Does every family of encoders learn? Trains the smallest of each on the demo's scenes by its default recipe.
+
+    python -m benchmarks.encoders --json benchmarks/results/encoders.json      # all: about two hours on two cores
+    python -m benchmarks.encoders --only convnext --json encoders.json         # those with a word in their names
+    python -m benchmarks.encoders --show benchmarks/results/encoders.json      # its table again
+    python -m benchmarks.encoders --show benchmarks/results/encoders.json --docs docs/encoders.md
+
+Rows that the file holds already are not computed again. Views, regions and queue are the demo's, and so is the factor
+by which its learning rate exceeds the recipe's: a short run of small batches needs more. The probe is that of
+`maskco eval regions`: a linear classifier, and nearest neighbours, on frozen features pooled over the items' boxes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import tyro
+
+from benchmarks import harness
+from benchmarks.table import read_results
+from maskco.config import PretrainConfig, demo_config
+from maskco.console import one_line_errors
+from maskco.errors import ConfigError, UserError, one_line
+from maskco.evaluate.options import Regions
+from maskco.evaluate.run import evaluate
+from maskco.files import write_atomically
+from maskco.provenance import device_name, provenance
+from maskco.recipes import MOCO_V2
+from maskco.runs.checkpoint import load_run
+from maskco.runs.folder import METRICS
+from maskco.training.loop import train
+from maskco.training.recipe import with_recipe
+
+Row = dict[str, Any]
+BATCH = 64
+SCENES = 4000  # that the demo set trains on
+POINTS = 8.0  # by which the probe should exceed that of the same encoder untrained
+START = "<!-- made by benchmarks.encoders from {} -->"
+END = "<!-- end -->"
+
+
+class Family(NamedTuple):
+    name: str
+    encoder: str  # the smallest of it that timm has
+    stage: int  # whose map has a cell for each eighth of the view's side
+    image_size: int = 64  # of the views
+
+
+FAMILIES = (
+    Family("ResNet", "resnet18", 2),
+    Family("RegNet", "regnetx_002", 2),
+    Family("MobileNetV4", "mobilenetv4_conv_small", 2),
+    Family("EfficientNet", "efficientnet_b0", 2),
+    Family("ConvNeXt", "convnext_atto", 1),
+    Family("ConvNeXtV2", "convnextv2_atto", 1),
+    Family("MambaOut", "mambaout_femto", 1),
+    Family("Swin", "swin_tiny_patch4_window7_224", 1),
+    Family("Hiera", "hiera_tiny_224", 1),
+    Family("FocalNet", "focalnet_tiny_srf", 1),
+    Family("ViT", "vit_tiny_patch16_224", -1, 128),
+)
+ORDER = [family.encoder for family in FAMILIES]
+
+
+@dataclass
+class Options:
+    json: Path | None = None
+    """Rows are added to this file."""
+    steps: int = 600
+    """Steps of 64 scenes, rounded to whole passes over the scenes."""
+    only: str = ""
+    """Only encoders or families whose name contains this."""
+    seeds: int = 1
+    """Runs of each, with seeds 0, 1, …"""
+    runs: Path | None = None
+    """Keep the runs in this folder; default: they are thrown away."""
+    show: Path | None = None
+    """Print this file's table. Nothing is trained."""
+    docs: Path | None = None
+    """With --show: put the table into this page, in place of the one there."""
+
+
+def settings(family: Family, steps: int, seed: int, out: Path) -> PretrainConfig:
+    """The run's options: the demo's, but what the encoder and its recipe decide."""
+    demo = demo_config(out)
+    factor = demo.filled("moco_v2").optim.lr / MOCO_V2["lr"]
+    own = {name: value for name, value in demo.flat().items() if name not in (*MOCO_V2, "warmup_steps")}
+    epochs = max(round(steps * BATCH / SCENES), 1)
+    own |= {"encoder": family.encoder, "stage": family.stage, "image_size": family.image_size, "seed": seed}
+    config = with_recipe(PretrainConfig.of(**{**own, "epochs": epochs, "batch_size": BATCH, "workers": 0}))
+    return config.replace(lr=config.optim.lr * factor)
+
+
+def measure(family: Family, steps: int, seed: int, folder: Path) -> Row:
+    """One row: what was trained, how, and what came of it. A failure is a row as well, with its reason."""
+    row: Row = {"family": family.name, "encoder": family.encoder, "stage": family.stage, "seed": seed}
+    row |= {"image_size": family.image_size, "device": device_name(torch.device("cpu"))} | provenance()
+    started = time.monotonic()
+    try:
+        config = settings(family, steps, seed, folder / f"{family.encoder}-{seed}")
+        row |= {name: config.flat()[name] for name in ("recipe", *MOCO_V2)}
+        done = train(config, overwrite=True)
+        if done.interrupted:
+            raise ConfigError("interrupted: the same command goes on")
+        last = json.loads((done.out / METRICS).read_text().splitlines()[-1])
+        encoder = load_run(done.out)[1].encoder
+        row |= {"steps": done.steps, "seconds": round(time.monotonic() - started), "stride": encoder.stride}
+        row |= {"parameters": sum(parameter.numel() for parameter in encoder.parameters())}
+        row |= {name: last.get(name) for name in ("loss", "accuracy", "embedding_std", "effective_rank")}
+        size = 96 * family.image_size // 64  # scenes that are a view and a half, as the demo evaluates them
+        size -= size % 32
+        probed = evaluate(Regions(encoders=(str(done.out),), untrained=True, image_size=size), verbose=False)
+        row |= {"probe": probed[0].scores, "untrained": probed[1].scores}
+    except UserError as error:
+        row["failed"] = one_line(error)
+    return row
+
+
+def learns(row: Row) -> bool:
+    return "failed" not in row and gain(row) >= POINTS
+
+
+def gain(row: Row) -> float:
+    return row["probe"]["linear top-1"] - row["untrained"]["linear top-1"]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each run."""
+    head = (
+        "family",
+        "encoder, stage",
+        "weights",
+        "recipe",
+        "contrast accuracy",
+        "RankMe",
+        "probe",
+        "untrained",
+        "gain",
+    )
+    lines = [head, ("---", *("---:" if i > 2 else "---" for i in range(len(head) - 1)))]
+    for row in rows:
+        name = f"`{row['encoder']}`, {row['stage']}"
+        if "failed" in row:
+            lines.append((row["family"], name, *[""] * 6, row["failed"]))
+            continue
+        probe, untrained = (row[part]["linear top-1"] for part in ("probe", "untrained"))
+        rank = "" if row["effective_rank"] is None else f"{row['effective_rank']:.0f}"
+        scores = (f"{row['accuracy']:.1f} %", rank, f"{probe:.1f}", f"{untrained:.1f}", f"{gain(row):+.1f}")
+        lines.append((row["family"], name, f"{row['parameters'] / 1e6:.2f} M", row["recipe"], *scores))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill_page(page: Path, source: Path, rows: list[Row]) -> None:
+    """Puts the table into a page, between its two marks. Raises ConfigError for a page without them."""
+    start = START.format(source.as_posix())
+    before, found, rest = page.read_text(encoding="utf-8").partition(start)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ConfigError(f"docs: {page} lacks the lines {start!r} and {END!r}, between which the table goes")
+    text = f"{before}{start}\n{table(rows)}\n{END}{after}"
+    write_atomically(page, lambda file: file.write(text.encode()))
+
+
+def load(file: Path) -> list[Row]:
+    return list(read_results(file, "rows")["rows"]) if file.exists() else []
+
+
+def main() -> None:
+    with one_line_errors():
+        options = tyro.cli(Options, description=__doc__)
+        harness.check_bounds(options, "seeds")
+        if options.show is not None:
+            rows = read_results(options.show, "rows")["rows"]
+            if options.docs is not None:
+                fill_page(options.docs, options.show, rows)
+        else:
+            rows = compute(options)
+        print(table(rows))
+        short = [row["encoder"] for row in rows if not learns(row)]
+        print(f"\n{len(rows) - len(short)} of {len(rows)} gain {POINTS:g} points or more over the untrained encoder")
+
+
+def compute(options: Options) -> list[Row]:
+    """The rows that the file lacks, each written as soon as it is known; all of the file in the order of FAMILIES."""
+    chosen = [family for family in FAMILIES if options.only.lower() in f"{family.name} {family.encoder}".lower()]
+    if not chosen:
+        raise ConfigError(f"only: no encoder's name contains {options.only!r}")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for family, seed in itertools.product(chosen, range(options.seeds)):
+            rows = load(options.json) if options.json else rows  # another process may have added some
+            if not any((row["encoder"], row["seed"]) == (family.encoder, seed) for row in rows):
+                row = measure(family, options.steps, seed, options.runs or Path(temporary))
+                rows = [*(load(options.json) if options.json else rows), row]
+                rows.sort(key=lambda row: (ORDER.index(row["encoder"]), row["seed"]))
+                if options.json is not None:
+                    write_json(options.json, {"rows": rows})
+    return rows
+
+
+def write_json(file: Path, content: Row) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(file, lambda opened: opened.write(text.encode()))
+
+
+if __name__ == "__main__":
+    main()
