@@ -140,7 +140,7 @@ class OptimOptions(Options):
     recipe's."""
     lr: Annotated[float, Between(0, 1e6)] | None = None
     """Peak learning rate for 256 images a step; it is scaled by batch size / 256, then falls as a cosine to 0; default:
-    the recipe's, 0.03 (moco_v2) or 0.00015 (moco_v3)."""
+    the recipe's, 0.03 (moco_v2) or 0.0005 (moco_v3)."""
     warmup_steps: Natural | None = None
     """Steps over which the learning rate rises from 0, instead of a share."""
     warmup_share: Share | None = None

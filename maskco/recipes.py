@@ -19,7 +19,7 @@ MOCO_V2: dict[str, Any] = {  # Chen et al., arXiv 2003.04297: for encoders with 
 }
 MOCO_V3: dict[str, Any] = {  # Chen et al., arXiv 2104.02057, table 1 and section 4: for LayerNorm and attention
     "optimizer": "adamw",
-    "lr": 1.5e-4,
+    "lr": 5e-4,  # DINO's (arXiv 2104.14294); MoCo v3's 1.5e-4 is for batches of 4096
     "weight_decay": 0.1,
     "warmup_share": 40 / 300,
     "clip_grad": 1.0,  # ours: the paper freezes the patch embedding against spikes, which other stems lack

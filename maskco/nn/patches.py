@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class PatchEmbedding(NamedTuple):
     """timm's `patch_embed` in an encoder."""
 
-    module: nn.Module  # images [B, 3, H, W] -> tokens [B, N, C] or [B, h, w, C]
+    module: nn.Module  # images [B, 3, H, W] -> tokens [B, N, C], [B, h, w, C] or [B, C, h, w]
     projection: nn.Conv2d
     side: int  # of a patch, in pixels
 
@@ -39,17 +39,31 @@ def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> 
     Raises ValueError, in the encoder's forward pass, if it embeds another number of patches, or in another form.
     """
 
-    def replace(module: nn.Module, inputs: Any, tokens: Any) -> Tensor:
-        batch, height, width = hidden.shape
-        shapes = ((batch, height * width, len(token)), (batch, height, width, len(token)))
-        if not isinstance(tokens, Tensor) or tuple(tokens.shape) not in shapes:
-            found = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"patches are embedded as {found}, not {list(shapes[0])} or {list(shapes[1])}")
-        where = hidden.flatten(1) if tokens.ndim == 3 else hidden
-        return torch.where(where[..., None], token.to(tokens.dtype), tokens)
+    def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
+        tokens, *others = output if isinstance(output, tuple) else (output,)  # MViT returns their number beside them
+        where = by_token(hidden, tokens, len(token))
+        own = token.view(-1, *[1] * (where.ndim - 2)) if where.shape[1] == 1 else token  # channels first, or last
+        tokens = torch.where(where, own.to(tokens.dtype), tokens)
+        return (tokens, *others) if isinstance(output, tuple) else tokens
 
     hook = embedding.module.register_forward_hook(replace)
     try:
         yield
     finally:
         hook.remove()
+
+
+def by_token(hidden: Tensor, tokens: Tensor, channels: int) -> Tensor:
+    """Which patches are hidden [B, h, w], in a form that broadcasts to the tokens. Raises ValueError if none does."""
+    batch, height, width = hidden.shape
+    forms = {
+        (batch, height * width, channels): hidden.flatten(1)[..., None],
+        (batch, channels, height, width): hidden[:, None],
+        (batch, height, width, channels): hidden[..., None],
+    }
+    if tuple(tokens.shape) not in forms:
+        raise ValueError(
+            f"patches are embedded as {list(tokens.shape)}, none of {[*map(list, forms)]}, so that no token can take the "
+            "place of some: choose another mask_fill"
+        )
+    return forms[tuple(tokens.shape)]
