@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskco.data.augment import gaussian_blur, greyscale, mean_grey, recolor, scale_from, shift_hue
 from maskco.data.images import EncodedImage, ImageError
-from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, mask_boxes
+from maskco.data.views import TwoViews, ViewConfig, Views, denormalize, draw_fill, hidden_boxes, mask_boxes
 from maskco.errors import ConfigError
 from maskco.view_options import MaskOptions
 
@@ -316,6 +316,38 @@ def test_mask_boxes_hides_the_middle_share_of_a_box() -> None:
     hidden = mask_boxes(images, box, share=0.25)[0, 0] == 0
     assert hidden[14:26, 9:19].all() and hidden.sum() == 12 * 10
     assert torch.equal(mask_boxes(images, box, share=1.0), mask_boxes(images, box))
+
+
+def test_masks_of_patches_are_the_nearest_whole_ones():
+    """By hand, on patches of 16: edges to the nearest multiple; one patch at least, that around the middle."""
+    boxes = torch.tensor(
+        [
+            [7.0, 9.0, 25.0, 41.0],  # to 0 … 32, 16 … 48
+            [9.0, 17.0, 23.0, 30.0],  # vanishes across, around 16 (the patch that begins there); 16 … 32 down
+            [3.0, 3.0, 7.0, 6.0],  # inside the first patch
+            [20.0, 20.0, 20.0, 40.0],  # empty
+        ]
+    )
+    expected = [[0, 16, 32, 48], [16, 16, 32, 32], [0, 0, 16, 16]]
+    assert hidden_boxes(boxes, patch=16)[:3].tolist() == expected
+    masked = mask_boxes(torch.ones(1, 1, 64, 64), boxes[None], patch=16)[0, 0]
+    assert set(masked.view(4, 16, 4, 16).transpose(1, 2).flatten(2).mean(2).flatten().tolist()) == {0.0, 1.0}
+    assert (masked == 0).float().view(4, 16, 4, 16).mean((1, 3)).tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_masks_of_patches_hide_as_much_as_they_should_on_average():
+    torch.manual_seed(0)
+    corner, sides = torch.rand(20_000, 2) * 100, 20 + torch.rand(20_000, 2) * 60
+    boxes = torch.cat([corner, corner + sides], dim=1)
+    hidden = hidden_boxes(boxes, share=0.5, patch=8)
+    area = (hidden[:, 2:] - hidden[:, :2]).prod(1)
+    assert (hidden % 8 == 0).all() and (area > 0).all()
+    assert (area.sum() / (0.5 * sides.prod(1).sum())).item() == pytest.approx(1, abs=0.02)
 
 
 def test_mask_boxes_takes_out_of_image_boxes_other_dtypes_and_no_boxes() -> None:

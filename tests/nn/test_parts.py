@@ -61,6 +61,20 @@ def test_projection_is_linear_relu_linear():
     )
 
 
+def test_moco_v3_s_projection_is_three_batch_normed_layers():
+    """By hand: each layer's outputs have mean 0 and variance 1 over the batch before what follows."""
+    head = parts.ProjectionHead(6, hidden=5, dim=4, kind="moco_v3")
+    linears, norms = [m for m in head if isinstance(m, nn.Linear)], [m for m in head if isinstance(m, nn.BatchNorm1d)]
+    assert [(m.in_features, m.out_features, m.bias) for m in linears] == [(6, 5, None), (5, 5, None), (5, 4, None)]
+    assert [norm.affine for norm in norms] == [True, True, False]
+    x = y = torch.randn(16, 6, dtype=torch.float64)
+    for linear in linears:
+        y = F.linear(y, linear.weight.double())
+        y = (y - y.mean(0)) / (y.var(0, correction=0) + 1e-5).sqrt()
+        y = y if linear is linears[-1] else y.relu()
+    torch.testing.assert_close(head.double()(x), y)
+
+
 def test_momentum_update_is_the_weighted_mean_of_parameters_only():
     online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     target = parts.momentum_copy(online)
