@@ -53,6 +53,21 @@ def test_fresh_residual_branches_begin_as_in_moco_v2(name):
     assert all((norm.weight == 1).all() for norm in norms[1])
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "deit3_small_patch16_224", "cait_xxs24_224", "poolformer_s12"])
+def test_fresh_layer_scales_begin_at_1(name):
+    """timm lets them begin near zero, as is seen in its own model: constants, a number for each channel."""
+    own = dict(timm.create_model(name).named_parameters())
+    small = {flat(name) for name, p in own.items() if p.ndim < 4 and p.unique().numel() == 1 and 0 < p.max() < 1e-3}
+    fresh = {flat(name.removeprefix("backbone.")): p for name, p in create_encoder(name).named_parameters()}
+    assert small and all((fresh[name] == 1).all() for name in small & fresh.keys())
+    rest = {flat(name) for name in own} - small
+    assert all(fresh[name].detach().abs().max() != 1 for name in rest & fresh.keys() if "bias" in name)
+
+
+def flat(name: str) -> str:
+    return name.removeprefix("model.").replace(".", "_")
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"'resnet5O' is not a timm model; did you mean .*resnet50") as caught:
         create_encoder("resnet5O")
