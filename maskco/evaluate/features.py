@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
@@ -57,6 +58,7 @@ def extract_features(
     batch_size: int = 128,
     progress: str | None = None,
     digests: list[bytes] | None = None,
+    amp: torch.dtype | None = None,
 ) -> Features:
     """The mean of the encoder's feature map over each box, or over each whole image, scene by scene.
 
@@ -66,6 +68,7 @@ def extract_features(
         scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
         progress: the words before a progress bar; None shows no bar.
         digests: gets a digest of each image that was read, the same for the same pixels.
+        amp: dtype of autocast in the encoder; None: it is off.
 
     Raises:
         EvaluationError: no scene, none with a box, more than half of the images unreadable, or images of several
@@ -78,7 +81,8 @@ def extract_features(
     with _modes(encoder), torch.no_grad():
         encoder.eval()
         for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped, digests):
-            maps = encoder(images.to(device))  # [B, C, h, w]
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                maps = encoder(images.to(device)).float()  # [B, C, h, w]
             if form.whole:
                 pooled = maps.mean((-2, -1))
             else:
@@ -89,16 +93,32 @@ def extract_features(
                 pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
             features.append(pooled.float().cpu())
             labels += batch_labels
-    if 2 * len(skipped) > len(scenes):
-        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
-        raise EvaluationError(
-            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
-        )
+    _require_readable(scenes, skipped, form)
     if not features or sum(map(len, features)) == 0:
         raise EvaluationError(
             f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
         )
     return Features(torch.cat(features), torch.cat(labels), list(dict.fromkeys(skipped)))
+
+
+def read_scenes(scenes: Scenes, form: Input) -> tuple[list[Scene], list[str]]:
+    """Scenes at the size and in the form that `extract_features` gives them to the encoder, for many calls of it.
+
+    Returns: the scenes, images uint8, and those that could not be read, and why, each once.
+
+    Raises:
+        EvaluationError: more than half of them cannot be read.
+    """
+    read: list[Scene] = []
+    skipped: list[str] = []
+    for sample in chain.from_iterable(_loader(scenes, form, batch_size=32)):
+        if isinstance(sample, str):
+            skipped.append(sample)
+        else:
+            image, boxes, labels, _ = sample
+            read.append(Scene(image.round().byte(), boxes, labels))
+    _require_readable(scenes, skipped, form)
+    return read, list(dict.fromkeys(skipped))
 
 
 def reestimate_batch_norm(
@@ -167,6 +187,21 @@ def _digest(image: Tensor) -> bytes:
     return sha.digest()
 
 
+def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = False) -> DataLoader:
+    """Lists of what `_Prepared` gives."""
+    prepared = _Prepared(scenes, form, digested)
+    return DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+
+
+def _require_readable(scenes: Scenes, skipped: list[str], form: Input) -> None:
+    """Raises EvaluationError if more than half of the scenes could not be read."""
+    if 2 * len(skipped) > len(scenes):
+        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
+        raise EvaluationError(
+            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
+        )
+
+
 def _batches(
     scenes: Scenes,
     form: Input,
@@ -177,8 +212,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """Normalised images [B, 3, H, W] float32, with one tensor of boxes and one of labels an image."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
-    prepared = _Prepared(scenes, form, digests is not None)
-    loader = DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+    loader = _loader(scenes, form, batch_size, digested=digests is not None)
     hidden = None if progress else True  # None: shown on a terminal only
     for batch in tqdm(loader, desc=progress, disable=hidden, leave=False):
         usable = [sample for sample in batch if not isinstance(sample, str)]
