@@ -47,10 +47,14 @@ FREE_ON_RESUME = frozenset(
         "save_every_steps",
         "keep",
         "compile",
+        "probe",
+        "probe_every",
+        "probe_images",
     }
 )  # options that a resumed run may change. They do not affect what is learned, but for the schedule ahead (epochs),
 # rounding (device, threads, augment, compile), and how many images a batch norm sees (accumulate, and the number of
 # ranks). Data may have been moved: number and names of the images are compared instead.
+# (keep_best may not change: best.pt would be of another measure, or missing though the log names an epoch.)
 FORMERLY = {"mask_fill": "mean"}  # what runs did whose options do not say it
 BEFORE_RECIPES = {**MOCO_V2, "recipe": "moco_v2", "mask_patch": 1}  # what all runs did then
 RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
@@ -104,9 +108,16 @@ class RunOptions(Options):
     """Also save every so many steps; 0: do not."""
     keep: Count = 1
     """Checkpoints kept: last.pt, and those saved before it as step-N.pt."""
-    keep_best: bool = False
-    """Also keep, as best.pt, that of the epoch with the lowest mean loss, among those that started with full queues. It
-    tells how well the contrast is solved; how useful the features are is for `maskco eval` to say."""
+    keep_best: Literal["off", "loss", "probe"] = "off"
+    """Also keep, as best.pt, that of the best epoch. loss: the lowest mean loss, among those that started with full
+    queues, which tells how well the contrast is solved. probe: the highest accuracy of --probe, on regions if its data
+    have boxes, else on whole images."""
+    probe: str | None = None
+    """Labelled data, as for `maskco eval`, on which a kNN tells during the run how useful the features are."""
+    probe_every: Count = 5
+    """Epochs between two probes. The end of the run is always probed."""
+    probe_images: Annotated[int, Between(4)] | None = None
+    """So many of its images, a quarter of them to test on; default: what about 1% of the run's time affords."""
 
     def check(self) -> None:
         super().check()
@@ -120,6 +131,10 @@ class RunOptions(Options):
             raise ConfigError("init and pretrained exclude each other: keep one")
         if self.init_prefix is not None and self.init is None:
             raise ConfigError("init_prefix chooses in the file that init names: name it")
+        if self.probe == "":
+            raise ConfigError("probe is empty: name labelled data, or leave it out")
+        if self.keep_best == "probe" and self.probe is None:
+            raise ConfigError("keep_best must be off or loss without labelled data: name them with `probe`")
 
 
 @dataclass
@@ -276,7 +291,7 @@ class PretrainConfig:
         if "recipe" not in given:
             given = {**BEFORE_RECIPES, **given}
             given["clip_grad"] = given["clip_grad"] or 0.0
-        return cls.of(**{name: value for name, value in given.items() if name not in foreign})
+        return cls.of(**_of_today({name: value for name, value in given.items() if name not in foreign}))
 
     def filled(self, recipe: str) -> PretrainConfig:
         """The same with a recipe's values, and the method's, where none is given."""
@@ -299,6 +314,12 @@ class PretrainConfig:
             for name in {**own, **others}
             if name not in FREE_ON_RESUME and own.get(name) != others.get(name)
         ]
+
+
+def _of_today(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored options with their present values: keep_best was yes or no once, and yes meant by the loss."""
+    best = options.get("keep_best")
+    return {**options, "keep_best": "loss" if best else "off"} if isinstance(best, bool) else dict(options)
 
 
 GROUPS: dict[str, Any] = {"run": RunOptions, "method": MethodOptions, "views": ViewConfig, "optim": OptimOptions}

@@ -6,6 +6,8 @@ import torch
 
 from maskco.errors import ConfigError
 
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of the option `amp`
+
 
 def usable_device(name: str) -> torch.device:
     """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError."""

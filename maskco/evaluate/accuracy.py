@@ -12,6 +12,11 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return 100 * float((predictions == labels).double().mean())
 
 
+def chance(train_labels: Tensor, test_labels: Tensor) -> float:
+    """The per cent of test rows that always guessing the most frequent class of the training rows gets right."""
+    return 100 * float((test_labels == train_labels.mode().values).double().mean())
+
+
 def mean_class_accuracy(predictions: Tensor, labels: Tensor) -> float:
     """The per cent of each class's rows that are predicted rightly, averaged over the classes that have rows.
 

@@ -5,7 +5,7 @@ Where there is no part to test on, a fifth of the images is held out for it, alw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -30,6 +30,7 @@ class LabelledSet:
     train: Annotated
     test: Annotated
     notes: tuple[str, ...] = ()  # what a reader of the figures should know
+    images: tuple[int, int] = (0, 0)  # to learn from and to test on, of which so many were taken as were asked for
 
     @property
     def has_boxes(self) -> bool:
@@ -102,11 +103,20 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
     for part in found.parts:
         where = f"{part.name}: " if len(found.parts) > 1 else ""
         notes += [f"{where}{line}" for line in part.source.left_out.lines()]
-    return LabelledSet(found.name, found.classes, _some(parts[0], train), _some(parts[1], test), tuple(notes))
+    learned, tested = some(parts[0], train), some(parts[1], test)
+    return LabelledSet(found.name, found.classes, learned, tested, tuple(notes), (len(parts[0]), len(parts[1])))
 
 
-def _some(part: Annotated, count: int | None) -> Annotated:
+def some(part: Annotated, count: int | None) -> Annotated:
+    """At most `count` images of a part, spread evenly; None: all."""
     return part.take(spread(len(part), count)) if count and count < len(part) else part
+
+
+def missing(classes: Sequence[str], asked: Iterable[int], found: Iterable[int], most: int = 5) -> str:
+    """Those classes that are asked for, but not found: "2 of 10 classes (bag, coat)", or "" if none are."""
+    absent = sorted(set(asked) - set(found))
+    names = ", ".join(classes[label] for label in absent[:most]) + (" …" if len(absent) > most else "")
+    return f"{len(absent)} of {len(classes)} classes ({names})" if absent else ""
 
 
 def spread(length: int, count: int) -> list[int]:

@@ -8,8 +8,9 @@ of masked and augmented views. This protocol is ours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
@@ -71,14 +72,69 @@ def extract_features(
         EvaluationError: no scene, none with a box, more than half of the images unreadable, or images of several
             sizes without `image_size`.
     """
-    device = next(encoder.parameters()).device
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
     skipped: list[str] = []
+    x, labels = _pooled(encoder, _batches(scenes, form, batch_size, progress, skipped, digests), form)
+    _require_readable(scenes, skipped, form)
+    if len(x) == 0:
+        raise EvaluationError(
+            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
+        )
+    return Features(x, labels, list(dict.fromkeys(skipped)))
+
+
+class HeldScenes(NamedTuple):
+    """Scenes in memory, at the size and in the form in which the encoder sees them."""
+
+    images: Tensor  # uint8 [N, 3, S, S]
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    form: Input
+    skipped: list[str]  # images that could not be read, and why: each once
+
+    @classmethod
+    def read(cls, scenes: Scenes, form: Input) -> HeldScenes:
+        """Reads scenes at `form.image_size`. Raises EvaluationError: more than half unreadable, or none with a box."""
+        samples = list(chain.from_iterable(_loader(scenes, form, batch_size=32)))
+        skipped = [sample for sample in samples if isinstance(sample, str)]
+        _require_readable(scenes, skipped, form)
+        read = [(image.round().byte(), *rest) for image, *rest in samples if not isinstance(image, str)]
+        if sum(len(boxes) for _, boxes, *_ in read) == 0:
+            raise EvaluationError(f"data: none of the {len(scenes)} {form.noun} has a labelled box")
+        images, boxes, labels, _ = zip(*read, strict=True)
+        return cls(torch.stack(images), list(boxes), list(labels), form, list(dict.fromkeys(skipped)))
+
+    def features(self, encoder: Encoder, *, batch_size: int = 128, amp: torch.dtype | None = None) -> Features:
+        """As `extract_features`, for many calls. They are normalised on the encoder's device.
+
+        amp: dtype of autocast in the encoder; None: it is off.
+        """
+        device = next(encoder.parameters()).device
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.form.mean, self.form.std))
+
+        def batches() -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+            for first in range(0, len(self.images), batch_size):
+                part = slice(first, first + batch_size)
+                images = self.images[part].to(device).float()
+                yield (images / 255 - mean) / std, self.boxes[part], self.labels[part]
+
+        return Features(*_pooled(encoder, batches(), self.form, amp), self.skipped)
+
+
+def _pooled(
+    encoder: Encoder,
+    batches: Iterable[tuple[Tensor, list[Tensor], list[Tensor]]],
+    form: Input,
+    amp: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features [M, C] float32 and labels [M], both on the CPU, of normalised images with boxes and labels."""
+    device = next(encoder.parameters()).device
+    features: list[Tensor] = [torch.empty(0, encoder.channels)]
+    all_labels: list[Tensor] = [torch.empty(0, dtype=torch.long)]
     with _modes(encoder), torch.no_grad():
         encoder.eval()
-        for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped, digests):
-            maps = encoder(images.to(device))  # [B, C, h, w]
+        for images, boxes, labels in batches:
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                maps = encoder(images.to(device)).float()  # [B, C, h, w]
             if form.whole:
                 pooled = maps.mean((-2, -1))
             else:
@@ -87,18 +143,9 @@ def extract_features(
                 except ValueError as error:
                     raise EvaluationError(f"the encoder {error}") from error
                 pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
-            features.append(pooled.float().cpu())
-            labels += batch_labels
-    if 2 * len(skipped) > len(scenes):
-        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
-        raise EvaluationError(
-            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
-        )
-    if not features or sum(map(len, features)) == 0:
-        raise EvaluationError(
-            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
-        )
-    return Features(torch.cat(features), torch.cat(labels), list(dict.fromkeys(skipped)))
+            features.append(pooled.cpu())
+            all_labels += labels
+    return torch.cat(features), torch.cat(all_labels)
 
 
 def reestimate_batch_norm(
@@ -167,6 +214,21 @@ def _digest(image: Tensor) -> bytes:
     return sha.digest()
 
 
+def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = False) -> DataLoader:
+    """Lists of what `_Prepared` gives."""
+    prepared = _Prepared(scenes, form, digested)
+    return DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+
+
+def _require_readable(scenes: Scenes, skipped: list[str], form: Input) -> None:
+    """Raises EvaluationError if more than half of the scenes could not be read."""
+    if 2 * len(skipped) > len(scenes):
+        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
+        raise EvaluationError(
+            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
+        )
+
+
 def _batches(
     scenes: Scenes,
     form: Input,
@@ -177,8 +239,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """Normalised images [B, 3, H, W] float32, with one tensor of boxes and one of labels an image."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
-    prepared = _Prepared(scenes, form, digests is not None)
-    loader = DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+    loader = _loader(scenes, form, batch_size, digested=digests is not None)
     hidden = None if progress else True  # None: shown on a terminal only
     for batch in tqdm(loader, desc=progress, disable=hidden, leave=False):
         usable = [sample for sample in batch if not isinstance(sample, str)]

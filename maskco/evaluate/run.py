@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from maskco.devices import usable_device
-from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
-from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, open_labelled
+from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
+from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
@@ -147,19 +147,10 @@ def _told_skipped(data: LabelledSet, skipped: dict[str, list[str]]) -> list[str]
 
 def _told_classes(data: LabelledSet, train: Features, test: Features) -> list[str]:
     """Classes that only one of the parts has."""
-    learnt, tested = (set(part.labels.tolist()) for part in (train, test))
-    unknown, untested = sorted(tested - learnt), sorted(set(range(len(data.classes))) - tested)
-    notes = []
-    if unknown:
-        notes.append(f"not learned, so that their test rows count as wrong: {_counted(unknown, data.classes)}")
-    if untested:
-        notes.append(f"not tested, so that the mean per class leaves them out: {_counted(untested, data.classes)}")
-    return notes
-
-
-def _counted(labels: list[int], classes: Sequence[str], most: int = 5) -> str:
-    names = ", ".join(classes[label] for label in labels[:most]) + (" …" if len(labels) > most else "")
-    return f"{len(labels)} of {len(classes)} classes ({names})"
+    unknown = missing(data.classes, test.labels.tolist(), train.labels.tolist())
+    untested = missing(data.classes, range(len(data.classes)), test.labels.tolist())
+    notes = [f"not learned, so that their test rows count as wrong: {unknown}"] if unknown else []
+    return notes + ([f"not tested, so that the mean per class leaves them out: {untested}"] if untested else [])
 
 
 def _told_repeated(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
@@ -168,20 +159,15 @@ def _told_repeated(boxes_of: str, train: list[bytes], test: list[bytes]) -> list
     return [f"{repeated} of the {len(test)} {boxes_of}test images are training images too"] if repeated else []
 
 
-def _chance(train: Features, test: Features) -> float:
-    """Per cent of test rows that always guessing the most frequent class of the training rows gets right."""
-    return 100 * float((test.labels == train.labels.mode().values).double().mean())
-
-
 def _knn(opened: OpenedEncoder, data: LabelledSet, options: Knn, size: int, verbose: bool) -> Scored:
     train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
-    return _vote(train, test, options) | {"chance": _chance(train, test)}, details
+    return _vote(train, test, options) | {"chance": chance(train.labels, test.labels)}, details
 
 
 def _linear(opened: OpenedEncoder, data: LabelledSet, options: Linear, size: int, verbose: bool) -> Scored:
     train, test, details = _frozen(opened, data, options, size, verbose, whole=True)
     scores, probe = _probe(train, test, options)
-    return scores | {"chance": _chance(train, test)}, details | probe
+    return scores | {"chance": chance(train.labels, test.labels)}, details | probe
 
 
 def _regions(opened: OpenedEncoder, data: LabelledSet, options: Regions, size: int, verbose: bool) -> Scored:
@@ -189,7 +175,7 @@ def _regions(opened: OpenedEncoder, data: LabelledSet, options: Regions, size: i
         raise EvaluationError(f"data: regions need boxes, and {data.name} has none: take knn or linear for it")
     train, test, details = _frozen(opened, data, options, size, verbose, whole=False)
     scores, probe = _probe(train, test, options)
-    return scores | _vote(train, test, options) | {"chance": _chance(train, test)}, details | probe
+    return scores | _vote(train, test, options) | {"chance": chance(train.labels, test.labels)}, details | probe
 
 
 def _accuracies(name: str, predictions: Tensor, labels: Tensor) -> dict[str, float]:

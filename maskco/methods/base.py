@@ -34,12 +34,14 @@ class StepOutput(NamedTuple):
 
     The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
     micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std"
-    (see `spread`). Pushes are keys [any, dim] without gradient, by the name of their queue.
+    (see `spread`). Pushes are keys [any, dim] without gradient, by the name of their queue. Embeddings [any, dim]
+    without gradient are those of a method without queues: monitors look at how they are spread.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     pushes: dict[str, Tensor]
+    embeddings: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -69,6 +71,10 @@ class Method(nn.Module):
         `MomentumOptions` has, or a `start_step` of its own."""
         return []
 
+    def other_negatives(self, regions: int) -> int:
+        """How many negatives a query has beside those of its queue, with so many regions in a view."""
+        return 0
+
     def start_step(self) -> None:
         """Before the first batch of a step: the momentum side follows."""
         for online, copy in self.key_modules():
@@ -93,6 +99,11 @@ class Method(nn.Module):
     def warnings(self, views: Views) -> dict[str, str]:
         """What is wrong with views that were learned from, by a short name. Each is reported once."""
         return {}
+
+
+def encoders(method: Method) -> list[nn.Module]:
+    """A method's encoder, and its momentum copy where there is one."""
+    return [method.encoder, *(copy for online, copy in method.key_modules() if online is method.encoder)]
 
 
 @dataclass

@@ -96,6 +96,9 @@ class MaskCo(Method):
         pairs = [(self.encoder, self.momentum_encoder), (self.projection, self.momentum_projection)]
         return [*pairs, (self.mask_head, self.momentum_mask_head)] if self.options.key_head else pairs
 
+    def other_negatives(self, regions: int) -> int:
+        return regions - 1 if self.options.local_negatives else 0
+
     def forward(self, views: Views) -> StepOutput:
         """The loss of B images with R regions each."""
         return self._contrast(views, masked=True)

@@ -59,7 +59,7 @@ class SimCLR(Method):
         images = torch.cat([views.query, views.key])  # [2B, 3, S, S]
         embeddings = embed_views(self.encoder(images), self.projection)  # [2B, D]
         loss, stats = nt_xent(embeddings, self.options.temperature)
-        return StepOutput(loss, contrast_metrics(stats, embeddings), {})
+        return StepOutput(loss, contrast_metrics(stats, embeddings), {}, embeddings.detach())
 
 
 def nt_xent(embeddings: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ops.InfoNCEStats]:

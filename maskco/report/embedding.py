@@ -12,6 +12,7 @@ from torch import Tensor
 from maskco.data.sources.demo import CLASS_NAMES
 from maskco.errors import UserError
 from maskco.evaluate.datasets import cut_out
+from maskco.nn.embeddings import effective_rank
 from maskco.report.page import MARGIN, MUTED, WIDTH, Page, Part, grid, shortened
 from maskco.report.runs import Regions, Run
 
@@ -29,11 +30,6 @@ def variances(keys: Tensor) -> Tensor:
     """Share of the keys' variance along each principal axis, largest first: [N, D] -> [min(N, D)], of sum 1."""
     squared = torch.linalg.svdvals((keys - keys.mean(0)).double()).square()
     return squared / squared.sum().clamp_min(1e-30)
-
-
-def effective_rank(shares: Tensor) -> float:
-    """exp of the entropy: how many axes would hold as much, were they equal (Roy & Vetterli, 2007)."""
-    return float(torch.special.entr(shares).sum().exp())
 
 
 class Spread(Part):
@@ -57,7 +53,7 @@ class Spread(Part):
                 shares, generator = variances(keys), torch.Generator().manual_seed(0)
                 of = run.name if len(run.keys) == 1 else f"{run.name}, {queue.replace('_', ' ')}"
                 line: dict[str, Any] = {"color": run.color, "linestyle": style}
-                label = f"{of}: effective rank {effective_rank(shares):.1f} of {keys.shape[1]}"
+                label = f"{of}: effective rank {effective_rank(keys):.1f} of {keys.shape[1]}"
                 axis.plot(range(1, len(shares) + 1), 100 * shares.clamp_min(1e-8), linewidth=1.8, label=label, **line)
                 axis.axhline(100 / keys.shape[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
                 first, second = torch.randint(len(keys), (2, PAIRS), generator=generator)

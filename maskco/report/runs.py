@@ -106,7 +106,7 @@ class Run:
         """Percent of queries that a guess among all candidates gets right, once the queue is full. None without one."""
         if not self.method.queues:
             return None
-        local = self.config.views.regions - 1 if self.options.get("local_negatives") else 0
+        local = self.method.other_negatives(self.config.views.regions)
         return 100 / (1 + len(next(iter(self.method.queues.values())).features) + local)
 
     @property

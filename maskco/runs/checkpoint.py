@@ -20,7 +20,7 @@ FORMAT = "maskco run 4"
 FORMER = "maskco run 3"  # whose options had no groups, and whose metrics no names
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
-BEST = "best.pt"  # that of the epoch with the lowest mean loss
+BEST = "best.pt"  # that of the best epoch, by what `keep_best` says
 
 
 class CheckpointError(UserError):

@@ -19,6 +19,9 @@ METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
 WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
 OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
+KNN, REGION_KNN = "probe_knn", "probe_regions"  # metrics of the online probe
+PROBES = {REGION_KNN: "region kNN", KNN: "kNN"}  # the one that `keep_best` goes by, if it is there, comes first
+CHANCE = "_chance"  # what is behind a metric's name in the name of what chance scores
 METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row has
 
 

@@ -47,7 +47,7 @@ class Recorder:
         out.mkdir(parents=True, exist_ok=True)
         if self._replace:
             clear_out(out)
-        signature = sign(self._config.run.data)
+        signature = sign(self._config.run.data, self._config.run.probe)
         values = {"maskco": __version__, SIGNATURE: signature, **self._config.to_dict()}
         content = json.dumps(values, indent=2) + "\n"
         write_atomically(out / CONFIG, lambda file: file.write(content.encode()))

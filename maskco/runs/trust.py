@@ -1,9 +1,9 @@
 """Runs and checkpoints may come from others: nothing in them is executed, fetched, or opened outside their folder.
 
-What a run stores may name such things: its data, an encoder of the Hugging Face hub, weights to start from, a link in
-place of a file. They are used only where the user names them in this very call. There is one exception: a local path of
-images in a run that this user started. The run's config.json carries a signature of that path, made with a key that
-only the user can read.
+What a run stores may name such things: its data, those of its probe, an encoder of the Hugging Face hub, weights to
+start from, a link in place of a file. They are used only where the user names them in this very call. There is one
+exception: local paths of images in a run that this user started. The run's config.json carries a signature of these
+paths, made with a key that only the user can read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from maskco.config import STARTS_FROM, read_config
+from maskco.config import STARTS_FROM, read_config, ungrouped
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.sources import is_remote
 from maskco.errors import ConfigError
 
 CONFIG = "config.json"
 SIGNATURE = "signature"  # in config.json
+DATA = ("data", "probe")  # options that name images
 KEY_BYTES = 32
 
 
@@ -34,8 +35,8 @@ class ForeignRunError(ConfigError):
 
 
 def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
-    """The options in a run's config.json as defaults for resuming it. `data` is "" unless it is among those `named` in
-    this call: `stored_data` tells whether the run's own may be opened.
+    """The options in a run's config.json as defaults for resuming it. Those of `DATA` that the run has are "" unless
+    they are among those `named` in this call: `stored_data` tells whether the run's own may be opened.
 
     Raises ConfigError if there is no readable config.json, or an option that is not named would have to be fetched.
     """
@@ -49,7 +50,8 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
                     f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}): "
                     f"name them again with `{name}`"
                 )
-    return {**config.flat(), "data": ""}
+    options = config.flat()
+    return options | {name: "" for name in DATA if options[name] is not None}
 
 
 def refuse_source(encoder: str, where: str, remedy: str) -> None:
@@ -58,29 +60,34 @@ def refuse_source(encoder: str, where: str, remedy: str) -> None:
         raise ForeignRunError(f"{where} asks for the encoder {encoder!r}, which comes from elsewhere: {remedy}")
 
 
-def stored_data(run: Path, data: str, command: str) -> str:
+def stored_data(run: Path, data: str, command: str, option: str = "data") -> str:
     """`data`, stored in a run or its checkpoint, if it may be opened without being named in this call: "demo", or a
     local path in a run that this user started.
 
     Args:
-        command: of `maskco`, to be shown with the --data that it lacks.
+        command: of `maskco`, to be shown with the flag that it lacks.
+        option: of `DATA`, which the data are stored as.
 
     Raises ForeignRunError.
     """
     if data == "demo":
         return data
     local = os.path.isabs(data) and not is_remote(data)
-    if local and _is_ours(run, data):
+    if local and _is_ours(run, option, data):
         return data
     why = "was not started by you on this machine" if local else "stores no local folder"
     named = shlex.quote(data) if data.isprintable() else "FOLDER"
-    raise ForeignRunError(f"data: {run} {why}, so its images must be named: maskco {command} --data {named}")
+    whose = "its images" if option == "data" else f"the images of its {option}"
+    raise ForeignRunError(f"{option}: {run} {why}, so {whose} must be named: maskco {command} --{option} {named}")
 
 
-def sign(data: str) -> str | None:
-    """The signature by which this user's later calls know `data` as their own; None where no key can be kept."""
-    key = _key()
-    return None if key is None else hmac.new(key, b"data\0" + os.fsencode(data), "sha256").hexdigest()
+def sign(data: str, probe: str | None = None) -> str | None:
+    """The signature by which this user's later calls know a run's images, and those of its probe, as their own; None
+    where no key can be kept."""
+    key, named = _key(), b"data\0" + os.fsencode(data)
+    if probe is not None:
+        named += b"\0probe\0" + os.fsencode(probe)
+    return None if key is None else hmac.new(key, named, "sha256").hexdigest()
 
 
 def own_file(run: Path, name: str) -> Path:
@@ -101,12 +108,15 @@ def _inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _is_ours(run: Path, data: str) -> bool:
+def _is_ours(run: Path, option: str, data: str) -> bool:
     try:
-        stored = json.loads(own_file(run, CONFIG).read_text(encoding="utf-8")).get(SIGNATURE)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        values = json.loads(own_file(run, CONFIG).read_text(encoding="utf-8"))
+        stored = values.get(SIGNATURE)
+        options = dict(ungrouped(values))
+        named: dict[str, Any] = {name: options.get(name) for name in DATA} | {option: data}
+        own = sign(**named)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return False
-    own = sign(data)
     return own is not None and isinstance(stored, str) and hmac.compare_digest(own.encode(), os.fsencode(stored))
 
 

@@ -24,17 +24,17 @@ from maskco.config import PretrainConfig, over, read_config
 from maskco.data.batch_augment import finish
 from maskco.data.sources import fingerprint
 from maskco.data.views import RawViews, Views
+from maskco.devices import AMP_DTYPES
 from maskco.errors import ConfigError
 from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.nn.ranks import agree, join_lists, rank, world_size
 from maskco.runs.checkpoint import CHECKPOINT
-from maskco.runs.folder import LOG, check_out
+from maskco.runs.folder import LOG, PROBES, check_out
 from maskco.runs.recorder import Recorder, SilentRecorder
-from maskco.runs.trust import CONFIG, own_file, stored_data, stored_options
+from maskco.runs.trust import CONFIG, DATA, own_file, stored_data, stored_options
 from maskco.training.distributed import all_or_none, data_parallel, local_device, process_group, reduce_gradients
 from maskco.training.initial_weights import start_from_weights
-from maskco.training.monitors import Health
 from maskco.training.optim import clip_gradient, set_learning_rate
 from maskco.training.recipe import told_recipe
 from maskco.training.rehearsal import rehearse, told
@@ -104,12 +104,14 @@ def pretrain(
 def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
 
-    With `resume`, `config.run.data` may be "": then the run's own are taken, if `trust.stored_data` allows it.
+    With `resume`, `config.run.data` and `probe` may be "": then the run's own are taken, if `trust.stored_data` allows
+    it.
     """
-    stored = resume and not config.run.data
+    own = user_path(config.run.out) / CONFIG
+    stored = [name for name in DATA if resume and getattr(config.run, name) == "" and own.exists()]
     if stored:
-        config = config.replace(data=read_config(user_path(config.run.out) / CONFIG).run.data)
-    config = resolve(config, stored_data=stored)
+        config = config.replace(**{name: getattr(read_config(own).run, name) for name in stored})
+    config = resolve(config, stored=stored)
     device = local_device(config.run.device)
     threads = torch.get_num_threads()
     with process_group(device), torch.random.fork_rng(devices=seeded_devices(device)), StopSignals() as stop:
@@ -118,12 +120,9 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
             torch.manual_seed(config.run.seed)
             if stored:  # rank 0 decides: other machines need not have the key
                 with all_or_none():
-                    if rank() == 0:
-                        stored_data(
-                            Path(config.run.out),
-                            config.run.data,
-                            f"pretrain --out {shlex.quote(config.run.out)} --resume",
-                        )
+                    for name in stored if rank() == 0 else ():
+                        command = f"pretrain --out {shlex.quote(config.run.out)} --resume"
+                        stored_data(Path(config.run.out), getattr(config.run, name), command, name)
             return _train(config, device, stop, resume, overwrite)
         except RuntimeError as error:
             raise_if_of_compiler(error)
@@ -150,7 +149,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         elif config.run.init is not None:
             started_from = start_from_weights(state.method, config)
     check_equal_start(state)
-    learner, health = data_parallel(state.method, unused=bool(unused)), Health(state.method)
+    learner = data_parallel(state.method, unused=bool(unused))
     steps, first_step, earlier = state.steps, state.step, state.seconds
 
     bar: dict[str, Any] = {
@@ -174,10 +173,11 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             record.say(told(unused))
         if started_from:
             record.say(started_from)
-        for line in source.left_out.lines():
+        for line in (*source.left_out.lines(), *state.monitors.lines()):
             record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
+        latest: dict[str, float] = {}  # metrics by name, each as it was told last
         parts = zip(*[iter(loading)] * config.optim.accumulate, strict=True)  # n in a row at a time
         for micro_batches in parts if state.step < steps else ():
             # ---- learn: nothing here waits for the device
@@ -193,11 +193,12 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                     state.scaler.scale(output.loss / config.optim.accumulate).backward()
                 outputs.append(output)
             state.method.end_step(outputs)
-            clip_gradient(state.optimizer, state.scaler, config.optim.clip_grad)
+            norms = clip_gradient(state.optimizer, state.scaler, config.optim.clip_grad)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.step += 1
             state.totals.add(outputs, state.step)
+            state.monitors.see(state.step, outputs, norms)
             progress.update()
             if state.step == 1:
                 record.begin()  # only now: a run that cannot make its first step leaves nothing behind
@@ -222,13 +223,16 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                 row = {"step": state.step, "epoch": round(state.step / state.steps_per_epoch, 4)}
                 row |= state.totals.means_and_reset() | {"lr": lr, "images_per_s": images / (now - window)}
                 state.best.add(row["loss"], steps_told)
-                state.seconds, window = earlier + now - started, now
+                row |= state.monitors.metrics()
+                window = time.monotonic()  # (a probe takes its time)
+                state.seconds = earlier + window - started
                 record.add(row | {"seconds": state.seconds})
-                for warning in health.look(state.step, row, views):
+                for warning in state.monitors.warnings(state.step, row, views):
                     record.say(f"warning: {warning}")
-                progress.set_postfix_str(summary(row, len(state.broken)))
+                latest |= row
+                progress.set_postfix_str(summary(latest, len(state.broken)))
                 if end_of_epoch:
-                    state.best.end_epoch(state.step)
+                    state.best.end_epoch(state.step, row)
                     epoch = state.step // state.steps_per_epoch
                     record.say(f"epoch {epoch}/{config.optim.epochs}: {summary(row)}", show=bool(progress.disable))
 
@@ -242,7 +246,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
                 break
         progress.close()
 
-        if config.run.keep_best:
+        if config.run.keep_best != "off":
             record.say(state.best.told(state.steps_per_epoch))
         if state.broken.names:
             record.say(f"{len(state.broken)} of {len(source)} images could not be used, see {out / LOG}")
@@ -258,9 +262,6 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         )
 
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def to_device(views: Views | RawViews, device: torch.device) -> Views:
     """The views as the learner takes them, images in channels_last."""
     if isinstance(views, RawViews):
@@ -274,5 +275,6 @@ def to_device(views: Views | RawViews, device: torch.device) -> Views:
 
 def summary(row: dict[str, float], broken: int = 0) -> str:
     accuracy = f"accuracy {row['accuracy']:.1f}%, " if "accuracy" in row else ""
-    text = f"loss {row['loss']:.3f}, {accuracy}lr {row['lr']:.2g}, {row['images_per_s']:.0f} images/s"
+    probes = "".join(f"{words} {row[name]:.1f}%, " for name, words in PROBES.items() if name in row)
+    text = f"loss {row['loss']:.3f}, {accuracy}{probes}lr {row['lr']:.2g}, {row['images_per_s']:.0f} images/s"
     return f"{text}, {broken} broken" if broken else text

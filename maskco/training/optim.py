@@ -143,10 +143,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def clip_gradient(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, largest: float | None
-) -> torch.Tensor | None:
-    """Scales the whole gradient down to the norm `largest`, if that is not 0. Returns the norm before: 0-d."""
-    if not largest:
-        return None
+) -> torch.Tensor:
+    """Scales the whole gradient down to the norm `largest`, if that is not 0. Takes back the scale of fp16.
+
+    Returns the norm before, of each parameter's gradient by itself: [P] in the optimizer's order, 0 without gradient.
+    The norm of the whole is that of these. Nothing waits for the device.
+    """
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, largest)
+    gradients = [p.new_zeros(()) if p.grad is None else p.grad for p in parameters]
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, torch.linalg.vector_norm(norms))
+    return norms

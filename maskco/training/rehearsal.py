@@ -38,6 +38,8 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
     learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     with alone(), no_trace(method, device), torch.autocast(device.type, dtype, enabled=dtype is not None):
         torch.manual_seed(0)
+        for queue in method.queues.values():
+            queue.cursor[1] = len(queue.features)
         views = noise_views(config, device)
         try:
             with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
@@ -66,12 +68,10 @@ def told(unused: list[str]) -> str:
 
 @contextmanager
 def no_trace(method: Method, device: torch.device) -> Iterator[None]:
-    """Restores random numbers and buffers (batch norms' statistics and counters), and compiles nothing. Queues count
-    as full. Their features are not copied, since only a push changes them."""
+    """Restores random numbers and buffers (batch norms' statistics, counters, cursors), and compiles nothing. The
+    features of queues are not copied, since only a push changes them."""
     features = [queue.features for queue in method.queues.values()]
     before = {name: buffer.clone() for name, buffer in method.named_buffers() if not any(buffer is f for f in features)}
-    for queue in method.queues.values():
-        queue.cursor[1] = len(queue.features)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
         try:

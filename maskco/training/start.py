@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -21,14 +21,15 @@ from maskco.memory import require_memory
 from maskco.methods import StepOutput
 from maskco.nn.ranks import agree, rank, world_size
 from maskco.runs.checkpoint import CheckpointError
+from maskco.runs.trust import DATA
 from maskco.training.recipe import with_recipe
 from maskco.training.state import TrainState
 
 
-def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainConfig:
-    """The checked configuration with device, workers and the data folder's absolute path filled in.
+def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> PretrainConfig:
+    """The checked configuration with device, workers and the absolute paths of data and probe filled in.
 
-    stored_data: the data's name comes from a run, and must not be looked up yet.
+    stored: which of these come from a run, and must not be looked up yet.
     """
     config.check()
     device = config.run.device
@@ -43,13 +44,14 @@ def resolve(config: PretrainConfig, *, stored_data: bool = False) -> PretrainCon
             "leave it at local"
         )
     init = config.run.init and os.path.abspath(os.path.expanduser(config.run.init))
-    data = config.run.data if stored_data else locate(config.run.data)
+    named = {name: value for name in DATA if (value := getattr(config.run, name)) is not None}
+    named = {name: value if name in stored else locate(value) for name, value in named.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
     workers = min(max(cores // here, 1), 8) if config.run.workers is None else config.run.workers
     threads = config.run.threads or torch.get_num_threads()
     out = str(user_path(config.run.out))
-    config = config.replace(device=device, data=data, init=init, out=out, threads=threads, workers=workers)
+    config = config.replace(device=device, **named, init=init, out=out, threads=threads, workers=workers)
     return with_recipe(config)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskco.config import PretrainConfig
 from maskco.errors import ConfigError, TrainingError, UserError, one_line
-from maskco.methods import Method, build_method
+from maskco.methods import build_method
+from maskco.methods.base import encoders
 from maskco.nn.ranks import gather_in_rank_order, rank
 from maskco.runs.checkpoint import (
     BEST,
@@ -25,6 +26,7 @@ from maskco.runs.checkpoint import (
     stored_config,
 )
 from maskco.training.distributed import share_batch_statistics
+from maskco.training.monitors import Monitors
 from maskco.training.optim import create_optimizer, learning_rate, load_optimizer
 from maskco.training.recipe import freeze_patch_embedding
 from maskco.training.totals import BestEpoch, BrokenImages, Totals
@@ -70,10 +72,11 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.optim.amp == "fp16")
         self.totals = Totals(device)
         self.broken = BrokenImages(images)
-        self.best = BestEpoch(self.method.queues.values())
+        self.best = BestEpoch(config.run.keep_best, self.method.queues.values())
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0  # of training, all processes of this run together
+        self.monitors = Monitors(self)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -105,6 +108,7 @@ class TrainState:
             "totals": self.totals.state_dict(),
             "broken": self.broken.state_dict(),
             "best": self.best.state_dict(),
+            "monitors": self.monitors.state_dict(),
             "random": gather_in_rank_order(torch.get_rng_state()[None]),  # a row for each rank
             "random_cuda": gather_in_rank_order(torch.cuda.get_rng_state(self.device)[None])
             if self.device.type == "cuda"
@@ -118,7 +122,7 @@ class TrainState:
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         bad = not_finite({"method": state["method"], "optimizer": state["optimizer"]})
         if bad:
-            raise self._not_finite(f"{bad[0]} is", self.step)
+            raise self._not_finite(f"{bad[0]} is", self.step, self.monitors.causes(self.step))
         try:
             if self.config.run.keep > 1 and self.saved_step and path.exists():
                 keep_checkpoint(path, KEPT.format(self.saved_step))
@@ -134,7 +138,7 @@ class TrainState:
             kept.unlink()
 
     def _keep_if_best(self, path: Path) -> None:
-        if self.config.run.keep_best and self.best.step == self.step:
+        if self.config.run.keep_best != "off" and self.best.step == self.step:
             try:
                 keep_checkpoint(path, BEST)
             except OSError as error:
@@ -192,6 +196,7 @@ class TrainState:
         self.totals.load_state_dict(state["totals"])
         self.broken.load_state_dict(state["broken"])
         self.best.load_state_dict(state["best"])
+        self.monitors.load_state_dict(state.get("monitors", {}))  # (earlier versions had none)
         random = state["random"].reshape(-1, len(torch.get_rng_state()))
         if rank() < len(random):  # a rank more than there were keeps the random numbers that it started with
             torch.set_rng_state(random[rank()].clone())
@@ -208,12 +213,12 @@ class TrainState:
         infinity."""
         step = self.totals.first_bad_step
         if step:
-            raise self._not_finite("the loss is", step)
+            raise self._not_finite("the loss is", step, self.monitors.causes(step - 1))
 
-    def _not_finite(self, what: str, step: int) -> TrainingError:
+    def _not_finite(self, what: str, step: int, causes: str) -> TrainingError:
         lr = learning_rate(self.config.optim, max(step - 1, 0), self.steps)
         return TrainingError(
-            f"{what} no longer finite at step {step}, learning rate {lr:.3g}; {self._last_good}: "
+            f"{what} no longer finite at step {step}, learning rate {lr:.3g}{causes}; {self._last_good}: "
             "start over with `overwrite=True` or another `out`, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
@@ -222,11 +227,6 @@ class TrainState:
         if not self.saved_step:
             return "no checkpoint was saved before"
         return f"the last good checkpoint is {Path(self.config.run.out, CHECKPOINT)} (step {self.saved_step})"
-
-
-def encoders(method: Method) -> list[nn.Module]:
-    """A method's encoder, and its momentum copy where there is one."""
-    return [method.encoder, *(copy for online, copy in method.key_modules() if online is method.encoder)]
 
 
 def not_finite(state: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from maskco.methods import StepOutput
 from maskco.nn import FeatureQueue
 from maskco.nn.ranks import gather_in_rank_order, rank, world_size
 from maskco.runs.checkpoint import BEST
+from maskco.runs.folder import PROBES
 
 
 class Totals:
@@ -63,12 +64,16 @@ class Totals:
 
 
 class BestEpoch:
-    """Finds the epoch with the lowest mean loss. One that starts before all queues are full does not count: from fewer
-    negatives a key is easier to tell."""
+    """Finds the epoch with the lowest mean loss, or with `by` "probe" the one after which the probe scored highest: on
+    regions, if its data have boxes, else on whole images.
 
-    def __init__(self, queues: Collection[FeatureQueue]) -> None:
-        self.queues = queues
-        self.loss, self.step = math.inf, 0  # of the best, and the step it ended with
+    By loss, an epoch that starts before all queues are full does not count: from fewer negatives a key is easier to
+    tell. The probe does not look at queues.
+    """
+
+    def __init__(self, by: str, queues: Collection[FeatureQueue]) -> None:
+        self.by_probe, self.queues = by == "probe", queues
+        self.cost, self.step = math.inf, 0  # of the best, and the step it ended with: its loss, or minus its score
         self.sum, self.count = 0.0, 0  # of the epoch under way
         self.counts = not queues
 
@@ -77,24 +82,29 @@ class BestEpoch:
         self.sum += loss * steps
         self.count += steps
 
-    def end_epoch(self, step: int) -> None:
-        """Waits for the device."""
-        mean = self.sum / max(self.count, 1)
-        if self.counts and mean < self.loss:
-            self.loss, self.step = mean, step
+    def end_epoch(self, step: int, row: Mapping[str, float]) -> None:
+        """Takes the row of the epoch's last step. Waits for the device."""
+        score = next((row[name] for name in PROBES if name in row), -math.inf)
+        cost = -score if self.by_probe else self.sum / max(self.count, 1)
+        if (self.by_probe or self.counts) and cost < self.cost:
+            self.cost, self.step = cost, step
         self.sum, self.count = 0.0, 0
         self.counts = all(int(queue.valid) == len(queue.features) for queue in self.queues)
 
     def told(self, steps_per_epoch: int) -> str:
         if not self.step:
-            return f"no {BEST}: no epoch that started with full queues has ended"
-        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the lowest mean loss, {self.loss:.3f}"
+            return f"no {BEST}: no epoch {'was probed' if self.by_probe else 'that started with full queues has ended'}"
+        measure = (
+            f"highest score of the probe, {-self.cost:.1f}%" if self.by_probe else f"lowest mean loss, {self.cost:.3f}"
+        )
+        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the {measure}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("loss", "step", "sum", "count", "counts")}
+        return {name: getattr(self, name) for name in ("cost", "step", "sum", "count", "counts")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss, self.step = float(state["loss"]), int(state["step"])
+        cost = state["cost"] if "cost" in state else state["loss"]  # what earlier versions called it
+        self.cost, self.step = float(cost), int(state["step"])
         self.sum, self.count, self.counts = float(state["sum"]), int(state["count"]), bool(state["counts"])
 
 

@@ -129,5 +129,5 @@ def test_another_method_cannot_resume_a_run(pictures, tmp_path):
 
 
 def test_the_first_epoch_of_a_method_without_queues_can_be_the_best(pictures, tmp_path):
-    pretrain(pictures, tmp_path / "run", **tiny("simclr", epochs=1, keep_best=True))
+    pretrain(pictures, tmp_path / "run", **tiny("simclr", epochs=1, keep_best="loss"))
     assert read_checkpoint(tmp_path / "run/best.pt")["step"] == 4

@@ -116,7 +116,7 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
     """Of those that began with a full queue: 16 images in 4 steps of 8 keys, 12 of which fill it. And when the run is
     killed between writing last.pt and giving it its second name, the resumed one gives it."""
     run = tmp_path / "run"
-    options = {**TINY, "epochs": 5, "keep_best": True, "lr": 0.1}
+    options = {**TINY, "epochs": 5, "keep_best": "loss", "lr": 0.1}
     pretrain(pictures, run, **options)
     loss = dict.fromkeys(range(1, 6), 0.0)
     before = 0
@@ -129,8 +129,8 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
 
     good = (run / "best.pt").read_bytes()
     (run / "best.pt").rename(run / "last.pt")
-    with pytest.raises(CheckpointError, match="keep_best: False, not True"):  # else best.pt may be missing
-        pretrain(out=run, resume=True, keep_best=False)
+    with pytest.raises(CheckpointError, match="keep_best: off, not loss"):  # else best.pt may be missing
+        pretrain(out=run, resume=True, keep_best="off")
     pretrain(out=run, resume=True)
     assert (run / "best.pt").read_bytes() == good
     pretrain(pictures, run, overwrite=True, **options | {"epochs": 1})
@@ -148,7 +148,7 @@ def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tm
         raise OSError(errno.ENOSPC, "No space left on device")
 
     state = TrainState(
-        PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best=True).filled("moco_v2"),
+        PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best="loss").filled("moco_v2"),
         16,
         torch.device("cpu"),
     )

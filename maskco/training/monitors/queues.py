@@ -1,0 +1,83 @@
+"""Queues that stand still, and losses that only follow them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from maskco.data.views import Views
+from maskco.methods import StepOutput
+from maskco.training.monitors.base import Monitor
+
+if TYPE_CHECKING:
+    from maskco.training.state import TrainState
+
+LEARNED = 0.1  # nats by which a loss must be below that of guessing
+ABOVE_CHANCE, ABOVE_ANY = 3.0, 0.5  # times chance, and per cent, from which on contrast accuracy is no chance
+PATIENCE = 300  # steps without either, while the learning rate does not rise
+
+
+class DeadQueue(Monitor):
+    """A queue that nobody pushes into, or always the same."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.method = state.method
+        self.sums = self._sums()
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {name: q.features.sum(0, dtype=torch.float64) for name, q in self.method.queues.items()}  # [D] each
+
+    def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
+        before, self.sums = self.sums, self._sums()
+        return {
+            name: f"the {name.replace('_', ' ')} is dead: no key in it has changed since the last row of metrics; the "
+            "method must push keys after every step, and they must be of new views"
+            for name, total in self.sums.items()
+            if torch.equal(before[name], total)
+        }
+
+
+class QueueFollowed(Monitor):
+    """A loss that only follows the queue.
+
+    Guessing among n negatives has the loss log(1 + n), which rises while the queue fills. What a loss is below that is
+    a lower bound on the information between a query and its key (van den Oord et al., arXiv 1807.03748, equation 6).
+    A run that stays without any, and with an accuracy of chance, learns nothing, however its loss moves.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.queue = next(iter(state.method.queues.values()), None)
+        self.others = state.method.other_negatives(state.config.views.regions)
+        self.valid = self.sum = torch.zeros((), device=state.device)  # keys before the step; log(1 + negatives) summed
+        self.count = 0
+        self.lr = math.inf
+        self.learned = 0  # the last step at which it learned, or had not begun to
+
+    def see(self, step: int, outputs: Sequence[StepOutput], norms: Tensor) -> None:
+        if self.queue is not None:
+            self.sum = self.sum + (self.valid + self.others).log1p()
+            self.count += 1
+            self.valid = self.queue.valid.float()  # a copy: those of the next step
+
+    def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
+        if self.queue is None or "accuracy" not in row:
+            return {}
+        guessed = self.sum.item() / max(self.count, 1)
+        self.sum, self.count = torch.zeros_like(self.sum), 0
+        chance = 100 * math.exp(-guessed)
+        knows = guessed - row["loss"] > LEARNED or row["accuracy"] > max(ABOVE_CHANCE * chance, ABOVE_ANY)
+        rises, self.lr = row["lr"] > self.lr, row["lr"]
+        if knows or rises or not self.learned:
+            self.learned = step
+        if step - self.learned < PATIENCE:
+            return {}
+        return {
+            "followed": f"the loss only follows the queue: {row['loss']:.2f} is no better than guessing among "
+            f"{math.exp(guessed):,.0f} keys ({guessed:.2f}), and {row['accuracy']:.2g}% of queries find their key "
+            f"(chance {chance:.2g}%); start over with another lr, a lower temperature, or views that share more "
+            "(crop_scale, min_overlap)"
+        }
