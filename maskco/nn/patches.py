@@ -63,7 +63,7 @@ def by_token(hidden: Tensor, tokens: Tensor, channels: int) -> Tensor:
     }
     if tuple(tokens.shape) not in forms:
         raise ValueError(
-            f"patches are embedded as {list(tokens.shape)}, none of {[*map(list, forms)]}, so that no token can take the "
-            "place of some: choose another mask_fill"
+            f"patches are embedded as {list(tokens.shape)}, none of {[*map(list, forms)]}, so no token can replace "
+            "them: choose another mask_fill"
         )
     return forms[tuple(tokens.shape)]
