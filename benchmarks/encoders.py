@@ -64,7 +64,7 @@ FAMILIES = (
     Family("Swin", "swin_tiny_patch4_window7_224", 1),
     Family("Hiera", "hiera_tiny_224", 1),
     Family("FocalNet", "focalnet_tiny_srf", 1),
-    Family("ViT", "vit_tiny_patch16_224", -1, 128),
+    Family("ViT", "test_vit", -1, 128),
 )
 ORDER = [family.encoder for family in FAMILIES]
 
