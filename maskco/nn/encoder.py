@@ -160,11 +160,11 @@ SMALL = 1e-2  # layer scales begin at 1e-6 to 1e-4 as timm has them
 
 
 def _begin_branches(backbone: nn.Module) -> None:
-    """Sets to 1 what would make residual branches begin at nothing, so that blocks begin as the identity.
+    """Sets to 1 what lets residual branches begin at nothing, and blocks as the identity: norms at the end of branches,
+    which timm sets to 0, and layer scales, which it sets to 1e-6 or so.
 
-    That are norms at the end of branches, which timm sets to 0, and layer scales, which it sets to 1e-6 or so. It helps
-    long supervised schedules of large batches, and deep networks. MoCo v2's ResNets, which are torchvision's, do not do
-    so, and short runs pay for it: benchmarks/results/claims_tries.json, and docs/encoders.md for layer scales.
+    From nothing, deep networks and long supervised schedules of large batches do better. MoCo v2's ResNets, which are
+    torchvision's, do not begin so, and short runs pay for it: benchmarks/results/claims_tries.json, docs/encoders.md.
     """
     for module in backbone.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():

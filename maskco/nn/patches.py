@@ -41,9 +41,8 @@ def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> 
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
         tokens, *others = output if isinstance(output, tuple) else (output,)  # MViT returns their number beside them
-        where = by_token(hidden, tokens, len(token))
-        own = token.view(-1, *[1] * (where.ndim - 2)) if where.shape[1] == 1 else token  # channels first, or last
-        tokens = torch.where(where, own.to(tokens.dtype), tokens)
+        where, own = by_token(hidden, token, tokens)
+        tokens = torch.where(where, own, tokens)
         return (tokens, *others) if isinstance(output, tuple) else tokens
 
     hook = embedding.module.register_forward_hook(replace)
@@ -53,13 +52,16 @@ def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> 
         hook.remove()
 
 
-def by_token(hidden: Tensor, tokens: Tensor, channels: int) -> Tensor:
-    """Which patches are hidden [B, h, w], in a form that broadcasts to the tokens. Raises ValueError if none does."""
-    batch, height, width = hidden.shape
+def by_token(hidden: Tensor, token: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Which patches are hidden [B, h, w], and the token [C], in forms that broadcast to the tokens.
+
+    Raises ValueError if the tokens are of none of the forms that `PatchEmbedding` names.
+    """
+    (batch, height, width), channels, token = hidden.shape, len(token), token.to(tokens.dtype)
     forms = {
-        (batch, height * width, channels): hidden.flatten(1)[..., None],
-        (batch, channels, height, width): hidden[:, None],
-        (batch, height, width, channels): hidden[..., None],
+        (batch, height * width, channels): (hidden.flatten(1)[..., None], token),
+        (batch, channels, height, width): (hidden[:, None], token[:, None, None]),
+        (batch, height, width, channels): (hidden[..., None], token),
     }
     if tuple(tokens.shape) not in forms:
         raise ValueError(

@@ -12,7 +12,7 @@ from maskco.config import PretrainConfig
 from maskco.errors import ConfigError
 from maskco.methods import build_encoder
 from maskco.nn.patches import patch_embedding
-from maskco.recipes import AUTO, MOCO_V2
+from maskco.recipes import AUTO, MOCO_V2, RECIPES
 
 LAYER_NORMS = ("layernorm", "rmsnorm", "simplenorm", "groupnorm1")  # in names of their classes
 
@@ -52,6 +52,9 @@ def told_recipe(config: PretrainConfig, encoder: nn.Module) -> str:
     if values["warmup_steps"]:
         options[options.index("warmup_share")] = "warmup_steps"
     told = ", ".join(f"{option} {_written(values[option])}" for option in options)
+    usual = {**RECIPES[config.optim.recipe], **config.method.defaults}
+    if values["optimizer"] != usual["optimizer"] and values["lr"] == usual["lr"]:
+        told += f"; this lr is one for {usual['optimizer']}, give your own for {values['optimizer']}"
     return f"recipe {config.optim.recipe} ({config.run.encoder} is made of {told_parts(parts_of(encoder))}): {told}"
 
 

@@ -75,6 +75,14 @@ def test_each_value_can_be_given(method, option):
     filled.check()
 
 
+def test_a_rate_for_another_optimizer_is_told():
+    encoder = build_method(config(encoder="test_resnet")).encoder
+    told = told_recipe(with_recipe(config(encoder="test_resnet", optimizer="adamw")), encoder)
+    assert told.endswith("; this lr is one for sgd, give your own for adamw")
+    for options in ({}, {"optimizer": "adamw", "lr": 1e-3}, {"method": "simclr"}):
+        assert "this lr" not in told_recipe(with_recipe(config(encoder="test_resnet", **options)), encoder)
+
+
 def test_steps_of_warm_up_take_the_place_of_the_share():
     filled = with_recipe(config(encoder="test_vit", warmup_steps=7))
     assert (filled.optim.warmup_steps, filled.optim.warmup_share) == (7, 0.0)
