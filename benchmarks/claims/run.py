@@ -16,7 +16,7 @@ import benchmarks.claims.encoder  # noqa: F401 (tells timm its name)
 from benchmarks.claims.probe import probe
 from benchmarks.claims.sets import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
-from maskco.config import OptimOptions, PretrainConfig
+from maskco.config import PretrainConfig
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
@@ -24,6 +24,7 @@ from maskco.errors import UserError
 from maskco.methods import build_method
 from maskco.ops import box_pool
 from maskco.provenance import device_name, provenance
+from maskco.recipes import MOCO_V2
 from maskco.runs.checkpoint import load_run
 from maskco.runs.folder import METRICS
 from maskco.training.loop import train
@@ -86,8 +87,8 @@ def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> n
     device = next(encoder.parameters()).device
     classifier = nn.Linear(encoder.channels, data.classes).to(device)
     learned = [*encoder.to(memory_format=torch.channels_last).train().parameters(), *classifier.parameters()]
-    lr = scale.options.get("lr", OptimOptions.lr) * scale.batch_size / 256
-    decay = scale.options.get("weight_decay", OptimOptions.weight_decay)
+    lr = scale.options.get("lr", MOCO_V2["lr"]) * scale.batch_size / 256
+    decay = scale.options.get("weight_decay", MOCO_V2["weight_decay"])
     optimizer = torch.optim.SGD(learned, lr, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, scale.steps)
     order = torch.randint(len(data.train), (scale.steps * scale.batch_size,)).tolist()
