@@ -17,7 +17,7 @@ from tyro import MISSING
 from maskco.config import RENAMED, MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
 from maskco.errors import ConfigError
-from maskco.evaluate.options import Detection, Knn, Linear, Regions
+from maskco.evaluate.options import Detection, FeatureOptions, Knn, Linear, Regions
 from maskco.files import user_path
 from maskco.option_values import Options
 from maskco.view_options import MaskOptions, ViewConfig
@@ -106,6 +106,20 @@ class Evaluate:
 
 
 @dataclass
+class Features(FeatureOptions):
+    __doc__ = FeatureOptions.__doc__
+
+    def __call__(self) -> int:
+        from maskco.evaluate.feature_file import write_features
+
+        path, shape, notes = write_features(self)
+        for note in notes:
+            print(printable(note), file=sys.stderr)
+        print(f"{path}  {' × '.join(map(str, shape))}")
+        return 0
+
+
+@dataclass
 class Export:
     """Write an encoder as another library's weights, with a model card, or publish it on the Hugging Face Hub."""
 
@@ -141,13 +155,13 @@ class Export:
             from maskco.weights.hub import push_encoder
 
             if self.format is not None or self.out is not None:
-                raise ConfigError("push takes no `format` and no `out`: write files by a call of its own")
+                raise ConfigError("push: takes no `format` and no `out`; write files by a call of its own")
             about: dict[str, Any] = {"private": self.private, "message": self.message, "license": self.license}
             return [push_encoder(self.encoder, self.push, **about, **more)]
         if self.private or self.message is not None:
             raise ConfigError(f"{'private' if self.private else 'message'} must be given with `push`")
         if self.format is None or self.out is None:
-            raise ConfigError("out is missing: name a file with `format` and `out`, or a model of the hub with `push`")
+            raise ConfigError("out: name a file with `format` and `out`, or a model of the hub with `push`")
         if self.format == "hub":
             from maskco.weights.hub import write_folder
 
@@ -266,6 +280,7 @@ def commands(arguments: list[str]) -> Any:
         Annotated[tyro.conf.OmitArgPrefixes[Pretrain], pretrain]
         | Annotated[ShowViews, tyro.conf.subcommand("views")]
         | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Features, tyro.conf.subcommand("features")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]

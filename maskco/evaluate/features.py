@@ -8,6 +8,7 @@ of masked and augmented views. This protocol is ours.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, cast
@@ -43,6 +44,14 @@ class Input(NamedTuple):
     noun: str = "pictures"  # what errors call them
 
 
+def loading_workers(asked: int | None, in_memory: bool) -> int:
+    """Processes that load images: as many as are asked for, and else none where decoding costs nothing."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if in_memory else min(cores, 8)
+
+
 class Features(NamedTuple):
     x: Tensor  # [M, C] float32, on the CPU
     labels: Tensor  # [M] int64
@@ -71,34 +80,61 @@ def extract_features(
         EvaluationError: no scene, none with a box, more than half of the images unreadable, or images of several
             sizes without `image_size`.
     """
-    device = next(encoder.parameters()).device
     features: list[Tensor] = []
     labels: list[Tensor] = []
     skipped: list[str] = []
-    with _modes(encoder), torch.no_grad():
-        encoder.eval()
-        for images, boxes, batch_labels in _batches(scenes, form, batch_size, progress, skipped, digests):
-            maps = encoder(images.to(device))  # [B, C, h, w]
-            if form.whole:
-                pooled = maps.mean((-2, -1))
-            else:
-                try:
-                    scale = map_scale(maps, images, encoder.stride)
-                except ValueError as error:
-                    raise EvaluationError(f"the encoder {error}") from error
-                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
-            features.append(pooled.float().cpu())
-            labels += batch_labels
-    if 2 * len(skipped) > len(scenes):
-        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
-        raise EvaluationError(
-            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
-        )
+    for images, maps, boxes, batch_labels in feature_maps(
+        encoder, scenes, form, batch_size=batch_size, progress=progress, skipped=skipped, digests=digests
+    ):
+        if form.whole:
+            pooled = maps.mean((-2, -1))
+        else:
+            try:
+                scale = map_scale(maps, images, encoder.stride)
+            except ValueError as error:
+                raise EvaluationError(f"the encoder {error}") from error
+            pooled = box_pool(maps, [b.to(maps) for b in boxes], spatial_scale=scale)
+        features.append(pooled.float().cpu())
+        labels += batch_labels
+    check_readable(len(scenes), skipped, form.noun)
     if not features or sum(map(len, features)) == 0:
         raise EvaluationError(
             f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
         )
     return Features(torch.cat(features), torch.cat(labels), list(dict.fromkeys(skipped)))
+
+
+def feature_maps(
+    encoder: Encoder,
+    scenes: Scenes,
+    form: Input,
+    *,
+    batch_size: int,
+    progress: str | None = None,
+    skipped: list[str] | None = None,
+    digests: list[bytes] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor], list[Tensor]]]:
+    """Normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and one tensor
+    of boxes and one of labels for each image, batch by batch.
+
+    Takes what `extract_features` takes. skipped: gets the images that could not be read, and why.
+    """
+    device = next(encoder.parameters()).device
+    with _modes(encoder):
+        encoder.eval()
+        for images, boxes, labels in _batches(scenes, form, batch_size, progress, skipped, digests):
+            with torch.no_grad():
+                maps = encoder(images.to(device))
+            yield images, maps, boxes, labels
+
+
+def check_readable(count: int, skipped: list[str], noun: str) -> None:
+    """Raises EvaluationError if more than half of `count` images could not be read."""
+    if 2 * len(skipped) > count:
+        share = "none" if len(skipped) == count else f"only {count - len(skipped)}"
+        raise EvaluationError(
+            f"data: {share} of the {count} {noun} could be read; the first that could not: {skipped[0]}"
+        )
 
 
 def reestimate_batch_norm(

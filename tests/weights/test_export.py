@@ -9,41 +9,19 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from maskco import cli
-from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.evaluate.encoders import open_encoder
-from maskco.methods import build_method
-from maskco.runs.checkpoint import load_run, save_checkpoint
+from maskco.runs.checkpoint import load_run
 from maskco.weights.export import detectron2_name, export_encoder
-
-IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def make_run(folder: Path, **options) -> Path:
-    """A run whose encoder has seen something: no batch norm is as it began."""
-    folder.mkdir()
-    options = {"image_size": 64, "dim": 8, "queue_size": 8} | options
-    config = PretrainConfig.of(data="photos", out=str(folder), **options)
-    torch.manual_seed(1)
-    method = build_method(config)
-    with torch.no_grad():
-        method.encoder.train()(torch.rand(4, 3, 64, 64))
-    save_checkpoint(folder / "last.pt", {"config": config.to_dict(), "method": method.state_dict(), "step": 1234})
-    return folder
+from saved_runs import IMAGES, make_run, own_maps
 
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "resnet18", encoder="resnet18")
-
-
-def own_maps(run: Path) -> Tensor:
-    _, method, _ = load_run(run)
-    with torch.no_grad():
-        return method.encoder(IMAGES)
 
 
 def load_as_the_card_says(card: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
