@@ -97,7 +97,7 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
 
 
 def read_features(path: str | Path) -> FeatureFile:
-    """A file that `write_features` wrote. The features are mapped, not read. Raises EvaluationError for another file."""
+    """What `write_features` wrote. The features are mapped, not read. Raises EvaluationError for another file."""
     path = user_path(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -112,7 +112,7 @@ class FeatureOptions(Options):
     encoder: Annotated[str, tyro.conf.Positional]
     """Run folder, timm:NAME (downloads its weights), untrained:NAME, or a file of weights."""
     data: str
-    """Images, as for pretrain: a folder, tar shards, "torchvision:NAME", "hf:NAME", a COCO .json, "demo" …; no labels."""
+    """Images without labels, as for pretrain: a folder, tar shards, "torchvision:NAME", "hf:NAME", COCO, "demo" …"""
     out: str
     """File to write: .safetensors."""
     cells: bool = False

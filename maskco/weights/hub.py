@@ -3,9 +3,9 @@
     push_encoder("RUN", "USER/NAME")                       # needs `hf auth login` once, or HF_TOKEN
     timm.create_model("hf_hub:USER/NAME", pretrained=True)
 
-The repository gets three files, in timm's layout and by timm's own writer: model.safetensors, config.json and README.md,
-the model card. None of them tells of the user's machine: see `maskco.weights.origin.public_config`. The hub keeps what
-they replace in its history.
+The repository gets three files: model.safetensors and config.json, by timm's own writer, and README.md, the model card.
+None of them tells of the user's machine: see `maskco.weights.origin.public_config`. The hub keeps what they replace in
+its history.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def write_folder(
 
     Only the files of an earlier export are replaced, and no card that was edited. Returns the folder.
 
-    Takes what `push_encoder` takes. Raises ExportError if the folder holds other files, and what that raises of `source`.
+    Takes what `push_encoder` takes. Raises ExportError if the folder holds other files, and what that raises of the
+    encoder.
     """
     folder = user_path(out)
     if folder.exists() and not folder.is_dir():
@@ -152,7 +153,7 @@ def write_model(origin: Origin, folder: Path, called: str, license: str | None, 
     cut = {"features_only": True, "out_indices": [origin.stage]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = timm.create_model(origin.name, num_classes=0, **options)
+        model: Any = timm.create_model(origin.name, num_classes=0, **options)
     model.load_state_dict(origin.tensors, strict=False)
     model.pretrained_cfg = _timm_config(origin)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _grouped(names: Iterable[str], prefix: str) -> dict[str, int]:
         if name.endswith(COUNTERS):
             continue
         words = name.split(".")
-        common = len(os.path.commonprefix([taken, words]))
+        common = sum(1 for _ in takewhile(bool, map(eq, taken, words)))
         groups[".".join(words[: common + 1])] += 1
     return dict(groups)
 

@@ -1,4 +1,4 @@
-"""Files of weights that other projects wrote, evaluated and exported: MaskCo's and MoCo's public form `encoder_q.0.…`."""
+"""Files of weights of other projects, evaluated and exported, above all MaskCo's public form `encoder_q.0.…`."""
 
 from __future__ import annotations
 
