@@ -195,14 +195,14 @@ def _loading(called: str, stage: int, missing: list[str], is_cut: bool) -> tuple
     """The lines that load the model and give its map, and what to know of them."""
     create = f"timm.create_model({called!r}, pretrained=True"
     if is_cut:
-        return f"import timm\n\nencoder = {create}).eval()\n# encoder(images)[-1]: the map [B, C, h, w]", (
+        return f"import timm\n\nencoder = {create}).eval()\n# encoder(images)[-1] is the feature map", (
             f"The model is the encoder alone, which ends before {len(missing)} of timm's tensors ({missing[0]} …). "
             "The file holds fresh, untrained values for them, since timm loads strictly."
         )
     loading = (
         f"import timm\n\nmodel = {create}).eval()\n"
         f"encoder = {create}, features_only=True, out_indices=({stage},)).eval()\n"
-        "# model(images): a vector [B, C] for each image; encoder(images)[-1]: the map [B, C, h, w]"
+        "# model(images) is a vector for each image, encoder(images)[-1] the feature map"
     )
     if not missing:
         return loading, ""
@@ -265,10 +265,9 @@ def _reason(error: Exception, push: str) -> str:
         return f"the token may not write to {push}: take one with write access, or another user's name ({said})"
     if status is not None:
         return f"the hub refuses {push} ({status}: {said})"
+    kinds = [each.__name__ for each in type(error).__mro__]  # (of several libraries, which differ with its version)
+    if any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Transport", "LocalEntryNotFound")):
+        return f"the hub cannot be reached ({said}): go online, and give the same command again"
     if isinstance(error, ValueError):  # of front matter, which the client asks the hub about
         return f"the hub refuses the card: {one_line(error)}"
-    if isinstance(error, ConnectionError) or any(
-        word in each.__name__ for each in type(error).__mro__ for word in ("Connect", "Timeout", "Transport")
-    ):
-        return f"the hub cannot be reached ({said}): go online, and give the same command again"
     return f"the hub's client failed ({type(error).__name__}: {said})"

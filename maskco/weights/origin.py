@@ -26,6 +26,9 @@ from maskco.weights.files import read_weights
 from maskco.weights.names import COUNTERS, rest_named, timm_state, told, whole_model_state
 
 
+SHOWN = 12  # groups of keys in a card's table; its last section has all
+
+
 class ExportError(UserError, ValueError):
     """The encoder is not one that the other library has, or cannot be written so."""
 
@@ -149,7 +152,7 @@ def _of_file(path: Path, architecture: str | None, prefix: str | None, notes: li
             "weights": f"`{path.name}`, not trained here",
             "SHA-256": f"`{digest}`",
             "taken": f"{len(used)} tensors{behind}",
-            "left out": ", ".join(f"`{name}` ({count})" for name, count in left_out.items()) or "nothing",
+            "left out": _listed(left_out) or "nothing",
         },
         title="Origin",
         settings={
@@ -174,6 +177,11 @@ def _grouped(names: Iterable[str], prefix: str) -> dict[str, int]:
         common = sum(1 for _ in takewhile(bool, map(eq, taken, words)))
         groups[".".join(words[: common + 1])] += 1
     return dict(groups)
+
+
+def _listed(groups: dict[str, int]) -> str:
+    shown = [f"`{name}` ({count})" for name, count in [*groups.items()][:SHOWN]]
+    return ", ".join(shown) + (f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else "")
 
 
 def _sha256(path: Path) -> str:
