@@ -253,7 +253,10 @@ def _named_failures(push: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise PushError(f"push: {_reason(error, push)}") from error
+        cause = error
+        while type(cause) is RuntimeError and isinstance(cause.__cause__, Exception):  # of an upload that broke off
+            cause = cause.__cause__
+        raise PushError(f"push: {_reason(cause, push)}") from error
 
 
 def _reason(error: Exception, push: str) -> str:

@@ -25,7 +25,6 @@ from maskco.weights.encoder_file import load_encoder
 from maskco.weights.files import read_weights
 from maskco.weights.names import COUNTERS, rest_named, timm_state, told, whole_model_state
 
-
 SHOWN = 12  # groups of keys in a card's table; its last section has all
 
 

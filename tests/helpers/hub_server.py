@@ -37,6 +37,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.tokens: set[str] = set()  # of all requests
+        self.objects: dict[str, bytes] = {}  # large files (git LFS) by their SHA-256
+        self.breaks_off = False  # refuses large files
 
     @property
     def url(self) -> str:
@@ -52,11 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
+        if path.startswith("/objects/"):  # (such addresses are signed, and need no token)
+            self.server.objects[path.removeprefix("/objects/")] = body
+            return self._refuse(400, "storage is full") if self.server.breaks_off else self._answer({})
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.server.tokens.add(token)
         if token not in ("", OWNER, READER):
@@ -73,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             is_private = asked.get("private") or asked.get("visibility") == "private"
             self.server.repositories.setdefault(name, Repository(bool(is_private)))
             return self._answer({"url": f"{self.server.url}/{name}"})
-        found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)(/.*)?", path)
+        found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
         repository = self.server.repositories.get(found[1]) if found else None
         if repository is None or (repository.private and token != OWNER):
             return self._refuse(404, "Repository not found", "RepoNotFound")
@@ -87,17 +92,26 @@ class _Handler(BaseHTTPRequestHandler):
         if token != OWNER:
             return self._refuse(403, "You have read access but not the required permissions")
         if rest.startswith("/preupload/"):
-            files = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in
-                     json.loads(body)["files"]]  # fmt: skip
+            names = [each["path"] for each in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
             return self._answer({"files": files})
+        if rest == "/info/lfs/objects/batch":
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.server.url}/objects/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            return self._answer({"transfer": "basic", "objects": objects})
         if rest.startswith("/commit/"):
             for line in filter(None, body.splitlines()):
                 entry = json.loads(line)
                 if entry["key"] == "header":
                     repository.commits.append(entry["value"]["summary"])
-                else:
-                    assert entry["key"] == "file", entry["key"]
+                elif entry["key"] == "file":
                     repository.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                else:
+                    assert entry["key"] == "lfsFile", entry["key"]
+                    repository.files[entry["value"]["path"]] = self.server.objects[entry["value"]["oid"]]
             url = f"{self.server.url}/{found[1]}/commit/{repository.sha}"
             return self._answer({"commitUrl": url, "commitOid": repository.sha, "success": True})
         return self._refuse(404, f"the stand-in knows no {self.command} {self.path}")
@@ -137,6 +151,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, cache: Path, token: str | None = OW
     for module in (constants, file_download):  # (before its version 1 the client had it in both)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose server is another one
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setenv("HF_TOKEN", token or "")

@@ -234,6 +234,18 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch, push
     assert not any(repository.files for repository in hub.repositories.values())
 
 
+def test_an_upload_that_breaks_off_changes_nothing(hub: Hub, run: Path) -> None:
+    push_encoder(run, "user/model")
+    before = dict(hub.repositories["user/model"].files)
+    hub.repositories["user/model"].files["config.json"] += b" "
+    hub.breaks_off = True
+    refused(r"the hub refuses user/model \(400: storage is full\)", run, "user/model", license="mit")
+    hub.breaks_off = False
+    assert len(hub.repositories["user/model"].commits) == 1
+    push_encoder(run, "user/model")
+    assert hub.repositories["user/model"].files == before
+
+
 def test_without_a_connection(run: Path, tmp_path: Path, monkeypatch) -> None:
     with serving(monkeypatch, tmp_path / "cache"):
         pass  # a port that nobody listens at any more
