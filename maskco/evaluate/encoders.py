@@ -25,7 +25,7 @@ from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import user_path
 from maskco.methods import build_method
-from maskco.nn.encoder import DownloadError, Encoder, create_encoder, resolve
+from maskco.nn.encoder import DownloadError, Encoder, Source, create_encoder, resolve
 from maskco.runs.checkpoint import load_run
 from maskco.weights.encoder_file import is_run, load_encoder
 from maskco.weights.files import read_weights
@@ -143,7 +143,16 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
             ) from error
         except ValueError as error:
             raise EvaluationError(str(error)) from error
-    opened = OpenedEncoder(
+    opened = _opened(name, encoder, source)
+    if pretrained and source.config:
+        opened.mean, opened.std = tuple(source.config["mean"]), tuple(source.config["std"])
+        weights = architecture if ":" in architecture else f"{source.config.get('tag') or 'default'} weights"
+        opened.facts["method"] = f"timm, {weights}"
+    return opened
+
+
+def _opened(name: str, encoder: Encoder, source: Source) -> OpenedEncoder:
+    return OpenedEncoder(
         name,
         encoder,
         source.architecture,
@@ -152,11 +161,6 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
         image_size=encoder.image_size,
         facts={"method": "untrained"},
     )
-    if pretrained and source.config:
-        opened.mean, opened.std = tuple(source.config["mean"]), tuple(source.config["std"])
-        weights = architecture if ":" in architecture else f"{source.config.get('tag') or 'default'} weights"
-        opened.facts["method"] = f"timm, {weights}"
-    return opened
 
 
 def _of_file(name: str, path: Path, architecture: str | None, prefix: str | None) -> OpenedEncoder:
@@ -164,7 +168,7 @@ def _of_file(name: str, path: Path, architecture: str | None, prefix: str | None
     if is_run(said):
         return _of_run(name, path, architecture)
     found = load_encoder(name, tensors, said, architecture, prefix)
-    opened = OpenedEncoder(name, found.encoder, found.architecture, image_size=found.encoder.image_size)
+    opened = _opened(name, found.encoder, found.source)
     opened.facts = {"method": "file of weights", **found.facts}
     if choice := told(found.facts):
         opened.notes.append(f"{name}: {choice}")

@@ -35,7 +35,7 @@ def model_card(origin: Origin, name: str, tensors: str, loading: str, note: str 
         "made with": f"{made}, torch {torch.__version__}",
     }
     table = "\n".join(
-        [f"{origin.encoder}, stage {origin.stage}{stride} |", *(f"| {n} | {value} |" for n, value in rows.items())]
+        [f"{origin.name}, stage {origin.stage}{stride} |", *(f"| {n} | {value} |" for n, value in rows.items())]
     )
     settings = json.dumps(origin.settings, indent=2)
     return (

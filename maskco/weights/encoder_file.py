@@ -9,14 +9,15 @@ import timm
 import torch
 from torch import Tensor
 
-from maskco.nn.encoder import Encoder, create_encoder
+from maskco.nn.encoder import Encoder, Source, create_encoder, resolve
 from maskco.weights.files import WeightsError
 from maskco.weights.names import Candidate, facts_of, fill, find_named, timm_names, whole_model_state
 
 
 class EncoderFile(NamedTuple):
     encoder: Encoder  # in eval mode
-    architecture: str
+    architecture: str  # as it was named
+    source: Source
     taken: Candidate
     facts: dict[str, Any]  # see `maskco.weights.names.load_named`
 
@@ -48,7 +49,7 @@ def load_encoder(
     names = timm_names(encoder.backbone, whole_model_state(architecture))
     taken, others = find_named(encoder.backbone, names, tensors, name, prefix=prefix)
     fill(encoder.backbone, taken, tensors, name)
-    return EncoderFile(encoder, architecture, taken, facts_of(taken, others, tensors))
+    return EncoderFile(encoder, architecture, resolve(architecture), taken, facts_of(taken, others, tensors))
 
 
 def is_run(said: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ its history.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ def push_encoder(
     return str(done.repo_url)
 
 
+@memory_errors("export on a machine with more memory")
 def write_folder(
     source: str | Path,
     out: str | Path,
@@ -117,7 +119,11 @@ def write_folder(
         raise ExportError(f"out: {folder / CARD} was edited: move it away, or name another folder")
     notes = [] if notes is None else notes
     origin = open_origin(source, architecture, prefix, public=True, notes=notes)
-    write_model(origin, folder, f"local-dir:{folder.resolve().name}", license, notes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        write_model(origin, Path(temporary), f"local-dir:{folder.resolve().name}", license, notes)
+        for name in (WEIGHTS, CONFIG, CARD):  # all whole by now
+            os.replace(Path(temporary, name), folder / name)
     return folder
 
 
@@ -156,7 +162,6 @@ def write_model(origin: Origin, folder: Path, called: str, license: str | None, 
         model: Any = timm.create_model(origin.name, num_classes=0, **options)
     model.load_state_dict(origin.tensors, strict=False)
     model.pretrained_cfg = _timm_config(origin)
-    folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(
         model,
         str(folder),

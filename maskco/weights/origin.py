@@ -113,6 +113,7 @@ def _of_run(run: Path, architecture: str | None, public: bool) -> Origin:
         image_size=config.views.image_size,
         rows={
             "pretrained by": f"{config.run.method}, without labels",
+            "started from": _start(config, public),
             "data": f"`{data}`" if data else "not named",
             "steps": f"{step:,} of {config.optim.batch_size} images{hours}",
             "views": f"{config.views.image_size} × {config.views.image_size} pixels",
@@ -120,6 +121,14 @@ def _of_run(run: Path, architecture: str | None, public: bool) -> Origin:
         title="Configuration",
         settings=public_config(config) if public else config.to_dict(),
     )
+
+
+def _start(config: PretrainConfig, public: bool) -> str:
+    if config.run.pretrained:
+        return f"timm's weights of {resolve(config.run.encoder).architecture}"
+    if config.run.init is None:
+        return "fresh weights"
+    return "other weights, not named" if public else f"`{config.run.init}`"
 
 
 def _seconds(run: Path) -> float | None:
@@ -135,7 +144,8 @@ def _of_file(path: Path, architecture: str | None, prefix: str | None, notes: li
         notes.append(f"{path.name}: {choice}")
     state = timm_state(found.encoder.backbone, found.architecture)
     whole = whole_model_state(found.architecture)
-    rest = rest_named(whole, state, found.taken, tensors)
+    is_whole = found.source.stage == -1  # else what follows the map was not trained with it
+    rest = rest_named(whole, state, found.taken, tensors) if is_whole else {}
     state |= {name: tensors[called].to(whole[name].dtype) for name, called in rest.items()}
     used = {*found.taken.names.values(), *rest.values()}
     left_out = _grouped(sorted(tensors.keys() - used), found.taken.prefix)
@@ -144,8 +154,8 @@ def _of_file(path: Path, architecture: str | None, prefix: str | None, notes: li
     return Origin(
         encoder=found.architecture,
         tensors=state,
-        stage=-1,
-        output_stride=None,
+        stage=found.source.stage,
+        output_stride=found.source.arguments.get("output_stride"),
         image_size=found.encoder.image_size,
         rows={
             "weights": f"`{path.name}`, not trained here",
@@ -157,7 +167,7 @@ def _of_file(path: Path, architecture: str | None, prefix: str | None, notes: li
         settings={
             "file": path.name,
             "sha256": digest,
-            "architecture": found.architecture,
+            "architecture": found.source.architecture,
             "prefix": found.taken.prefix,
             "taken": len(used),
             "left_out": left_out,

@@ -21,6 +21,7 @@ from maskco.evaluate.encoders import digest, open_encoder, untrained_of
 from maskco.evaluate.options import Knn
 from maskco.evaluate.run import evaluate
 from maskco.nn import create_encoder
+from maskco.runs.checkpoint import load_run
 from maskco.weights.hub import PushError, push_encoder, write_folder
 from maskco.weights.names import whole_model_state
 from maskco.weights.origin import ExportError, public_data
@@ -191,10 +192,30 @@ def test_nothing_uploaded_tells_of_the_user_s_machine(hub: Hub, tmp_path: Path) 
     run = make_run(tmp_path / "run", data=str(secret), encoder="test_resnet", init=str(secret / "start.pth"))
     push_encoder(run, "user/model")
     folder = write_folder(run, tmp_path / "model")
+    assert b"| started from | other weights, not named |" in hub.repositories["user/model"].files["README.md"]
     for files in (hub.repositories["user/model"].files, {path.name: path.read_bytes() for path in folder.iterdir()}):
         assert files.keys() == FILES
         for name, content in files.items():
             assert b"secret" not in content and str(tmp_path).encode() not in content, name
+
+
+def test_an_encoder_that_came_from_a_folder_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """A published encoder, cut at a stage, is trained further, published, and a file of its tensors as well."""
+    first = make_run(tmp_path / "first", encoder="test_resnet", stage=1, output_stride=8)
+    base = write_folder(first, tmp_path / "secret")
+    run = make_run(tmp_path / "run", encoder=f"local-dir:{base}", stage=1)
+    with pytest.raises(UserError, match="which comes from elsewhere: name it with `architecture`"):
+        write_folder(run, tmp_path / "x")
+    again = write_folder(run, tmp_path / "again", architecture=f"local-dir:{base}")
+    assert all(b"secret" not in path.read_bytes() for path in again.iterdir())
+    with torch.no_grad():
+        expected = load_run(run, architecture=f"local-dir:{base}")[1].encoder(IMAGES)
+    torch.testing.assert_close(maps(timm.create_model(f"local-dir:{again}", pretrained=True)), expected)
+    opened = open_encoder(str(again / "model.safetensors"), f"local-dir:{base}")
+    torch.testing.assert_close(maps(opened.encoder), expected)
+    assert (opened.architecture, opened.stage, opened.output_stride) == ("test_resnet", 1, 8)
+    copy = write_folder(again / "model.safetensors", tmp_path / "copy", architecture=f"local-dir:{base}")
+    torch.testing.assert_close(maps(timm.create_model(f"local-dir:{copy}", pretrained=True)), expected)
 
 
 @pytest.mark.parametrize(
