@@ -123,7 +123,7 @@ class Features(FeatureOptions):
 class Export:
     """Write an encoder as another library's weights, with a model card, or publish it on the Hugging Face Hub."""
 
-    encoder: Annotated[str, tyro.conf.Positional]
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
     """Run folder, one of its checkpoints, or a file of weights."""
     format: Literal["torchvision", "timm", "detectron2", "safetensors", "hub"] | None = None
     """Whose names the tensors get; safetensors: timm's; hub: a folder as --push uploads it."""

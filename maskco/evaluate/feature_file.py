@@ -81,8 +81,11 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
     out = _checked_out(user_path(options.out), options.overwrite)
     device = usable_device(options.device)
     opened = open_encoder(options.encoder, options.architecture, options.prefix)
-    if options.prefix is not None and "prefix" not in opened.facts:
-        raise EvaluationError(f"prefix: chooses in a file of weights, and {options.encoder} is none")
+    if "prefix" not in opened.facts:  # it is no file of weights
+        if options.prefix is not None:
+            raise EvaluationError(f"prefix: chooses in a file of weights, and {options.encoder} is none")
+        if options.architecture not in (None, opened.architecture):
+            raise EvaluationError(f"architecture: {options.encoder} is of {opened.architecture}: leave it out")
     source = sources.open_source(options.data)
     size = opened.encoder.image_size or options.image_size or opened.image_size or IMAGE_SIZE
     notes = [*opened.notes, *source.left_out.lines()]

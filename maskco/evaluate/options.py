@@ -109,7 +109,7 @@ class Detection(Evaluation):
 class FeatureOptions(Options):
     """Write features of images to a .safetensors file: those of any encoder that eval takes, frozen."""
 
-    encoder: Annotated[str, tyro.conf.Positional]
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
     """Run folder, timm:NAME (downloads its weights), untrained:NAME, or a file of weights."""
     data: str
     """Images without labels, as for pretrain: a folder, tar shards, "torchvision:NAME", "hf:NAME", COCO, "demo" …"""

@@ -90,9 +90,11 @@ def open_origin(
 
     Raises:
         CheckpointError, ConfigError: no usable checkpoint; WeightsError: a file that does not fit.
-        ExportError: a prefix, but no file of weights.
+        ExportError: nothing is there, or a prefix or another architecture is named for a run.
     """
     path = user_path(source)
+    if not path.exists():
+        raise ExportError(f"{path} does not exist: name a run folder, a checkpoint, or a file of weights")
     if path.is_file() and not is_checkpoint(path):
         return _of_file(path, architecture, prefix, [] if notes is None else notes)
     if prefix is not None:
@@ -102,6 +104,8 @@ def open_origin(
 
 def _of_run(run: Path, architecture: str | None, public: bool) -> Origin:
     config, method, step = load_run(run, architecture=architecture)
+    if architecture not in (None, config.run.encoder):
+        raise ExportError(f"architecture: {run} is a run of {config.run.encoder}: leave it out")
     seconds = _seconds(run)
     hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
     data = public_data(config.run.data) if public else config.run.data

@@ -288,6 +288,7 @@ def test_bad_input_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys) 
         ("timm:resnet5", photos, [], "is not a timm model; did you mean"),
         (run, tmp_path / "none", [], "--data: "),
         (run, photos, ["--prefix", "x"], "--prefix: chooses in a file of weights"),
+        (run, photos, ["--architecture", "resnet50"], f"--architecture: {run} is of test_resnet: leave it out"),
         (run, photos, ["--device", "nope"], "device 'nope' cannot be used here"),
         (run, photos, ["--batch-size", "0"], "--batch-size must be at least 1"),
     ):

@@ -316,6 +316,10 @@ def test_flags_that_do_not_go_together(run: Path, tmp_path: Path, capsys) -> Non
         (["--message", "x", "--format", "timm", "--out", out], "--message must be given with --push"),
         (["--license", "mit", "--format", "timm", "--out", out], "--license must be given with --push or --format hub"),
         (
+            ["--architecture", "x", "--format", "timm", "--out", out],
+            "--architecture: .* is a run of test_resnet: leave",
+        ),
+        (
             ["--prefix", "a", "--format", "timm", "--out", out],
             "--prefix: chooses in a file of weights, and .* is a run",
         ),
