@@ -13,6 +13,7 @@ PACKAGES = [  # what `pip install maskco` brings
     "torchvision",
     "timm",
     "safetensors",
+    "huggingface_hub",
     "msgspec",
     "numpy",
     "pillow",

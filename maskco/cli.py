@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -16,7 +17,7 @@ from tyro import MISSING
 from maskco.config import RENAMED, MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
 from maskco.errors import ConfigError
-from maskco.evaluate.options import Detection, Knn, Linear, Regions
+from maskco.evaluate.options import Detection, FeatureOptions, Knn, Linear, Regions
 from maskco.files import user_path
 from maskco.option_values import Options
 from maskco.view_options import MaskOptions, ViewConfig
@@ -105,24 +106,71 @@ class Evaluate:
 
 
 @dataclass
-class Export:
-    """Write a run's encoder as another library's weights, with a model card beside it."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or one of its checkpoints."""
-    format: Literal["torchvision", "timm", "detectron2", "safetensors"]
-    """Whose names the tensors get; safetensors: timm's."""
-    out: Path
-    """File to write: .pth, or .safetensors (not for detectron2)."""
+class Features(FeatureOptions):
+    __doc__ = FeatureOptions.__doc__
 
     def __call__(self) -> int:
-        from maskco.weights.export import export_run
+        from maskco.evaluate.feature_file import write_features
 
-        out, card = export_run(self.run, self.format, self.out)
-        if card != out.with_suffix(".md"):
-            print(f"{card.name} is the card: {out.stem}.md was there before and is not this export's", file=sys.stderr)
-        print(f"{out}\n{card}")
+        path, shape, notes = write_features(self)
+        for note in notes:
+            print(printable(note), file=sys.stderr)
+        print(f"{path}  {' × '.join(map(str, shape))}")
         return 0
+
+
+@dataclass
+class Export:
+    """Write an encoder as another library's weights, with a model card, or publish it on the Hugging Face Hub."""
+
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
+    """Run folder, one of its checkpoints, or a file of weights."""
+    format: Literal["torchvision", "timm", "detectron2", "safetensors", "hub"] | None = None
+    """Whose names the tensors get; safetensors: timm's; hub: a folder as --push uploads it."""
+    out: Path | None = None
+    """File to write: .pth, or .safetensors (not for detectron2); for hub a folder."""
+    push: str | None = None
+    """USER/NAME: upload it, so that timm loads it as hf_hub:USER/NAME. Log in with `hf auth login` first."""
+    private: bool = False
+    """With --push: a new repository can be seen by its owners alone."""
+    message: str | None = None
+    """With --push: the commit's message."""
+    license: str | None = None
+    """On the hub: what the card says, such as apache-2.0; default: nothing."""
+    architecture: str | None = None
+    """timm's name of the encoder in a file of weights that does not say it."""
+    prefix: str | None = None
+    """Which of several encoders in a file of weights, as for eval."""
+
+    def __call__(self) -> int:
+        notes: list[str] = []
+        for line in self._export({"architecture": self.architecture, "prefix": self.prefix, "notes": notes}):
+            print(line)
+        for note in notes:
+            print(printable(note), file=sys.stderr)
+        return 0
+
+    def _export(self, more: dict[str, Any]) -> Sequence[object]:
+        if self.push is not None:
+            from maskco.weights.hub import push_encoder
+
+            if self.format is not None or self.out is not None:
+                raise ConfigError("push: takes no `format` and no `out`; write files by a call of its own")
+            about: dict[str, Any] = {"private": self.private, "message": self.message, "license": self.license}
+            return [push_encoder(self.encoder, self.push, **about, **more)]
+        if self.private or self.message is not None:
+            raise ConfigError(f"{'private' if self.private else 'message'} must be given with `push`")
+        if self.format is None or self.out is None:
+            raise ConfigError("out: name a file with `format` and `out`, or a model of the hub with `push`")
+        if self.format == "hub":
+            from maskco.weights.hub import write_folder
+
+            return [write_folder(self.encoder, self.out, license=self.license, **more)]
+        if self.license is not None:
+            raise ConfigError("license must be given with `push` or `format=hub`")
+        from maskco.weights.export import export_encoder
+
+        return export_encoder(self.encoder, self.format, self.out, **more)
 
 
 @dataclass
@@ -232,6 +280,7 @@ def commands(arguments: list[str]) -> Any:
         Annotated[tyro.conf.OmitArgPrefixes[Pretrain], pretrain]
         | Annotated[ShowViews, tyro.conf.subcommand("views")]
         | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Features, tyro.conf.subcommand("features")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]

@@ -1,7 +1,8 @@
 """Opens every encoder that can stand in one table: runs of ours, timm's models, other projects' checkpoints.
 
 RUN                    a folder that `maskco pretrain` wrote, or one of its checkpoints
-timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them)
+timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them);
+                       of the hub, timm:hf-hub:USER/NAME, or of a folder laid out so, timm:local-dir:FOLDER
 untrained:RUN_or_NAME  the same architecture with fresh weights; of a run those of its seed
 FILE                   a state dict: torchvision's, timm's, lightly's, MoCo's own .pth.tar with its `module.encoder_q.`
 
@@ -24,10 +25,11 @@ from maskco.data.views import MEAN, STD
 from maskco.evaluate.errors import EvaluationError
 from maskco.files import user_path
 from maskco.methods import build_method
-from maskco.nn.encoder import DownloadError, Encoder, create_encoder
+from maskco.nn.encoder import DownloadError, Encoder, Source, create_encoder, resolve
 from maskco.runs.checkpoint import load_run
+from maskco.weights.encoder_file import is_run, load_encoder
 from maskco.weights.files import read_weights
-from maskco.weights.names import load_named, timm_names, told, whole_model_state
+from maskco.weights.names import told
 
 IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
@@ -38,7 +40,7 @@ class OpenedEncoder:
 
     name: str  # as the user called it
     encoder: Encoder
-    architecture: str  # timm's name
+    architecture: str  # timm's name, of what a hub or folder holds as well
     stage: int = -1
     output_stride: int | None = None
     mean: tuple[float, ...] = MEAN
@@ -57,8 +59,8 @@ def open_encoder(name: str, architecture: str | None = None, prefix: str | None 
         prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
 
     Raises:
-        EvaluationError: `name` is nothing of all that, timm does not know the architecture, or cannot get its weights.
-        WeightsError: the file is unreadable, or of another architecture.
+        EvaluationError: `name` is nothing of all that, or timm does not know the model, or cannot get its weights.
+        WeightsError: the file is unreadable, of an unknown architecture, or of another.
         CheckpointError, ConfigError: a damaged run.
     """
     kind, _, rest = name.partition(":")
@@ -80,7 +82,8 @@ def open_encoder(name: str, architecture: str | None = None, prefix: str | None 
 
 def untrained_of(opened: OpenedEncoder) -> str:
     """The name that means the same architecture with fresh weights."""
-    return f"untrained:{opened.run or opened.architecture}"
+    kind, _, rest = opened.name.partition(":")
+    return f"untrained:{opened.run or (rest if kind == 'timm' else opened.architecture)}"
 
 
 def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
@@ -131,6 +134,7 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
+            source = resolve(architecture)
             encoder = create_encoder(architecture, pretrained=pretrained).eval()
         except DownloadError as error:
             raise EvaluationError(
@@ -139,35 +143,33 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
             ) from error
         except ValueError as error:
             raise EvaluationError(str(error)) from error
-    opened = OpenedEncoder(name, encoder, architecture, image_size=encoder.image_size, facts={"method": "untrained"})
-    config = timm.get_pretrained_cfg(architecture.removeprefix("timm/"))
-    if pretrained and config is not None:
-        opened.mean, opened.std = config.mean, config.std
-        opened.facts["method"] = f"timm, {config.tag or 'default'} weights"
+    opened = _opened(name, encoder, source)
+    if pretrained and source.config:
+        opened.mean, opened.std = tuple(source.config["mean"]), tuple(source.config["std"])
+        weights = architecture if ":" in architecture else f"{source.config.get('tag') or 'default'} weights"
+        opened.facts["method"] = f"timm, {weights}"
     return opened
+
+
+def _opened(name: str, encoder: Encoder, source: Source) -> OpenedEncoder:
+    return OpenedEncoder(
+        name,
+        encoder,
+        source.architecture,
+        stage=source.stage,
+        output_stride=source.arguments.get("output_stride"),
+        image_size=encoder.image_size,
+        facts={"method": "untrained"},
+    )
 
 
 def _of_file(name: str, path: Path, architecture: str | None, prefix: str | None) -> OpenedEncoder:
-    tensors, facts = read_weights(path)
-    if str(facts.get("format")).startswith("maskco run"):
+    tensors, said = read_weights(path)
+    if is_run(said):
         return _of_run(name, path, architecture)
-    architecture = architecture or _said(name, facts)
-    opened = _of_timm(name, architecture)
-    names = timm_names(opened.encoder.backbone, whole_model_state(architecture))
-    found = load_named(opened.encoder.backbone, names, tensors, name, prefix=prefix)
-    opened.facts = {"method": "file of weights", **found}
-    if choice := told(found):
+    found = load_encoder(name, tensors, said, architecture, prefix)
+    opened = _opened(name, found.encoder, found.source)
+    opened.facts = {"method": "file of weights", **found.facts}
+    if choice := told(found.facts):
         opened.notes.append(f"{name}: {choice}")
     return opened
-
-
-def _said(name: str, facts: dict[str, Any]) -> str:
-    """The architecture that a file says it is of, if timm has it built in."""
-    said = facts.get("arch") or facts.get("architecture")
-    if not isinstance(said, str):
-        raise EvaluationError(f"{name} does not say which architecture it is: name it, such as `architecture=resnet50`")
-    if not timm.is_model(said.removeprefix("timm/").split(".")[0]):
-        raise EvaluationError(
-            f"{name} says that its architecture is {said!r}, which timm does not have: name timm's with `architecture`"
-        )
-    return said

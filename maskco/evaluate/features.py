@@ -8,6 +8,7 @@ of masked and augmented views. This protocol is ours.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -44,6 +45,18 @@ class Input(NamedTuple):
     noun: str = "pictures"  # what errors call them
 
 
+def loading_workers(asked: int | None, in_memory: bool) -> int:
+    """Processes that load images: as many as are asked for, and else none where decoding costs nothing."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if in_memory else min(cores, 8)
+
+
+Batch = tuple[Tensor, list[Tensor], list[Tensor]]  # normalised images [B, 3, H, W], the boxes and labels of each
+Mapped = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]  # images, their maps [B, C, h, w], boxes and labels
+
+
 class Features(NamedTuple):
     x: Tensor  # [M, C] float32, on the CPU
     labels: Tensor  # [M] int64
@@ -73,8 +86,11 @@ def extract_features(
             sizes without `image_size`.
     """
     skipped: list[str] = []
-    x, labels = _pooled(encoder, _batches(scenes, form, batch_size, progress, skipped, digests), form)
-    _require_readable(scenes, skipped, form)
+    maps = feature_maps(
+        encoder, scenes, form, batch_size=batch_size, progress=progress, skipped=skipped, digests=digests
+    )
+    x, labels = _pooled(encoder, maps, form)
+    check_readable(len(scenes), skipped, form.noun)
     if len(x) == 0:
         raise EvaluationError(
             f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
@@ -96,7 +112,7 @@ class HeldScenes(NamedTuple):
         """Reads scenes at `form.image_size`. Raises EvaluationError: more than half unreadable, or none with a box."""
         samples = list(chain.from_iterable(_loader(scenes, form, batch_size=32)))
         skipped = [sample for sample in samples if isinstance(sample, str)]
-        _require_readable(scenes, skipped, form)
+        check_readable(len(scenes), skipped, form.noun)
         read = [(image.round().byte(), *rest) for image, *rest in samples if not isinstance(image, str)]
         if sum(len(boxes) for _, boxes, *_ in read) == 0:
             raise EvaluationError(f"data: none of the {len(scenes)} {form.noun} has a labelled box")
@@ -111,41 +127,69 @@ class HeldScenes(NamedTuple):
         device = next(encoder.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.form.mean, self.form.std))
 
-        def batches() -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+        def batches() -> Iterator[Batch]:
             for first in range(0, len(self.images), batch_size):
                 part = slice(first, first + batch_size)
                 images = self.images[part].to(device).float()
                 yield (images / 255 - mean) / std, self.boxes[part], self.labels[part]
 
-        return Features(*_pooled(encoder, batches(), self.form, amp), self.skipped)
+        return Features(*_pooled(encoder, _maps(encoder, batches(), amp), self.form), self.skipped)
 
 
-def _pooled(
-    encoder: Encoder,
-    batches: Iterable[tuple[Tensor, list[Tensor], list[Tensor]]],
-    form: Input,
-    amp: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Features [M, C] float32 and labels [M], both on the CPU, of normalised images with boxes and labels."""
-    device = next(encoder.parameters()).device
+def _pooled(encoder: Encoder, maps: Iterable[Mapped], form: Input) -> tuple[Tensor, Tensor]:
+    """Features [M, C] float32 of whole images or boxes, and labels [M], both on the CPU."""
     features: list[Tensor] = [torch.empty(0, encoder.channels)]
     all_labels: list[Tensor] = [torch.empty(0, dtype=torch.long)]
-    with _modes(encoder), torch.no_grad():
+    for images, batch, boxes, labels in maps:
+        if form.whole:
+            pooled = batch.mean((-2, -1))
+        else:
+            try:
+                scale = map_scale(batch, images, encoder.stride)
+            except ValueError as error:
+                raise EvaluationError(f"the encoder {error}") from error
+            pooled = box_pool(batch, [b.to(batch) for b in boxes], spatial_scale=scale)
+        features.append(pooled.float().cpu())
+        all_labels += labels
+    return torch.cat(features), torch.cat(all_labels)
+
+
+def feature_maps(
+    encoder: Encoder,
+    scenes: Scenes,
+    form: Input,
+    *,
+    batch_size: int,
+    progress: str | None = None,
+    skipped: list[str] | None = None,
+    digests: list[bytes] | None = None,
+) -> Iterator[Mapped]:
+    """Normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and one tensor
+    of boxes and one of labels for each image, batch by batch.
+
+    Takes what `extract_features` takes. skipped: gets the images that could not be read, and why.
+    """
+    return _maps(encoder, _batches(scenes, form, batch_size, progress, skipped, digests))
+
+
+def _maps(encoder: Encoder, batches: Iterable[Batch], amp: torch.dtype | None = None) -> Iterator[Mapped]:
+    """As `feature_maps`. amp: dtype of autocast in the encoder; None: it is off."""
+    device = next(encoder.parameters()).device
+    with _modes(encoder):
         encoder.eval()
         for images, boxes, labels in batches:
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                maps = encoder(images.to(device)).float()  # [B, C, h, w]
-            if form.whole:
-                pooled = maps.mean((-2, -1))
-            else:
-                try:
-                    scale = map_scale(maps, images, encoder.stride)
-                except ValueError as error:
-                    raise EvaluationError(f"the encoder {error}") from error
-                pooled = box_pool(maps, [b.to(device, maps.dtype) for b in boxes], spatial_scale=scale)
-            features.append(pooled.cpu())
-            all_labels += labels
-    return torch.cat(features), torch.cat(all_labels)
+            with torch.no_grad(), torch.autocast(device.type, amp, enabled=amp is not None):
+                maps = encoder(images.to(device))
+            yield images, maps if amp is None else maps.float(), boxes, labels
+
+
+def check_readable(count: int, skipped: list[str], noun: str) -> None:
+    """Raises EvaluationError if more than half of `count` images could not be read."""
+    if 2 * len(skipped) > count:
+        share = "none" if len(skipped) == count else f"only {count - len(skipped)}"
+        raise EvaluationError(
+            f"data: {share} of the {count} {noun} could be read; the first that could not: {skipped[0]}"
+        )
 
 
 def reestimate_batch_norm(
@@ -220,15 +264,6 @@ def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = Fa
     return DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
 
 
-def _require_readable(scenes: Scenes, skipped: list[str], form: Input) -> None:
-    """Raises EvaluationError if more than half of the scenes could not be read."""
-    if 2 * len(skipped) > len(scenes):
-        share = "none" if len(skipped) == len(scenes) else f"only {len(scenes) - len(skipped)}"
-        raise EvaluationError(
-            f"data: {share} of the {len(scenes)} {form.noun} could be read; the first that could not: {skipped[0]}"
-        )
-
-
 def _batches(
     scenes: Scenes,
     form: Input,
@@ -236,7 +271,7 @@ def _batches(
     progress: str | None = None,
     skipped: list[str] | None = None,
     digests: list[bytes] | None = None,
-) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+) -> Iterator[Batch]:
     """Normalised images [B, 3, H, W] float32, with one tensor of boxes and one of labels an image."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
     loader = _loader(scenes, form, batch_size, digested=digests is not None)

@@ -103,3 +103,33 @@ class Detection(Evaluation):
     """Mixed precision."""
     seed: Natural = 0
     """Fixes the detector's fresh layers, the order of images and their flips."""
+
+
+@dataclass(kw_only=True)
+class FeatureOptions(Options):
+    """Write features of images to a .safetensors file: those of any encoder that eval takes, frozen."""
+
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
+    """Run folder, timm:NAME (downloads its weights), untrained:NAME, or a file of weights."""
+    data: str
+    """Images without labels, as for pretrain: a folder, tar shards, "torchvision:NAME", "hf:NAME", COCO, "demo" …"""
+    out: str
+    """File to write: .safetensors."""
+    cells: bool = False
+    """The whole feature map of each image, [N, C, h, w], in place of its mean, [N, C]."""
+    image_size: Annotated[int, Between(16, 100_000)] | None = None
+    """Side of the images: the shorter side is resized to it, the middle is seen. Default: what suits the encoder."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the features in the file."""
+    architecture: str | None = None
+    """timm's name of the encoder in a file of weights that does not say it."""
+    prefix: str | None = None
+    """Which of several encoders in a file of weights, as for eval."""
+    batch_size: Count = 128
+    """Images at a time."""
+    device: str = "auto"
+    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    workers: Workers | None = None
+    """Processes that load images; default: as many as cores, at most 8; none where images need not be decoded."""
+    overwrite: bool = False
+    """Replace the file in --out."""

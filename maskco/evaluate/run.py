@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
 from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
-from maskco.evaluate.features import Features, Input, extract_features, reestimate_batch_norm
+from maskco.evaluate.features import Features, Input, extract_features, loading_workers, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 from maskco.evaluate.options import Detection, Evaluation, Knn, Linear, Regions
@@ -207,11 +206,7 @@ def _detection(opened: OpenedEncoder, data: LabelledSet, options: Detection, siz
 
 
 def workers(options: Evaluation, data: LabelledSet) -> int:
-    """Processes that load images: none where decoding costs nothing."""
-    if options.workers is not None:
-        return options.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if data.train.in_memory else min(cores, 8)
+    return loading_workers(options.workers, data.train.in_memory)
 
 
 TASKS: dict[str, Callable[..., Scored]] = {"knn": _knn, "linear": _linear, "regions": _regions, "detection": _detection}

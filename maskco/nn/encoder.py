@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 from bisect import bisect_left
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, _hub, parse_model_name
 from torch import Tensor, nn
 
 
@@ -62,10 +62,61 @@ class Encoder(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
+class Source(NamedTuple):
+    """What timm builds for a name."""
+
+    architecture: str  # one that timm has built in, perhaps with a tag
+    config: dict[str, Any]  # timm's `pretrained_cfg`: mean, std, input_size, fixed_input_size …
+    arguments: dict[str, Any]  # more of the model's arguments, which a hub or folder says
+    stage: int  # the feature map that it was saved for; -1: the last
+
+
+def resolve(name: str) -> Source:
+    """Looks up a name of timm's, or the config.json of `hf-hub:USER/NAME` or `local-dir:FOLDER`.
+
+    Raises ValueError: an unknown name (nearest names are suggested), or no such repository or folder.
+    """
+    name = name.removeprefix("timm/")
+    if ":" in name:
+        try:
+            kind, place = parse_model_name(name)
+            read = _hub.load_model_config_from_hf if kind == "hf-hub" else _hub.load_model_config_from_path
+            config, architecture, saved = read(place)
+            arguments = dict(saved)
+            arguments.pop("features_only", None)
+            *_, stage = arguments.pop("out_indices", (-1,))
+            return Source(architecture, dict(config), arguments, int(stage))
+        except Exception as error:  # of the hub's client, or of a config.json that is none of timm's
+            raise ValueError(f"encoder {name!r} cannot be read: {_unread(error)}") from error
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
+    try:
+        found = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # a weights tag that this architecture does not have
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"encoder {name!r}: timm has no such weights; it has {tags}") from error
+    return Source(name, {} if found is None else found.to_dict(), {}, -1)
+
+
+def _unread(error: Exception) -> str:
+    """Why the hub, or a folder, gave no config.json of timm's."""
+    kinds = {each.__name__ for each in type(error).__mro__}  # (names: the client's modules move between versions)
+    if "LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError):
+        return "the hub cannot be reached: go online once"
+    if "RepositoryNotFoundError" in kinds:
+        return "the hub has no such model, or a private one: check the name, or log in with `hf auth login`"
+    if "EntryNotFoundError" in kinds or isinstance(error, (KeyError, TypeError)):
+        return "its config.json is missing, or not timm's"
+    return str(error).split("\n")[0] or type(error).__name__
+
+
 def create_encoder(
     name: str,
     *,
-    stage: int = -1,
+    stage: int | None = None,
     output_stride: int | None = None,
     image_size: int | None = None,
     pretrained: bool = False,
@@ -75,8 +126,10 @@ def create_encoder(
     Fresh weights are timm's, but for residual branches that would begin at zero: they begin as in MoCo v2's ResNets.
 
     Args:
-        name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too.
-        stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last.
+        name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too, and
+            `hf-hub:USER/NAME` and `local-dir:FOLDER`, of which config.json is read.
+        stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last. None: the
+            one that a model on the hub was saved for, else the last.
         output_stride: dilate the last stages so that no map is coarser than this (convolutional backbones: 8, 16, 32).
         image_size: side of the images in pixels; only backbones with fixed input size (ViT, Swin) look at it.
         pretrained: start from timm's weights, which are downloaded.
@@ -86,22 +139,14 @@ def create_encoder(
         DownloadError: a ValueError; the weights could not be downloaded.
     """
     name = name.removeprefix("timm/")
-    architecture = name.split(".")[0]
-    if ":" not in name and not timm.is_model(architecture):  # (hf-hub: and local-dir: name a source)
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
-        raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
+    source = resolve(name)
+    stage = source.stage if stage is None else stage
     options: dict[str, Any] = {"features_only": True, "out_indices": (stage,), "pretrained": pretrained}
     if output_stride is not None:
         options["output_stride"] = output_stride
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError as error:  # a weights tag that this architecture does not have
-        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise ValueError(f"encoder {name!r}: timm has no such weights; it has {tags}") from error
     side = None  # any
-    if config is not None and config.fixed_input_size:
-        side = image_size or config.input_size[-1]
+    if source.config.get("fixed_input_size"):
+        side = image_size or source.config["input_size"][-1]
         if image_size is not None:
             options["img_size"] = image_size
     try:

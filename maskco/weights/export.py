@@ -1,6 +1,7 @@
-"""Writes a run's encoder as another library's weights, with a model card beside it.
+"""Writes an encoder as another library's weights, with a model card beside it.
 
-    export_run("RUN", "torchvision", "resnet50_maskco.pth")
+    export_encoder("RUN", "torchvision", "resnet50_maskco.pth")
+    export_encoder("moco_v2_800ep.pth.tar", "detectron2", "moco_v2.pth", architecture="resnet50")
 
 What ends in .safetensors is written as that, anything else by `torch.save` as tensors and plain values, which
 `torch.load(weights_only=True)` reads. Projection, mask head, queue and momentum side are left out: pretraining is done.
@@ -22,20 +23,10 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
-from maskco.config import PretrainConfig
-from maskco.data.views import MEAN, STD
-from maskco.errors import UserError
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
-from maskco.provenance import commit
-from maskco.runs.checkpoint import load_run
-from maskco.runs.folder import read_metrics
-from maskco.version import __version__
-from maskco.weights.names import timm_state, whole_model_state
-
-
-class ExportError(UserError, ValueError):
-    """The encoder is not one that the other library has, or the file cannot be written so."""
+from maskco.weights.card import card_start, model_card
+from maskco.weights.origin import ExportError, Origin, open_origin
 
 
 @dataclass(frozen=True)
@@ -49,21 +40,34 @@ class Exported:
 
 
 @memory_errors("export on a machine with more memory")
-def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Path]:
-    """Writes the encoder of a run to `out` and a card to `out` with .md in place of its suffix. Returns both paths.
+def export_encoder(
+    source: str | Path,
+    format: str,
+    out: str | Path,
+    *,
+    architecture: str | None = None,
+    prefix: str | None = None,
+    notes: list[str] | None = None,
+) -> tuple[Path, Path]:
+    """Writes an encoder to `out` and a card to `out` with .md in place of its suffix. Returns both paths.
 
     Only what an earlier export to `out` wrote is replaced. If the card's name is taken by another file, .md is added to
     the whole name of `out`.
 
     Args:
+        source: a run folder, a checkpoint in it, or a file of weights that another project wrote.
         format: "torchvision", "timm", "detectron2" or "safetensors".
+        architecture: timm's name for the encoder in a file of weights that does not say it.
+        prefix: which of several encoders in a file of weights: what stands before its tensors' names.
+        notes: gets what the user should know, such as which of several encoders was taken.
 
     Raises:
         ExportError: no such format, an encoder that the library lacks, a suffix that the format is not read from, or
             files in the way that no export to `out` wrote.
-        CheckpointError, ConfigError: `run` holds no usable checkpoint.
+        CheckpointError, ConfigError: a run without a usable checkpoint.
+        WeightsError: a file of weights that is unreadable, of an unknown architecture, or of another.
     """
-    run, out = user_path(run), user_path(out)
+    out = user_path(out)
     if format not in FORMATS:
         raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     suffixes = SUFFIXES[format]
@@ -72,21 +76,24 @@ def export_run(run: str | Path, format: str, out: str | Path) -> tuple[Path, Pat
     if out.suffix not in suffixes:
         raise ExportError(f"out: {format} reads {' and '.join(suffixes)} files, got {out.name!r}")
     card = _card_of(out)
-    config, method, step = load_run(run)
-    exported = FORMATS[format](config, timm_state(method.encoder.backbone, config.run.encoder), out)
+    notes = [] if notes is None else notes
+    origin = open_origin(source, architecture, prefix, notes=notes)
+    exported = FORMATS[format](origin, out)
     tensors = {name: value.detach().contiguous() for name, value in exported.tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         # (`maskco eval` asks the header for the architecture)
-        header = {"format": "pt", "architecture": config.run.encoder, "maskco": json.dumps(config.to_dict())}
+        header = {"format": "pt", "architecture": origin.name, "maskco": json.dumps(origin.settings)}
         content = save(tensors, header)
         write_atomically(out, lambda file: file.write(content))
     else:
         packed = io.BytesIO()  # (on a full disk torch.save itself would hide the reason)
         torch.save(exported.wrap(tensors), packed)
         write_atomically(out, lambda file: file.write(packed.getbuffer()))
-    text = model_card(config, step, format, out, exported, seconds=_seconds(run))
+    text = model_card(origin, out.name, f"{len(tensors)}, {format}'s names", exported.loading, exported.note)
     write_atomically(card, lambda file: file.write(text.encode()))
+    if card != out.with_suffix(".md"):
+        notes.append(f"{card.name} is the card: {out.stem}.md was there before and is not this export's")
     return out, card
 
 
@@ -107,59 +114,53 @@ def _card_of(out: Path) -> Path:
 
 def _is_card_of(card: Path, out: Path) -> bool:
     """Whether a file is the model card of an export to `out`, by its first lines."""
-    start = _card_start(out.name).encode()
+    start = card_start(out.name).encode()
     if not card.is_file():
         return False
     with open(card, "rb") as file:
         return file.read(len(start)) == start
 
 
-def _card_start(name: str) -> str:
-    return f"# {name}\n\n| | |\n|---|---|\n| encoder | "
-
-
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-def _timm(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
-    options = {"num_classes": 0} | {k: v for k, v in (("output_stride", config.run.output_stride),) if v is not None}
-    whole = whole_model_state(config.run.encoder)
-    missing = sorted(whole.keys() - state.keys())
-    shapes = {name: state[name].shape for name in state if state[name].shape != whole[name].shape}
-    if shapes:  # position embeddings follow the size of the images
-        options["img_size"] = config.views.image_size
-    made = ", ".join([repr(config.run.encoder), *(f"{k}={v!r}" for k, v in options.items())])
+def _timm(origin: Origin, out: Path) -> Exported:
+    options = ", ".join(f"{name}={value!r}" for name, value in origin.options().items())
+    made = f"{origin.name!r}, {options}"
+    missing = origin.missing()
     if not missing:
-        return Exported(state, f"import timm\n\nmodel = timm.create_model({made}, checkpoint_path={out.name!r})")
+        return Exported(
+            origin.tensors, f"import timm\n\nmodel = timm.create_model({made}, checkpoint_path={out.name!r})"
+        )
     loading = (
         f"import timm\nfrom timm.models import load_state_dict\n\nmodel = timm.create_model({made})\n"
         f"model.load_state_dict(load_state_dict({out.name!r}), strict=False)"
     )
     note = f"The encoder ends before {len(missing)} of the model's tensors, which stay as timm makes them: "
-    note += ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "") + ". "
-    note += f"`model.forward_intermediates(images, indices=[{config.run.stage}], intermediates_only=True)` is its map."
-    return Exported(state, loading, note)
+    note += ", ".join([*missing][:3]) + (" …" if len(missing) > 3 else "") + ". "
+    note += f"`model.forward_intermediates(images, indices=[{origin.stage}], intermediates_only=True)` is its map."
+    return Exported(origin.tensors, loading, note)
 
 
-def _torchvision(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
-    _require_torchvisions_resnet(config, state, "torchvision")
+def _torchvision(origin: Origin, out: Path) -> Exported:
+    _require_torchvisions_resnet(origin, "torchvision")
     packages, read = "import torch\nimport torchvision", f"torch.load({out.name!r}, weights_only=True)"
     if out.suffix == ".safetensors":
         packages, read = "import torchvision\nfrom safetensors.torch import load_file", f"load_file({out.name!r})"
     loading = (
-        f"{packages}\n\nmodel = torchvision.models.{_architecture(config)}()\n"
+        f"{packages}\n\nmodel = torchvision.models.{origin.architecture}()\n"
         f"model.load_state_dict({read}, strict=False)  # all but the classifier, fc"
     )
-    return Exported(state, loading, _dilated(config))
+    return Exported(origin.tensors, loading, _dilated(origin))
 
 
-def _detectron2(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> Exported:
-    _require_torchvisions_resnet(config, state, "detectron2")
-    tensors = {detectron2_name(n): v for n, v in state.items() if not n.endswith("num_batches_tracked")}
-    depth = re.fullmatch(r"resnet(\d+)", _architecture(config))
+def _detectron2(origin: Origin, out: Path) -> Exported:
+    _require_torchvisions_resnet(origin, "detectron2")
+    tensors = {detectron2_name(n): v for n, v in origin.tensors.items() if not n.endswith("num_batches_tracked")}
+    depth = re.fullmatch(r"resnet(\d+)", origin.architecture)
     if depth is None:
-        raise ExportError(f"detectron2 has no {config.run.encoder}: it has resnet18, 34, 50, 101 and 152")
-    mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
+        raise ExportError(f"detectron2 has no {origin.encoder}: it has resnet18, 34, 50, 101 and 152")
+    mean, std = ([round(255 * value, 3) for value in values] for values in (origin.mean, origin.std))
     loading = (
         f"cfg.MODEL.WEIGHTS = {out.name!r}\n"
         f"cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = {depth[1]}, False\n"
@@ -170,13 +171,13 @@ def _detectron2(config: PretrainConfig, state: dict[str, Tensor], out: Path) -> 
     note = (
         "`cfg` is detectron2's (`detectron2.config.get_cfg()`). As for MoCo's weights, `RESNETS.NORM` and `FPN.NORM` "
     )
-    note += 'are best "SyncBN" when batch norms are to be trained. ' + _dilated(config)
+    note += 'are best "SyncBN" when batch norms are to be trained. ' + _dilated(origin)
     # What detectron2's DetectionCheckpointer wants; the heuristics find res2.… below backbone.bottom_up. too.
     return Exported(tensors, loading, note, lambda t: {"model": t, "__author__": "maskco", "matching_heuristics": True})
 
 
-def _dilated(config: PretrainConfig) -> str:
-    stride = config.run.output_stride
+def _dilated(origin: Origin) -> str:
+    stride = origin.output_stride
     return "" if stride in (None, 32) else f"It was pretrained dilated to output stride {stride}; here it is not."
 
 
@@ -191,27 +192,23 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
-def _require_torchvisions_resnet(config: PretrainConfig, state: dict[str, Tensor], format: str) -> None:
-    name = _architecture(config)
+def _require_torchvisions_resnet(origin: Origin, format: str) -> None:
+    name = origin.architecture
     known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
     hint = "take `format=timm` or safetensors"
     if name not in known:
-        raise ExportError(f"{format} has no {config.run.encoder}: {hint}")
+        raise ExportError(f"{format} has no {origin.encoder}: {hint}")
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
     expected = {n: value.shape for n, value in theirs.items() if not n.startswith("fc.")}
-    missing = sorted(expected.keys() - state.keys())
+    missing = sorted(expected.keys() - origin.tensors.keys())
     if missing:
         raise ExportError(
-            f"the run's encoder ends at stage {config.run.stage} of {config.run.encoder}, before {missing[0]}, "
+            f"the encoder ends at stage {origin.stage} of {origin.encoder}, before {missing[0]}, "
             f"and {format} needs all of it: {hint}"
         )
-    if {n: value.shape for n, value in state.items()} != expected:
-        raise ExportError(f"{format}'s {name} differs from timm's {config.run.encoder}: {hint}")
-
-
-def _architecture(config: PretrainConfig) -> str:
-    return config.run.encoder.removeprefix("timm/").split(".")[0]
+    if {n: value.shape for n, value in origin.tensors.items()} != expected:
+        raise ExportError(f"{format}'s {name} differs from timm's {origin.encoder}: {hint}")
 
 
 FORMATS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2, "safetensors": _timm}
@@ -221,39 +218,3 @@ SUFFIXES = {
     "detectron2": (".pth",),  # .pkl would be unpickled, other suffixes mean other projects' layouts there
     "safetensors": (".safetensors",),
 }
-
-
-# --- the card -------------------------------------------------------------------------------------------------------
-
-
-def model_card(
-    config: PretrainConfig, step: int, format: str, out: Path, exported: Exported, seconds: float | None = None
-) -> str:
-    """Markdown: what the weights are, how they were made, how they are loaded."""
-    made = f"maskco {__version__}" + (f", commit {commit()}" if commit() else "")
-    hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
-    rows = {
-        "encoder": f"{config.run.encoder}, stage {config.run.stage}"
-        + ("" if config.run.output_stride is None else f", output stride {config.run.output_stride}"),
-        "pretrained by": f"{config.run.method}, without labels",
-        "data": f"`{config.run.data}`",
-        "steps": f"{step:,} of {config.optim.batch_size} images{hours}",
-        "views": f"{config.views.image_size} × {config.views.image_size} pixels",
-        "input": f"RGB in [0, 1], less {list(MEAN)}, divided by {list(STD)}",
-        "tensors": f"{len(exported.tensors)}, {format}'s names",
-        "made with": f"{made}, torch {torch.__version__}",
-    }
-    encoder, *others = rows.items()
-    table = "\n".join([f"{encoder[1]} |", *(f"| {name} | {value} |" for name, value in others)])
-    settings = json.dumps(config.to_dict(), indent=2)
-    note = f"\n{exported.note}\n" if exported.note else ""
-    return (
-        f"{_card_start(out.name)}{table}\n\n## Load\n\n```python\n{exported.loading}\n```\n{note}\n"
-        f"## Configuration\n\n```json\n{settings}\n```\n"
-    )
-
-
-def _seconds(run: Path) -> float | None:
-    rows = read_metrics(run)
-    seconds = rows[-1].get("seconds") if rows and isinstance(rows[-1], dict) else None
-    return seconds if isinstance(seconds, (int, float)) else None

@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from maskco.nn.encoder import resolve
 from maskco.weights.files import WeightsError
 
 COUNTERS = "num_batches_tracked"  # batch norms' step counters, which some files lack and evaluation does not use
@@ -26,7 +27,14 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  
 def whole_model_state(name: str, **options: Any) -> dict[str, Tensor]:
     """Names and shapes of all tensors of timm's model without classifier, on the meta device: nothing is computed."""
     with torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **options).state_dict()
+        return whole_model(name, **options).state_dict()
+
+
+def whole_model(name: str, **options: Any) -> nn.Module:
+    """timm's model of a name that `nn.create_encoder` takes, without classifier, with fresh weights."""
+    source = resolve(name)
+    saved = {"pretrained_cfg": source.config, **source.arguments} if ":" in name else {}
+    return timm.create_model(source.architecture, **{**saved, **options, "num_classes": 0})
 
 
 def timm_names(backbone: nn.Module, whole: Iterable[str]) -> dict[str, str]:
@@ -81,6 +89,21 @@ def load_named(
         WeightsError: a tensor is missing, has another shape or is not finite (says how many fit and names one that does
             not), no encoder has this prefix, or several have an equal claim.
     """
+    taken, others = find_named(model, names, tensors, source, prefix=prefix, argument=argument)
+    fill(model, taken, tensors, source)
+    return facts_of(taken, others, tensors)
+
+
+def find_named(
+    model: nn.Module,
+    names: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    prefix: str | None = None,
+    argument: str = "architecture",
+) -> tuple[Candidate, list[str]]:
+    """The encoder that `load_named` takes, and prefixes of the others. Takes and raises what that does."""
     own = model.state_dict()
     needed = {name: names[name] for name in own if not name.endswith(COUNTERS)}
     shapes = {name: _kind(own[name]) for name in needed}
@@ -93,14 +116,32 @@ def load_named(
     found = {each.prefix: each for each in reversed(candidates)}  # the first of a prefix
     if not found:
         raise _misfit(needed, shapes, unwrapped, tensors, source, argument)
-    taken, others = _choose(list(found.values())[::-1], tensors, source, prefix)
+    return _choose(list(found.values())[::-1], tensors, source, prefix)
+
+
+def fill(model: nn.Module, taken: Candidate, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copies the tensors into the model. Raises WeightsError for NaN and infinity."""
     state = {name: tensors[called] for name, called in taken.names.items()}
     if bad := [taken.names[name] for name, value in state.items() if not value.isfinite().all()]:
         more = f" (as do {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
         raise WeightsError(f"{source}: {bad[0]} holds NaN or infinity{more}: take an earlier file")
-    model.load_state_dict(own | state)
-    unused = sum(not name.endswith(COUNTERS) for name in tensors) - len(state)
-    return {"prefix": taken.prefix, "others": others, "matched": len(state), "unused": unused}
+    model.load_state_dict(model.state_dict() | state)
+
+
+def facts_of(taken: Candidate, others: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `load_named` returns."""
+    unused = sum(not name.endswith(COUNTERS) for name in tensors) - len(taken.names)
+    return {"prefix": taken.prefix, "others": others, "matched": len(taken.names), "unused": unused}
+
+
+def rest_named(
+    whole: Mapping[str, Tensor], state: Mapping[str, Tensor], taken: Candidate, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Tensors of the whole model that an encoder lacks, such as a last norm, and that the file has behind the same
+    prefix: their names in timm's model, and in the file."""
+    unwrapped = {_unwrapped(name): name for name in tensors}
+    called = {name: unwrapped.get(taken.prefix + name) for name in whole if name not in state}
+    return {n: c for n, c in called.items() if c is not None and _kind(tensors[c]) == _kind(whole[n])}
 
 
 def told(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from maskco.cli import Demo, Export, PretrainRun, Report, ShowViews, commands
+from maskco.cli import Demo, Export, Features, PretrainRun, Report, ShowViews, commands
 from maskco.config import METHODS, OptimOptions, PretrainConfig, find_method
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.view_options import ViewConfig
@@ -19,7 +19,7 @@ from maskco.view_options import ViewConfig
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = {"no-build-isolation", "gpus", "shm-size"}  # pip's and Docker's
-SUBCOMMANDS = (ShowViews, Knn, Linear, Regions, Detection, Export, Report, Demo)
+SUBCOMMANDS = (ShowViews, Knn, Linear, Regions, Detection, Features, Export, Report, Demo)
 
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="not in a checkout")
 

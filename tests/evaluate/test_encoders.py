@@ -94,7 +94,7 @@ def test_a_file_may_say_its_architecture(tmp_path: Path, resnet: nn.Module) -> N
     torch.save({"arch": "resnet18", "state_dict": resnet.state_dict()}, tmp_path / "moco.pth")
     assert open_encoder(str(tmp_path / "moco.pth")).architecture == "resnet18"
     torch.save(resnet.state_dict(), tmp_path / "silent.pth")
-    refused(str(tmp_path / "silent.pth"), EvaluationError, "does not say which architecture")
+    refused(str(tmp_path / "silent.pth"), WeightsError, "does not say which architecture")
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet", "test_resnet"])
@@ -243,5 +243,5 @@ def test_an_architecture_that_only_a_file_names_is_timm_s_own(
     for said in ("hf-hub:somebody/else", "local-dir:/etc", "vit_small_of_dino", ""):
         torch.save({"arch": said, "state_dict": resnet.state_dict()}, tmp_path / "x.pth")
         message = "which timm does not have: name timm's" if said else "does not say which architecture"
-        refused(str(tmp_path / "x.pth"), EvaluationError, message)
+        refused(str(tmp_path / "x.pth"), WeightsError, message)
     assert not offline

@@ -21,7 +21,7 @@ from maskco.nn import momentum_copy
 from maskco.report import write_report
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain
-from maskco.weights.export import export_run
+from maskco.weights.export import export_encoder
 from resuming import same
 from tiny_runs import rows, tiny
 
@@ -32,7 +32,7 @@ def test_runs_of_every_method_are_evaluated_exported_and_reported(pictures, tmp_
     pretrain(pictures, run, **tiny(method))
     (row,) = evaluate(Knn(encoders=(str(run),), train_images=20, test_images=10, workers=0))
     assert row.details["method"] == method and 0 <= row.scores["kNN top-1"] <= 100
-    out, card = export_run(run, "timm", tmp_path / "encoder.pth")
+    out, card = export_encoder(run, "timm", tmp_path / "encoder.pth")
     exported = torch.load(out, weights_only=True)
     trained = load_run(run)[1].encoder.backbone.state_dict()
     assert exported.keys() and all(

@@ -9,41 +9,19 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from maskco import cli
-from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.evaluate.encoders import open_encoder
-from maskco.methods import build_method
-from maskco.runs.checkpoint import load_run, save_checkpoint
-from maskco.weights.export import detectron2_name, export_run
-
-IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def make_run(folder: Path, **options) -> Path:
-    """A run whose encoder has seen something: no batch norm is as it began."""
-    folder.mkdir()
-    options = {"image_size": 64, "dim": 8, "queue_size": 8} | options
-    config = PretrainConfig.of(data="photos", out=str(folder), **options)
-    torch.manual_seed(1)
-    method = build_method(config)
-    with torch.no_grad():
-        method.encoder.train()(torch.rand(4, 3, 64, 64))
-    save_checkpoint(folder / "last.pt", {"config": config.to_dict(), "method": method.state_dict(), "step": 1234})
-    return folder
+from maskco.runs.checkpoint import load_run
+from maskco.weights.export import detectron2_name, export_encoder
+from saved_runs import IMAGES, make_run, own_maps
 
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "resnet18", encoder="resnet18")
-
-
-def own_maps(run: Path) -> Tensor:
-    _, method, _ = load_run(run)
-    with torch.no_grad():
-        return method.encoder(IMAGES)
 
 
 def load_as_the_card_says(card: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
@@ -56,7 +34,7 @@ def load_as_the_card_says(card: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Mod
 
 @pytest.mark.parametrize("name", ["backbone.pth", "backbone.safetensors"])
 def test_torchvision_s_resnet_gives_the_same_maps(resnet18: Path, tmp_path: Path, monkeypatch, name: str) -> None:
-    out, card = export_run(resnet18, "torchvision", tmp_path / name)
+    out, card = export_encoder(resnet18, "torchvision", tmp_path / name)
     model = load_as_the_card_says(card, monkeypatch)
     assert type(model).__module__.startswith("torchvision")
     with torch.no_grad():
@@ -73,7 +51,7 @@ def test_torchvision_s_resnet_gives_the_same_maps(resnet18: Path, tmp_path: Path
 ], ids=str)  # fmt: skip
 def test_timm_s_model_gives_the_same_maps(tmp_path: Path, monkeypatch, options: dict, format: str, name: str) -> None:
     run = make_run(tmp_path / "run", **options)
-    _, card = export_run(run, format, tmp_path / name)
+    _, card = export_encoder(run, format, tmp_path / name)
     model = load_as_the_card_says(card, monkeypatch)
     with torch.no_grad():
         found = model.forward_intermediates(IMAGES, indices=[options.get("stage", -1)], intermediates_only=True)[0]
@@ -81,7 +59,7 @@ def test_timm_s_model_gives_the_same_maps(tmp_path: Path, monkeypatch, options: 
 
 
 def test_an_export_can_be_evaluated_again(resnet18: Path, tmp_path: Path) -> None:
-    out, _ = export_run(resnet18, "safetensors", tmp_path / "b.safetensors")
+    out, _ = export_encoder(resnet18, "safetensors", tmp_path / "b.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(open_encoder(str(out)).encoder(IMAGES), own_maps(resnet18))
     with safe_open(out, "pt") as file:
@@ -109,7 +87,7 @@ def detectron2_names(depth: int) -> set[str]:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_detectron2_finds_every_tensor_by_its_name(tmp_path: Path, depth: int) -> None:
     run = make_run(tmp_path / "run", encoder=f"resnet{depth}")
-    out, card = export_run(run, "detectron2", tmp_path / "backbone.pth")
+    out, card = export_encoder(run, "detectron2", tmp_path / "backbone.pth")
     content = torch.load(out, weights_only=True)
     assert content.keys() == {"model", "__author__", "matching_heuristics"} and content["matching_heuristics"]
     assert content["model"].keys() == detectron2_names(depth)
@@ -139,7 +117,7 @@ def test_detectron2_s_names_agree_with_moco_s_script() -> None:
 
 
 def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
-    _, card = export_run(resnet18, "torchvision", tmp_path / "backbone.pth")
+    _, card = export_encoder(resnet18, "torchvision", tmp_path / "backbone.pth")
     text = card.read_text()
     for said in ("# backbone.pth", "resnet18, stage -1", "maskco, without labels", "`photos`", "1,234 of 256 images",
                  f"torch {torch.__version__}", '"queue_size": 8', "RGB in [0, 1]"):  # fmt: skip
@@ -161,7 +139,7 @@ def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, options, format, name, message) -> None:
     run = make_run(tmp_path / "run", **options)
     with pytest.raises(UserError, match=message) as error:
-        export_run(run, format, tmp_path / name)
+        export_encoder(run, format, tmp_path / name)
     assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -178,9 +156,9 @@ def test_the_command_line(resnet18: Path, tmp_path: Path, capsys: pytest.Capture
 def test_other_files_are_not_overwritten(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# README.pth\n\nMine.\n")
-    out, card = export_run(resnet18, "torchvision", tmp_path / "README.pth")
+    out, card = export_encoder(resnet18, "torchvision", tmp_path / "README.pth")
     assert card == tmp_path / "README.pth.md" and readme.read_text() == "# README.pth\n\nMine.\n"
-    export_run(resnet18, "timm", out)  # over its own files
+    export_encoder(resnet18, "timm", out)  # over its own files
     assert "timm's names" in card.read_text()
     with pytest.raises(SystemExit):
         cli.main(["export", str(resnet18), "--format", "timm", "--out", str(out)])
@@ -204,7 +182,7 @@ def test_weights_that_no_export_wrote_are_not_overwritten(resnet18: Path, tmp_pa
 
 def test_two_exports_of_one_stem_have_a_card_each(resnet18: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        cards = [export_run(resnet18, "timm", tmp_path / name)[1].name for name in ("b.pth", "b.safetensors")]
+        cards = [export_encoder(resnet18, "timm", tmp_path / name)[1].name for name in ("b.pth", "b.safetensors")]
         assert cards == ["b.md", "b.safetensors.md"]
     assert (tmp_path / "b.md").read_text().startswith("# b.pth\n")
 
@@ -214,7 +192,7 @@ def test_folders_links_and_half_written_files(resnet18: Path, tmp_path: Path, mo
     assert_refused(resnet18, tmp_path / "models", r"models is a folder: name a file in it, such as .*models/encoder\.")
     assert_refused(resnet18, tmp_path / "backbone", "reads .pth and .pt and .safetensors files, got 'backbone'")
     (tmp_path / "b.md").symlink_to(tmp_path / "nowhere.md")  # writing through it would make a file elsewhere
-    assert export_run(resnet18, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"
+    assert export_encoder(resnet18, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"
     before = sorted(tmp_path.rglob("*"))
 
     def full(path: int) -> None:
@@ -223,7 +201,7 @@ def test_folders_links_and_half_written_files(resnet18: Path, tmp_path: Path, mo
     monkeypatch.setattr("maskco.files.os.fsync", full)
     for name in ("c.pth", "c.safetensors"):
         with pytest.raises(OSError, match="No space left"):
-            export_run(resnet18, "timm", tmp_path / name)
+            export_encoder(resnet18, "timm", tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -239,10 +217,10 @@ def test_a_home_folder_is_expanded(resnet18: Path, tmp_path: Path, monkeypatch: 
 def test_foreign_metrics_are_no_hindrance(tmp_path: Path, content: str) -> None:
     run = make_run(tmp_path / "run", encoder="test_resnet")
     (run / "metrics.jsonl").write_text(content)
-    assert " h |" not in export_run(run, "timm", tmp_path / "b.pth")[1].read_text()
+    assert " h |" not in export_encoder(run, "timm", tmp_path / "b.pth")[1].read_text()
 
 
 def assert_refused(run: Path, out: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        export_run(run, "timm", out)
+        export_encoder(run, "timm", out)
     assert "\n" not in str(error.value)
