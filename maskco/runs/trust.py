@@ -1,9 +1,9 @@
 """Runs and checkpoints may come from others: nothing in them is executed, fetched, or opened outside their folder.
 
-What a run stores may name such things: its data, an encoder of the Hugging Face hub, weights to start from, a link in
-place of a file. They are used only where the user names them in this very call. There is one exception: a local path of
-images in a run that this user started. The run's config.json carries a signature of that path, made with a key that
-only the user can read.
+What a run stores may name such things: its data, an encoder of the Hugging Face hub, weights to start from, loggers, a
+link in place of a file. They are used only where the user names them in this very call. There is one exception: loggers
+and a local path of images, in a run that this user started. The run's config.json carries a signature of that path,
+made with a key that only the user can read.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
                     f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}): "
                     f"name them again with `{name}`"
                 )
+    if config.run.log and "log" not in named and not started_here(run, config.run.data):
+        raise ForeignRunError(
+            f"log: {run} was not started by you on this machine, so its loggers ({', '.join(config.run.log)}) must be "
+            "named, or none: `log`"
+        )
     return {**config.flat(), "data": ""}
 
 
@@ -70,7 +75,7 @@ def stored_data(run: Path, data: str, command: str) -> str:
     if data == "demo":
         return data
     local = os.path.isabs(data) and not is_remote(data)
-    if local and _is_ours(run, data):
+    if local and started_here(run, data):
         return data
     why = "was not started by you on this machine" if local else "stores no local folder"
     named = shlex.quote(data) if data.isprintable() else "FOLDER"
@@ -101,7 +106,8 @@ def _inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _is_ours(run: Path, data: str) -> bool:
+def started_here(run: Path, data: str) -> bool:
+    """Whether this user started the run on this machine, with these `data`."""
     try:
         stored = json.loads(own_file(run, CONFIG).read_text(encoding="utf-8")).get(SIGNATURE)
     except (OSError, ValueError, AttributeError, RecursionError):

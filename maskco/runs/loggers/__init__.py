@@ -1,0 +1,165 @@
+"""Loggers take a run to other tools: TensorBoard always, others by `--log`, see `maskco.config.LOGGERS`.
+
+They follow metrics.jsonl, which is the run's own: a record that lacks rows gets them when a process begins to write it,
+and none that it has already. So a resumed run goes on in the same record, with one value for each step.
+
+Python has no report at the end of a run by itself:
+
+    maskco.pretrain(data="PHOTOS", out="RUN", log="wandb")
+    add_pictures("RUN", write_report("RUN").png)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from maskco.config import PretrainConfig, find_logger, read_config
+from maskco.errors import ConfigError, one_line
+from maskco.files import write_atomically
+from maskco.runs.folder import LOGGERS_LOCK, METRICS, RECORDS, folder_of, read_metrics
+from maskco.runs.loggers.base import Begun, Logger, Row, Status
+from maskco.runs.trust import CONFIG, own_file, started_here
+
+__all__ = ["Begun", "Logger", "Loggers", "Row", "Status", "add_pictures", "check_loggers", "read_records"]
+
+LOCK_SECONDS = 5.0  # to wait for another process that writes the run's records
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raises ConfigError for one that does not exist, or whose package is not installed."""
+    for name in names:
+        package = find_logger(name).package
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:  # W&B's folder ./wandb is no package
+            raise ConfigError(f"log: {package} is not installed: pip install 'maskco[{name}]'")
+
+
+def read_records(run: Path) -> dict[str, str]:
+    """The names of a run's records by logger. The run may come from anyone: others than plain names are left out."""
+    path = own_file(run, RECORDS)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {
+        name: record
+        for name, record in (stored.items() if isinstance(stored, dict) else ())
+        if isinstance(record, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", record)
+    }
+
+
+def write_records(run: Path, records: Mapping[str, str]) -> None:
+    content = json.dumps(records, indent=2) + "\n"
+    write_atomically(run / RECORDS, lambda file: file.write(content.encode()))
+
+
+class Loggers:
+    """The loggers of one run. One that fails is reported once, in `say`, and left alone: the run goes on without it.
+
+    Args:
+        loggers: by the names that they are reported by.
+        say: takes a line for the user.
+    """
+
+    def __init__(
+        self, run: Path, config: PretrainConfig, loggers: Mapping[str, Logger], say: Callable[[str], None]
+    ) -> None:
+        self._run, self._config, self._say = run, config, say
+        self._loggers = dict(loggers)
+        self._last_step: dict[str, int] = {}
+        self._lock = FileLock(own_file(run, LOGGERS_LOCK), thread_local=False)
+
+    def begin(self, rows: Sequence[Row], step: int) -> None:
+        """rows: those of the run so far. step: steps done."""
+        for name, logger in list(self._loggers.items()):
+            with self._left_alone_if_it_fails(name):
+                records = read_records(self._run)
+                if name != ALWAYS:
+                    check_loggers([name])
+                    self._lock.acquire(timeout=LOCK_SECONDS)
+                begun = logger.begin(self._run, self._config, records.get(name), step)
+                if begun.record:
+                    write_records(self._run, {**records, name: begun.record})
+                self._last_step[name] = begun.last_step
+                self._add(name, rows)
+                if begun.where:
+                    self._say(f"{name}: {begun.where}")
+
+    def add(self, row: Row) -> None:
+        for name in list(self._loggers):
+            with self._left_alone_if_it_fails(name):
+                self._add(name, [row])
+
+    def _add(self, name: str, rows: Sequence[Row]) -> None:
+        lacking = [row for row in rows if row["step"] > self._last_step[name]]
+        if lacking:
+            self._loggers[name].add(lacking)
+
+    def add_picture(self, path: Path, step: int) -> None:
+        for name, logger in list(self._loggers.items()):
+            with self._left_alone_if_it_fails(name):
+                logger.add_picture(path, step)
+
+    def close(self, status: Status) -> None:
+        for name, logger in list(self._loggers.items()):
+            with self._left_alone_if_it_fails(name):
+                del self._loggers[name]
+                logger.close(status)
+        self._lock.release(force=True)
+
+    @contextlib.contextmanager
+    def _left_alone_if_it_fails(self, name: str) -> Iterator[None]:
+        logger = self._loggers[name]
+        try:
+            yield
+        except Exception as error:  # tools raise anything
+            if self._loggers.pop(name, None) is not None:
+                with contextlib.suppress(Exception):
+                    logger.close("failed")
+            remedy = "" if name == ALWAYS else "; resuming the run or drawing its report brings its record up to date"
+            self._say(f"warning: {name} failed and is left alone: {one_line(error)}. {METRICS} has every row{remedy}")
+
+
+ALWAYS = "tensorboard"
+
+
+def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = None) -> list[str]:
+    """Adds PNG files, such as a report's, to the records of a run, and the rows of metrics that they lack.
+
+    Args:
+        run: its folder, or a checkpoint in it.
+        log: names of loggers. Default: all that have a record of it, if this user started it on this machine.
+
+    Returns lines to show: where the records are, and what failed. Raises ConfigError if `run` is none.
+    """
+    folder = folder_of(run)
+    config = read_config(own_file(folder, CONFIG))
+    names = list(read_records(folder)) if log is None else list(log)
+    if log is None and names and not started_here(folder, config.run.data):
+        known = " ".join(sorted(names))
+        return [f"not added to records elsewhere, since {folder} was not started by you on this machine: --log {known}"]
+    lines: list[str] = []
+    rows = read_metrics(folder)
+    step = max((row["step"] for row in rows), default=0)
+    loggers = Loggers(folder, config, {name: find_logger(name)() for name in names}, lines.append)
+    try:
+        loggers.begin(rows, step)
+        for picture in pictures:
+            loggers.add_picture(picture, step)
+    finally:
+        loggers.close(status_of(rows[-1] if rows else None, config))
+    return lines
+
+
+def status_of(last: Mapping[str, Any] | None, config: PretrainConfig) -> Status:
+    """What became of a run without an error, from its last row."""
+    epoch = (last or {}).get("epoch", 0)
+    return "finished" if isinstance(epoch, (int, float)) and epoch >= config.optim.epochs else "stopped"
