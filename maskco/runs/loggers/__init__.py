@@ -138,12 +138,14 @@ def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = N
         run: its folder, or a checkpoint in it.
         log: names of loggers. Default: all that have a record of it, if this user started it on this machine.
 
-    Returns lines to show: where the records are, and what failed. Raises ConfigError if `run` is none.
+    Returns lines to show: where the records are, and what failed. Raises ConfigError if the run has no config.json.
     """
     folder = folder_of(run)
-    config = read_config(own_file(folder, CONFIG))
     names = list(read_records(folder)) if log is None else list(log)
-    if log is None and names and not started_here(folder, config.run.data):
+    if not names:
+        return []
+    config = read_config(own_file(folder, CONFIG))
+    if log is None and not started_here(folder, config.run.data):
         known = " ".join(sorted(names))
         return [f"not added to records elsewhere, since {folder} was not started by you on this machine: --log {known}"]
     lines: list[str] = []
