@@ -57,7 +57,8 @@ class Recorder:
         values = {"maskco": __version__, SIGNATURE: signature, **self._config.to_dict()}
         content = json.dumps(values, indent=2) + "\n"
         write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
-        rows = [row for row in read_metrics(out) if row["step"] <= self._step]
+        made = read_metrics(out)
+        rows = [row for row in made if row["step"] <= self._step]
         kept = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
         self._metrics = open(own_file(out, METRICS), "a", encoding="utf-8")  # noqa: SIM115
@@ -66,7 +67,7 @@ class Recorder:
         for line in self._waiting:
             append(self._log, line)
         self._last_row = rows[-1] if rows else None
-        self._loggers.begin(rows, self._step)
+        self._loggers.begin(rows, self._step, max((row["step"] for row in made), default=0))
 
     def say(self, text: str, *, show: bool = True) -> None:
         """A line for log.txt and, with `show`, for the terminal, above the progress bar."""

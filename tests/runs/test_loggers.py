@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,12 +26,13 @@ from maskco.errors import ConfigError
 from maskco.report import Report
 from maskco.runs.checkpoint import read_checkpoint
 from maskco.runs.folder import LOGGERS_LOCK, RECORDS
-from maskco.runs.loggers import Begun, Logger, Loggers, add_pictures, read_records
+from maskco.runs.loggers import Begun, Logger, Loggers, Past, Record, add_pictures, read_records, write_record
 from maskco.runs.loggers.tensorboard import TensorBoardLogger
 from maskco.runs.trust import ForeignRunError
 from resuming import SignalAt, same
 from tiny_runs import TINY, make_pictures, rows
 from wandb_files import wandb_runs
+from wandb_server import wandb_server
 
 OPTIONS = {**TINY, "epochs": 3, "log_every": 2, "keep": 3}  # 12 steps, saved after 4, 8 and 12
 
@@ -51,9 +53,9 @@ class Memory(Logger):
         if method in self.fails:
             raise RuntimeError(f"{method} went\nwrong")
 
-    def begin(self, run, config, record, step):
+    def begin(self, run, config, past):
         self._start("begin")
-        self.name = record or f"record-{len(self.records)}"
+        self.name = past.record or f"record-{len(self.records)}"
         self.record = self.records.setdefault(self.name, {"rows": [], "pictures": [], "statuses": []})
         self.record["encoder"] = config.run.encoder
         return Begun(self.name, self.record["rows"][-1]["step"] if self.record["rows"] else 0, "in memory")
@@ -163,7 +165,7 @@ def test_a_run_that_replaces_another_has_a_record_of_its_own(pictures, tmp_path)
     pretrain(pictures, tmp_path / "run", log="memory")
     pretrain(pictures, tmp_path / "run", log="memory", overwrite=True)
     assert list(Memory.records) == ["record-0", "record-1"]
-    assert read_records(tmp_path / "run") == {"memory": "record-1"}
+    assert read_records(tmp_path / "run") == {"memory": Record("record-1", 12)}
 
 
 def test_a_run_that_fails_says_so(monkeypatch, pictures, tmp_path):
@@ -273,12 +275,14 @@ def test_a_run_can_be_read_where_its_loggers_are_unknown(monkeypatch, pictures, 
 @pytest.mark.parametrize(
     "content",
     [
-        '{"memory": "../../elsewhere"}',
-        '{"memory": "https://evil.example/run"}',
-        '{"memory": "-x"}',
-        '{"memory": 3}',
-        '{"memory": "' + 65 * "a" + '"}',
-        '{"memory": "a\\n"}',
+        '{"memory": {"name": "../../elsewhere", "given": 4}}',
+        '{"memory": {"name": "https://evil.example/run", "given": 4}}',
+        '{"memory": {"name": "-x", "given": 4}}',
+        '{"memory": {"name": 3, "given": 4}}',
+        '{"memory": {"name": "' + 65 * "a" + '", "given": 4}}',
+        '{"memory": {"name": "a\\n", "given": 4}}',
+        '{"memory": {"name": "a"}}',
+        '{"memory": "a"}',
         '["memory"]',
         "[" * 100_000,
         "no JSON",
@@ -289,7 +293,7 @@ def test_names_of_records_that_are_none_are_left_out(tmp_path, content):
     (tmp_path / RECORDS).write_text(content)
     assert read_records(tmp_path) == {}
     kept(tmp_path, "memory", ROWS)
-    assert read_records(tmp_path) == {"memory": "record-0"}
+    assert read_records(tmp_path) == {"memory": Record("record-0", 4)}
 
 
 @pytest.mark.parametrize("name", [RECORDS, LOGGERS_LOCK])
@@ -401,11 +405,11 @@ def config_of(run, **options):
     return PretrainConfig.of(data="demo", out=str(run), **{**OPTIONS, **options})
 
 
-def kept(run, logger, rows, *, step=0, status="finished", picture=None, **options):
+def kept(run, logger, rows, *, step=0, made=None, status="finished", picture=None, **options):
     """What one process does: rows that were there, then new ones."""
     lines = []
     loggers = Loggers(run, config_of(run, **options), {logger: find_logger(logger)()}, lines.append)
-    loggers.begin([row for row in rows if row["step"] <= step], step)
+    loggers.begin([row for row in rows if row["step"] <= step], step, step if made is None else made)
     for row in rows:
         if row["step"] > step:
             loggers.add(row)
@@ -427,7 +431,7 @@ ODD_NAMES = ["run", "with spaces & ünïcode 図", "a" * 250, os.fsdecode(b"caf\
 def test_tensorboard_keeps_rows_and_pictures_and_hides_those_made_again(tmp_path, png):
     for step in (0, 4):
         logger = TensorBoardLogger()
-        assert logger.begin(tmp_path, config_of(tmp_path), None, step).last_step == step
+        assert logger.begin(tmp_path, config_of(tmp_path), Past(None, 0, step)).last_step == step
         logger.add([row for row in [*ROWS, BAD_ROW, LAST_ROW] if row["step"] > step])
         logger.add_picture(png, 12)
         logger.close("finished")
@@ -437,7 +441,7 @@ def test_tensorboard_keeps_rows_and_pictures_and_hides_those_made_again(tmp_path
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_wandb_offline_has_all_rows_in_the_newest_folder(tmp_path, png, name):
+def test_wandb_offline_goes_on_in_a_folder_with_what_the_former_lack(tmp_path, png, name):
     run = tmp_path / "runs" / name
     run.mkdir(parents=True)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -446,24 +450,50 @@ def test_wandb_offline_has_all_rows_in_the_newest_folder(tmp_path, png, name):
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert hooks == ([signal.getsignal(number) for number in range(1, 32)], *hooks[1:3], sys.stdout, sys.stderr)
     assert (sys.exit, sys.excepthook) == hooks[1:3]
-    lines += kept(run, "wandb", [*ROWS, LAST_ROW], step=4, picture=png)
+    lines += kept(run, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=4, picture=png)
     assert len(lines) == 2 and all(
         line.startswith("wandb: offline, to be uploaded with: wandb sync ") for line in lines
     )
 
     first, second = wandb_runs(tmp_path)
     assert str(second.folder) in lines[1]
-    assert first.id == second.id == read_records(run)["wandb"]
+    assert first.id == second.id == read_records(run)["wandb"].name
     assert first.project == second.project == "maskco"
     assert first.name == second.name and (not name.isascii() or first.name == name[:128])
-    assert steps(first.rows) == [2, 4, 6] and steps(second.rows) == [2, 4, 12, 12]
-    assert [row["loss"] for row in second.rows[:3]] == [0.5, 0.25, 0.5]
+    assert steps(first.rows) == [2, 4, 6] and steps(second.rows) == [12, 12]
+    assert str([row["loss"] for row in first.rows]) == "[0.5, 0.25, nan]" and second.rows[0]["loss"] == 0.5
     assert (first.exit_code, second.exit_code) == (255, 0)
     assert not first.pictures and len(second.pictures) == 1 and second.pictures[0].startswith("report")
     assert first.config["run"]["init"] == "x" * 20_000 and first.config["optim"]["lr"] == 1
     assert first.config["versions"]["maskco"] == maskco.__version__ and "commit" in first.config
     assert {metric.step_metric for metric in first.metrics if metric.glob_name == "*"} == {"step"}
     assert not children("wandb-core") and "WANDB_SERVICE" not in os.environ
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_wandb_offline_gets_what_it_lacks_after_a_process_that_was_killed(tmp_path, killed):
+    kept(tmp_path, "wandb", [*ROWS, BAD_ROW])
+    if killed:  # rows of metrics.jsonl past the checkpoint were given to W&B as well
+        record = read_records(tmp_path)["wandb"]
+        write_record(tmp_path, "wandb", Record(record.name))
+    kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=2, made=6)
+    assert [steps(run.rows) for run in wandb_runs(tmp_path)] == [[2, 4, 6], [12]]
+
+
+def test_what_a_failed_logger_was_not_given_comes_later(tmp_path, monkeypatch):
+    kept(tmp_path, "wandb", ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr("maskco.runs.loggers.wandb.WandbLogger.add", lambda *_: 1 / 0)
+        (_, line) = kept(tmp_path, "wandb", [*ROWS, BAD_ROW], step=4)
+        assert "division by zero" in line
+    with monkeypatch.context() as patch:
+        patch.setattr("wandb.init", lambda *_, **__: 1 / 0)
+        (line,) = kept(tmp_path, "wandb", [*ROWS, BAD_ROW], step=4)
+        assert "division by zero" in line
+    assert read_records(tmp_path)["wandb"].given == 4
+    kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=6)
+    assert [steps(run.rows) for run in wandb_runs(tmp_path)] == [[2, 4], [], [6, 12]]
+    assert not children("wandb-core")
 
 
 def children(name):
@@ -506,6 +536,52 @@ def test_a_wandb_run_of_the_caller_stays_as_it_is(tmp_path):
     assert steps(rows["maskco"]) == [2, 4] and [row["x"] for row in rows["own"]] == [1]
 
 
+@pytest.fixture
+def server(monkeypatch):
+    with wandb_server() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
+        monkeypatch.setenv("WANDB_MODE", "online")
+        yield found
+
+
+@pytest.mark.slow
+def test_wandb_online_goes_on_in_the_same_run(server, tmp_path, png):
+    lines = kept(tmp_path, "wandb", [*ROWS, BAD_ROW], status="stopped", picture=png)
+    (run,) = server.runs
+    assert lines == [f"wandb: {server.url}/me/maskco/runs/{run}"]
+    assert server.runs[run]["exit_code"] == 255
+    lines = kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=2, made=6)
+    assert list(server.runs) == [run] and steps(server.rows(run)) == [2, 4, 6, 6, 12]
+    kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=12, picture=png)
+    assert steps(server.rows(run)) == [2, 4, 6, 6, 12, 12] and server.runs[run]["exit_code"] == 0
+    assert len([name for name in server.files if name.startswith("media/images/report")]) == 2
+    sent = json.dumps(server.runs) + " ".join(server.files)
+    assert not [word for word in ("requirements.txt", "wandb-metadata", "diff.patch", "output.log") if word in sent]
+
+
+@pytest.mark.slow
+def test_wandb_online_gets_what_a_lost_process_did_not_send(server, tmp_path):
+    kept(tmp_path, "wandb", ROWS)
+    (run,) = server.runs
+    server.runs[run] |= {"history": server.runs[run]["history"][:1], "summary": '{"step": 2}'}
+    kept(tmp_path, "wandb", [*ROWS, LAST_ROW], step=4)
+    assert steps(server.rows(run)) == [2, 4, 12]
+
+
+@pytest.mark.slow
+def test_offline_folders_of_a_run_are_one_run_after_wandb_sync(server, monkeypatch, tmp_path, png):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    lines = kept(tmp_path, "wandb", [*ROWS, BAD_ROW])
+    lines += kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=4, picture=png)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    for line in lines:
+        told = line.partition("to be uploaded with: ")[2]
+        subprocess.run([sys.executable, "-m", *shlex.split(told)], check=True, capture_output=True, timeout=100)
+    (run,) = server.runs
+    assert steps(server.rows(run)) == [2, 4, 6, 12, 12]
+
+
 def mlflow_client(monkeypatch):
     import mlflow
 
@@ -524,7 +600,7 @@ def test_mlflow_goes_on_in_the_same_run(monkeypatch, tmp_path, png, name):
     lines = kept(run, "mlflow", [*ROWS, BAD_ROW], status="stopped", init="x\n" * 20_000)
     assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
     lines += kept(run, "mlflow", [*ROWS, {**BAD_ROW, "loss": 5}, LAST_ROW], step=4, picture=png, epochs=9)
-    record = read_records(run)["mlflow"]
+    record = read_records(run)["mlflow"].name
     assert lines == 2 * [f"mlflow: run {record} in {tmp_path / 'mlflow'}"]
 
     client = mlflow_client(monkeypatch)
@@ -551,26 +627,26 @@ def test_mlflows_own_variables_decide(monkeypatch, tmp_path):
     (tmp_path / "other").mkdir()
     kept(tmp_path / "other", "mlflow", ROWS, status="failed")
     runs = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
-    assert runs == {given: "FINISHED", read_records(tmp_path / "other")["mlflow"]: "FAILED"}
+    assert runs == {given: "FINISHED", read_records(tmp_path / "other")["mlflow"].name: "FAILED"}
 
 
 def test_a_record_that_is_gone_is_replaced_by_one_with_all_rows(monkeypatch, tmp_path):
     kept(tmp_path, "mlflow", ROWS)
-    gone = read_records(tmp_path)["mlflow"]
+    gone = read_records(tmp_path)["mlflow"].name
     client = mlflow_client(monkeypatch)
     client.delete_run(gone)
     kept(tmp_path, "mlflow", [*ROWS, LAST_ROW], step=4)
-    assert steps({"step": step} for step, _ in history(client, read_records(tmp_path)["mlflow"])) == [2, 4, 12]
-    (tmp_path / RECORDS).write_text(json.dumps({"mlflow": "0" * 32}))
+    assert steps({"step": step} for step, _ in history(client, read_records(tmp_path)["mlflow"].name)) == [2, 4, 12]
+    (tmp_path / RECORDS).write_text(json.dumps({"mlflow": {"name": "0" * 32, "given": 4}}))
     kept(tmp_path, "mlflow", ROWS)
-    assert read_records(tmp_path)["mlflow"] not in (gone, "0" * 32)
+    assert read_records(tmp_path)["mlflow"].name not in (gone, "0" * 32)
 
 
 def test_long_histories_are_added_whole(monkeypatch, tmp_path):
     long = [{"step": step, "epoch": 0, "loss": 1.0, "accuracy": 2.0} for step in range(1, 1200)]
     kept(tmp_path, "mlflow", long, step=1199)
     client = mlflow_client(monkeypatch)
-    assert len(history(client, read_records(tmp_path)["mlflow"])) == 1199
+    assert len(history(client, read_records(tmp_path)["mlflow"].name)) == 1199
 
 
 @pytest.mark.slow
@@ -579,7 +655,7 @@ def test_mlflows_default_is_a_data_base(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (line,) = kept(tmp_path, "mlflow", [*ROWS, BAD_ROW])
     assert line.startswith("mlflow: run ") and line.endswith("mlflow.db")
-    assert len(history(mlflow_client(monkeypatch), read_records(tmp_path)["mlflow"])) == 3
+    assert len(history(mlflow_client(monkeypatch), read_records(tmp_path)["mlflow"].name)) == 3
 
 
 @pytest.mark.slow
@@ -605,9 +681,10 @@ def test_both_follow_a_run_through_a_signal_and_a_resume(monkeypatch, pictures, 
     plain, followed = (read_checkpoint(path / "last.pt") for path in (tmp_path / "plain", run))
     assert same({**plain, "config": 0}, {**followed, "config": 0}) and rows(run) == rows(tmp_path / "plain")
     first, second = wandb_runs(tmp_path)
-    assert (first.exit_code, second.exit_code) == (255, 0) and steps(second.rows) == [2, 4, 6, 8, 10, 12]
+    assert (first.exit_code, second.exit_code) == (255, 0)
+    assert steps(first.rows) + steps(second.rows) == [2, 4, 6, 8, 10, 12]
     client = mlflow_client(monkeypatch)
-    assert [step for step, _ in history(client, read_records(run)["mlflow"])] == [2, 4, 6, 8, 10, 12]
+    assert [step for step, _ in history(client, read_records(run)["mlflow"].name)] == [2, 4, 6, 8, 10, 12]
     assert not children("wandb-core")
     out, err = capfd.readouterr()
     assert out == "" and "WARNING" not in err and "Traceback" not in err
@@ -624,4 +701,5 @@ def test_the_command_leaves_nothing_behind_and_reads_no_input(pictures, tmp_path
     assert done.returncode == 0 and done.stdout == ""
     assert "there is no API key" in done.stderr and "Traceback" not in done.stderr
     first, second = wandb_runs(tmp_path)
-    assert steps(first.rows) == [2, 4] and not first.pictures and len(second.pictures) == 1
+    assert steps(first.rows) == [2, 4] and not first.pictures
+    assert steps(second.rows) == [4] and len(second.pictures) == 1

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from maskco.config import PretrainConfig, find_logger, read_config
 from maskco.errors import ConfigError, one_line
 from maskco.files import write_atomically
 from maskco.runs.folder import LOGGERS_LOCK, METRICS, RECORDS, folder_of, read_metrics
-from maskco.runs.loggers.base import Begun, Logger, Row, Status
+from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status
 from maskco.runs.trust import CONFIG, own_file, started_here
 
-__all__ = ["Begun", "Logger", "Loggers", "Row", "Status", "add_pictures", "check_loggers", "read_records"]
+__all__ = ["Begun", "Logger", "Loggers", "Past", "Row", "Status", "add_pictures", "check_loggers", "read_records"]
 
 LOCK_SECONDS = 5.0  # to wait for another process that writes the run's records
 
@@ -42,22 +43,34 @@ def check_loggers(names: Sequence[str]) -> None:
             raise ConfigError(f"log: {package} is not installed: pip install 'maskco[{name}]'")
 
 
-def read_records(run: Path) -> dict[str, str]:
-    """The names of a run's records by logger. The run may come from anyone: others than plain names are left out."""
+@dataclass(frozen=True)
+class Record:
+    """A record of a run, as the run folder names it.
+
+    given: last step of the rows that it was given; None while a process writes it, and after that was killed.
+    """
+
+    name: str
+    given: int | None = None
+
+
+def read_records(run: Path) -> dict[str, Record]:
+    """A run's records by logger. The run may come from anyone: what is no plain name is left out."""
     path = own_file(run, RECORDS)
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        return {
+            logger: Record(record["name"], record["given"] if type(record["given"]) is int else None)
+            for logger, record in stored.items()
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", record["name"])
+        }
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return {}
-    return {
-        name: record
-        for name, record in (stored.items() if isinstance(stored, dict) else ())
-        if isinstance(record, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", record)
-    }
 
 
-def write_records(run: Path, records: Mapping[str, str]) -> None:
-    content = json.dumps(records, indent=2) + "\n"
+def write_record(run: Path, logger: str, record: Record) -> None:
+    records = {**read_records(run), logger: record}
+    content = json.dumps({name: asdict(each) for name, each in records.items()}, indent=2) + "\n"
     write_atomically(run / RECORDS, lambda file: file.write(content.encode()))
 
 
@@ -74,21 +87,33 @@ class Loggers:
     ) -> None:
         self._run, self._config, self._say = run, config, say
         self._loggers = dict(loggers)
-        self._last_step: dict[str, int] = {}
+        self._records: dict[str, str] = {}  # their names by logger, where there are some
+        self._given: dict[str, int] = {}  # the last step of each
         self._lock = FileLock(own_file(run, LOGGERS_LOCK), thread_local=False)
 
-    def begin(self, rows: Sequence[Row], step: int) -> None:
-        """rows: those of the run so far. step: steps done."""
+    def begin(self, rows: Sequence[Row], step: int, made: int) -> None:
+        """Brings the records up to date.
+
+        Args:
+            rows: of the run so far.
+            step: steps done.
+            made: last step of the rows that were ever made; those past `step` will be made again.
+        """
         for name, logger in list(self._loggers.items()):
             with self._left_alone_if_it_fails(name):
-                records = read_records(self._run)
                 if name != ALWAYS:
                     check_loggers([name])
                     self._lock.acquire(timeout=LOCK_SECONDS)
-                begun = logger.begin(self._run, self._config, records.get(name), step)
+                record = read_records(self._run).get(name)
+                if record:
+                    self._records[name] = record.name
+                    self._given[name] = made if record.given is None else record.given
+                past = Past(record.name if record else None, self._given.get(name, 0), step)
+                begun = logger.begin(self._run, self._config, past)
+                self._given[name] = begun.last_step
                 if begun.record:
-                    write_records(self._run, {**records, name: begun.record})
-                self._last_step[name] = begun.last_step
+                    self._records[name] = begun.record
+                    write_record(self._run, name, Record(begun.record))
                 self._add(name, rows)
                 if begun.where:
                     self._say(f"{name}: {begun.where}")
@@ -99,9 +124,10 @@ class Loggers:
                 self._add(name, [row])
 
     def _add(self, name: str, rows: Sequence[Row]) -> None:
-        lacking = [row for row in rows if row["step"] > self._last_step[name]]
+        lacking = [row for row in rows if row["step"] > self._given[name]]
         if lacking:
             self._loggers[name].add(lacking)
+            self._given[name] = lacking[-1]["step"]
 
     def add_picture(self, path: Path, step: int) -> None:
         for name, logger in list(self._loggers.items()):
@@ -112,8 +138,15 @@ class Loggers:
         for name, logger in list(self._loggers.items()):
             with self._left_alone_if_it_fails(name):
                 del self._loggers[name]
-                logger.close(status)
+                try:
+                    self._settle(name)
+                finally:
+                    logger.close(status)
         self._lock.release(force=True)
+
+    def _settle(self, name: str) -> None:
+        if name in self._records:
+            write_record(self._run, name, Record(self._records[name], self._given[name]))
 
     @contextlib.contextmanager
     def _left_alone_if_it_fails(self, name: str) -> Iterator[None]:
@@ -122,6 +155,8 @@ class Loggers:
             yield
         except Exception as error:  # tools raise anything
             if self._loggers.pop(name, None) is not None:
+                with contextlib.suppress(Exception):
+                    self._settle(name)
                 with contextlib.suppress(Exception):
                     logger.close("failed")
             remedy = "" if name == ALWAYS else "; resuming the run or drawing its report brings its record up to date"
@@ -153,7 +188,7 @@ def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = N
     step = max((row["step"] for row in rows), default=0)
     loggers = Loggers(folder, config, {name: find_logger(name)() for name in names}, lines.append)
     try:
-        loggers.begin(rows, step)
+        loggers.begin(rows, step, step)
         for picture in pictures:
             loggers.add_picture(picture, step)
     finally:

@@ -22,6 +22,21 @@ Status = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be
 
 
 @dataclass(frozen=True)
+class Past:
+    """What was before `begin`.
+
+    Attributes:
+        record: the one that a former process began, if there is one. It may be gone.
+        given: last step of the rows that it was given.
+        step: steps done. Rows past it, of a process that was killed, are made again.
+    """
+
+    record: str | None
+    given: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Begun:
     """A record that is open.
 
@@ -44,11 +59,8 @@ class Logger(ABC):
     """What it imports, and `pip install 'maskco[NAME]'` installs."""
 
     @abstractmethod
-    def begin(self, run: Path, config: PretrainConfig, record: str | None, step: int) -> Begun:
-        """Starts a record, or goes on with `record`, which a former process began and which may be gone.
-
-        step: steps done. Rows past it, of a process that was killed, are made again.
-        """
+    def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
+        """Starts a record, or goes on with that of the past."""
 
     @abstractmethod
     def add(self, rows: Sequence[Row]) -> None:

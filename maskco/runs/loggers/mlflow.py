@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from maskco.config import PretrainConfig
-from maskco.runs.loggers.base import Begun, Logger, Row, Status, described, environment, name_of, numbers
+from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status, described, environment, name_of, numbers
 
 Item = TypeVar("Item")
 DEFAULTS = {
@@ -30,13 +30,13 @@ class MlflowLogger(Logger):
     package = "mlflow"
     _run_id = ""
 
-    def begin(self, run: Path, config: PretrainConfig, record: str | None, step: int) -> Begun:
+    def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
         with environment(DEFAULTS):
             import mlflow
             from mlflow.entities import Param, RunTag
 
             self._client = mlflow.MlflowClient()
-            record = record or os.environ.get("MLFLOW_RUN_ID")
+            record = past.record or os.environ.get("MLFLOW_RUN_ID")
             found = self._find(record) if record else None
             if found is None:
                 found = self._client.create_run(self._experiment(), run_name=name_of(run))

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from maskco.config import PretrainConfig
 from maskco.runs.folder import TENSORBOARD
-from maskco.runs.loggers.base import Begun, Logger, Row, Status, numbers
+from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status, numbers
 from maskco.runs.trust import own_file
 
 
 class TensorBoardLogger(Logger):
     package = "tensorboard"
 
-    def begin(self, run: Path, config: PretrainConfig, record: str | None, step: int) -> Begun:
+    def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         folder = own_file(run, TENSORBOARD)
-        done = step if folder.is_dir() and any(folder.iterdir()) else 0
+        done = past.step if folder.is_dir() and any(folder.iterdir()) else 0
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)  # which hides the rows past it
         return Begun(last_step=done)
 

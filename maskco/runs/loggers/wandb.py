@@ -12,7 +12,7 @@ from typing import Any
 
 from maskco.config import PretrainConfig
 from maskco.errors import one_line
-from maskco.runs.loggers.base import Begun, Logger, Row, Status, described, environment, name_of, numbers
+from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status, described, environment, name_of, numbers
 
 # Metrics, options and pictures are sent, nothing else. WANDB_DISABLE_GIT=false and the like change that.
 OURS: dict[str, Any] = {
@@ -30,17 +30,16 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 255, "failed": 1}  # 
 
 
 class WandbLogger(Logger):
-    """Charts have the run's "step" as their axis: W&B's own counts the rows of all processes, and cannot go back.
+    """Charts have the run's "step" as their axis: W&B's own counts rows and pictures, and cannot go back.
 
-    Offline, each process writes a folder of its own, and of those with the same id `wandb sync` keeps the one that it
-    uploads last. Each therefore gets the whole history.
+    Offline, each process writes a folder of its own. `wandb sync` appends those of one run, in the order of time.
     """
 
     package = "wandb"
     _run: Any = None
     _before: tuple[Any, Any] | None = None  # what its service replaces in `sys`
 
-    def begin(self, run: Path, config: PretrainConfig, record: str | None, step: int) -> Begun:
+    def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
         with environment(QUIET):
             if "WANDB_SERVICE" not in os.environ:  # of the caller's own W&B runs
                 self._before = sys.exit, sys.excepthook
@@ -50,7 +49,7 @@ class WandbLogger(Logger):
             options: dict[str, Any] = {
                 "project": settings.project or "maskco",
                 "name": settings.run_name or name_of(run),
-                "id": record or settings.run_id or secrets.token_hex(4),
+                "id": past.record or settings.run_id or secrets.token_hex(4),
                 "config": described(config),
                 "allow_val_change": True,
                 "reinit": "create_new",  # leaves a W&B run of the caller's alone
@@ -71,8 +70,14 @@ class WandbLogger(Logger):
                 self._run = wandb.init(**options, mode="offline" if why else None)
             self._run.define_metric("step", hidden=True)
             self._run.define_metric("*", step_metric="step")
-        last = self._run.summary.get("step") if self._run.resumed else 0
-        return Begun(self._run.id, int(last) if isinstance(last, (int, float)) else 0, why + self._where())
+        record = "" if self._run.disabled else self._run.id
+        return Begun(record, self._last_step(past), why + self._where())
+
+    def _last_step(self, past: Past) -> int:
+        if self._run.offline:
+            return past.given
+        last = self._run.summary.get("step") if self._run.resumed else None
+        return int(last) if isinstance(last, (int, float)) else 0
 
     def _where(self) -> str:
         if self._run.disabled:
