@@ -47,8 +47,10 @@ class WandbRun:
         self.config: dict[str, Any] = {}
         self.metrics: list[Any] = []
         self.exit_code: int | None = None
+        self.kinds: set[str] = set()  # of records
         for record in messages(next(folder.glob("*.wandb"))):
             kind = record.WhichOneof("record_type")
+            self.kinds.add(kind)
             if kind == "history":
                 self.rows.append(items(record.history.item))
             elif kind == "run":

@@ -464,6 +464,7 @@ def test_wandb_offline_goes_on_in_a_folder_with_what_the_former_lack(tmp_path, p
     assert str([row["loss"] for row in first.rows]) == "[0.5, 0.25, nan]" and second.rows[0]["loss"] == 0.5
     assert (first.exit_code, second.exit_code) == (255, 0)
     assert not first.pictures and len(second.pictures) == 1 and second.pictures[0].startswith("report")
+    assert second.kinds == {"header", "run", "telemetry", "metric", "summary", "history", "files", "exit"}
     assert first.config["run"]["init"] == "x" * 20_000 and first.config["optim"]["lr"] == 1
     assert first.config["versions"]["maskco"] == maskco.__version__ and "commit" in first.config
     assert {metric.step_metric for metric in first.metrics if metric.glob_name == "*"} == {"step"}
@@ -506,9 +507,11 @@ def test_wandbs_own_variables_decide(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_PROJECT", "pictures")
     monkeypatch.setenv("WANDB_NAME", "mine")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    monkeypatch.setenv("WANDB_X_DISABLE_META", "false")
     kept(tmp_path, "wandb", ROWS)
     (only,) = wandb_runs(tmp_path)
     assert (only.project, only.name, only.id) == ("pictures", "mine", "chosen")
+    assert "environment" in only.kinds
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert kept(tmp_path, "wandb", ROWS) == ["wandb: disabled by WANDB_MODE"]
     assert len(wandb_runs(tmp_path)) == 1

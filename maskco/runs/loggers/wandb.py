@@ -20,7 +20,7 @@ OURS: dict[str, Any] = {
     "save_code": False,
     "disable_git": True,
     "x_save_requirements": False,
-    "x_disable_machine_info": True,
+    "x_disable_meta": True,
     "x_disable_stats": True,
     "init_timeout": 30.0,
     "finish_timeout": 60.0,  # then the rest is for `wandb sync`
