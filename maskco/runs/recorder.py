@@ -41,7 +41,7 @@ class Recorder:
         self._out, self._config, self._step, self._replace = out, config, step, replace
         self._begun = False
         self._waiting: list[str] = []  # lines for the log
-        self._last_row: dict[str, Any] | None = None
+        self._last_row: dict[str, Any] = {}
         loggers = {ALWAYS: TensorBoardLogger(), **{name: find_logger(name)() for name in config.run.log}}
         self._loggers = Loggers(out, config, loggers, self.say)
 
@@ -66,7 +66,7 @@ class Recorder:
         self._begun = True
         for line in self._waiting:
             append(self._log, line)
-        self._last_row = rows[-1] if rows else None
+        self._last_row = rows[-1] if rows else {}
         self._loggers.begin(rows, self._step, max((row["step"] for row in made), default=0))
 
     def say(self, text: str, *, show: bool = True) -> None:
@@ -82,7 +82,7 @@ class Recorder:
     def add(self, row: dict[str, Any]) -> None:
         """One row of metrics, once the run has begun."""
         append(self._metrics, json.dumps(row) + "\n")
-        self._last_row = row
+        self._last_row = {**self._last_row, **row}
         self._loggers.add(row)
 
     def __enter__(self) -> Recorder:

@@ -150,6 +150,11 @@ def test_rows_that_are_made_again_are_not_added_again(pictures, tmp_path):
     assert steps(rows(run)) == steps(Memory.records["record-0"]["rows"]) == [2, 4, 6, 8, 10, 12]
 
 
+def test_several_rows_of_one_step_are_all_added(tmp_path):
+    kept(tmp_path, "memory", [*ROWS, {"step": 4, "probe": 50.0}, LAST_ROW])
+    assert steps(Memory.records["record-0"]["rows"]) == [2, 4, 4, 12]
+
+
 def test_a_logger_that_comes_later_gets_the_rows_before(pictures, tmp_path):
     run = tmp_path / "run"
     pretrain(pictures, run)
@@ -479,6 +484,35 @@ def test_wandb_offline_gets_what_it_lacks_after_a_process_that_was_killed(tmp_pa
         write_record(tmp_path, "wandb", Record(record.name))
     kept(tmp_path, "wandb", [*ROWS, BAD_ROW, LAST_ROW], step=2, made=6)
     assert [steps(run.rows) for run in wandb_runs(tmp_path)] == [[2, 4, 6], [12]]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from maskco.config import PretrainConfig, find_logger
+from maskco.runs.loggers import Loggers
+
+run = Path(sys.argv[1])
+config = PretrainConfig.of(data="demo", out=str(run), encoder="test_resnet")
+loggers = Loggers(run, config, {name: find_logger(name)() for name in ("wandb", "mlflow")}, print)
+loggers.begin([], 0, 0)
+for step in (2, 4, 6):
+    loggers.add({"step": step, "epoch": 0, "loss": 1.0})
+time.sleep(1)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_no_row_is_lost_or_comes_twice_after_a_kill(monkeypatch, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(maskco.__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and read_records(tmp_path)["wandb"].given is None
+    for name in ("wandb", "mlflow"):
+        kept(tmp_path, name, [*ROWS, BAD_ROW, LAST_ROW], step=2, made=6)
+    assert [steps(run.rows) for run in wandb_runs(tmp_path)] == [[2, 4, 6], [12]]
+    record = read_records(tmp_path)["mlflow"].name
+    assert [step for step, _ in history(mlflow_client(monkeypatch), record)] == [2, 4, 6, 12]
 
 
 def test_what_a_failed_logger_was_not_given_comes_later(tmp_path, monkeypatch):

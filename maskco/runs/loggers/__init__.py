@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -88,7 +87,8 @@ class Loggers:
         self._run, self._config, self._say = run, config, say
         self._loggers = dict(loggers)
         self._records: dict[str, str] = {}  # their names by logger, where there are some
-        self._given: dict[str, int] = {}  # the last step of each
+        self._held: dict[str, int] = {}  # the last step of each when it was begun
+        self._given: dict[str, int] = {}  # and now
         self._lock = FileLock(own_file(run, LOGGERS_LOCK), thread_local=False)
 
     def begin(self, rows: Sequence[Row], step: int, made: int) -> None:
@@ -110,7 +110,7 @@ class Loggers:
                     self._given[name] = made if record.given is None else record.given
                 past = Past(record.name if record else None, self._given.get(name, 0), step)
                 begun = logger.begin(self._run, self._config, past)
-                self._given[name] = begun.last_step
+                self._held[name] = self._given[name] = begun.last_step
                 if begun.record:
                     self._records[name] = begun.record
                     write_record(self._run, name, Record(begun.record))
@@ -124,7 +124,7 @@ class Loggers:
                 self._add(name, [row])
 
     def _add(self, name: str, rows: Sequence[Row]) -> None:
-        lacking = [row for row in rows if row["step"] > self._given[name]]
+        lacking = [row for row in rows if row["step"] > self._held[name]]
         if lacking:
             self._loggers[name].add(lacking)
             self._given[name] = lacking[-1]["step"]
@@ -192,11 +192,11 @@ def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = N
         for picture in pictures:
             loggers.add_picture(picture, step)
     finally:
-        loggers.close(status_of(rows[-1] if rows else None, config))
+        loggers.close(status_of(rows[-1] if rows else {}, config))
     return lines
 
 
-def status_of(last: Mapping[str, Any] | None, config: PretrainConfig) -> Status:
+def status_of(last: Row, config: PretrainConfig) -> Status:
     """What became of a run without an error, from its last row."""
-    epoch = (last or {}).get("epoch", 0)
+    epoch = last.get("epoch", 0)
     return "finished" if isinstance(epoch, (int, float)) and epoch >= config.optim.epochs else "stopped"

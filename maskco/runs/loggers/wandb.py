@@ -14,7 +14,7 @@ from maskco.config import PretrainConfig
 from maskco.errors import one_line
 from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status, described, environment, name_of, numbers
 
-# Metrics, options and pictures are sent, nothing else. WANDB_DISABLE_GIT=false and the like change that.
+# Each gives way to its environment variable, such as WANDB_DISABLE_GIT. Metrics, options and pictures are sent.
 OURS: dict[str, Any] = {
     "console": "off",  # the progress bar would fill it
     "save_code": False,
@@ -22,6 +22,7 @@ OURS: dict[str, Any] = {
     "x_save_requirements": False,
     "x_disable_meta": True,
     "x_disable_stats": True,
+    "x_transaction_log_flush_interval": 0.1,  # of 15: its service ends with a process that is killed
     "init_timeout": 30.0,
     "finish_timeout": 60.0,  # then the rest is for `wandb sync`
 }
