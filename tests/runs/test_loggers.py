@@ -398,9 +398,12 @@ def test_a_report_during_the_run_leaves_its_record_alone(monkeypatch, pictures, 
     assert Memory.records["record-0"]["statuses"] == ["finished"]
 
 
-def test_runs_without_a_record_get_none_from_a_report(pictures, tmp_path):
+def test_runs_without_a_record_get_none_from_a_report(monkeypatch, pictures, tmp_path):
     pretrain(pictures, tmp_path / "run", epochs=1)
-    assert add_pictures(tmp_path / "run", tmp_path / "report.png") == []
+    assert add_pictures(tmp_path / "run", tmp_path / PNG) == []
+    assert add_pictures(str(tmp_path / "run"), str(tmp_path / PNG), log="memory") == ["memory: in memory"]
+    monkeypatch.delitem(LOGGERS, "memory")  # as in a process that does not register it
+    assert add_pictures(tmp_path / "run", tmp_path / PNG) == []
 
 
 # ---- TensorBoard, W&B and MLflow themselves

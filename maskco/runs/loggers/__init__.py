@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from maskco.config import PretrainConfig, find_logger, read_config
+from maskco.config import LOGGERS, PretrainConfig, find_logger, read_config
 from maskco.errors import ConfigError, one_line
 from maskco.files import write_atomically
 from maskco.runs.folder import LOGGERS_LOCK, METRICS, RECORDS, folder_of, read_metrics
@@ -166,17 +166,19 @@ class Loggers:
 ALWAYS = "tensorboard"
 
 
-def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = None) -> list[str]:
+def add_pictures(run: str | Path, *pictures: str | Path, log: str | Sequence[str] | None = None) -> list[str]:
     """Adds PNG files, such as a report's, to the records of a run, and the rows of metrics that they lack.
 
     Args:
         run: its folder, or a checkpoint in it.
-        log: names of loggers. Default: all that have a record of it, if this user started it on this machine.
+        log: names of loggers, or one. Default: all that have a record of it, if this user started it on this machine.
 
     Returns lines to show: where the records are, and what failed. Raises ConfigError if the run has no config.json.
     """
     folder = folder_of(run)
-    names = list(read_records(folder)) if log is None else list(log)
+    names = [log] if isinstance(log, str) else list(log or ())
+    if log is None:
+        names = [name for name in read_records(folder) if name in LOGGERS]
     if not names:
         return []
     config = read_config(own_file(folder, CONFIG))
@@ -190,7 +192,7 @@ def add_pictures(run: str | Path, *pictures: Path, log: Sequence[str] | None = N
     try:
         loggers.begin(rows, step, step)
         for picture in pictures:
-            loggers.add_picture(picture, step)
+            loggers.add_picture(Path(picture), step)
     finally:
         loggers.close(status_of(rows[-1] if rows else {}, config))
     return lines

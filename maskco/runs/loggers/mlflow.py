@@ -22,7 +22,7 @@ DEFAULTS = {
     "MLFLOW_CONFIGURE_LOGGING": "false",  # its lines would break the progress bar
 }
 STATUS: dict[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-LONGEST = 500  # characters of a parameter in servers before 2.8; now it is 6000
+LONGEST = 500  # characters of a parameter that older servers take; new ones take 6000
 MOST_METRICS, MOST_PARAMS = 1000, 100  # in one request
 
 
