@@ -26,6 +26,7 @@ Part = TypeVar("Part", bound=Options)
 
 @dataclass
 class PretrainRun(RunOptions):
+    log: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loggers"])] = ()  # torchrun mistakes --log for its own
     resume: bool = False
     """Go on with the run in --out, with the options it has; starts it if there is none."""
     overwrite: bool = False
@@ -297,6 +298,7 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
         from maskco.runs.trust import stored_options as stored
 
         named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        named |= {"log"} if "loggers" in named else set()
         return {**stored(Path(out), named), "out": out}
     if option(arguments, "--data") is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")

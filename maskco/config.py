@@ -103,7 +103,7 @@ class RunOptions(Options):
     """Steps between two rows of metrics."""
     log: tuple[str, ...] = ()
     """Keep a record elsewhere, too: wandb (Weights & Biases), mlflow, or both. See the tool's environment variables,
-    such as WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
+    such as WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Under torchrun: --loggers."""
     save_every_minutes: Annotated[float, Between(0, 1e9)] = 10.0
     """Also save between the ends of epochs; 0: do not."""
     save_every_steps: Natural = 0

@@ -369,6 +369,18 @@ def test_the_record_gets_the_report_at_the_end_and_again_from_the_report_command
     assert len(record["pictures"]) == 2
 
 
+def test_the_other_name_of_the_flag_names_loggers_as_well(drawn, monkeypatch, pictures, tmp_path, capsys):
+    assert run_command(*command(pictures, tmp_path / "run", loggers="memory", epochs=1)) == 0
+    assert Memory.records["record-0"]["statuses"] == ["finished", "finished"]
+    monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "another user"))
+    again = ["pretrain", "--data", pictures, "--out", tmp_path / "run", "--resume"]
+    assert run_command(*again) == 2
+    assert "error: --log: " in capsys.readouterr().err
+    assert run_command(*again, "--loggers", "memory") == 0
+    assert run_command(*again, "--log") == 0
+    assert len(Memory.records["record-0"]["statuses"]) == 4
+
+
 def test_a_report_that_fails_leaves_the_run_a_success(monkeypatch, pictures, tmp_path, capsys):
     monkeypatch.setattr("maskco.report.write_report", lambda *_, **__: 1 / 0)
     assert run_command(*command(pictures, tmp_path / "run", log="memory")) == 0
