@@ -16,7 +16,7 @@ from tyro import MISSING
 
 from maskco.config import RENAMED, MethodOptions, PretrainConfig, RunOptions, demo_config, over
 from maskco.console import one_line_errors, printable
-from maskco.errors import ConfigError
+from maskco.errors import ConfigError, one_line
 from maskco.evaluate.options import Detection, FeatureOptions, Knn, Linear, Regions
 from maskco.files import user_path
 from maskco.option_values import Options
@@ -27,6 +27,7 @@ Part = TypeVar("Part", bound=Options)
 
 @dataclass
 class PretrainRun(RunOptions):
+    log: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loggers"])] = ()  # torchrun mistakes --log for its own
     resume: bool = False
     """Go on with the run in --out, with the options it has; starts it if there is none."""
     overwrite: bool = False
@@ -44,7 +45,23 @@ class Pretrain(PretrainConfig):
 
         config = PretrainConfig.of(**self.flat())
         result = train(config, resume=self.run.resume, overwrite=self.run.overwrite)
-        return 128 + result.signal if result.signal else 0
+        if result.signal:
+            return 128 + result.signal
+        if config.run.log and int(os.environ.get("RANK", 0)) == 0:
+            add_report(result.out, config.run.data or None, config.run.log)
+        return 0
+
+
+def add_report(out: Path, data: str | None, log: tuple[str, ...]) -> None:
+    """Draws the report of a run that is done, for its loggers. If that fails, a line says so: the run is whole."""
+    from maskco.report import write_report
+    from maskco.runs.loggers import add_pictures
+
+    try:
+        lines = add_pictures(out, write_report(out, data=data).png, log=log)
+    except Exception as error:
+        lines = [f"warning: no report for {' and '.join(log)}: {one_line(error)}. Try maskco report {out}"]
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 @dataclass
@@ -185,12 +202,21 @@ class Report:
     """Images to show the runs on; default: each run's own, if you started it here from a local folder."""
     projection: Literal["pca", "tsne"] = "pca"
     """How regions are laid out in the plane; tsne needs maskco[eval]."""
+    log: tuple[str, ...] | None = None
+    """Loggers whose record of the run gets report.png; default: all that have one, if you started it here."""
 
     def __call__(self) -> int:
         from maskco.report import write_report
+        from maskco.runs.loggers import add_pictures, check_loggers
 
-        for path in write_report(*self.runs, out=self.out, data=self.data, projection=self.projection):
+        if self.log and len(self.runs) > 1:
+            raise ConfigError("log: a report of several runs belongs to none of their records; name one run")
+        check_loggers(self.log or ())
+        report = write_report(*self.runs, out=self.out, data=self.data, projection=self.projection)
+        for path in report:
             print(path)
+        for line in add_pictures(self.runs[0], report.png, log=self.log) if len(self.runs) == 1 else ():
+            print(printable(line), file=sys.stderr)
         return 0
 
 
@@ -321,6 +347,7 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
         from maskco.runs.trust import stored_options as stored
 
         named = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        named |= {"log"} if "loggers" in named else set()
         return {**stored(Path(out), named), "out": out}
     if option(arguments, "--data") is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")

@@ -32,10 +32,15 @@ METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported
     "simclr": "maskco.methods.simclr:SimCLR",
     "densecl": "maskco.methods.densecl:DenseCL",
 }
+LOGGERS: dict[str, Any] = {  # likewise
+    "wandb": "maskco.runs.loggers.wandb:WandbLogger",
+    "mlflow": "maskco.runs.loggers.mlflow:MlflowLogger",
+}
 FREE_ON_RESUME = frozenset(
     {
         "data",
         "out",
+        "log",
         "epochs",
         "accumulate",
         "device",
@@ -102,6 +107,9 @@ class RunOptions(Options):
     """CPU threads of the training process; default: torch's. Small networks run faster with one and loading workers."""
     log_every: Count = 10
     """Steps between two rows of metrics."""
+    log: tuple[str, ...] = ()
+    """Keep a record elsewhere, too: wandb (Weights & Biases), mlflow, or both. See the tool's environment variables,
+    such as WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Under torchrun: --loggers."""
     save_every_minutes: Annotated[float, Between(0, 1e9)] = 10.0
     """Also save between the ends of epochs; 0: do not."""
     save_every_steps: Natural = 0
@@ -120,7 +128,10 @@ class RunOptions(Options):
     """So many of its images, a quarter of them to test on; default: what about 1% of the run's time affords."""
 
     def check(self) -> None:
+        if isinstance(self.log, str):
+            self.log = (self.log,)
         super().check()
+        self.log = tuple(dict.fromkeys(self.log))  # known and installed they must be to train, not to be read
         if not self.data:
             raise ConfigError('data is missing: name a folder of images, or "demo"')
         if not self.out:
@@ -203,18 +214,29 @@ class MethodOptions(Options):
 
 def find_method(name: str) -> Any:
     """The class registered under a method's name, a `maskco.methods.Method`. Raises ConfigError."""
-    if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {one_line(name)!r}")
-    if isinstance(METHODS[name], str):
-        module, _, found = METHODS[name].partition(":")
+    return _registered(METHODS, "METHODS", "method", name)
+
+
+def find_logger(name: str) -> Any:
+    """The class registered under a logger's name, a `maskco.runs.loggers.Logger`. Raises ConfigError."""
+    return _registered(LOGGERS, "LOGGERS", "log", name)
+
+
+def _registered(registry: dict[str, Any], its_name: str, option: str, name: str) -> Any:
+    if name not in registry:
+        raise ConfigError(f"{option} must be one of {', '.join(registry)}, got {one_line(name)!r}")
+    if isinstance(registry[name], str):
+        module, _, found = registry[name].partition(":")
         try:
-            METHODS[name] = getattr(importlib.import_module(module), found, METHODS[name])
+            registry[name] = getattr(importlib.import_module(module), found, registry[name])
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
-                raise  # a package that the method needs
-        if isinstance(METHODS[name], str):
-            raise ConfigError(f"method {name} cannot be imported from {METHODS[name]!r}: correct its entry in METHODS")
-    return METHODS[name]
+                raise  # a package that it needs
+        if isinstance(registry[name], str):
+            raise ConfigError(
+                f"{option} {name} cannot be imported from {registry[name]!r}: correct its entry in {its_name}"
+            )
+    return registry[name]
 
 
 @dataclass

@@ -16,9 +16,10 @@ from maskco.runs.checkpoint import BEST, CHECKPOINT, KEPT, is_checkpoint, kept_c
 from maskco.runs.trust import CONFIG, own_file
 
 METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
-WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, "evaluation.json", "report.html", "report.png")
+RECORDS, LOGGERS_LOCK = "loggers.json", ".loggers.lock"  # the names of its records in other tools, see loggers/
+WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, RECORDS, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
-OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, TENSORBOARD, "detectors")
+OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, LOGGERS_LOCK, TENSORBOARD, "detectors")
 KNN, REGION_KNN = "probe_knn", "probe_regions"  # metrics of the online probe
 PROBES = {REGION_KNN: "region kNN", KNN: "kNN"}  # the one that `keep_best` goes by, if it is there, comes first
 CHANCE = "_chance"  # what is behind a metric's name in the name of what chance scores

@@ -1,4 +1,4 @@
-"""Writes a run's log, metrics and TensorBoard events."""
+"""Writes a run's log and metrics, and tells its loggers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from maskco.config import PretrainConfig
+from maskco.config import PretrainConfig, find_logger
 from maskco.files import write_atomically
-from maskco.runs.folder import LOG, METRICS, TENSORBOARD, clear_out, read_metrics
+from maskco.runs.folder import LOG, METRICS, clear_out, read_metrics
+from maskco.runs.loggers import ALWAYS, Loggers, status_of
+from maskco.runs.loggers.base import Status
+from maskco.runs.loggers.tensorboard import TensorBoardLogger
 from maskco.runs.trust import CONFIG, SIGNATURE, own_file, sign
 from maskco.version import __version__
 
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Writes a run's log.txt, metrics.jsonl and TensorBoard events. A context manager.
+    """Writes a run's log.txt and metrics.jsonl, and tells its loggers. A context manager.
+
+    A log or metrics that cannot be written stop the run; a logger that fails does not.
 
     Nothing is written, and nothing replaced, before `begin`: a run that fails in its first step leaves no trace, and
     the run that it was to replace as it was.
@@ -36,13 +41,14 @@ class Recorder:
         self._out, self._config, self._step, self._replace = out, config, step, replace
         self._begun = False
         self._waiting: list[str] = []  # lines for the log
+        self._last_row: dict[str, Any] = {}
+        loggers = {ALWAYS: TensorBoardLogger(), **{name: find_logger(name)() for name in config.run.log}}
+        self._loggers = Loggers(out, config, loggers, self.say)
 
     def begin(self) -> None:
         """Makes the folder and its files. Does nothing when called again."""
         if self._begun:
             return
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
         out = self._out
         out.mkdir(parents=True, exist_ok=True)
         if self._replace:
@@ -51,14 +57,17 @@ class Recorder:
         values = {"maskco": __version__, SIGNATURE: signature, **self._config.to_dict()}
         content = json.dumps(values, indent=2) + "\n"
         write_atomically(out / CONFIG, lambda file: file.write(content.encode()))
-        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(out) if row["step"] <= self._step)
+        made = read_metrics(out)
+        rows = [row for row in made if row["step"] <= self._step]
+        kept = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(out / METRICS, lambda file: file.write(kept.encode()))
         self._metrics = open(own_file(out, METRICS), "a", encoding="utf-8")  # noqa: SIM115
         self._log = open(own_file(out, LOG), "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self._tensorboard = SummaryWriter(str(own_file(out, TENSORBOARD)), purge_step=self._step + 1)
         self._begun = True
         for line in self._waiting:
             append(self._log, line)
+        self._last_row = rows[-1] if rows else {}
+        self._loggers.begin(rows, self._step, max((row["step"] for row in made), default=0))
 
     def say(self, text: str, *, show: bool = True) -> None:
         """A line for log.txt and, with `show`, for the terminal, above the progress bar."""
@@ -73,9 +82,8 @@ class Recorder:
     def add(self, row: dict[str, Any]) -> None:
         """One row of metrics, once the run has begun."""
         append(self._metrics, json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, row["step"])
+        self._last_row = {**self._last_row, **row}
+        self._loggers.add(row)
 
     def __enter__(self) -> Recorder:
         return self
@@ -85,13 +93,15 @@ class Recorder:
     ) -> None:
         if not self._begun:
             return
+        status: Status = "failed" if isinstance(error, Exception) else status_of(self._last_row, self._config)
         # A full disk must not hide the error that it led to.
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+        passing = contextlib.suppress(OSError) if error is not None else contextlib.nullcontext()
+        with passing, contextlib.ExitStack() as closing:  # from the last one to the first
+            closing.callback(self._log.close)
+            closing.callback(self._metrics.close)
+            closing.callback(self._loggers.close, status)
             if error is not None:
                 self.say(f"stopped by {type(error).__name__}: {error}", show=False)
-            self._metrics.close()
-            self._log.close()
-            self._tensorboard.close()
 
 
 def append(file: TextIO, text: str) -> None:

@@ -1,9 +1,9 @@
 """Runs and checkpoints may come from others: nothing in them is executed, fetched, or opened outside their folder.
 
 What a run stores may name such things: its data, those of its probe, an encoder of the Hugging Face hub, weights to
-start from, a link in place of a file. They are used only where the user names them in this very call. There is one
-exception: local paths of images in a run that this user started. The run's config.json carries a signature of these
-paths, made with a key that only the user can read.
+start from, loggers, a link in place of a file. They are used only where the user names them in this very call. There is
+one exception: loggers and local paths of images in a run that this user started. The run's config.json carries a
+signature of these paths, made with a key that only the user can read.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
                     f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}): "
                     f"name them again with `{name}`"
                 )
+    if config.run.log and "log" not in named and not started_here(run, config.run.data):
+        raise ForeignRunError(
+            f"log: {run} was not started by you on this machine, so its loggers ({', '.join(config.run.log)}) must be "
+            "named, or none: `log`"
+        )
     options = config.flat()
     return options | {name: "" for name in DATA if options[name] is not None}
 
@@ -73,7 +78,7 @@ def stored_data(run: Path, data: str, command: str, option: str = "data") -> str
     if data == "demo":
         return data
     local = os.path.isabs(data) and not is_remote(data)
-    if local and _is_ours(run, option, data):
+    if local and started_here(run, data, option):
         return data
     why = "was not started by you on this machine" if local else "stores no local folder"
     named = shlex.quote(data) if data.isprintable() else "FOLDER"
@@ -108,7 +113,8 @@ def _inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _is_ours(run: Path, option: str, data: str) -> bool:
+def started_here(run: Path, data: str, option: str = "data") -> bool:
+    """Whether this user started the run on this machine, with these data as an option of `DATA`."""
     try:
         values = json.loads(own_file(run, CONFIG).read_text(encoding="utf-8"))
         stored = values.get(SIGNATURE)

@@ -31,6 +31,7 @@ from maskco.memory import memory_errors
 from maskco.nn.ranks import agree, join_lists, rank, world_size
 from maskco.runs.checkpoint import CHECKPOINT
 from maskco.runs.folder import LOG, PROBES, check_out
+from maskco.runs.loggers import check_loggers
 from maskco.runs.recorder import Recorder, SilentRecorder
 from maskco.runs.trust import CONFIG, DATA, own_file, stored_data, stored_options
 from maskco.training.distributed import all_or_none, data_parallel, local_device, process_group, reduce_gradients
@@ -136,6 +137,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
     out, amp = Path(config.run.out), AMP_DTYPES.get(config.optim.amp)
     with all_or_none():
         check_out(out, resume=resume, overwrite=overwrite)
+        check_loggers(config.run.log)
         check_shares(config)
         check_memory(config)
         source, started_from = open_images(config), ""

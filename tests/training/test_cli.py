@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from commands import run_main
 from maskco import cli
@@ -98,6 +99,15 @@ def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
 
 
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_torchrun_leaves_our_flags_alone():
+    """It takes what begins one of its own options for that option, wherever it stands."""
+    torchrun = get_args_parser()
+    flags = cli.flags(cli.pretrain_defaults(["pretrain", "--data", "a", "--out", "b"])) - {"log"} | {"loggers"}
+    for flag in flags:
+        command = ["pretrain", f"--{flag.replace('_', '-')}", "value"]
+        assert torchrun.parse_args(["-m", "maskco", *command]).training_script_args == command
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess:

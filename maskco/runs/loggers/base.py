@@ -1,0 +1,108 @@
+"""What a logger is: another tool that keeps a record of a run, next to metrics.jsonl.
+
+Imports nothing heavy: a logger imports its tool in `begin`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from maskco.config import PretrainConfig
+from maskco.console import printable
+from maskco.provenance import provenance
+
+Row = Mapping[str, Any]  # of metrics.jsonl: numbers by name, "step" among them
+Status = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be resumed
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was before `begin`.
+
+    Attributes:
+        record: the one that a former process began, if there is one. It may be gone.
+        given: last step of the rows that it was given.
+        step: steps done. Rows past it, of a process that was killed, are made again.
+    """
+
+    record: str | None
+    given: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A record that is open.
+
+    Attributes:
+        record: names it in the tool, so that a later process goes on with it: letters, digits, - and _, at most 64.
+            Empty if the run folder is all that it takes.
+        last_step: of the rows that it holds. Later ones are added, also those that were made before `begin`.
+        where: the rest of a line for the log that starts with the logger's name. Empty: there is no line.
+    """
+
+    record: str = ""
+    last_step: int = 0
+    where: str = ""
+
+
+class Logger(ABC):
+    """Takes a run to another tool. Each method may raise anything: the run goes on without this logger then."""
+
+    package: ClassVar[str]
+    """What it imports, and `pip install 'maskco[NAME]'` installs."""
+
+    @abstractmethod
+    def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
+        """Starts a record, or goes on with that of the past."""
+
+    @abstractmethod
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows in the order of their steps."""
+
+    @abstractmethod
+    def add_picture(self, path: Path, step: int) -> None:
+        """A PNG file, known by its name without .png."""
+
+    @abstractmethod
+    def close(self, status: Status) -> None:
+        """Also called after a method that failed, `begin` included."""
+
+
+def name_of(run: Path) -> str:
+    """What to call a run: its folder's name."""
+    return printable(run.absolute().name)[:128]  # W&B takes no more
+
+
+def described(config: PretrainConfig) -> dict[str, Any]:
+    """The options by group, and the versions and commit of what runs. Text is printable."""
+    return _printable({**config.to_dict(), **provenance()})
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _printable(each) for name, each in value.items()}
+    return printable(value) if isinstance(value, str) else value
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """The row's numbers by name, without its step."""
+    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+
+
+@contextlib.contextmanager
+def environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Within it, those of the environment variables that the user has not set have these values."""
+    missing = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
