@@ -147,7 +147,9 @@ def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tm
     def no_room(*files: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    state = TrainState(PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best="loss"), 16, torch.device("cpu"))
+    state = TrainState(
+        PretrainConfig.of(data="a", out=str(tmp_path), **TINY, keep_best="loss"), 16, torch.device("cpu")
+    )
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     monkeypatch.setattr(os, "link", no_links)
     state.step = state.best.step = 4

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
 SHARE = 0.015  # of the run's forward passes that the probe may take, so that it stays below 2% of the time
-FORWARDS = (
-    4  # of a view that an image takes to learn from: the query's forward and backward pass (3), the key's forward
-)
+FORWARDS = 4  # that an image takes to learn from: a query's forward and backward pass (3), and a key's forward pass
 FEWEST, MOST = 150, 4000  # images: the first whatever they cost, the second even if more cost little
 TEST_SHARE = 3  # one image of so many is tested on, the others are neighbours
 TOO_DEAR = 0.02  # share of the run's work from which on the log warns
@@ -161,9 +159,7 @@ class ProbeSet:
         if skipped := list(dict.fromkeys(s for parts in self.tasks.values() for part in parts for s in part.skipped)):
             lines.append(f"warning: {len(skipped)} images of the probe cannot be read; the first: {skipped[0]}")
         if unlearned := missing(self.data.classes, labels_of(self.data.test), labels_of(self.data.train)):
-            lines.append(
-                f"warning: the probe cannot be right for classes that it has no training images of: {unlearned}"
-            )
+            lines.append(f"warning: the probe has no training images of {unlearned}: their test images count as wrong")
         return [*lines, *(f"probe: {note}" for note in self.data.notes)]
 
     @property
