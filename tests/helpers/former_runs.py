@@ -12,7 +12,7 @@ from maskco.config import PretrainConfig
 from maskco.runs.checkpoint import read_checkpoint
 
 RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
-NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad")
+NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad", "probe", "probe_every", "probe_images")
 
 
 def former_options(config: PretrainConfig) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def former_options(config: PretrainConfig) -> dict[str, Any]:
     values = {**PretrainConfig.of().flat(), **config.flat()}
     for old, new in RENAMED.items():
         values[old] = values.pop(new)
+    values["keep_best"] = values["keep_best"] != "off"
     return {name: value for name, value in values.items() if name not in NEW}
 
 
@@ -31,6 +32,8 @@ def make_former(run: Path) -> None:
     totals = dict(state["totals"])
     assert totals.pop("names") == ["accuracy", "top5", "embedding_std"]
     totals["sums"] = totals["sums"] / torch.tensor([1.0, 100.0, 100.0, 1.0])
+    del state["monitors"]
+    state["best"]["loss"] = state["best"].pop("cost")
     state |= {"format": "maskco run 3", "config": values, "pictures": state.pop("images"), "totals": totals}
     for group in state["optimizer"]["param_groups"]:
         del group["lr_scale"]

@@ -132,7 +132,7 @@ def test_a_stored_probe_is_not_opened(run, requests, tmp_path, monkeypatch, entr
     }[kind])  # fmt: skip
     call(entry, run)
     if entry == "pretrain":
-        with pytest.raises(UserError, match="^probe: "):
+        with pytest.raises(UserError, match=r"^probe: "):
             pretrain(json.loads((run / "config.json").read_text())["run"]["data"], run, resume=True, epochs=2)
     assert not opened and not asked and not (tmp_path / "made").exists()
 

@@ -68,14 +68,15 @@ def test_the_gradient_norm_is_that_before_clipping_and_the_mean_of_its_steps(pic
 
         def see(self, step, outputs, norms) -> None:
             grads = [p.grad for p in self.state.method.parameters() if p.grad is not None]
-            seen.append((torch.cat([grad.flatten() for grad in grads]).norm().item(), norms.norm().item()))
+            seen.append((torch.cat([grad.flatten() for grad in grads]).double().norm().item(), norms.norm().item()))
 
     monkeypatch.setattr(monitors, "MONITORS", [*monitors.MONITORS, Kept])
-    options = tiny("simclr", log_every=2, epochs=1)
+    options = tiny("simclr", log_every=2, epochs=1, optimizer="sgd")
     pretrain(pictures, tmp_path / "free", accumulate=2, **options)
-    assert all(own == pytest.approx(told, rel=1e-5) for own, told in seen) and len(seen) == 4
+    own, told = zip(*seen, strict=True)
+    assert own == pytest.approx(told, rel=1e-4) and len(seen) == 4
     means = [sum(norm for norm, _ in seen[i : i + 2]) / 2 for i in (0, 2)]
-    assert [row["grad_norm"] for row in rows(tmp_path / "free")] == pytest.approx(means, rel=1e-5)
+    assert [row["grad_norm"] for row in rows(tmp_path / "free")] == pytest.approx(means, rel=1e-4)
     seen.clear()
     pretrain(pictures, tmp_path / "clipped", clip_grad=1e-3, **{**options, "log_every": 1})
     assert all(own == pytest.approx(1e-3, rel=1e-3) < told for own, told in seen)
