@@ -105,6 +105,7 @@ def test_the_momentum_encoder_is_probed_as_it_stands(pictures, folders, tmp_path
         return probed[-1][1]
 
     monkeypatch.setattr(HeldScenes, "features", noted)
+    monkeypatch.setattr(probe.Probe, "_rehearse", lambda *arguments: None)
     for method in ("moco_v2", "simclr"):
         probed.clear()
         pretrain(pictures, tmp_path / method, probe=folders, **tiny(method))
@@ -153,10 +154,11 @@ def test_the_best_epoch_by_the_probe_is_kept(pictures, folders, tmp_path, monkey
 
 
 def test_an_encoder_that_cannot_be_probed_does_not_end_the_run(pictures, folders, tmp_path, monkeypatch):
-    def broken(self, encoder, **options):
+    def broken(self, part):
         raise torch.OutOfMemoryError("out of\nmemory")
 
-    monkeypatch.setattr(HeldScenes, "features", broken)
+    monkeypatch.setattr(probe.Probe, "_features", broken)
+    monkeypatch.setattr(probe.Probe, "_rehearse", lambda *arguments: None)
     options = {**TINY, "probe": folders, "probe_every": 1, "keep_best": "probe"}
     assert pretrain(pictures, tmp_path / "run", **options).steps == 8
     log = (tmp_path / "run/log.txt").read_text()
@@ -237,6 +239,19 @@ def test_bad_probes_are_one_line_and_nothing_is_written(pictures, folders, tmp_p
     assert unwritten(pictures, out, probe=folders, probe_every=0).startswith("probe_every must be at least 1")
     assert unwritten(pictures, out, probe=folders, probe_images=2).startswith("probe_images must be at least 4")
     assert pretrain(pictures, out, probe_every=3, **{**TINY, "epochs": 1}).steps == 4  # harmless without a probe
+
+
+def test_an_encoder_that_takes_no_whole_images_is_told_before_the_run(pictures, folders, tmp_path, monkeypatch):
+    forward = Encoder.forward
+
+    def small(self, images):
+        if images.shape[-1] > 32:
+            raise RuntimeError("too\nlarge")
+        return forward(self, images)
+
+    monkeypatch.setattr(Encoder, "forward", small)
+    told = unwritten(pictures, tmp_path / "run", probe=folders)
+    assert told.startswith("probe: encoder test_resnet fails on images of 64 pixels (too large): leave the probe out")
 
 
 def test_images_without_labels_are_no_probe(pictures, tmp_path, monkeypatch):

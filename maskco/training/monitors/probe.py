@@ -20,7 +20,7 @@ from maskco.evaluate.accuracy import chance
 from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, missing, open_labelled, some, spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.errors import EvaluationError
-from maskco.evaluate.features import HeldScenes, Input
+from maskco.evaluate.features import Features, HeldScenes, Input
 from maskco.evaluate.knn import knn_accuracy
 from maskco.methods.base import encoders
 from maskco.nn.encoder import Encoder
@@ -55,7 +55,30 @@ class Probe(Monitor):
         self.state, self.run = state, state.config.run
         self.failure: str | None = None
         self.changed = False
-        self.set = ProbeSet.open(state) if self.run.probe is not None and rank() == 0 else None
+        self.set: ProbeSet | None = None
+        if self.run.probe is not None and rank() == 0:
+            self.set = ProbeSet.open(state)
+            self._rehearse(self.set)
+
+    def _rehearse(self, probe_set: ProbeSet) -> None:
+        """Raises ConfigError if the encoder cannot take the images: it has seen views alone, which may be smaller."""
+        try:
+            with no_trace(self.state.method, self.state.device):
+                for parts in probe_set.tasks.values():
+                    self._features(parts[0].first(2))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # encoders are anyone's code
+            raise ConfigError(
+                f"probe: encoder {self.run.encoder} fails on images of {probe_set.size} pixels ({one_line(error)}): "
+                "leave the probe out, or choose another image_size or encoder"
+            ) from error
+
+    def _features(self, part: HeldScenes) -> Features:
+        optim = self.state.config.optim
+        batch_size = optim.batch_size // (optim.accumulate * world_size())  # what the memory can hold
+        encoder = cast("Encoder", encoders(self.state.method)[-1])
+        return part.features(encoder, batch_size=batch_size, amp=AMP_DTYPES.get(optim.amp))
 
     def lines(self) -> list[str]:
         return self.set.lines(self.run.probe_every) if self.set is not None else []
@@ -73,15 +96,11 @@ class Probe(Monitor):
     def _scores(self) -> dict[str, float]:
         """{} if the encoder fails: that must not end a run."""
         assert self.set is not None
-        method, config = self.state.method, self.state.config
-        encoder = cast("Encoder", encoders(method)[-1])
-        amp = AMP_DTYPES.get(config.optim.amp)
-        batch_size = config.optim.batch_size // (config.optim.accumulate * world_size())  # what the memory can hold
         scores: dict[str, float] = {}
         try:
-            with no_trace(method, self.state.device):
+            with no_trace(self.state.method, self.state.device):
                 for name, parts in self.set.tasks.items():
-                    train, test = (part.features(encoder, batch_size=batch_size, amp=amp) for part in parts)
+                    train, test = map(self._features, parts)
                     rows = (train.x, train.labels, test.x, test.labels)
                     scores[name] = knn_accuracy(*rows, k=min(NEIGHBOURS, len(train.x)))
                     scores[name + CHANCE] = chance(train.labels, test.labels)
