@@ -32,7 +32,7 @@ def make_former(run: Path) -> None:
     totals = dict(state["totals"])
     assert totals.pop("names") == ["accuracy", "top5", "embedding_std"]
     totals["sums"] = totals["sums"] / torch.tensor([1.0, 100.0, 100.0, 1.0])
-    del state["monitors"]
+    del state["monitors"], state["best"]["score"]
     state["best"]["loss"] = state["best"].pop("cost")
     state |= {"format": "maskco run 3", "config": values, "pictures": state.pop("images"), "totals": totals}
     for group in state["optimizer"]["param_groups"]:

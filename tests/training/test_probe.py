@@ -150,7 +150,9 @@ def test_the_best_epoch_by_the_probe_is_kept(pictures, folders, tmp_path, monkey
     options = {**TINY, "epochs": 3, "probe": folders, "probe_every": 1, "keep_best": "probe"}
     pretrain(pictures, tmp_path / "run", **options)
     assert read_checkpoint(tmp_path / "run/best.pt")["step"] == 8
-    assert "best.pt is of epoch 2, with the highest score of the probe, 50.5%" in (tmp_path / "run/log.txt").read_text()
+    assert (
+        "best.pt is of epoch 2, with the highest region kNN accuracy, 50.5%" in (tmp_path / "run/log.txt").read_text()
+    )
 
 
 def test_an_encoder_that_cannot_be_probed_does_not_end_the_run(pictures, folders, tmp_path, monkeypatch):
