@@ -111,8 +111,10 @@ def test_a_queue_that_nothing_is_pushed_to_is_dead():
     assert warning.startswith("the queue is dead") and look(state, 3, keys=nothing) == []
 
 
-def follow(state: TrainState, steps: int, *, loss: float, accuracy: float, lr: list[float] | None = None) -> list[str]:
-    """Warnings of rows at every tenth step. The loss is given relative to that of guessing."""
+def follow(
+    state: TrainState, steps: int, *, loss: float, accuracy: float, lr: list[float] | None = None, fall: float = 0.0
+) -> list[str]:
+    """Warnings of rows at every tenth step. The loss is given relative to that of guessing, and may fall with each."""
     warnings, negatives = [], state.method.other_negatives(2)
     for step in range(10, steps + 1, 10):
         for _ in range(9):
@@ -120,7 +122,7 @@ def follow(state: TrainState, steps: int, *, loss: float, accuracy: float, lr: l
         filled = int(state.method.queue.valid)
         guessed = math.log(1 + filled + negatives)
         rate = 0.1 if lr is None else lr[step // 10]
-        warnings += look(state, step, loss=guessed + loss, accuracy=accuracy, lr=rate)
+        warnings += look(state, step, loss=guessed + loss - fall * step / 10, accuracy=accuracy, lr=rate)
     return warnings
 
 
@@ -144,6 +146,10 @@ def test_a_loss_that_is_below_guessing_follows_more_than_the_queue(loss, accurac
     lr = [step / steps for step in range(steps)] if rising else None
     assert follow(run_of(queue_size=4096), steps, loss=loss, accuracy=accuracy, lr=lr) == []
     assert follow(run_of(queue_size=4096), PATIENCE - 10, loss=0.0, accuracy=0.0) == []  # too early to say
+
+
+def test_a_loss_that_falls_slowly_below_guessing_is_patiently_watched():
+    assert follow(run_of(queue_size=4096), PATIENCE + 100, loss=0.0, accuracy=0.3, fall=0.0022) == []
 
 
 # ---- gradients
