@@ -162,7 +162,7 @@ def test_an_exploding_gradient_names_the_module_that_holds_most_of_it():
     told(state, 3, conv1__0__weight=3 * EXPLODED, layer1__0__bn1__weight=EXPLODED)
     told(state, 4, projection__net__0__weight=2 * EXPLODED)
     (warning,) = look(state, 5)
-    assert warning.startswith("the gradient exploded at step 3: its norm was 3.2e+03, 90% of its square in encoder.")
+    assert warning.startswith("the gradient exploded at step 3: its norm was 3.2e+04, 90% of its square in encoder.")
     assert "conv1.0; clip_grad 1 would shorten it: start over with a lower lr" in warning
     assert look(state, 6) == []
     clipped = run_of(clip_grad=1.0)
