@@ -54,7 +54,7 @@ class QueueFollowed(Monitor):
         self.others = state.method.other_negatives(state.config.views.regions)
         self.valid = self.sum = torch.zeros((), device=state.device)  # keys before the step; log(1 + negatives) summed
         self.count = 0
-        self.lr, self.most = math.inf, 0.0  # of the last row; the most nats by which the loss was below
+        self.lr, self.most = math.inf, 0.0  # of the last row; nats by which the loss was below when it last gained some
         self.learned = 0  # the last step at which it learned, or had not begun to
 
     def see(self, step: int, outputs: Sequence[StepOutput], norms: Tensor) -> None:
@@ -71,7 +71,7 @@ class QueueFollowed(Monitor):
         chance = 100 * math.exp(-guessed)
         known = guessed - row["loss"]
         gains, rises = known > self.most + GAIN, row["lr"] > self.lr
-        self.most, self.lr = max(self.most, known), row["lr"]
+        self.most, self.lr = known if gains else self.most, row["lr"]
         right = row["accuracy"] > max(ABOVE_CHANCE * chance, ABOVE_ANY)
         if known > LEARNED or right or gains or rises or not self.learned:
             self.learned = step
