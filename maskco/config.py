@@ -125,7 +125,7 @@ class RunOptions(Options):
     probe_every: Count = 5
     """Epochs between two probes. The end of the run is always probed."""
     probe_images: Annotated[int, Between(4)] | None = None
-    """So many of its images, a quarter of them to test on; default: what about 1% of the run's time affords."""
+    """So many of its images, a third of them to test on; default: what 1.5% of the run's forward passes afford."""
 
     def check(self) -> None:
         if isinstance(self.log, str):

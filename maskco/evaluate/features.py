@@ -119,6 +119,10 @@ class HeldScenes(NamedTuple):
         images, boxes, labels, _ = zip(*read, strict=True)
         return cls(torch.stack(images), list(boxes), list(labels), form, list(dict.fromkeys(skipped)))
 
+    def first(self, count: int) -> HeldScenes:
+        """The first few of them."""
+        return self._replace(images=self.images[:count], boxes=self.boxes[:count], labels=self.labels[:count])
+
     def features(self, encoder: Encoder, *, batch_size: int = 128, amp: torch.dtype | None = None) -> Features:
         """As `extract_features`, for many calls. They are normalised on the encoder's device.
 

@@ -12,9 +12,16 @@ from matplotlib.ticker import MaxNLocator
 
 from maskco.report.page import MARGIN, MUTED, ORANGE, WIDTH, Page, Part, shortened
 from maskco.report.runs import Run
+from maskco.runs.folder import CHANCE, KNN, PROBES, REGION_KNN
 
-CURVES = {"loss": "Loss", "accuracy": "Contrast accuracy, %", "top5": "Top-5 contrast accuracy, %"}
-STRIPS = {"lr": "learning rate", "images_per_s": "images per second", "embedding_std": "spread of embeddings"}
+CURVES = {
+    "loss": "Loss", "accuracy": "Contrast accuracy, %", "top5": "Top-5 contrast accuracy, %",
+    REGION_KNN: "Probe: region kNN accuracy, %", KNN: "Probe: kNN accuracy, %",
+}  # fmt: skip
+STRIPS = {
+    "lr": "learning rate", "images_per_s": "images per second", "grad_norm": "gradient norm",
+    "embedding_std": "spread of embeddings", "effective_rank": "effective rank of embeddings",
+}  # fmt: skip
 NOT_DRAWN = ("step", "epoch", "seconds")
 KNOWN = CURVES | STRIPS
 MOST = 24  # metrics that are drawn
@@ -72,7 +79,9 @@ class Curves(Part):
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
         found = ["loss", *(name for run in runs for name in run.metrics)]
-        names = [name for name in dict.fromkeys([*KNOWN, *found]) if name in found and name not in NOT_DRAWN][:MOST]
+        drawn_beside = [name + CHANCE for name in PROBES]
+        names = [name for name in dict.fromkeys([*KNOWN, *found]) if name in found]
+        names = [name for name in names if name not in NOT_DRAWN and name not in drawn_beside][:MOST]
         self.strips = [name for name in names if kind(name)[1] in STRIPS]
         beside = {top5_of(name) for name in names}
         self.panels = [name for name in names if name not in beside and name not in self.strips]
@@ -103,7 +112,7 @@ class Curves(Part):
             _curve(axes, run, name, run.color, "top-1" if one and top5 else None)  # the head of the report names runs
         if top5:
             axes.set_ylim(0, None)
-        chances = sorted({run.chance for run in self.runs if run.chance is not None}) if name == "accuracy" else []
+        chances = sorted({value for run in self.runs if (value := run.chance_of(name)) is not None})
         for index, value in enumerate(chances):
             label = None if index else "chance " + " and ".join(f"{value:.2g}" for value in chances) + " %"
             axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label)

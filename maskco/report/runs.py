@@ -27,7 +27,7 @@ from maskco.methods import Method
 from maskco.report.page import RUN_COLORS
 from maskco.report.views import Sample, read_samples
 from maskco.runs.checkpoint import load_run
-from maskco.runs.folder import folder_of, read_metrics
+from maskco.runs.folder import CHANCE, PROBES, folder_of, read_metrics
 from maskco.runs.trust import stored_data
 from maskco.view_options import MaskOptions
 
@@ -101,10 +101,12 @@ class Run:
         """The valid keys [N, D] of each of the method's queues."""
         return {name: queue.features[: int(queue.valid)].float() for name, queue in self.method.queues.items()}
 
-    @property
-    def chance(self) -> float | None:
-        """Percent of queries that a guess among all candidates gets right, once the queue is full. None without one."""
-        if not self.method.queues:
+    def chance_of(self, metric: str) -> float | None:
+        """Percent that a guess gets right: of a probe, as it was logged last; of the contrast accuracy, among all
+        candidates once the queue is full. None where it is not known."""
+        if metric in PROBES:
+            return next(reversed(self.column(metric + CHANCE)[1]), None)
+        if metric != "accuracy" or not self.method.queues:
             return None
         local = self.method.other_negatives(self.config.views.regions)
         return 100 / (1 + len(next(iter(self.method.queues.values())).features) + local)

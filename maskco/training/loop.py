@@ -108,10 +108,10 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
     With `resume`, `config.run.data` and `probe` may be "": then the run's own are taken, if `trust.stored_data` allows
     it.
     """
-    own = user_path(config.run.out) / CONFIG
-    stored = [name for name in DATA if resume and getattr(config.run, name) == "" and own.exists()]
-    if stored:
-        config = config.replace(**{name: getattr(read_config(own).run, name) for name in stored})
+    stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
+    if stored and (path := user_path(config.run.out) / CONFIG).exists():
+        own = read_config(path).run
+        config = config.replace(**{name: getattr(own, name) for name in stored})
     config = resolve(config, stored=stored)
     device = local_device(config.run.device)
     threads = torch.get_num_threads()

@@ -74,6 +74,7 @@ class BestEpoch:
     def __init__(self, by: str, queues: Collection[FeatureQueue]) -> None:
         self.by_probe, self.queues = by == "probe", queues
         self.cost, self.step = math.inf, 0  # of the best, and the step it ended with: its loss, or minus its score
+        self.score = ""  # what that is the score of
         self.sum, self.count = 0.0, 0  # of the epoch under way
         self.counts = not queues
 
@@ -84,27 +85,28 @@ class BestEpoch:
 
     def end_epoch(self, step: int, row: Mapping[str, float]) -> None:
         """Takes the row of the epoch's last step. Waits for the device."""
-        score = next((row[name] for name in PROBES if name in row), -math.inf)
-        cost = -score if self.by_probe else self.sum / max(self.count, 1)
-        if (self.by_probe or self.counts) and cost < self.cost:
-            self.cost, self.step = cost, step
+        if self.by_probe:
+            found = [(-row[name], words) for name, words in PROBES.items() if name in row][:1]
+        else:
+            found = [(self.sum / max(self.count, 1), "")] if self.counts else []
+        for cost, score in found:
+            if cost < self.cost:
+                self.cost, self.step, self.score = cost, step, score
         self.sum, self.count = 0.0, 0
         self.counts = all(int(queue.valid) == len(queue.features) for queue in self.queues)
 
     def told(self, steps_per_epoch: int) -> str:
         if not self.step:
             return f"no {BEST}: no epoch {'was probed' if self.by_probe else 'that started with full queues has ended'}"
-        measure = (
-            f"highest score of the probe, {-self.cost:.1f}%" if self.by_probe else f"lowest mean loss, {self.cost:.3f}"
-        )
-        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the {measure}"
+        loss, accuracy = f"lowest mean loss, {self.cost:.3f}", f"highest {self.score} accuracy, {-self.cost:.1f}%"
+        return f"{BEST} is of epoch {self.step // steps_per_epoch}, with the {accuracy if self.by_probe else loss}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("cost", "step", "sum", "count", "counts")}
+        return {name: getattr(self, name) for name in ("cost", "step", "score", "sum", "count", "counts")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         cost = state["cost"] if "cost" in state else state["loss"]  # what earlier versions called it
-        self.cost, self.step = float(cost), int(state["step"])
+        self.cost, self.step, self.score = float(cost), int(state["step"]), str(state.get("score", ""))
         self.sum, self.count, self.counts = float(state["sum"]), int(state["count"]), bool(state["counts"])
 
 

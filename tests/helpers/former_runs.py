@@ -13,7 +13,8 @@ from maskco.runs.checkpoint import read_checkpoint
 
 RENAMED = {"momentum": "key_momentum", "sgd_momentum": "optimizer_momentum", "min_picture_side": "min_image_side"}
 OF_RECIPES = ("recipe", "warmup_share", "freeze_patch_embedding", "projection", "mask_patch")
-NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad", *OF_RECIPES)
+OF_PROBES = ("probe", "probe_every", "probe_images")
+NEW = ("optimizer", "betas", "decay_norms", "layer_decay", "clip_grad", *OF_PROBES, *OF_RECIPES)
 
 
 def former_options(config: PretrainConfig) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def former_options(config: PretrainConfig) -> dict[str, Any]:
     values = {**PretrainConfig.of().flat(), **config.flat()}
     for old, new in RENAMED.items():
         values[old] = values.pop(new)
+    values["keep_best"] = values["keep_best"] != "off"
     return {name: value for name, value in values.items() if name not in NEW}
 
 
@@ -32,6 +34,8 @@ def make_former(run: Path) -> None:
     totals = dict(state["totals"])
     assert totals.pop("names") == ["accuracy", "top5", "embedding_std"]
     totals["sums"] = totals["sums"] / torch.tensor([1.0, 100.0, 100.0, 1.0])
+    del state["monitors"], state["best"]["score"]
+    state["best"]["loss"] = state["best"].pop("cost")
     state |= {"format": "maskco run 3", "config": values, "pictures": state.pop("images"), "totals": totals}
     for group in state["optimizer"]["param_groups"]:
         del group["lr_scale"]

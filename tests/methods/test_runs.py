@@ -59,7 +59,11 @@ def test_a_run_of_the_former_format_goes_on_as_if_it_were_of_this(pictures, tmp_
     for state in (ours, former):  # (groups of the former format know no share of the rate)
         for group in state["optimizer"]["param_groups"]:
             group.pop("lr_scale", None)
-    assert same(ours, {name: former[name] for name in ours}) and rows(tmp_path / "ours") == rows(tmp_path / "former")
+    assert same(ours, {name: former[name] for name in ours})
+    found = [rows(tmp_path / name) for name in ("ours", "former")]
+    for row in (found[0][0], found[1][0]):
+        del row["grad_norm"]  # of which the former format had no sum
+    assert found[0] == found[1]
 
 
 @dataclass

@@ -79,14 +79,14 @@ def frames(figure: Figure) -> dict[str, str]:
     }
 
 
-CURVES = ["loss", "accuracy", "lr", "images_per_s", "embedding_std"]
+CURVES = ["loss", "accuracy", "lr", "images_per_s", "grad_norm", "embedding_std", "effective_rank"]
 SPREAD = ["variance by axis", "similarity of keys"]
 
 
 def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
     found = labels(figure)
-    assert found[:5] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
+    assert found[:7] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
     assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(3) for v in ("query", "key")]
     regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
     assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
@@ -301,6 +301,21 @@ def test_metrics_of_a_second_contrast_stand_beside_the_first_s(run: Path) -> Non
     dense = panel(figure, "dense_accuracy")
     assert dense.get_title("left") == "Contrast accuracy, % (dense)"
     assert sorted({line.get_ydata()[0] for line in dense.lines}) == [50, 75]
+
+
+def test_a_probe_has_panels_of_its_own_with_chance(run: Path, other: Path) -> None:
+    values = {"probe_regions": 40.0, "probe_regions_chance": 12.5, "probe_knn": 30.0, "probe_knn_chance": 10.0}
+    keep_metrics(run, "loss", **values)
+    figure = draw_report(run)
+    assert labels(figure)[:4] == ["loss", "probe_regions", "probe_knn", "image 0"]
+    for name, title in (("probe_regions", "Probe: region kNN accuracy, %"), ("probe_knn", "Probe: kNN accuracy, %")):
+        axes = panel(figure, name)
+        assert axes.get_title("left") == title
+        assert {line.get_ydata()[0] for line in axes.lines} == {values[name], values[f"{name}_chance"]}
+        (chance,) = [line for line in axes.lines if line.get_label().startswith("chance")]
+        assert chance.get_label() == f"chance {values[f'{name}_chance']:.2g} %"
+    keep_metrics(other, "loss")
+    assert_text_on_page(draw_report(run, other))
 
 
 def test_t_sne_is_drawn_where_it_can_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from commands import read_tree, run_main
+from labelled import make_class_folders
 from maskco.errors import UserError
 from maskco.evaluate.encoders import open_encoder
 from maskco.report import write_report
@@ -113,6 +114,53 @@ def test_stored_data_are_not_opened(run, requests, tmp_path, monkeypatch, entry,
     }[kind])  # fmt: skip
     call(entry, run)
     assert not opened and not asked and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("kind", ["pipe", "http", "torchvision", "folder", "relative"])
+def test_a_stored_probe_is_not_opened(run, requests, tmp_path, monkeypatch, entry, kind):
+    address, asked = requests
+    opened = []
+    monkeypatch.setattr("maskco.training.monitors.probe.open_labelled", lambda *data, **options: opened.append(data))
+    monkeypatch.chdir(tmp_path)
+    make_foreign(run, probe={
+        "pipe": f"pipe:touch {tmp_path}/made",
+        "http": f"{address}/{{00..01}}.tar",
+        "torchvision": "torchvision:FakeData",
+        "folder": str(make_pictures(tmp_path / "theirs")),
+        "relative": "theirs",
+    }[kind])  # fmt: skip
+    call(entry, run)
+    if entry == "pretrain":
+        with pytest.raises(UserError, match=r"^probe: "):
+            pretrain(json.loads((run / "config.json").read_text())["run"]["data"], run, resume=True, epochs=2)
+    assert not opened and not asked and not (tmp_path / "made").exists()
+
+
+def test_the_probe_of_one_s_own_run_is_opened_again_and_another_s_must_be_named(pictures, tmp_path, monkeypatch):
+    labelled, run = make_class_folders(tmp_path / "labelled", {"train": 12, "val": 6}), tmp_path / "run"
+    pretrain(pictures, run, probe=labelled, **{**TINY, "epochs": 1})
+    assert pretrain(out=run, resume=True, epochs=2).steps == 8
+    assert run_main("pretrain", "--out", run, "--resume", "--epochs", 3) == 0
+    assert [row["step"] for row in rows(run) if "probe_knn" in row] == [4, 8, 12]
+    monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "another's"))
+    with pytest.raises(UserError) as caught:
+        pretrain(pictures, run, resume=True, epochs=4)
+    assert str(caught.value) == (
+        f"probe: {run} was not started by you on this machine, so the images of its probe must be named: "
+        f"maskco pretrain --out {run} --resume --probe {labelled}"
+    )
+    assert pretrain(pictures, run, resume=True, epochs=4, probe=None).steps == 16
+    assert pretrain(out=run, resume=True, epochs=5, probe=labelled).steps == 20  # the images are theirs by now
+
+
+def test_the_signature_of_a_run_s_data_is_not_its_probe_s(pictures, run, tmp_path):
+    """A path put in beside signed ones, or one of them in the other's place."""
+    private = make_class_folders(tmp_path / "private", {"train": 12, "val": 6})
+    for probe in (str(private), str(pictures)):
+        make_foreign(run, probe=probe)
+        with pytest.raises(UserError, match="was not started by you"):
+            pretrain(out=run, resume=True, epochs=2)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -90,10 +90,21 @@ def test_a_run_from_before_masks_had_a_choice_goes_on_with_the_mean_color(tmp_pa
     assert stored_config("last.pt", {"config": values}).method.mask_fill == "mean"
 
 
+@pytest.mark.parametrize(("stored", "meant"), [(True, "loss"), (False, "off"), ("probe", "probe")])
+def test_keep_best_of_before_the_probe_was_by_loss(tmp_path, stored, meant):
+    values = CONFIG.replace(probe="demo").to_dict()
+    values["run"]["keep_best"] = stored
+    (tmp_path / "config.json").write_text(json.dumps({"maskco": "0.1.0", **values}))
+    assert read_config(tmp_path / "config.json").run.keep_best == meant
+    assert stored_config("last.pt", {"config": values}).run.keep_best == meant
+    with pytest.raises(ConfigError, match=r"^keep_best must be one of off, loss, probe, got True$"):
+        CONFIG.replace(keep_best=True).check()
+
+
 @pytest.mark.parametrize("method", ["maskco", "moco_v2"])
 def test_options_of_the_former_format_are_taken_over(method):
     config = PretrainConfig.of(data="photos", out="run", method=method, lr=0.5, key_momentum=0.9, crop_scale=(0.1, 1))
-    config = config.filled("moco_v2").replace(**({"mask_patch": 1} if method == "maskco" else {}))
+    config = config.filled("moco_v2").replace(keep_best="loss", **({"mask_patch": 1} if method == "maskco" else {}))
     assert PretrainConfig.from_stored(json.loads(json.dumps(former_options(config)))) == config
 
 

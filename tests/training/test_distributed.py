@@ -27,12 +27,15 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import maskco.training.loop
+import maskco.training.monitors.probe
 import maskco.training.start
+from labelled import make_class_folders
 from maskco import cli
 from maskco.config import METHODS
 from maskco.data.samples import EpochBatches
 from maskco.data.views import Views
 from maskco.errors import ConfigError, UserError
+from maskco.evaluate.datasets import open_labelled
 from maskco.methods import MaskCo, MoCoV2
 from maskco.nn import Encoder, shuffled_across_ranks
 from maskco.nn.ranks import agree, own_rows, rank
@@ -175,6 +178,28 @@ def test_every_method_learns_on_two_ranks_as_on_one(ranks, uneven_pictures, tmp_
         torch.testing.assert_close(got["weights"], alone["weights"], atol=1e-4, rtol=0)
         assert_equal_queues(got, alone, atol=1e-5)
         assert got["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
+def watched(data: Path, out: Path, probe: Path) -> tuple[list[str], float]:
+    """What this rank's monitors read of a probed run, and how it ends."""
+    opened = []
+    with mock.patch.object(maskco.training.monitors.probe, "open_labelled", lambda *given, **options: (
+        opened.append("opened"), open_labelled(*given, **options))[1]):  # fmt: skip
+        result = pretrain(data, out, probe=probe, probe_every=1, keep_best="probe", **tiny("simclr", **NORM_FREE))
+    agree(True)  # rank 0 may still be writing
+    return opened, result.loss
+
+
+def test_ranks_see_one_gradient_norm_and_effective_rank_and_rank_0_probes(ranks, uneven_pictures, tmp_path):
+    labelled = make_class_folders(tmp_path / "labelled", {"train": 12, "val": 6})
+    (first, loss), (second, other) = ranks(watched, uneven_pictures, tmp_path / "two", labelled)
+    assert (first, second) == (["opened"], []) and loss == other
+    watched(uneven_pictures, tmp_path / "one", labelled)
+    two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert [sorted(row) for row in two] == [sorted(row) for row in one]
+    assert [row["step"] for row in two if "probe_knn" in row] == [2, 4] and (tmp_path / "two/best.pt").exists()
+    for name in ("grad_norm", "effective_rank"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-3)
 
 
 def test_colors_on_the_device_are_those_of_the_global_batch(ranks, uneven_pictures, tmp_path, one_process):

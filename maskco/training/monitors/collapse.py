@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
 COLLAPSED = 0.05  # of the spread that unit vectors in all directions have
-FEW_DIMENSIONS = 0.03  # share of the dimensions
+FEW_DIMENSIONS = 0.02  # share of the dimensions
 SETTLED_STEPS = 100  # before them embeddings lie close together in sound runs as well
 ROWS_A_DIMENSION, MOST_ROWS = 8, 1024  # that the effective rank is taken over
 

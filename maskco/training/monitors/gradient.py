@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
 SETTLED_STEPS = 100  # before them fp16 looks for a scale that does not overflow
-EXPLODED = 1000.0  # norm of the whole gradient; sound encoders of ten families stay below 50 (ours)
+EXPLODED = 1e4  # norm of the whole; sound encoders of ten families stay below 50, batch norms of two images below 5000
 
 
 class Gradient(Monitor):
@@ -75,9 +75,10 @@ class Gradient(Monitor):
         return {"gradient": f"{self.exploded}; {remedy}: start over with a lower lr or more warmup, or another encoder"}
 
     def cause(self, step: int) -> str | None:
-        norm, exploded_at = self.largest.item(), int(self.largest_step)
-        if norm <= EXPLODED or exploded_at > step:
+        exploded_at = int(self.largest_step)
+        if self.largest.item() <= EXPLODED or exploded_at > step:
             return None
+        norm = self.parts.cpu().double().norm().item()  # which may exceed what float32 holds
         value = f"its norm was {norm:.2g}" if math.isfinite(norm) else "it was not finite"
         return f"the gradient exploded at step {exploded_at}: {value}, {self._where()}"
 
@@ -85,7 +86,7 @@ class Gradient(Monitor):
         """The module that holds most of the largest gradient, or, of those where it is not finite, the one nearest to
         the loss: backwards from there it cannot be finite either."""
         squares: dict[str, float] = {}
-        parts = sorted(zip(self.names, self.parts.double().square().tolist(), strict=True))
+        parts = sorted(zip(self.names, self.parts.cpu().double().square().tolist(), strict=True))
         for (_, name), square in parts:
             module = name.rpartition(".")[0] or name
             squares[module] = squares.get(module, 0.0) + square

@@ -20,7 +20,7 @@ from maskco.evaluate.accuracy import chance
 from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, missing, open_labelled, some, spread
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.errors import EvaluationError
-from maskco.evaluate.features import HeldScenes, Input
+from maskco.evaluate.features import Features, HeldScenes, Input
 from maskco.evaluate.knn import knn_accuracy
 from maskco.methods.base import encoders
 from maskco.nn.encoder import Encoder
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
 SHARE = 0.015  # of the run's forward passes that the probe may take, so that it stays below 2% of the time
-FORWARDS = (
-    4  # of a view that an image takes to learn from: the query's forward and backward pass (3), the key's forward
-)
+FORWARDS = 4  # that an image takes to learn from: a query's forward and backward pass (3), and a key's forward pass
 FEWEST, MOST = 150, 4000  # images: the first whatever they cost, the second even if more cost little
 TEST_SHARE = 3  # one image of so many is tested on, the others are neighbours
 TOO_DEAR = 0.02  # share of the run's work from which on the log warns
@@ -57,7 +55,30 @@ class Probe(Monitor):
         self.state, self.run = state, state.config.run
         self.failure: str | None = None
         self.changed = False
-        self.set = ProbeSet.open(state) if self.run.probe is not None and rank() == 0 else None
+        self.set: ProbeSet | None = None
+        if self.run.probe is not None and rank() == 0:
+            self.set = ProbeSet.open(state)
+            self._rehearse(self.set)
+
+    def _rehearse(self, probe_set: ProbeSet) -> None:
+        """Raises ConfigError if the encoder cannot take the images: it has seen views alone, which may be smaller."""
+        try:
+            with no_trace(self.state.method, self.state.device):
+                for parts in probe_set.tasks.values():
+                    self._features(parts[0].first(2))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # encoders are anyone's code
+            raise ConfigError(
+                f"probe: encoder {self.run.encoder} fails on images of {probe_set.size} pixels ({one_line(error)}): "
+                "leave the probe out, or choose another image_size or encoder"
+            ) from error
+
+    def _features(self, part: HeldScenes) -> Features:
+        optim = self.state.config.optim
+        batch_size = optim.batch_size // (optim.accumulate * world_size())  # what the memory can hold
+        encoder = cast("Encoder", encoders(self.state.method)[-1])
+        return part.features(encoder, batch_size=batch_size, amp=AMP_DTYPES.get(optim.amp))
 
     def lines(self) -> list[str]:
         return self.set.lines(self.run.probe_every) if self.set is not None else []
@@ -75,15 +96,11 @@ class Probe(Monitor):
     def _scores(self) -> dict[str, float]:
         """{} if the encoder fails: that must not end a run."""
         assert self.set is not None
-        method, config = self.state.method, self.state.config
-        encoder = cast("Encoder", encoders(method)[-1])
-        amp = AMP_DTYPES.get(config.optim.amp)
-        batch_size = config.optim.batch_size // (config.optim.accumulate * world_size())  # what the memory can hold
         scores: dict[str, float] = {}
         try:
-            with no_trace(method, self.state.device):
+            with no_trace(self.state.method, self.state.device):
                 for name, parts in self.set.tasks.items():
-                    train, test = (part.features(encoder, batch_size=batch_size, amp=amp) for part in parts)
+                    train, test = map(self._features, parts)
                     rows = (train.x, train.labels, test.x, test.labels)
                     scores[name] = knn_accuracy(*rows, k=min(NEIGHBOURS, len(train.x)))
                     scores[name + CHANCE] = chance(train.labels, test.labels)
@@ -161,9 +178,7 @@ class ProbeSet:
         if skipped := list(dict.fromkeys(s for parts in self.tasks.values() for part in parts for s in part.skipped)):
             lines.append(f"warning: {len(skipped)} images of the probe cannot be read; the first: {skipped[0]}")
         if unlearned := missing(self.data.classes, labels_of(self.data.test), labels_of(self.data.train)):
-            lines.append(
-                f"warning: the probe cannot be right for classes that it has no training images of: {unlearned}"
-            )
+            lines.append(f"warning: the probe has no training images of {unlearned}: their test images count as wrong")
         return [*lines, *(f"probe: {note}" for note in self.data.notes)]
 
     @property

@@ -16,7 +16,7 @@ from maskco.training.monitors.base import Monitor
 if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
-LEARNED = 0.1  # nats by which a loss must be below that of guessing
+LEARNED, GAIN = 0.1, 0.02  # nats by which a loss must be below that of guessing, or go on falling below it
 ABOVE_CHANCE, ABOVE_ANY = 3.0, 0.5  # times chance, and per cent, from which on contrast accuracy is no chance
 PATIENCE = 300  # steps without either, while the learning rate does not rise
 
@@ -54,7 +54,7 @@ class QueueFollowed(Monitor):
         self.others = state.method.other_negatives(state.config.views.regions)
         self.valid = self.sum = torch.zeros((), device=state.device)  # keys before the step; log(1 + negatives) summed
         self.count = 0
-        self.lr = math.inf
+        self.lr, self.most = math.inf, 0.0  # of the last row; nats by which the loss was below when it last gained some
         self.learned = 0  # the last step at which it learned, or had not begun to
 
     def see(self, step: int, outputs: Sequence[StepOutput], norms: Tensor) -> None:
@@ -69,9 +69,11 @@ class QueueFollowed(Monitor):
         guessed = self.sum.item() / max(self.count, 1)
         self.sum, self.count = torch.zeros_like(self.sum), 0
         chance = 100 * math.exp(-guessed)
-        knows = guessed - row["loss"] > LEARNED or row["accuracy"] > max(ABOVE_CHANCE * chance, ABOVE_ANY)
-        rises, self.lr = row["lr"] > self.lr, row["lr"]
-        if knows or rises or not self.learned:
+        known = guessed - row["loss"]
+        gains, rises = known > self.most + GAIN, row["lr"] > self.lr
+        self.most, self.lr = known if gains else self.most, row["lr"]
+        right = row["accuracy"] > max(ABOVE_CHANCE * chance, ABOVE_ANY)
+        if known > LEARNED or right or gains or rises or not self.learned:
             self.learned = step
         if step - self.learned < PATIENCE:
             return {}
