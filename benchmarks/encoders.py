@@ -51,11 +51,12 @@ class Family(NamedTuple):
     encoder: str  # the smallest of it that timm has
     stage: int  # whose map has a cell for each eighth of the view's side
     image_size: int = 64  # of the views
+    output_stride: int | None = None  # dilates a later stage to such a map, where an earlier one has hardly a layer
 
 
 FAMILIES = (
     Family("ResNet", "resnet18", 2),
-    Family("RegNet", "regnetx_002", 2),
+    Family("RegNet", "regnetx_002", 3, output_stride=8),
     Family("MobileNetV4", "mobilenetv4_conv_small", 2),
     Family("EfficientNet", "efficientnet_b0", 2),
     Family("ConvNeXt", "convnext_atto", 1),
@@ -93,22 +94,24 @@ def settings(family: Family, steps: int, seed: int, out: Path) -> PretrainConfig
     factor = demo.filled("moco_v2").optim.lr / MOCO_V2["lr"]
     own = {name: value for name, value in demo.flat().items() if name not in (*MOCO_V2, "warmup_steps")}
     epochs = max(round(steps * BATCH / SCENES), 1)
-    own |= {"encoder": family.encoder, "stage": family.stage, "image_size": family.image_size, "seed": seed}
+    own |= {"encoder": family.encoder, "stage": family.stage, "output_stride": family.output_stride}
+    own |= {"image_size": family.image_size, "seed": seed}
     config = with_recipe(PretrainConfig.of(**{**own, "epochs": epochs, "batch_size": BATCH, "workers": 0}))
     return config.replace(lr=config.optim.lr * factor)
 
 
 def measure(family: Family, steps: int, seed: int, folder: Path) -> Row:
     """One row: what was trained, how, and what came of it. A failure is a row as well, with its reason."""
-    row: Row = {"family": family.name, "encoder": family.encoder, "stage": family.stage, "seed": seed}
-    row |= {"image_size": family.image_size, "device": device_name(torch.device("cpu"))} | provenance()
+    own = family._asdict()
+    row: Row = {"family": own.pop("name"), **own, "seed": seed}
+    row |= {"device": device_name(torch.device("cpu"))} | provenance()
     started = time.monotonic()
     try:
         config = settings(family, steps, seed, folder / f"{family.encoder}-{seed}")
         row |= {name: config.flat()[name] for name in ("recipe", *MOCO_V2)}
         done = train(config, overwrite=True)
         if done.interrupted:
-            raise ConfigError("interrupted: the same command goes on")
+            raise SystemExit("interrupted: the same command goes on")
         last = json.loads((done.out / METRICS).read_text().splitlines()[-1])
         encoder = load_run(done.out)[1].encoder
         row |= {"steps": done.steps, "seconds": round(time.monotonic() - started), "stride": encoder.stride}
