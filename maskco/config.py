@@ -185,7 +185,7 @@ class OptimOptions(Options):
     """Largest norm of the whole gradient; 0: it is not clipped; default: the recipe's, 0 or 1 (ours)."""
     freeze_patch_embedding: bool | None = None
     """Leave the projection of the encoder's patches as it starts, where it has one (ViT, Swin, Hiera); default: the
-    recipe's, with moco_v3."""
+    recipe's, with moco_v3, and there for patches as coarse as the map (ViT)."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; fp16 scales the loss and needs CUDA."""
 

@@ -39,7 +39,9 @@ def with_recipe(config: PretrainConfig) -> PretrainConfig:
     if config.optim.freeze_patch_embedding and patches is None:
         raise ConfigError(f"freeze_patch_embedding: {config.run.encoder} embeds no patches: leave it out")
     config = config.filled(recipe)
-    own: dict[str, Any] = {} if patches else {"freeze_patch_embedding": False}
+    own: dict[str, Any] = {}
+    if given["freeze_patch_embedding"] is None and (patches is None or patches.side != encoder.stride):
+        own["freeze_patch_embedding"] = False  # MoCo v3's are a ViT's, as coarse as its map; finer ones must learn
     if "mask_patch" in given and given["mask_patch"] is None:
         own["mask_patch"] = patches.side if patches else 1
     return config.replace(**own)

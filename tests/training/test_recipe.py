@@ -46,10 +46,19 @@ def test_auto_looks_at_what_the_encoder_is_made_of(encoder, recipe):
     state = torch.get_rng_state()
     filled = with_recipe(config(encoder=encoder)).flat()
     wanted = dict(RECIPES[recipe])
-    if not encoder.startswith(("vit", "swin", "hiera")):
-        wanted["freeze_patch_embedding"] = False  # none is embedded
+    if not encoder.startswith("vit"):
+        wanted["freeze_patch_embedding"] = False  # no patches are embedded, or such as are finer than the map
     assert {name: filled[name] for name in ("recipe", *MOCO_V2)} == {"recipe": recipe, **wanted}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("encoder", "frozen"), [("test_vit", True), ("swin_tiny_patch4_window7_224", False)])
+def test_the_patch_embedding_is_frozen_by_itself_or_where_asked_for(encoder, frozen):
+    """MoCo v3 froze that of ViTs, whose patches are as coarse as their map."""
+    assert with_recipe(config(encoder=encoder)).optim.freeze_patch_embedding is frozen
+    for given in (True, False):
+        filled = with_recipe(config(encoder=encoder, freeze_patch_embedding=given))
+        assert filled.optim.freeze_patch_embedding is given
 
 
 def test_only_what_is_used_of_the_encoder_counts():
