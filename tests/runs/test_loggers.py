@@ -547,9 +547,10 @@ def test_what_a_failed_logger_was_not_given_comes_later(tmp_path, monkeypatch):
 
 
 def children(name):
-    """Processes of that name that this one started."""
-    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True)
-    return [line for line in found.stdout.split() if name in line]
+    """Processes of that name, of this one or left to it (see conftest.py), that have not ended."""
+    command = ["ps", "--ppid", str(os.getpid()), "-o", "stat=,comm="]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in found if name in line and not line.startswith("Z")]
 
 
 def test_wandbs_own_variables_decide(monkeypatch, tmp_path):
