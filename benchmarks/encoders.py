@@ -6,7 +6,8 @@
     python -m benchmarks.encoders --show benchmarks/results/encoders.json --docs docs/encoders.md
 
 Rows that the file holds already are not computed again. Views, regions and queue are the demo's, and so is the factor
-by which its learning rate exceeds the recipe's: a short run of small batches needs more. The probe is that of
+by which its learning rate exceeds the recipe's: a short run of small batches needs more. Where the recipe has no warm-up,
+that rate needs the demo's. The probe is that of
 `maskco eval regions`: a linear classifier, and nearest neighbours, on frozen features pooled over the items' boxes.
 """
 
@@ -97,7 +98,8 @@ def settings(family: Family, steps: int, seed: int, out: Path) -> PretrainConfig
     own |= {"encoder": family.encoder, "stage": family.stage, "output_stride": family.output_stride}
     own |= {"image_size": family.image_size, "seed": seed}
     config = with_recipe(PretrainConfig.of(**{**own, "epochs": epochs, "batch_size": BATCH, "workers": 0}))
-    return config.replace(lr=config.optim.lr * factor)
+    warmup = {} if config.optim.warmup_share else {"warmup_steps": demo.optim.warmup_steps}
+    return config.replace(lr=config.optim.lr * factor, **warmup)
 
 
 def measure(family: Family, steps: int, seed: int, folder: Path) -> Row:
@@ -108,7 +110,7 @@ def measure(family: Family, steps: int, seed: int, folder: Path) -> Row:
     started = time.monotonic()
     try:
         config = settings(family, steps, seed, folder / f"{family.encoder}-{seed}")
-        row |= {name: config.flat()[name] for name in ("recipe", *MOCO_V2)}
+        row |= {name: config.flat()[name] for name in ("recipe", *MOCO_V2, "warmup_steps")}
         done = train(config, overwrite=True)
         if done.interrupted:
             raise SystemExit("interrupted: the same command goes on")
