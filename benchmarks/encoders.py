@@ -6,9 +6,9 @@
     python -m benchmarks.encoders --show benchmarks/results/encoders.json --docs docs/encoders.md
 
 Rows that the file holds already are not computed again. Views, regions and queue are the demo's, and so is the factor
-by which its learning rate exceeds the recipe's: a short run of small batches needs more. Where the recipe has no warm-up,
-that rate needs the demo's. The probe is that of
-`maskco eval regions`: a linear classifier, and nearest neighbours, on frozen features pooled over the items' boxes.
+by which its learning rate exceeds the recipe's: a short run of small batches needs more. Where the recipe has no
+warm-up, that rate needs the demo's. The probe is that of `maskco eval regions`: a linear classifier, and nearest
+neighbours, on frozen features pooled over the items' boxes.
 """
 
 from __future__ import annotations
