@@ -69,7 +69,7 @@ class Gradient(Monitor):
             return {}
         remedy = (
             f"clip_grad {self.clips:g} shortens it, but such a step has no direction worth taking"
-            if self.clips is not None
+            if self.clips
             else "clip_grad 1 would shorten it"
         )
         return {"gradient": f"{self.exploded}; {remedy}: start over with a lower lr or more warmup, or another encoder"}
