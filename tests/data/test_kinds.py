@@ -90,9 +90,9 @@ def test_a_run_says_at_its_start_what_is_left_out(tmp_path: Path) -> None:
     tiny = {"encoder": "test_resnet", "image_size": 32, "dim": 8, "queue_size": 12, "workers": 0, "device": "cpu"}
     pretrain(tmp_path / "photos", tmp_path / "run", epochs=1, batch_size=4, **tiny)
     log = (tmp_path / "run/log.txt").read_text().splitlines()
-    assert "on 8 images" in log[0] and "left out of the data: 1 " in log[1]
-    assert "1 .nef (camera raw: convert to TIFF or JPEG), first 'a.nef'" in log[1]
-    assert "1 without a known extension, first 'odd.\\udcff\\n'" in log[1]
+    assert "on 8 images" in log[0] and "left out of the data: 1 " in log[2]
+    assert "1 .nef (camera raw: convert to TIFF or JPEG), first 'a.nef'" in log[2]
+    assert "1 without a known extension, first 'odd.\\udcff\\n'" in log[2]
 
 
 def test_views_say_it_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

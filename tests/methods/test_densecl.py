@@ -18,7 +18,7 @@ def test_loss_is_the_mean_of_a_global_and_a_dense_cross_entropy(share):
         step(method, random_views(seed))
     filled = [queue.features[: 3 * BATCH].clone() for queue in (method.queue, method.dense_queue)]
     views = random_views(9)
-    loss, metrics, pushes = method(views)
+    loss, metrics, pushes, _ = method(views)
 
     with torch.no_grad():  # training mode: batch norms use this batch
         maps = {"query": method.encoder(views.query), "key": method.momentum_encoder(views.key)}

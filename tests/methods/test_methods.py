@@ -20,7 +20,7 @@ def test_moco_v2_loss_is_cross_entropy_over_positive_and_queue():
     for seed in range(3):
         step(method, random_views(seed))  # 12 keys
     views, filled = random_views(9), method.queue.features[:12].clone()
-    loss, metrics, pushes = step(method, views)
+    loss, metrics, pushes, _ = step(method, views)
     queries, keys = embed_views(method.encoder(views.query), method.projection), pushes["queue"]
 
     with torch.no_grad():  # training mode: batch norms use this batch, so the forward passes can be repeated
@@ -41,7 +41,7 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
     method = make("maskco", local_negatives=local_negatives, mask_share=1.0)
     step(method, random_views(5))
     views, filled = random_views(9), method.queue.features[: BATCH * REGIONS].clone()
-    loss, _, pushes = method(views)
+    loss, _, pushes, _ = method(views)
     queries, keys = method.encode_queries(views), pushes["queue"]
 
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_keys_are_unit_vectors_and_metrics_numbers_under_autocast(name):
     method = make(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step(method, random_views())
-        loss, metrics, pushes = method(random_views(1))
+        loss, metrics, pushes, _ = method(random_views(1))
     loss.backward()
     assert loss.dtype == torch.float32 and pushes.keys() == method.queues.keys()
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())

@@ -33,7 +33,7 @@ def test_loss_and_gradient_are_those_of_nt_xent():
 
 def test_both_views_pass_the_encoder_together():
     method, views = make("simclr", temperature=0.2), random_views()
-    loss, metrics, pushes = method(views)
+    loss, metrics, pushes, _ = method(views)
     with torch.no_grad():  # training mode: batch norms use this batch
         embeddings = embed_views(method.encoder(torch.cat([views.query, views.key])), method.projection)
     torch.testing.assert_close(loss, plain_nt_xent(embeddings, 0.2))

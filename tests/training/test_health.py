@@ -27,7 +27,9 @@ FINE = {"loss": 1.0, "accuracy": 50.0, "embedding_std": SPREAD_OUT, "lr": 0.1}
 
 
 def run_of(method: str = "maskco", **options: object) -> TrainState:
-    return TrainState(PretrainConfig.of(data="a", out="b", **tiny(method, **options)), 16, torch.device("cpu"))
+    return TrainState(
+        PretrainConfig.of(data="a", out="b", **tiny(method, **options)).filled("moco_v2"), 16, torch.device("cpu")
+    )
 
 
 def views(boxes: list[list[float]]) -> Views:

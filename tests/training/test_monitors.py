@@ -84,7 +84,7 @@ def test_the_gradient_norm_is_that_before_clipping_and_the_mean_of_its_steps(pic
 
 
 def test_steps_that_overflow_in_fp16_are_no_part_of_the_mean():
-    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY), 16, torch.device("cpu"))
+    state = TrainState(PretrainConfig.of(data="a", out="b", **TINY).filled("moco_v2"), 16, torch.device("cpu"))
     (gradient,) = [each for each in state.monitors.all if type(each).__name__ == "Gradient"]
     gradient.skips = True
     count = len(gradient.parts)

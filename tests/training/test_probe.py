@@ -44,7 +44,7 @@ def without_probe(found: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def state_of(**options: object) -> TrainState:
     options = {**TINY, **options}
-    return TrainState(PretrainConfig.of(data="a", out="b", **options), 16, torch.device("cpu"))
+    return TrainState(PretrainConfig.of(data="a", out="b", **options).filled("moco_v2"), 16, torch.device("cpu"))
 
 
 # ---- what it scores, and when
@@ -182,7 +182,9 @@ def test_as_many_images_are_taken_as_a_small_share_of_the_work_affords(monkeypat
     monkeypatch.setattr(probe, "open_labelled", opened)
 
     def images(count: int, **options: object) -> tuple[int, int]:
-        config = PretrainConfig.of(data="a", out="b", probe="c", **{**TINY, "crop_scale": (1.0, 1.0), **options})
+        config = PretrainConfig.of(
+            data="a", out="b", probe="c", **{**TINY, "crop_scale": (1.0, 1.0), **options}
+        ).filled("moco_v2")
         with pytest.raises(ConfigError, match=r"^probe: enough$"):
             TrainState(config, count, torch.device("cpu"))
         return asked[-1]

@@ -172,7 +172,7 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, a
 def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypatch):
     """The first step, at that, which torch's fused SGD takes as a chance to leave its buffers unwritten."""
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, math.nan, **options))
-    config = PretrainConfig.of(data="a", out="b", **TINY)
+    config = PretrainConfig.of(data="a", out="b", **TINY).filled("moco_v2")
     weights = {}
     for fused in (False, True):
         torch.manual_seed(0)
