@@ -209,7 +209,7 @@ def _begin_branches(backbone: nn.Module) -> None:
     which timm sets to 0, and layer scales, which it sets to 1e-6 or so.
 
     From nothing, deep networks and long supervised schedules of large batches do better. MoCo v2's ResNets, which are
-    torchvision's, do not begin so, and short runs pay for it: benchmarks/results/claims_tries.json, docs/encoders.md.
+    torchvision's, do not begin so, and short runs pay for it: benchmarks/results/claims_tries.json (norms).
     """
     for module in backbone.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():
