@@ -21,6 +21,7 @@ ROW = {
     "encoder": "resnet18",
     "stage": 2,
     "seed": 0,
+    "steps": 620,
     "recipe": "moco_v2",
     "parameters": 683_072,
     "accuracy": 12.34,
@@ -40,7 +41,7 @@ def test_ten_families_or_more_by_names_that_timm_has():
 )
 def test_runs_are_the_demos_but_for_what_the_recipe_decides(tmp_path, encoder, recipe, lr):
     (family,) = [family for family in FAMILIES if family.encoder == encoder]
-    config = settings(family, 600, 0, tmp_path)
+    config = settings(family, 10, 0, tmp_path)
     config.check()
     assert (config.optim.recipe, config.optim.lr) == (recipe, pytest.approx(lr))
     assert (config.method.queue_size, config.views.hue, config.run.data) == (1024, 0.5, "demo")
@@ -48,7 +49,10 @@ def test_runs_are_the_demos_but_for_what_the_recipe_decides(tmp_path, encoder, r
 
 
 def test_a_table_has_a_line_for_each_run_failures_with_their_reasons():
-    failed = {name: ROW[name] for name in ("family", "encoder", "stage", "seed")} | {"failed": "collapsed"}
+    failed = {name: ROW[name] for name in ("family", "encoder", "stage", "seed", "steps")} | {
+        "encoder": "regnetx_002",
+        "failed": "collapsed",
+    }
     lines = table([ROW, failed]).splitlines()
     assert lines[2] == "| ResNet | `resnet18`, 2 | 0.68 M | moco_v2 | 12.3 % | 10 | 36.0 | 25.5 | +10.5 |"
     assert lines[3].endswith("| collapsed |") and len({line.count("|") for line in lines}) == 1
