@@ -7,10 +7,11 @@
     python -m benchmarks.encoders --only test_vit --steps 1860 --seeds 3 --json trials.json    # more steps, more seeds
     python -m benchmarks.encoders --only regnet --json trials.json --change lr=0.12     # what another value makes of it
 
-A file with several seeds, lengths or changes is shown as a line for each kind of run, averaged over its seeds. Rows that the file holds already are not computed again. Views, regions and queue are the demo's, and so is the factor
-by which its learning rate exceeds the recipe's: a short run of small batches needs more. Where the recipe has no
-warm-up, that rate needs the demo's. The probe is that of `maskco eval regions`: a linear classifier, and nearest
-neighbours, on frozen features pooled over the items' boxes.
+A file with several seeds, lengths or changes is shown as a line for each kind of run, averaged over its seeds. Rows
+that the file holds already are not computed again. Views, regions and queue are the demo's, and so is the factor by
+which its learning rate exceeds the recipe's: a short run of small batches needs more. Where the recipe has no warm-up,
+that rate needs the demo's. The probe is that of `maskco eval regions`: a linear classifier, and nearest neighbours, on
+frozen features pooled over the items' boxes.
 """
 
 from __future__ import annotations

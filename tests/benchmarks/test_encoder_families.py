@@ -59,6 +59,16 @@ def test_a_table_has_a_line_for_each_run_failures_with_their_reasons():
     assert learns(ROW) and not learns(failed) and not learns(ROW | {"untrained": {"linear top-1": 28.1}})
 
 
+def test_several_runs_of_an_encoder_share_a_line_unless_they_differ_by_more_than_their_seed():
+    second = ROW | {"seed": 1, "probe": {"linear top-1": 38.0, "kNN top-1": 29.0}}
+    first = ROW | {"probe": {"linear top-1": 36.0, "kNN top-1": 30.0}}
+    changed = first | {"changed": {"lr": 0.1}}
+    rows = [row | {"untrained": {"linear top-1": 25.5, "kNN top-1": 20.0}} for row in (changed, second, first)]
+    lines = table(rows).splitlines()
+    assert lines[2].startswith("| `resnet18` | 620 |  | 2 | 12.3 % | 37.0 | 25.5 | +11.5 (+10.5 to +12.5) | +9.5 (+9.0")
+    assert lines[3:] == ["| `resnet18` | 620 | lr 0.1 | 1 | 12.3 % | 36.0 | 25.5 | +10.5 | +10.0 |"]
+
+
 def test_the_table_goes_between_its_marks(tmp_path):
     page, source = tmp_path / "page.md", Path("results.json")
     page.write_text(f"before\n{START.format(source)}\nold\n{END}\nafter\n")
