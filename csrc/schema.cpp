@@ -22,6 +22,42 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "Tensor? query_ids, Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool aligned, "
       "bool allow_tf32) -> Tensor grad_keys");
 
+  // Cross-entropies of query i and key i + own among all pairs, over rows and (`columns`) over columns. `parts` [2, N]
+  // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing.
+  m.def(
+      "clip_loss_fwd(Tensor query, Tensor keys, int own, Tensor? query_ids, Tensor? key_ids, float scale, Tensor? "
+      "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, bool keep) -> (Tensor loss, Tensor "
+      "parts, Tensor own_logit, Tensor row_rank, Tensor column_rank, Tensor row_sums, Tensor column_sums, Tensor "
+      "row_totals, Tensor column_totals, Tensor logits)");
+  m.def(
+      "clip_loss_bwd(Tensor row_upstream, Tensor column_upstream, Tensor query, Tensor keys, int own, Tensor? "
+      "query_ids, Tensor? key_ids, float scale, Tensor? scale_tensor, bool columns, float smoothing, bool decoupled, "
+      "float? margin, Tensor parts, Tensor own_logit, Tensor row_sums, Tensor column_sums, Tensor row_totals, Tensor "
+      "column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale) -> (Tensor grad_query, Tensor "
+      "grad_keys, Tensor grad_scale)");
+
+  // `sums` as normaliser, [2, N rounded up]. With `self` grad_query is the gradient of both roles of the features.
+  m.def(
+      "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, bool self, float scale, "
+      "Tensor? scale_tensor, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor positives, Tensor "
+      "sums, Tensor logits)");
+  m.def(
+      "supcon_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, bool self, "
+      "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool need_query, bool "
+      "need_keys, bool need_scale) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
+  // Each query's loss, or the sum of all with its gradients, as far as they are needed. Those of float16 are float32.
+  m.def(
+      "siglip_loss_fwd(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
+      "bias_tensor) -> Tensor loss");
+  m.def(
+      "siglip_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float "
+      "bias, Tensor? bias_tensor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor "
+      "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
+  m.def(
+      "siglip_loss_sum(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
+      "bias_tensor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor loss, Tensor "
+      "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
+
   m.def(
       "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_height, int output_width, "
       "int sampling_ratio, bool aligned) -> Tensor");

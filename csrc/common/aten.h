@@ -11,11 +11,11 @@ namespace maskco {
 using torch::stable::Tensor;
 
 // out = a[N, C] @ b[C, K]
-inline void mm_out(Tensor& out, const Tensor& a, const Tensor& b) {
+inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  out = torch::stable::detail::to<Tensor>(stack[0]);
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // (the same tensor once more, owned by the caller)
 }
 
 // rows start .. start + length of a tensor, on the same memory

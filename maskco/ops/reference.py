@@ -40,6 +40,8 @@ def info_nce(
     queue_ids: Tensor | None = None,
     valid: int | Tensor | None = None,
     temperature: float | Tensor = 0.2,
+    decoupled: bool = False,
+    margin: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns, per query: loss [N], lse [N], positive_logit [N] (all differentiable) and rank [N] (int64)."""
     n = query.shape[0]
@@ -61,9 +63,92 @@ def info_nce(
             same = same | (query_ids[:, None] == query_ids[None, :])
         negatives.append((query @ positive.T / temperature).masked_fill(same, -math.inf))  # [N, N]
     negative_logits = torch.cat([query.new_zeros(n, 0), *negatives], dim=1)
-    lse = torch.cat([positive_logit[:, None], negative_logits], dim=1).logsumexp(1)
+    if margin is not None:
+        too_similar = (negative_logits - positive_logit[:, None]) * temperature > margin
+        negative_logits = negative_logits.masked_fill(too_similar, -math.inf)
     rank = (negative_logits > positive_logit[:, None]).sum(1)
-    return lse - positive_logit, lse, positive_logit, rank
+    if not decoupled:
+        lse = torch.cat([positive_logit[:, None], negative_logits], dim=1).logsumexp(1)
+        return lse - positive_logit, lse, positive_logit, rank
+    some = (negative_logits != -math.inf).any(1)  # (the logsumexp of none has no gradient)
+    lse = torch.cat([negative_logits, torch.where(some, -math.inf, 0.0)[:, None]], dim=1).logsumexp(1)
+    loss = torch.where(some, lse - positive_logit, 0.0)
+    return loss, torch.where(some, lse, -math.inf), positive_logit, rank
+
+
+@_full_precision
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    scale: float | Tensor,
+    ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns, per pair [N]: loss, image_lse, text_lse, positive_logit (all differentiable), image_rank, text_rank."""
+    wide = torch.promote_types(image.dtype, torch.float32)
+    logits = image.to(wide) @ text.to(wide).T * scale  # [N, N]
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    counts = torch.ones_like(own)
+    if ids is not None:
+        counts = (ids[:, None] != ids[None, :]) | own
+    logits = logits.masked_fill(~counts, -math.inf)
+    positive = logits.diagonal()
+    losses, lses, ranks = [], [], []
+    for rows in (logits, logits.T):
+        lse = rows.logsumexp(1)
+        loss = lse - positive
+        if label_smoothing:
+            mean = torch.where(counts, rows, 0.0).sum(1) / counts.sum(1)  # (counts is symmetric)
+            loss = loss + label_smoothing * (positive - mean)
+        losses.append(loss)
+        lses.append(lse)
+        ranks.append((rows > positive[:, None]).sum(1))
+    return (losses[0] + losses[1]) / 2, *lses, positive, *ranks
+
+
+@_full_precision
+def siglip_loss(
+    image: Tensor, text: Tensor, *, scale: float | Tensor, bias: float | Tensor, offset: int | None = 0
+) -> Tensor:
+    """Returns the loss of each image, a sum over all texts [N]."""
+    wide = torch.promote_types(image.dtype, torch.float32)
+    logits = image.to(wide) @ text.to(wide).T * scale + bias  # [N, M]
+    sign = -torch.ones_like(logits)
+    if offset is not None:
+        rows = torch.arange(len(image), device=image.device)
+        rows = rows[(rows + offset >= 0) & (rows + offset < len(text))]
+        sign[rows, rows + offset] = 1
+    return -F.logsigmoid(sign * logits).sum(1)
+
+
+@_full_precision
+def supcon_loss(
+    query: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_labels: Tensor,
+    key_labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns, per query [N]: loss, lse, the mean logit of its positives (all differentiable), and how many it has."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    query = query.to(wide)
+    others = query if keys is None else keys.to(wide)
+    logits = query @ others.T / temperature  # [N, K]
+    counts = torch.ones_like(logits, dtype=torch.bool)
+    if keys is None:
+        counts.fill_diagonal_(False)
+    labels = query_labels if key_labels is None else key_labels
+    positive = (query_labels[:, None] == labels[None, :]) & counts
+    number = positive.sum(1)
+    some = number > 0
+    # a row that nothing counts for keeps a logit of 0, which has no gradient, where the logsumexp of none had NaN
+    empty = torch.where(counts.any(1), -math.inf, 0.0).to(wide)
+    lse = torch.cat([logits.masked_fill(~counts, -math.inf), empty[:, None]], dim=1).logsumexp(1)
+    mean = torch.where(positive, logits, 0.0).sum(1) / number.clamp(min=1)
+    loss = torch.where(some, lse - mean, 0.0)
+    return loss, torch.where(counts.any(1), lse, -math.inf), mean, number
 
 
 @_full_precision

@@ -4,6 +4,16 @@
 #include <cstdlib>
 #include <cstring>
 
+// Function attributes for these.
+#if defined(__x86_64__)
+#define MASKCO_AVX2 __attribute__((target("arch=x86-64-v3")))
+#if defined(__clang__)  // which halves vectors of 64 bytes unless told that they are wanted
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
+#else
+#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))
+#endif
+#endif
+
 namespace maskco {
 
 enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16 };  // SSE2 or NEON; x86-64-v3; x86-64-v4; + AVX512_BF16

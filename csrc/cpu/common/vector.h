@@ -39,6 +39,21 @@ struct Lanes {
       x = p * (Vector)scale;
     }
   }
+
+  // u becomes log(1 + u) for 0 <= u <= 1, within 2 ulp however small u is: the series of 2 atanh(u / (2 + u)).
+  static MASKCO_INLINE void log1p(Vector& u) {
+    if constexpr (sizeof(T) == 8) {
+      for (int l = 0; l < kCount; l++) u[l] = std::log1p(u[l]);
+    } else {
+      const Vector t = u / (u + 2.f), square = t * t;
+      Vector p = square * (1.f / 13) + 1.f / 11;
+      p = p * square + 1.f / 9;
+      p = p * square + 1.f / 7;
+      p = p * square + 1.f / 5;
+      p = p * square + 1.f / 3;
+      u = (t + t) * (p * square + 1.f);
+    }
+  }
 };
 
 }  // namespace maskco

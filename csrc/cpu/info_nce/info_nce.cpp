@@ -15,6 +15,7 @@
 
 #include "common/library.h"
 #include "cpu/common/instruction_set.h"
+#include "cpu/contrast/features.h"
 #include "cpu/info_nce/stream.h"
 
 namespace maskco {
@@ -42,14 +43,9 @@ struct Kernels {
   };
 
 #if defined(__x86_64__)
-#if defined(__clang__)  // which halves vectors of 64 bytes unless told that they are wanted
-#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
-#else
-#define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))
-#endif
-MASKCO_KERNELS(Avx512, MASKCO_AVX512, 64, 8, 2)                            // 16 of 32 registers hold sums
-MASKCO_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), 32, 4, 2)  // 8 of 16
-MASKCO_KERNELS(Baseline, , 16, 4, 2)                                       // SSE2: 8 of 16
+MASKCO_KERNELS(Avx512, MASKCO_AVX512, 64, 8, 2)  // 16 of 32 registers hold sums
+MASKCO_KERNELS(Avx2, MASKCO_AVX2, 32, 4, 2)      // 8 of 16
+MASKCO_KERNELS(Baseline, , 16, 4, 2)             // SSE2: 8 of 16
 
 #ifdef MASKCO_BFLOAT16_PAIRS
 struct Avx512Bf16 {
@@ -82,22 +78,12 @@ Kernels<T> kernels([[maybe_unused]] ScalarType dtype) {
 
 // ---- operands
 
-template <class T>
-constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-
 int64_t valid_count(const std::optional<Tensor>& valid, int64_t size) {
   if (!valid) return size;
   const int64_t count = *data<const int64_t>(*valid);
   STD_TORCH_CHECK(0 <= count && count <= size, "valid must lie between 0 and the queue's ", size, " rows, got ", count);
   return count;
 }
-
-const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
 
 template <class T>
 T temperature_value(const InfoNCECall& call) {
@@ -115,23 +101,11 @@ Keys make_keys(const InfoNCEKeys& keys) {
           keys.own};
 }
 
-// a contiguous copy in T, or the tensor itself where it is one already
-template <class T>
-Tensor as_contiguous(const Tensor& t) {
-  constexpr ScalarType dtype = scalar_type_of<T>;
-  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
-}
-
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-
 // A buffer whose memory is not touched before it is used.
 template <class T>
 std::unique_ptr<T[]> uninitialised(int64_t n) {
   return std::unique_ptr<T[]>(new T[n]);
 }
-
-// How many items of so many elements are worth a thread.
-int64_t grain(int64_t elements) { return 1 + (1 << 14) / (elements + 1); }
 
 // rows [n, c] -> operands [n rounded up / panel, c / depth, panel], zeros around; times scale, if they are no pairs
 template <class T>

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/info_nce/operands.h"
+#include "cpu/contrast/logits.h"
 
 namespace maskco {
 
@@ -28,7 +28,6 @@ struct States {
   States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
 };
 
-constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
 constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
 constexpr int64_t kQueryGroup = 128;  // queries whose logits add to the keys' gradient at once
 constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, which every panel's width divides
@@ -68,42 +67,6 @@ struct KeyGradientPass {
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
   return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
-}
-
-// Brings the next tile of keys into the second-level cache, a few lines with every register tile. Several rows are read
-// at once, a stream each, and end before the hardware has learnt to run ahead of them.
-struct Ahead {
-  const char* next;
-  int64_t bytes;  // each time
-
-  template <class Tile, class Operand = typename Tile::Operand>
-  static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
-    const int64_t times = kKeyTile / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
-    const int64_t bytes = tile_stride == width ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;  // no gaps
-    return {reinterpret_cast<const char*>(tile + kKeyTile * tile_stride), (bytes + times - 1) / times};
-  }
-  MASKCO_INLINE void fetch() {
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
-    next += bytes;
-  }
-};
-
-// logits [n rounded up, panel], in rows of `stride`
-template <class Tile, class Operand = typename Tile::Operand>
-MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
-                                int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
-                                Ahead& ahead) {
-  using Lane = typename Tile::Lane;
-  constexpr int64_t kBlock = 64;  // of the depth: of features that are all positive, a longer sum rounds visibly more
-  for (int64_t j = 0; j < n; j += Tile::kRows) {
-    ahead.fetch();
-    for (int64_t first = 0; first == 0 || first < depth; first += kBlock)
-      Tile::multiply(tile + j * tile_stride + first, tile_stride, 1, query + first * Tile::kColumns, Tile::kColumns,
-                     logits + j * stride, stride, std::min(kBlock, depth - first), first > 0);
-  }
-  if constexpr (Tile::kDepth == 2)
-    for (int64_t j = 0; j < round_up(n, 2); j++)
-      for (int64_t l = 0; l < Tile::kColumns; l += Lane::kCount) Lane::at(logits + j * stride + l) *= scale;
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.

@@ -74,7 +74,7 @@ MASKCO_INLINE void write_rows(const Push<Queue, Key>& push, int64_t begin, int64
   }
 MASKCO_WRITE_ROWS(write_rows_baseline, )
 #if defined(__x86_64__)
-MASKCO_WRITE_ROWS(write_rows_avx2, __attribute__((target("arch=x86-64-v3"))))
+MASKCO_WRITE_ROWS(write_rows_avx2, MASKCO_AVX2)
 MASKCO_WRITE_ROWS(write_rows_avx512, __attribute__((target("arch=x86-64-v4"))))
 #endif
 

@@ -1,4 +1,4 @@
-// The operands of info_nce's two products: keys as they are wherever they can be read in place, else a converted copy
+// The operands of a contrastive pass's products: keys as they are wherever they can be read in place, else a converted copy
 // of a tile; and the weights.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>

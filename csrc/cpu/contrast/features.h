@@ -1,0 +1,165 @@
+// Features of both sides of all pairs on the way into a sweep, and their gradients on the way out.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "common/checks.h"
+#include "cpu/contrast/operands.h"
+
+namespace maskco {
+
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+
+template <class T>
+constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// a contiguous copy in T, or the tensor itself where it is one already
+template <class T>
+Tensor as_contiguous(const Tensor& t) {
+  constexpr ScalarType dtype = scalar_type_of<T>;
+  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+}
+
+// How many items of so many elements are worth a thread.
+inline int64_t grain(int64_t elements) { return 1 + (1 << 14) / (elements + 1); }
+
+template <class T>
+struct PairFeatures {
+  Tensor query, keys;              // [N, C], [K, C]; contiguous, in T, or bfloat16 where kernels multiply pairs
+  int64_t n, k, c, width, padded;  // C rounded up to a panel, N to what every panel divides
+  bool bfloat16;
+
+  PairFeatures(const Tensor& query_, const Tensor& keys_, int64_t panel, int64_t depth)
+      : n(query_.size(0)),
+        k(keys_.size(0)),
+        c(query_.size(1)),
+        width(round_up(c, panel)),
+        padded(round_up(n, 32)),
+        bfloat16(depth == 2) {
+    const auto prepared = [&](const Tensor& t) { return bfloat16 ? torch::stable::contiguous(t) : as_contiguous<T>(t); };
+    const bool same = query_.data_ptr() == keys_.data_ptr() && n == k && query_.stride(0) == keys_.stride(0) &&
+                      query_.stride(1) == keys_.stride(1);
+    query = prepared(query_);
+    keys = same ? query : prepared(keys_);
+  }
+
+  // f(query's row, keys' row), of pointers to what they are stored as
+  template <class F>
+  auto rows(int64_t i, int64_t j, const F& f) const {
+    if (bfloat16) return f(data<const c10::BFloat16>(query) + i * c, data<const c10::BFloat16>(keys) + j * c);
+    return f(data<const T>(query) + i * c, data<const T>(keys) + j * c);
+  }
+
+  // query i · key j
+  T dot(int64_t i, int64_t j) const {
+    return rows(i, j, [&](const auto* a, const auto* b) {
+      constexpr int64_t kBlock = 256;  // in blocks for the sake of precision, as in panel_logits
+      T total = 0;
+      for (int64_t first = 0; first < c; first += kBlock) {
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t x = first; x < std::min(c, first + kBlock); x++) sum += T(a[x]) * T(b[x]);
+        total += sum;
+      }
+      return total;
+    });
+  }
+};
+
+// Where the sweep adds one side's gradient: the result itself where it has the layout, else a buffer.
+template <class T>
+class GradientSum {
+ public:
+  GradientSum(bool needed, const PairFeatures<T>& f, int64_t rows, int64_t padded, ScalarType dtype)
+      : rows_(rows), c_(f.c), width_(f.width), result_(torch::stable::new_empty(f.query, {needed ? rows : 0, f.c}, dtype)) {
+    if (!needed) return;
+    if (dtype == scalar_type_of<T> && width_ == c_ && padded == rows) {
+      sums_ = data<T>(result_);
+    } else {
+      buffer_.reset(new T[padded * width_]);
+      sums_ = buffer_.get();
+    }
+    torch::stable::parallel_for(0, padded, grain(width_), [&](int64_t begin, int64_t end) {
+      std::fill(sums_ + begin * width_, sums_ + end * width_, T(0));
+    });
+  }
+  T* sums() const { return sums_; }
+  // The sums in the dtype that was asked for.
+  Tensor result() const {
+    if (!buffer_) return result_;
+    const auto convert = [&](auto* to) {
+      torch::stable::parallel_for(0, rows_, grain(c_), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) std::copy_n(sums_ + i * width_, c_, to + i * c_);
+      });
+    };
+    switch (result_.scalar_type()) {
+      case ScalarType::Double: convert(data<double>(result_)); break;
+      case ScalarType::Half: convert(data<c10::Half>(result_)); break;
+      case ScalarType::BFloat16: convert(data<c10::BFloat16>(result_)); break;
+      default: convert(data<float>(result_));
+    }
+    return result_;
+  }
+
+ private:
+  int64_t rows_, c_, width_;
+  Tensor result_;
+  std::unique_ptr<T[]> buffer_;
+  T* sums_ = nullptr;
+};
+
+// Ids in the form that a policy compares: [padded] each, parts of 32 bits where lanes have so many.
+template <class T>
+struct LaneIds {
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  std::vector<Integer> low, high;
+
+  LaneIds(const std::optional<Tensor>& ids, int64_t padded) {
+    if (!ids) return;
+    const int64_t n = ids->size(0);
+    const auto* from = data<const int64_t>(*ids);
+    low.resize(padded);
+    for (int64_t i = 0; i < n; i++) low[i] = static_cast<Integer>(from[i]);
+    if (sizeof(T) == 8) return;
+    high.resize(padded);
+    for (int64_t i = 0; i < n; i++) high[i] = static_cast<Integer>(from[i] >> 32);
+  }
+};
+
+inline const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
+
+// The number itself, or the one in the tensor.
+template <class T>
+T scalar_value(double value, const std::optional<Tensor>& tensor) {
+  return tensor ? *data<const T>(*tensor) : static_cast<T>(value);
+}
+
+// A tensor of zeros, in the type that sums run in.
+template <class T>
+Tensor filled(const Tensor& like, int64_t rows, int64_t columns) {
+  const Tensor out = torch::stable::new_empty(like, {rows, columns}, scalar_type_of<T>);
+  std::fill_n(data<T>(out), rows * columns, T(0));
+  return out;
+}
+
+// The scale's gradient [1], of weights times logits in units of log 2; empty where that is.
+template <class T>
+Tensor scale_gradient(const Tensor& like, const std::vector<T>& along, T scale) {
+  const Tensor out = torch::stable::new_empty(like, {along.empty() ? 0 : 1}, scalar_type_of<T>);
+  double total = 0;
+  for (T part : along) total += part;
+  if (!along.empty()) *data<T>(out) = static_cast<T>(total * kLn2 / (double(scale) * double(scale)));
+  return out;
+}
+
+}  // namespace maskco

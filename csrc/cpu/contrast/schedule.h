@@ -1,0 +1,293 @@
+// Sweeps all pairs with a policy: operands, units, threads, and the kernels of this CPU.
+//
+// The matrix of pairs is cut into groups of queries by as many ranges of keys. In round r, group u meets range u + r:
+// no two units of a round share a row or a key, so each adds to both gradients in place. The cut depends on the sizes
+// alone and the order of rounds is fixed, so the result does not depend on the threads.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "common/aten.h"
+#include "common/checks.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/contrast/features.h"
+#include "cpu/contrast/sweep.h"
+
+namespace maskco {
+
+// ---- one instantiation per instruction set
+
+template <class T, class Policy>
+struct SweepKernels {
+  int64_t panel;  // queries of a panel; widths are rounded up to it, too
+  int64_t depth;  // 2 where operands are pairs of bfloat16
+  int64_t (*workspace)(int64_t c);
+  void (*read)(const Sweep<T>&, const Unit<T>&, const Policy&);
+  void (*weigh)(const Sweep<T>&, const Unit<T>&, const Policy&);
+  void (*pack)(const T* rows, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms, T* out);
+};
+
+#define MASKCO_SWEEP_KERNELS(name, target, Step, bytes, rows, vectors)                                               \
+  template <class T, class Policy>                                                                                   \
+  struct name {                                                                                                      \
+    using Tile = RegisterTile<Step, bytes, rows, vectors>;                                                           \
+    target static void read(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {                      \
+      sweep_unit<Tile, false>(sweep, unit, policy);                                                                  \
+    }                                                                                                                \
+    target static void weigh(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {                     \
+      sweep_unit<Tile, true>(sweep, unit, policy);                                                                   \
+    }                                                                                                                \
+    target static void pack(const T* from, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,        \
+                            T* out) {                                                                                \
+      pack_values<Tile>(from, stride, n, c, width, terms, out);                                                      \
+    }                                                                                                                \
+    static SweepKernels<T, Policy> get() {                                                                           \
+      return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, &pack};                           \
+    }                                                                                                                \
+  };
+#define MASKCO_COMMA ,
+#define MASKCO_MULTIPLY_ADD(bytes) MultiplyAdd<T MASKCO_COMMA bytes>
+
+#if defined(__x86_64__)
+MASKCO_SWEEP_KERNELS(SweepAvx512, MASKCO_AVX512, MASKCO_MULTIPLY_ADD(64), 64, 8, 2)
+MASKCO_SWEEP_KERNELS(SweepAvx2, MASKCO_AVX2, MASKCO_MULTIPLY_ADD(32), 32, 4, 2)
+MASKCO_SWEEP_KERNELS(SweepBaseline, , MASKCO_MULTIPLY_ADD(16), 16, 4, 2)
+#ifdef MASKCO_BFLOAT16_PAIRS
+MASKCO_SWEEP_KERNELS(SweepPairs, MASKCO_AVX512, MultiplyAddPairs, 64, 8, 2)
+#endif
+#else
+MASKCO_SWEEP_KERNELS(SweepBaseline, , MASKCO_MULTIPLY_ADD(16), 16, 4, 4)
+#endif
+
+// For sums in T and features of this dtype.
+template <class T, class Policy>
+SweepKernels<T, Policy> sweep_kernels([[maybe_unused]] ScalarType dtype) {
+#if defined(__x86_64__)
+  const InstructionSet best = instruction_set();
+#ifdef MASKCO_BFLOAT16_PAIRS
+  if constexpr (std::is_same_v<T, float>)
+    if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return SweepPairs<T, Policy>::get();
+#endif
+  if (best >= InstructionSet::Avx512) return SweepAvx512<T, Policy>::get();
+  if (best == InstructionSet::Avx2) return SweepAvx2<T, Policy>::get();
+#endif
+  return SweepBaseline<T, Policy>::get();
+}
+
+// ---- the cut
+
+struct SweepCut {
+  int64_t group, groups;  // queries of a group
+  int64_t range, ranges;  // keys of a range; there are as many as groups of a chunk, or more
+  int64_t chunk_groups;
+
+  SweepCut(int64_t n, int64_t keys, int64_t c) {
+    constexpr int64_t kSide = 16;            // groups of a chunk: what so many threads can do at once
+    constexpr int64_t kLeastWork = 1 << 23;  // multiplications that are worth a thread's start
+    constexpr int64_t kStep = 32;            // of rows and keys: every panel and register tile divides it
+    const int64_t worth = n * keys * c / kLeastWork, least = (n + kGroup - 1) / kGroup;
+    const int64_t side = std::clamp<int64_t>(std::max(least, worth), 1, kSide);
+    group = std::clamp(round_up((n + side - 1) / side, kStep), kStep, kGroup);
+    groups = (n + group - 1) / group;
+    range = std::max(round_up((keys + side - 1) / side, kStep), kStep);
+    ranges = std::max((keys + range - 1) / range, std::min(groups, kSide));
+    chunk_groups = std::min(ranges, kSide);
+  }
+};
+
+// ---- the sweep
+
+// A buffer for each thread at work, kept from round to round.
+template <class T>
+class Workspaces {
+ public:
+  explicit Workspaces(int64_t size) : size_(size) {}
+  std::unique_ptr<T[]> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::unique_ptr<T[]>(new T[size_]);
+    auto buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void give(std::unique_ptr<T[]> buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+ private:
+  int64_t size_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<T[]>> free_;
+};
+
+// rows [rows, c] -> [c rounded up / kPairs, panel] operands of kPairs features each, zeros around
+template <int kPairs, class Value>
+void pack_panel(const Value* from, int64_t rows, int64_t c, int64_t panel, Value* to) {
+  constexpr int64_t kBlock = 16;  // channels: of a row, the part of a cache line that is read at once
+  if (rows < panel || c % kPairs) std::fill_n(to, round_up(c, kPairs) * panel, Value(0));
+  for (int64_t x0 = 0; x0 < c; x0 += kBlock)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t x = x0; x < std::min(x0 + kBlock, c); x++)
+        to[(x / kPairs * panel + i) * kPairs + x % kPairs] = from[i * c + x];
+}
+
+// Rows as a logit product's second factor: [count rounded up / panel, c / depth, panel] operands, zeros around.
+template <class T>
+void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_t panel, int64_t depth, T* out) {
+  const int64_t panels = round_up(count, 32) / panel, size = (f.c + depth - 1) / depth * panel;
+  torch::stable::parallel_for(0, panels, grain(size), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; p++) {
+      const int64_t row = first + p * panel, rows = std::clamp<int64_t>(f.n - row, 0, panel);
+      T* to = out + p * size;
+      if (f.bfloat16)  // (a pair is as large as a float)
+        pack_panel<2>(data<const uint16_t>(f.query) + row * f.c, rows, f.c, panel, reinterpret_cast<uint16_t*>(to));
+      else
+        pack_panel<1>(data<const T>(f.query) + row * f.c, rows, f.c, panel, to);
+    }
+  });
+}
+
+// The logits of all pairs, [K, N rounded up], to be kept between the passes, or a tensor without rows.
+template <class T>
+Tensor logits_to_keep(const PairFeatures<T>& f, bool keep) {
+  return torch::stable::new_empty(f.query, {keep ? f.k : 0, f.padded}, scalar_type_of<T>);
+}
+template <class T>
+T* kept_logits(const Tensor& logits) {
+  return logits.numel() > 0 ? data<T>(logits) : nullptr;
+}
+
+// One chunk: its units, round by round.
+template <class T, class Policy>
+void sweep_chunk(const SweepCut& cut, const Sweep<T>& sweep, int64_t count, const Policy& policy,
+                 void (*kernel)(const Sweep<T>&, const Unit<T>&, const Policy&), Workspaces<T>& workspaces) {
+  const int64_t groups = (count + cut.group - 1) / cut.group;
+  for (int64_t round = 0; round < cut.ranges; round++)
+    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+      auto workspace = workspaces.take();
+      for (int64_t u = begin; u < end; u++) {
+        const int64_t row = u * cut.group, key = (u + round) % cut.ranges * cut.range;
+        const Unit<T> unit{sweep.chunk + row, std::min(cut.group, count - row), key,
+                           std::min(key + cut.range, sweep.keys.count), workspace.get()};
+        if (key < sweep.keys.count) kernel(sweep, unit, policy);
+      }
+      workspaces.give(std::move(workspace));
+    });
+}
+
+// All pairs in chunks of queries. `around` gets each chunk's sweep and number of rows, and calls sweep_chunk.
+template <class T, class Policy, class F>
+void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
+                T* kept, bool read_kept, const F& around) {
+  if (f.n == 0 || f.k == 0) return;
+  const int64_t chunk = cut.chunk_groups * cut.group, depth = (f.c + kernels.depth - 1) / kernels.depth;
+  const bool read_queries = !(kept && read_kept);
+  std::unique_ptr<T[]> query(new T[read_queries ? std::min(chunk, f.padded) * depth : 0]);
+  Sweep<T> sweep{};
+  sweep.keys = {f.keys.data_ptr(), f.keys.scalar_type(), f.c, 1, f.k, nullptr, false};
+  sweep.c = f.c;
+  sweep.width = f.width;
+  sweep.scale = scale;
+  sweep.query = query.get();
+  sweep.kept = kept;
+  sweep.kept_stride = f.padded;
+  sweep.read_kept = read_kept;
+  for (int64_t first = 0; first < f.n; first += chunk) {
+    const int64_t count = std::min(chunk, f.n - first);
+    if (read_queries) pack_queries(f, first, count, kernels.panel, kernels.depth, query.get());
+    sweep.chunk = first;
+    around(sweep, count);
+  }
+}
+
+// Every pair is read by the policy. Logits are kept where there is room for them.
+template <class T, class Policy>
+void read_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
+                const Tensor& logits) {
+  const SweepCut cut(f.n, f.k, f.c);
+  Workspaces<T> workspaces(kernels.workspace(f.c));
+  for_chunks(cut, f, kernels, scale, kept_logits<T>(logits), false, [&](const Sweep<T>& sweep, int64_t count) {
+    sweep_chunk(cut, sweep, count, policy, kernels.read, workspaces);
+  });
+}
+
+using PairGradients = std::tuple<Tensor, Tensor>;  // of the query [N, C], of the keys [K, C]; no rows where not needed
+
+// Every pair is weighed by the policy, and both gradients made of the weights by register tiles.
+template <class T, class Policy>
+PairGradients weigh_in_place(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
+                             const Policy& policy, const Tensor& logits, ScalarType dtype, bool need_query,
+                             bool need_keys) {
+  const SweepCut cut(f.n, f.k, f.c);
+  Workspaces<T> workspaces(kernels.workspace(f.c));
+  const GradientSum<T> grad_query(need_query, f, f.n, f.padded, dtype), grad_keys(need_keys, f, f.k, f.k, dtype);
+  const int64_t value_rows = std::min(cut.chunk_groups * cut.group, f.padded);
+  std::unique_ptr<T[]> values(new T[need_keys ? value_rows * f.width : 0]);
+  for_chunks(cut, f, kernels, scale, kept_logits<T>(logits), true, [&](Sweep<T> sweep, int64_t count) {
+    sweep.grad_query = grad_query.sums();
+    sweep.grad_keys = grad_keys.sums();
+    sweep.query_values = values.get();
+    sweep.query_values_rows = value_rows;
+    if (need_keys)
+      torch::stable::parallel_for(0, count, grain(f.c), [&](int64_t begin, int64_t end) {
+        kernels.pack(data<const T>(f.query) + (sweep.chunk + begin) * f.c, f.c, end - begin, f.c, f.width, value_rows,
+                     values.get() + begin * kernels.panel);
+      });
+    sweep_chunk(cut, sweep, count, policy, kernels.weigh, workspaces);
+  });
+  return {grad_query.result(), grad_keys.result()};
+}
+
+// The same of bfloat16: a chunk's weights are written as such, and ATen multiplies. Its products are the faster ones,
+// and with AMX several times so; of float32, the register tiles' are as fast and need no memory for weights.
+template <class Policy>
+PairGradients weigh_bfloat16(const PairFeatures<float>& f, const SweepKernels<float, Policy>& kernels, float scale,
+                             const Policy& policy, const Tensor& logits, bool need_query, bool need_keys) {
+  constexpr int64_t kWeights = 4 << 20;  // of a chunk: 8 MiB
+  SweepCut cut(f.n, f.k, f.c);
+  cut.chunk_groups = std::clamp<int64_t>(kWeights / (f.k * cut.group + 1), 1, cut.chunk_groups);
+  const int64_t chunk = std::min(cut.chunk_groups * cut.group, f.padded);
+  const bool whole = chunk >= f.n;
+  Workspaces<float> workspaces(kernels.workspace(f.c));
+  const Tensor weights = torch::stable::new_empty(f.query, {f.k, chunk});
+  const Tensor grad_query = torch::stable::new_empty(f.query, {need_query ? f.n : 0, f.c});
+  const Tensor grad_keys = torch::stable::new_empty(f.query, {need_keys ? f.k : 0, f.c});
+  const Tensor part = torch::stable::new_empty(f.query, {need_keys && !whole ? f.k : 0, f.c});
+  std::vector<float> sum(part.numel());
+  if (f.n == 0 || f.k == 0)
+    for (const Tensor& t : {grad_query, grad_keys}) std::fill_n(data<uint16_t>(t), t.numel(), uint16_t(0));
+  for_chunks(cut, f, kernels, scale, kept_logits<float>(logits), true, [&](Sweep<float> sweep, int64_t count) {
+    sweep.weights = data<uint16_t>(weights);
+    sweep.weights_stride = chunk;
+    sweep_chunk(cut, sweep, count, policy, kernels.weigh, workspaces);
+    const Tensor by_key = narrow(weights, 1, 0, count);
+    if (need_query) mm_out(narrow(grad_query, 0, sweep.chunk, count), torch::stable::transpose(by_key, 0, 1), f.keys);
+    if (!need_keys) return;
+    mm_out(whole ? grad_keys : part, by_key, narrow(f.query, 0, sweep.chunk, count));
+    if (whole) return;
+    const bool last = sweep.chunk + count == f.n;
+    const auto* add = data<const c10::BFloat16>(part);
+    auto* out = data<c10::BFloat16>(grad_keys);
+    torch::stable::parallel_for(0, part.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t x = begin; x < end; x++) sum[x] += static_cast<float>(add[x]);
+      for (int64_t x = begin; last && x < end; x++) out[x] = sum[x];
+    });
+  });
+  return {grad_query, grad_keys};
+}
+
+template <class T, class Policy>
+PairGradients weigh_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
+                          const Policy& policy, const Tensor& logits, ScalarType dtype, bool need_query,
+                          bool need_keys) {
+  if constexpr (std::is_same_v<T, float>)
+    if (kernels.depth == 2) return weigh_bfloat16(f, kernels, scale, policy, logits, need_query, need_keys);
+  return weigh_in_place(f, kernels, scale, policy, logits, dtype, need_query, need_keys);
+}
+
+}  // namespace maskco

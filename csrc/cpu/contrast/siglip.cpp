@@ -1,0 +1,128 @@
+// The sigmoid loss of all pairs (Zhai et al., 2023): nothing is normalised, so one sweep gives loss and all gradients.
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <tuple>
+
+#include "common/info_nce.h"
+#include "common/library.h"
+#include "cpu/contrast/schedule.h"
+#include "cpu/contrast/sigmoid.h"
+
+namespace maskco {
+namespace {
+
+struct SigLipCall {
+  Tensor query, keys;          // [N, C], [K, C]
+  std::optional<int64_t> own;  // key i + own is query i's own
+  double scale_number;
+  std::optional<Tensor> scale_tensor;
+  double bias_number;
+  std::optional<Tensor> bias_tensor;
+
+  void check() const {
+    check_dim(query, 2, "query");
+    check_floating(query, "query");
+    check_features(keys, 2, query, "keys");
+    check_scalar(scale_tensor, accumulation_type(query), query, "scale_tensor");
+    check_scalar(bias_tensor, accumulation_type(query), query, "bias_tensor");
+  }
+};
+
+struct Needed {
+  bool query, keys, scale, bias;
+};
+
+// loss [N]; the gradients for query, keys, scale and bias [1] of the sum of all losses, or of their sum weighted by
+// `upstream` [N]. Those of float16 features are float32: who calls may still scale them.
+using SigLipResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& upstream, Needed need) {
+  const auto kernels = sweep_kernels<T, SigmoidPairs<T>>(call.query.scalar_type());
+  const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
+  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
+  const bool weigh = need.query || need.keys || need.scale || need.bias;
+  std::vector<T> loss(f.padded), bias_gradient(need.bias ? f.padded : 0), along(need.scale ? f.padded : 0);
+  std::vector<T> factor(weigh ? f.padded : 0, scale);
+  if (weigh && upstream) {
+    const Tensor up = as_contiguous<T>(*upstream);
+    for (int64_t i = 0; i < f.n; i++) factor[i] = scale * data<const T>(up)[i];
+  }
+  SigmoidPairs<T> policy{};
+  policy.has_own = call.own.has_value();
+  policy.own = call.own.value_or(0);
+  policy.bias = scalar_value<T>(call.bias_number, call.bias_tensor) * T(kLog2E);
+  policy.factor = factor.data();
+  policy.loss = loss.data();
+  policy.bias_gradient = need.bias ? bias_gradient.data() : nullptr;
+  policy.along = need.scale ? along.data() : nullptr;
+  const ScalarType dtype = call.query.scalar_type() == ScalarType::Half ? ScalarType::Float : call.query.scalar_type();
+  Tensor grad_query = torch::stable::new_empty(call.query, {0, f.c}, dtype);
+  Tensor grad_keys = torch::stable::new_empty(call.query, {0, f.c}, dtype);
+  const Tensor no_logits = torch::stable::new_empty(call.query, {0});
+  if (weigh)
+    std::tie(grad_query, grad_keys) =
+        weigh_pairs(f, kernels, scale * T(kLog2E), policy, no_logits, dtype, need.query, need.keys);
+  else
+    read_pairs(f, kernels, scale * T(kLog2E), policy, no_logits);
+  const Tensor out = torch::stable::new_empty(call.query, {f.n}, scalar_type_of<T>);
+  std::copy_n(loss.data(), f.n, data<T>(out));
+  const Tensor grad_bias = torch::stable::new_empty(call.query, {need.bias ? 1 : 0}, scalar_type_of<T>);
+  double total = 0;
+  for (T part : bias_gradient) total += part;
+  if (need.bias) *data<T>(grad_bias) = static_cast<T>(total / double(scale));  // (the weights are times the scale)
+  return {out, grad_query, grad_keys, scale_gradient(call.query, along, scale), grad_bias};
+}
+
+SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, Needed need) {
+  call.check();
+  return accumulation_type(call.query) == ScalarType::Double ? compute_in<double>(call, upstream, need)
+                                                             : compute_in<float>(call, upstream, need);
+}
+
+Tensor siglip_loss_fwd(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
+                       const std::optional<Tensor>& scale_tensor, double bias,
+                       const std::optional<Tensor>& bias_tensor) {
+  return std::get<0>(compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, {}));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> siglip_loss_bwd(
+    const Tensor& grad_loss, const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
+    const std::optional<Tensor>& scale_tensor, double bias, const std::optional<Tensor>& bias_tensor, bool need_query,
+    bool need_keys, bool need_scale, bool need_bias) {
+  check_rows(grad_loss, query, "grad_loss");
+  const auto [loss, grad_query, grad_keys, grad_scale, grad_bias] =
+      compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, grad_loss,
+              {need_query, need_keys, need_scale, need_bias});
+  return {grad_query, grad_keys, grad_scale, grad_bias};
+}
+
+SigLipResult siglip_loss_sum(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
+                             const std::optional<Tensor>& scale_tensor, double bias,
+                             const std::optional<Tensor>& bias_tensor, bool need_query, bool need_keys, bool need_scale,
+                             bool need_bias) {
+  auto result = compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt,
+                        {need_query, need_keys, need_scale, need_bias});
+  const Tensor rows = std::get<0>(result), sum = torch::stable::new_empty(rows, {});
+  const auto add = [&](auto* to, const auto* from) {
+    double total = 0;
+    for (int64_t i = 0; i < rows.size(0); i++) total += from[i];
+    *to = total;
+  };
+  if (rows.scalar_type() == ScalarType::Double)
+    add(data<double>(sum), data<const double>(rows));
+  else
+    add(data<float>(sum), data<const float>(rows));
+  std::get<0>(result) = sum;
+  return result;
+}
+
+}  // namespace
+}  // namespace maskco
+
+MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
+  m.impl("siglip_loss_fwd", TORCH_BOX(&maskco::siglip_loss_fwd));
+  m.impl("siglip_loss_bwd", TORCH_BOX(&maskco::siglip_loss_bwd));
+  m.impl("siglip_loss_sum", TORCH_BOX(&maskco::siglip_loss_sum));
+}

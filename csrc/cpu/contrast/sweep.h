@@ -1,0 +1,175 @@
+// All pairs of queries and keys, a block at a time: the pass of the losses that look at a pair from both its sides.
+//
+// A block is a tile of keys times a group of queries, whose logits fit the second-level cache. They come from a matrix
+// product; a policy (softmax.h, sigmoid.h) reads them, or turns them into weights dL/d(query · key) in place; and the
+// weights times the keys and times the queries are added to both gradients. Queries lie across lanes. A loss is a policy.
+//
+// A unit, a group against a range of keys, is swept by one thread. It owns what the policy keeps for its rows and for
+// its keys, and both gradients' rows: schedule.h runs at once only units that share neither.
+//
+// Where the CPU multiplies pairs of bfloat16, it does so here for the logits, since ATen would round them to bfloat16.
+// Weights are rounded to bfloat16 in any case, so the gradients' products are ATen's: this pass writes the weights.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/contrast/logits.h"
+
+namespace maskco {
+
+constexpr int64_t kGroup = 128;     // queries of a group at most
+constexpr int64_t kBlockKeys = 96;  // keys of a block at most
+constexpr int64_t kFeatures = 256;  // at a time of a gradient: they and a block fit the second-level cache
+constexpr int64_t kStride = kGroup + 16;  // of a block's rows: at a power of two, its columns would share cache sets
+
+template <class T>
+struct Block {
+  T* logits;  // [keys, kStride]
+  int64_t first_key, keys;
+  int64_t first_row, rows, lanes;  // lanes: rows, rounded up to a panel
+};
+
+// What the units of one chunk of queries have in common. Widths are C rounded up to a panel.
+template <class T>
+struct Sweep {
+  Keys keys;
+  int64_t c, width;
+  T scale;                    // from a product to a logit
+  int64_t chunk;              // its first row
+  const void* query;          // operands [rows rounded up / panel, C / depth, panel]
+  T *grad_query, *grad_keys;  // [N rounded up, width], [K, width] to add to, or null; not of pairs
+  const T* query_values;      // [width / panel, query_values_rows, panel]: for the keys' gradient
+  int64_t query_values_rows;
+  uint16_t* weights;  // of pairs: [K, weights_stride] bfloat16, the chunk's weights
+  int64_t weights_stride;
+  T* kept;                    // [K, kept_stride] logits of all pairs, or null
+  int64_t kept_stride;
+  bool read_kept;  // else they are written
+};
+
+template <class T>
+struct Unit {
+  int64_t first_row, rows, first_key, last_key;
+  T* workspace;  // sweep_workspace() elements
+};
+
+template <class Tile>
+int64_t sweep_workspace(int64_t c) {
+  const int64_t width = round_up(c, Tile::kColumns);
+  return kBlockKeys * (kStride + 2 * kFeatures + width) + kGroup * width;
+}
+
+// rows [n, C], `stride` apart -> [width / panel, terms, panel], n of the terms: the second factor of a product whose
+// depth the rows are
+template <class Tile, class T = typename Tile::T>
+MASKCO_INLINE void pack_values(const T* rows, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,
+                               T* out) {
+  constexpr int64_t kPanel = Tile::kColumns;
+  for (int64_t j = 0; j < n; j++)
+    for (int64_t x0 = 0; x0 < width; x0 += kPanel) {
+      T* to = out + (x0 / kPanel * terms + j) * kPanel;
+      const int64_t columns = std::min(kPanel, c - x0);
+      for (int64_t x = 0; x < columns; x++) to[x] = rows[j * stride + x0 + x];
+      for (int64_t x = columns; x < kPanel; x++) to[x] = 0;
+    }
+}
+
+// weights [keys, kStride] -> [keys, stride], rounded to the nearest bfloat16
+template <class Tile>
+MASKCO_INLINE void round_weights(const typename Tile::T* weights, int64_t keys, int64_t lanes, uint16_t* out,
+                                 int64_t stride) {
+  using Bits = Lanes<int32_t, Tile::Lane::kBytes>;
+  typedef uint16_t Halves __attribute__((vector_size(Bits::kBytes / 2), aligned(2), may_alias));
+  const auto* bits = reinterpret_cast<const int32_t*>(weights);
+  for (int64_t j = 0; j < keys; j++)
+    for (int64_t l = 0; l < lanes; l += Bits::kCount) {
+      // the nearest is the upper half of the bits, after half of its last place was added
+      const auto upper = (Bits::at(bits + j * kStride + l) + 0x8000) >> 16;
+      *reinterpret_cast<Halves*>(out + j * stride + l) = __builtin_convertvector(upper, Halves);
+    }
+}
+
+// sums [width / panel, stride, panel] of products are added to rows[n, width], row_stride apart
+template <class Tile, class T>
+MASKCO_INLINE void add_to_rows(const T* sums, int64_t stride, int64_t n, int64_t width, T* rows, int64_t row_stride) {
+  using Lane = typename Tile::Lane;
+  constexpr int64_t kPanel = Tile::kColumns;
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t x = 0; x < width; x += kPanel)
+      for (int64_t l = 0; l < kPanel; l += Lane::kCount)
+        Lane::at(rows + i * row_stride + x + l) += Lane::at(sums + (x / kPanel * stride + i) * kPanel + l);
+}
+
+// One side's product of a block: out[width / panel, rows_out, panel] = or += weights[rows, terms] values[terms, width].
+// Sums lie in panels, since in rows of 2^k features they would share cache sets.
+template <class Tile, class T = typename Tile::T>
+MASKCO_INLINE void multiply_block(const T* weights, int64_t row_stride, int64_t term_stride, int64_t rows,
+                                  int64_t terms, const T* values, int64_t values_stride, int64_t width, T* out,
+                                  int64_t rows_out, bool add) {
+  constexpr int64_t kPanel = Tile::kColumns;
+  for (int64_t x = 0; x < width / kPanel; x++)
+    for (int64_t i = 0; i < rows; i += Tile::kRows)
+      Tile::multiply(weights + i * row_stride, row_stride, term_stride, values + x * values_stride * kPanel, kPanel,
+                     out + (x * rows_out + i) * kPanel, kPanel, terms, add);
+}
+
+template <class Tile, bool kWeigh, class T, class Policy>
+MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {
+  using Operand = typename Tile::Operand;
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
+  const int64_t c = sweep.c, width = sweep.width, depth = (c + kDepth - 1) / kDepth;
+  const int64_t lanes = round_up(unit.rows, kPanel), in_chunk = unit.first_row - sweep.chunk;
+  const auto* query = static_cast<const Operand*>(sweep.query) + in_chunk * depth;
+  T* logits = unit.workspace;                                               // [kBlockKeys, kStride]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kBlockKeys * kStride);  // [kBlockKeys, width]: a copied tile
+  T* values = reinterpret_cast<T*>(buffer + kBlockKeys * width);             // [features / panel, keys, panel]
+  T* key_sums = values + kBlockKeys * kFeatures;                             // [features / panel, kBlockKeys, panel]
+  T* query_sums = key_sums + kBlockKeys * kFeatures;                         // [width / panel, lanes, panel]
+  for (int64_t k0 = unit.first_key; k0 < unit.last_key; k0 += kBlockKeys) {
+    const int64_t n = std::min(kBlockKeys, unit.last_key - k0);
+    const Block<T> block{logits, k0, n, unit.first_row, unit.rows, lanes};
+    int64_t tile_stride;
+    const Operand* tile = key_rows<Tile>(sweep.keys, k0, n, c, depth, buffer, tile_stride);
+    T* kept = sweep.kept ? sweep.kept + k0 * sweep.kept_stride + unit.first_row : nullptr;
+    if (kept && sweep.read_kept) {
+      for (int64_t j = 0; j < n; j++) std::copy_n(kept + j * sweep.kept_stride, lanes, logits + j * kStride);
+    } else {
+      Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, unit.rows);
+      for (int64_t i = 0; i < lanes; i += kPanel)
+        panel_logits<Tile, false>(tile, tile_stride, n, query + i * depth, depth, sweep.scale, logits + i, kStride,
+                                  ahead);
+      policy.template exclude<Tile>(block);
+      for (int64_t j = 0; kept && j < n; j++)
+        std::copy_n(logits + j * kStride, lanes, kept + j * sweep.kept_stride);
+    }
+    if constexpr (!kWeigh) {
+      policy.template read<Tile>(block);
+      continue;
+    }
+    policy.template weigh<Tile>(block);
+    if constexpr (kDepth == 2) {
+      round_weights<Tile>(logits, n, lanes, sweep.weights + k0 * sweep.weights_stride + in_chunk,
+                          sweep.weights_stride);
+    } else {
+      const T* query_values = sweep.query_values + in_chunk * kPanel;
+      for (int64_t x = 0; x < width; x += kFeatures) {
+        const int64_t features = std::min(kFeatures, width - x);
+        if (sweep.grad_query) {
+          pack_values<Tile>(tile + x, tile_stride, n, c - x, features, n, values);
+          multiply_block<Tile>(logits, 1, kStride, lanes, n, values, n, features, query_sums + x * lanes, lanes,
+                               k0 > unit.first_key);
+        }
+        if (sweep.grad_keys) {
+          multiply_block<Tile>(logits, kStride, 1, n, unit.rows, query_values + x * sweep.query_values_rows,
+                               sweep.query_values_rows, features, key_sums, kBlockKeys, false);
+          add_to_rows<Tile>(key_sums, kBlockKeys, n, features, sweep.grad_keys + k0 * width + x, width);
+        }
+      }
+    }
+  }
+  if (kWeigh && sweep.grad_query)
+    add_to_rows<Tile>(query_sums, lanes, unit.rows, width, sweep.grad_query + unit.first_row * width, width);
+}
+
+}  // namespace maskco

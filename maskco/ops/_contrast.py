@@ -1,0 +1,118 @@
+"""What the contrastive losses do with their arguments: features of one dtype, ids, scales, reductions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskco.ops._inputs import (
+    FLOATS,
+    INTEGERS,
+    as_float,
+    as_tensor,
+    autocast_on,
+    check_device,
+    check_dtype,
+    check_shape,
+    is_number,
+)
+
+
+def check_features(value: Tensor, shape: tuple[int | str, ...], name: str, like: Tensor, like_name: str) -> None:
+    check_shape(value, shape, name)
+    check_dtype(value, FLOATS, name)
+    check_device(value, like, name, like_name)
+
+
+def check_ids(ids: Any, count: int, like: Tensor, name: str, like_name: str) -> Tensor:
+    """[count] integers as the kernels take them."""
+    ids = as_tensor(ids, name)
+    check_shape(ids, (count,), name)
+    check_dtype(ids, INTEGERS, name)
+    check_device(ids, like, name, like_name)
+    return ids.to(torch.int64).contiguous()
+
+
+def one_dtype(features: dict[str, Tensor | None], first: Tensor, leader: Tensor | None = None) -> list[Tensor | None]:
+    """The features in one dtype: under autocast that of the leader, or else the widest; mixed ones raise elsewhere."""
+    dtypes = {t.dtype for t in features.values() if t is not None}
+    if len(dtypes) == 1:
+        return list(features.values())
+    if not autocast_on(first):
+        *names, last = features
+        found = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        raise TypeError(f"{', '.join(names)} and {last} must have one dtype, got {found}; convert them")
+    dtype = leader.dtype if leader is not None else max(dtypes, key=lambda d: d.itemsize)
+    return [None if t is None else t.to(dtype) for t in features.values()]
+
+
+def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
+    """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
+    if is_number(value):
+        return float(as_float(value, name)), None
+    value = as_tensor(value, name)
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be a float or have one element, got shape {list(value.shape)}")
+    check_dtype(value, FLOATS, name)
+    check_device(value, features, name, like_name)
+    return 1.0, value.to(accumulation_dtype(features)).reshape(())
+
+
+def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
+    """`check_scalar` of what logits are divided or multiplied by."""
+    number, tensor = check_scalar(value, features, name, like_name)
+    if tensor is None and (not number or math.isnan(number)):
+        raise ValueError(f"{name} must be a number other than 0, got {value}")
+    return number, tensor
+
+
+def inverse(scalar: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
+    """A temperature as a scale. Its gradient is autograd's."""
+    number, tensor = scalar
+    return (1 / number, None) if tensor is None else (1.0, 1 / tensor)
+
+
+def scalar_of(scalar: tuple[float, Tensor | None]) -> float | Tensor:
+    return scalar[0] if scalar[1] is None else scalar[1]
+
+
+def accumulation_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """[N] -> [], or [N] for "none". The mean of no losses is 0."""
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / max(loss.shape[0], 1)
+
+
+def padded(n: int) -> int:
+    """Rows as the kernels lay them out."""
+    return (n + 31) // 32 * 32
+
+
+def keeps_logits(n: int, k: int, features: Tensor) -> bool:
+    """Whether the logits of all pairs are kept for the backward pass, which is faster than computing them again.
+
+    16 MiB hold those of 2048 pairs in float32. They stay in the last-level cache, and below what a call may take.
+    """
+    return k * padded(n) * accumulation_dtype(features).itemsize <= 16 * 2**20
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def refuse_double_backward(op: str) -> None:
+    """In a backward pass: what the forward pass kept would count as constants, and a second derivative be wrong."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op} has no second derivative; call backward without create_graph=True")

@@ -1,0 +1,210 @@
+"""CLIP's loss, both directions from one stream over all pairs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskco.ops import _library, reference
+from maskco.ops._contrast import (
+    accumulation_dtype,
+    check_features,
+    check_ids,
+    check_nonzero,
+    check_reduction,
+    inverse,
+    keeps_logits,
+    needs_grad,
+    one_dtype,
+    padded,
+    reduce,
+    refuse_double_backward,
+    scalar_of,
+)
+from maskco.ops._inputs import as_float, as_tensor, refuse_forward_mode, refuse_transforms
+
+
+class ClipStats(NamedTuple):
+    """Statistics of the same pass; all [N], without gradient, float32 (float64 for float64 inputs)."""
+
+    image_lse: Tensor
+    """Log of the sum of exp(logit) over each image's texts."""
+    text_lse: Tensor
+    """Log of the sum of exp(logit) over each text's images."""
+    positive_logit: Tensor
+    """image · text of the pair, times the scale."""
+    image_rank: Tensor
+    """int64: texts with a larger logit than the image's own. 0 is a correct top-1 retrieval."""
+    text_rank: Tensor
+    """int64: images with a larger logit than the text's own."""
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    temperature: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ClipStats]:
+    """CLIP's symmetric cross-entropy (Radford et al., 2021), without a tensor of all logits.
+
+    The same as this, but `logits` is not allocated for large N::
+
+        logits = logit_scale * image @ text.T                # [N, N]
+        labels = torch.arange(N)
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    Row i of `image` and row i of `text` are a pair. One sweep over all pairs gives the loss, one more all gradients.
+
+    Args:
+        image, text: [N, C], float32, float64, float16 or bfloat16. Normalise them first, as CLIP does.
+        temperature: divides the dot products; default 0.07. A float, or a tensor with one element.
+        logit_scale: multiplies the dot products, in place of a temperature. A tensor gets a gradient. CLIP's
+            parameter is the logarithm of this scale: pass `log_scale.exp()`.
+        ids: [N] integers. Pairs with equal ids are not negatives of each other, such as copies of one caption.
+        label_smoothing: as in F.cross_entropy, over the pairs that count.
+        reduction: "mean", "sum" or "none". The mean over no pairs is 0.
+        return_stats: also return the `ClipStats`.
+
+    Both must have one dtype; under autocast the narrower one is widened. Sums run in float32 (float64 for float64).
+    Gradients reach both features and the scale. Bit for bit repeatable. There is no second derivative and no
+    forward-mode one.
+
+    Returns:
+        The loss, [] or [N] (the mean of both directions for each pair), float32 (float64 for float64 inputs), or
+        (loss, ClipStats).
+
+    Raises:
+        TypeError: dtypes that are not supported, or mixed.
+        ValueError: shapes, devices or options that do not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True; forward-mode AD and torch.func's gradients.
+    """
+    image, text = as_tensor(image, "image"), as_tensor(text, "text")
+    check_features(image, ("N", "C"), "image", image, "image")
+    check_features(text, tuple(image.shape), "text", image, "image")
+    if ids is not None:
+        ids = check_ids(ids, image.shape[0], image, "ids", "image")
+    smoothing = as_float(label_smoothing, "label_smoothing")
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
+    check_reduction(reduction)
+    image, text = one_dtype({"image": image, "text": text}, image)  # type: ignore[assignment]
+    if temperature is not None and logit_scale is not None:
+        raise ValueError("temperature and logit_scale were both given; pass one of them")
+    if logit_scale is None:
+        scale = inverse(check_nonzero(0.07 if temperature is None else temperature, image, "temperature", "image"))
+    else:
+        scale = check_nonzero(logit_scale, image, "logit_scale", "image")
+
+    if _library.kernels(image.device, cpu_only="clip_loss") is None:
+        found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
+        loss, stats = found[0], ClipStats(*(t.detach() for t in found[1:]))
+    else:
+        loss, stats = pair_losses(image, text, ids, scale, smoothing=smoothing, stats=return_stats)
+    loss = reduce(loss, reduction)
+    return (loss, stats) if return_stats else loss
+
+
+def pair_losses(
+    image: Tensor,
+    text: Tensor,
+    ids: Tensor | None,
+    scale: tuple[float, Tensor | None],
+    *,
+    smoothing: float = 0.0,
+    stats: bool = True,
+) -> tuple[Tensor, Any]:
+    """The compiled op: each pair's loss [N], and the stats if they are wanted."""
+    in_vmap = refuse_transforms("clip_loss", image, text, scale[1])
+    keep = (in_vmap or needs_grad(image, text, scale[1])) and keeps_logits(*[image.shape[0]] * 2, image)
+    loss, parts, own, image_rank, text_rank, *_ = torch.ops.maskco.clip_loss_fwd(
+        image, text, 0, ids, ids, *scale, True, smoothing, False, None, keep
+    )
+    if not stats:
+        return loss, None
+    n = image.shape[0]
+    own = own.detach()[0, :n]
+    lses = parts.detach() + own
+    return loss, ClipStats(lses[0], lses[1], own, image_rank[:n], text_rank)
+
+
+def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, keep):
+    refuse_forward_mode("clip_loss")
+    n, k, rows = query.shape[0], keys.shape[0], padded(query.shape[0])
+    dtype = accumulation_dtype(query)
+    sizes = ((n,), (2, n), (1, rows))
+    loss, parts, own_logit = (query.new_empty(size, dtype=dtype) for size in sizes)
+    row_rank, column_rank = (query.new_empty(size, dtype=torch.int64) for size in (rows, k if columns else 0))
+    logits = query.new_empty((k if keep else 0, rows), dtype=dtype)
+    k = k if columns else 0
+    sizes = ((2, rows), (2, k), (2, rows if smoothing > 0 else 0), (2, k if smoothing > 0 else 0))
+    sums = tuple(query.new_empty(size, dtype=dtype) for size in sizes)
+    return loss, parts, own_logit, row_rank, column_rank, *sums, logits
+
+
+def _fake_bwd(row_upstream, column_upstream, query, keys, *rest):
+    need_query, need_keys, need_scale = rest[-3:]
+    return (
+        query.new_empty((query.shape[0] if need_query else 0, query.shape[1])),
+        keys.new_empty((keys.shape[0] if need_keys else 0, keys.shape[1])),
+        query.new_empty(1 if need_scale else 0, dtype=accumulation_dtype(query)),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    query, keys, _, query_ids, key_ids, _, tensor, *_ = inputs
+    _, parts, own_logit, _, _, *sums = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, keys, query_ids, key_ids, tensor, parts, own_logit, *sums)
+    ctx.own, ctx.scale = inputs[2], inputs[5]
+    ctx.options = inputs[7:11]  # columns, smoothing, decoupled, margin
+
+
+def register(namespace: str) -> None:
+    """Fake kernels and gradients of the op in `namespace`."""
+    ops = getattr(torch.ops, namespace)
+
+    def backward(ctx, grad_loss, *_):
+        refuse_double_backward("clip_loss")
+        grads: list[Tensor | None] = [None] * 12
+        if grad_loss is None:
+            return tuple(grads)
+        query, keys, query_ids, key_ids, tensor, *saved = ctx.saved_tensors
+        columns = ctx.options[0]
+        upstream = (grad_loss / 2 if columns else grad_loss).contiguous()
+        need_query, need_keys = ctx.needs_input_grad[:2]
+        need_scale = tensor is not None and ctx.needs_input_grad[6]
+        grad_query, grad_keys, grad_scale = ops.clip_loss_bwd(
+            upstream,
+            upstream if columns else upstream[:0],
+            query,
+            keys,
+            ctx.own,
+            query_ids,
+            key_ids,
+            ctx.scale,
+            tensor,
+            *ctx.options,
+            *saved,
+            need_query,
+            need_keys,
+            need_scale,
+        )
+        grads[0] = grad_query if need_query else None
+        grads[1] = grad_keys if need_keys else None
+        grads[6] = grad_scale.reshape(tensor.shape) if need_scale else None
+        return tuple(grads)
+
+    torch.library.register_fake(f"{namespace}::clip_loss_fwd", _fake_fwd)
+    torch.library.register_fake(f"{namespace}::clip_loss_bwd", _fake_bwd)
+    torch.library.register_autograd(f"{namespace}::clip_loss_fwd", backward, setup_context=_setup_context)
+
+
+register("maskco")

@@ -1,0 +1,170 @@
+"""Supervised contrast: every key with the query's label is a positive."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskco.ops import _library, reference
+from maskco.ops._contrast import (
+    accumulation_dtype,
+    check_features,
+    check_ids,
+    check_nonzero,
+    check_reduction,
+    inverse,
+    keeps_logits,
+    needs_grad,
+    one_dtype,
+    padded,
+    reduce,
+    refuse_double_backward,
+)
+from maskco.ops._inputs import as_tensor, refuse_forward_mode, refuse_transforms
+
+
+class SupConStats(NamedTuple):
+    """Statistics of the same pass; all [N], without gradient, float32 (float64 for float64 inputs)."""
+
+    lse: Tensor
+    """Log of the sum of exp(logit) over all keys but the query itself; -inf where there is none."""
+    positive_logit: Tensor
+    """The mean logit of the positives; 0 where there is none."""
+    positives: Tensor
+    """int64: how many keys share the query's label. Rows with 0 have loss 0 and gradient 0."""
+
+
+def supcon_loss(
+    query: Tensor,
+    keys: Tensor | None = None,
+    *,
+    query_labels: Tensor,
+    key_labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, SupConStats]:
+    """The supervised contrastive loss (SupCon, Khosla et al., 2020, L_out), without a tensor of all logits.
+
+    The same as this, but `logits` is not allocated for large N::
+
+        logits = query @ query.T / temperature                               # [N, N]
+        logits.fill_diagonal_(-inf)
+        positive = (labels[:, None] == labels) & ~torch.eye(N, dtype=bool)
+        log_prob = logits - logits.logsumexp(1, keepdim=True)
+        loss = -(log_prob * positive).sum(1) / positive.sum(1)               # a row without positives has loss 0
+
+    Args:
+        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first if you mean cosine similarity.
+        keys: [K, C], such as a memory bank, or the features of all ranks. None: the queries themselves, each of which
+            is contrasted with all others.
+        query_labels: [N] integers.
+        key_labels: [K] integers, with `keys`.
+        temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
+        reduction: "mean" over all N rows, "sum" or "none".
+        return_stats: also return the `SupConStats`.
+
+    Both must have one dtype; under autocast the narrower one is widened. Sums run in float32 (float64 for float64).
+    Gradients reach both features and the temperature. Bit for bit repeatable. There is no second derivative and no
+    forward-mode one.
+
+    Returns:
+        The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, SupConStats).
+
+    Raises:
+        TypeError: dtypes that are not supported, or mixed.
+        ValueError: shapes, devices or options that do not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True; forward-mode AD and torch.func's gradients.
+    """
+    query = as_tensor(query, "query")
+    check_features(query, ("N", "C"), "query", query, "query")
+    if (keys is None) != (key_labels is None):
+        raise ValueError(f"{'key_labels were' if keys is None else 'keys were'} given alone; pass keys and key_labels")
+    query_labels = check_ids(query_labels, query.shape[0], query, "query_labels", "query")
+    if keys is not None:
+        keys = as_tensor(keys, "keys")
+        check_features(keys, ("K", query.shape[1]), "keys", query, "query")
+        key_labels = check_ids(key_labels, keys.shape[0], query, "key_labels", "query")
+        query, keys = one_dtype({"query": query, "keys": keys}, query)  # type: ignore[assignment]
+    check_reduction(reduction)
+    number, tensor = check_nonzero(temperature, query, "temperature", "query")
+
+    if _library.kernels(query.device, cpu_only="supcon_loss") is None:
+        options = {"query_labels": query_labels, "key_labels": key_labels}
+        loss, *stats = reference.supcon_loss(query, keys, **options, temperature=number if tensor is None else tensor)
+    else:
+        scale, scale_tensor = inverse((number, tensor))
+        others, labels = (query, query_labels) if keys is None else (keys, key_labels)
+        in_vmap = refuse_transforms("supcon_loss", query, others, scale_tensor)
+        keep = in_vmap or needs_grad(query, others, scale_tensor)
+        keep = keep and keeps_logits(query.shape[0], others.shape[0], query)
+        loss, *stats = torch.ops.maskco.supcon_loss_fwd(
+            query, others, query_labels, labels, keys is None, scale, scale_tensor, keep
+        )
+    loss = reduce(loss, reduction)
+    return (loss, SupConStats(*(t.detach() for t in stats[:3]))) if return_stats else loss
+
+
+def _fake_fwd(query, keys, query_labels, key_labels, self, scale, tensor, keep):
+    refuse_forward_mode("supcon_loss")
+    n, rows, dtype = query.shape[0], padded(query.shape[0]), accumulation_dtype(query)
+    loss, lse, positive = (query.new_empty(n, dtype=dtype) for _ in range(3))
+    sums, logits = (query.new_empty(size, dtype=dtype) for size in ((2, rows), (keys.shape[0] if keep else 0, rows)))
+    return loss, lse, positive, query.new_empty(n, dtype=torch.int64), sums, logits
+
+
+def _fake_bwd(grad_loss, query, keys, query_labels, key_labels, self, *rest):
+    need_query, need_keys, need_scale = rest[-3:]
+    return (
+        query.new_empty((query.shape[0] if need_query else 0, query.shape[1])),
+        keys.new_empty((keys.shape[0] if need_keys and not self else 0, keys.shape[1])),
+        query.new_empty(1 if need_scale else 0, dtype=accumulation_dtype(query)),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    query, keys, query_labels, key_labels, ctx.self, ctx.scale, tensor, _ = inputs
+    _, _, _, positives, sums, logits = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, keys, query_labels, key_labels, tensor, positives, sums, logits)
+
+
+def register(namespace: str) -> None:
+    """Fake kernels and gradients of the op in `namespace`."""
+    ops = getattr(torch.ops, namespace)
+
+    def backward(ctx, grad_loss, *_):
+        refuse_double_backward("supcon_loss")
+        grads: list[Tensor | None] = [None] * 8
+        if grad_loss is None:
+            return tuple(grads)
+        *features, tensor, positives, sums, logits = ctx.saved_tensors
+        need_query, need_keys = ctx.needs_input_grad[:2]
+        need_scale = tensor is not None and ctx.needs_input_grad[6]
+        grad_query, grad_keys, grad_scale = ops.supcon_loss_bwd(
+            grad_loss.contiguous(),
+            *features,
+            ctx.self,
+            ctx.scale,
+            tensor,
+            positives,
+            sums,
+            logits,
+            need_query,
+            need_keys,
+            need_scale,
+        )
+        grads[0] = grad_query if need_query else None
+        grads[1] = grad_keys if need_keys and not ctx.self else None  # (grad_query holds it, where they are one tensor)
+        grads[6] = grad_scale.reshape(tensor.shape) if need_scale else None
+        return tuple(grads)
+
+    torch.library.register_fake(f"{namespace}::supcon_loss_fwd", _fake_fwd)
+    torch.library.register_fake(f"{namespace}::supcon_loss_bwd", _fake_bwd)
+    torch.library.register_autograd(f"{namespace}::supcon_loss_fwd", backward, setup_context=_setup_context)
+
+
+register("maskco")

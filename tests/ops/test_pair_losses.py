@@ -1,0 +1,399 @@
+"""clip_loss, siglip_loss and supcon_loss against plain torch in float64, and what all their docstrings promise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pair_cases import CLIP, LOSSES, SIGLIP, SUPCON, SUPCON_SELF, check, make, run, wide
+from torch.library import opcheck
+
+from contrast_cases import DTYPES, unit
+from maskco.ops import clip_loss, siglip_loss, supcon_loss
+from peak_memory import peak_mib
+
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+DEVIATIONS = {
+    "clip with ids": (CLIP, {"ids": torch.tensor([3, 1, 3, 5, 1, 2**40, 2**40, 7, -3])}),
+    "clip smoothed": (CLIP, {"label_smoothing": 0.1}),
+    "clip smoothed with ids": (CLIP, {"label_smoothing": 0.3, "ids": torch.tensor([3, 1, 3, 5, 1, 4, 4, 7, -3])}),
+    "clip of one id": (CLIP, {"ids": torch.zeros(9, dtype=torch.int32)}),
+    "clip, negative scale": (CLIP, {"logit_scale": -3.0}),
+    "clip, cold": (CLIP, {"logit_scale": 100.0}),
+    "siglip, texts of others": (SIGLIP, {"offset": None}),
+    "siglip, offset": (SIGLIP, {"offset": 3}),
+    "siglip, offset beyond": (SIGLIP, {"offset": 10}),
+    "siglip, negative offset": (SIGLIP, {"offset": -4}),
+    "siglip, cold": (SIGLIP, {"logit_scale": 100.0, "logit_bias": -10.0}),
+    "supcon, one label": (SUPCON_SELF, {"query_labels": torch.zeros(9, dtype=torch.long)}),
+    "supcon, labels of their own": (SUPCON_SELF, {"query_labels": torch.arange(9)}),
+    "supcon, some without positives": (SUPCON_SELF, {"query_labels": torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5])}),
+    "supcon, negative temperature": (SUPCON, {"temperature": -0.5}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_loss
+def test_values_and_gradients(loss, dtype):
+    torch.manual_seed(0)
+    check(loss, make(loss, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("loss", "options"), DEVIATIONS.values(), ids=DEVIATIONS.keys())
+def test_values_and_gradients_with_options(loss, options, dtype):
+    torch.manual_seed(0)
+    check(loss, make(loss, dtype=dtype, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "c", "k"), [(252, 123, 507), (1, 16, 1), (2, 1, 33), (700, 64, 300), (130, 513, 95)])
+@every_loss
+def test_ragged_sizes(loss, n, c, k, dtype):
+    """Around groups of 128 queries, blocks of 96 keys and panels of 32 features, and nothing a multiple of anything."""
+    torch.manual_seed(0)
+    check(loss, make(loss, n, c, k, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every_loss
+def test_more_pairs_than_are_kept(loss, dtype):
+    """Beyond 16 MiB of logits the backward pass computes them again, in chunks of 2048 queries or fewer."""
+    torch.manual_seed(0)
+    check(loss, make(loss, 2300, 8, 2200, dtype))
+
+
+@every_loss
+def test_kept_and_computed_logits_give_the_same_bits(loss, monkeypatch):
+    torch.manual_seed(0)
+    for dtype, n in itertools.product((torch.float32, torch.bfloat16), (90, 300)):
+        case = make(loss, n, 24, 200, dtype)
+        kept = run(loss.op, loss, case, loss.features)
+        for module in (clip_loss, supcon_loss):
+            monkeypatch.setitem(module.__globals__, "keeps_logits", lambda *_: False)
+        again = run(loss.op, loss, case, loss.features)
+        monkeypatch.undo()
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@every_loss
+def test_gradcheck(loss):
+    torch.manual_seed(0)
+    case = make(loss, 5, 4, 7, torch.float64)
+    names = (*loss.features, *loss.scalars)
+    inputs = [torch.as_tensor(case.pop(name), dtype=torch.float64).requires_grad_() for name in names]
+    for reduction in ("none", "sum"):
+        case["reduction"] = reduction
+        assert torch.autograd.gradcheck(lambda *x: loss.op(**dict(zip(names, x, strict=True)), **case), inputs)
+
+
+@every_loss
+def test_every_subset_of_gradients(loss):
+    torch.manual_seed(0)
+    names = (*loss.features, *loss.scalars)
+    case = make(loss, 6, 8, 10)
+    case |= {name: torch.tensor(case[name]) for name in loss.scalars}
+    everything = run(loss.op, loss, case, names)
+    for wanted in (s for r in range(len(names)) for s in itertools.combinations(names, r)):
+        result = run(loss.op, loss, case, wanted)
+        for reduction in ("mean", "sum"):
+            leaves = {name: case[name].clone().requires_grad_(name in wanted) for name in names}
+            value = loss.op(**case | leaves, reduction=reduction)
+            assert value.requires_grad == bool(wanted)
+            if wanted:
+                grads = torch.autograd.grad(value, [leaves[name] for name in wanted])
+                assert all(g.shape == case[name].shape for g, name in zip(grads, wanted, strict=True))
+        for name, value in result.items():
+            torch.testing.assert_close(value, everything[name], rtol=0, atol=0)
+
+
+@every_loss
+def test_reductions(loss):
+    torch.manual_seed(0)
+    case = make(loss)
+    names = loss.features
+    rows = loss.op(**case, reduction="none")
+    for reduction, expected in (("mean", rows.mean()), ("sum", rows.sum())):
+        leaves = {name: case[name].clone().requires_grad_() for name in names}
+        torch.testing.assert_close(loss.op(**case, reduction=reduction), expected)
+        value, plain = loss.op(**case | leaves, reduction=reduction), loss.op(**case | leaves, reduction="none")
+        plain = plain.mean() if reduction == "mean" else plain.sum()
+        # times 3: an upstream gradient that is not 1
+        for ours, theirs in zip(
+            torch.autograd.grad(3 * value, list(leaves.values())),
+            torch.autograd.grad(3 * plain, list(leaves.values())),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_equals_open_clips_own_formulas():
+    torch.manual_seed(0)
+    image, text, scale, bias = unit(24, 32), unit(24, 32), torch.tensor(14.0), torch.tensor(-10.0)
+    logits, labels = scale * image @ text.T, torch.arange(24)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(clip_loss(image, text, logit_scale=scale), expected)
+    torch.testing.assert_close(clip_loss(image, text, temperature=1 / 14), expected)
+    torch.testing.assert_close(clip_loss(image, text), clip_loss(image, text, temperature=0.07))
+    smoothed = (F.cross_entropy(x, labels, label_smoothing=0.2) for x in (logits, logits.T))
+    torch.testing.assert_close(clip_loss(image, text, logit_scale=scale, label_smoothing=0.2), sum(smoothed) / 2)
+    signs = 2 * torch.eye(24) - 1
+    expected = -F.logsigmoid(signs * (logits + bias)).sum() / 24
+    torch.testing.assert_close(siglip_loss(image, text, logit_scale=scale, logit_bias=bias), expected)
+
+
+def test_stats():
+    torch.manual_seed(0)
+    image, text = unit(40, 16), unit(40, 16)
+    _, stats = clip_loss(image, text, temperature=0.2, return_stats=True)
+    logits = image @ text.T / 0.2
+    assert torch.equal(stats.image_rank, (logits > logits.diagonal()[:, None]).sum(1))
+    assert torch.equal(stats.text_rank, (logits > logits.diagonal()).sum(0))
+    torch.testing.assert_close(stats.image_lse, logits.logsumexp(1))
+    torch.testing.assert_close(stats.text_lse, logits.logsumexp(0))
+    torch.testing.assert_close(stats.positive_logit, logits.diagonal())
+    _, stats = supcon_loss(image, query_labels=torch.arange(40) // 3, return_stats=True)
+    assert stats.positives.tolist() == [2] * 39 + [0] and stats.positives.dtype == torch.int64
+
+
+def test_a_row_without_positives_has_neither_loss_nor_gradient():
+    """SupContrast has NaN there (its issues 141 and 142)."""
+    torch.manual_seed(0)
+    query = unit(4, 8).requires_grad_()
+    loss, stats = supcon_loss(query, query_labels=torch.tensor([0, 0, 1, 2]), reduction="none", return_stats=True)
+    assert (loss[2:] == 0).all() and (loss[:2] > 0).all() and stats.positives.tolist() == [1, 1, 0, 0]
+    loss[2:].sum().backward()
+    assert not query.grad.any()
+    alone = unit(1, 8).requires_grad_()
+    supcon_loss(alone, query_labels=torch.tensor([0])).backward()
+    assert not alone.grad.any()
+
+
+def test_gradient_keeps_its_precision_when_the_pairs_win():
+    """Losses and gradients of 1e-9: summed with the own pair, they would drown in float32's 1e-7."""
+    torch.manual_seed(0)
+    image = F.normalize(torch.eye(6, 16) + 0.01 * torch.randn(6, 16), dim=1)
+    case = {"image": image, "text": image.clone(), "logit_scale": 20.0}
+    actual, truth = (run(f, CLIP, c, CLIP.features) for f, c in ((clip_loss, case), (CLIP.reference, wide(case))))
+    assert truth["loss"].detach().max() < 3e-8
+    torch.testing.assert_close(actual["loss"].double(), truth["loss"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(actual["grad_image"].double(), truth["grad_image"], rtol=1e-2, atol=1e-15)
+    case = {"image": image, "text": image.clone(), "logit_scale": 40.0, "logit_bias": -20.0}
+    actual, truth = (
+        run(f, SIGLIP, c, SIGLIP.features) for f, c in ((siglip_loss, case), (SIGLIP.reference, wide(case)))
+    )
+    assert truth["loss"].detach().max() < 3e-8
+    torch.testing.assert_close(actual["loss"].double(), truth["loss"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("norm", [1, 30, 1e2, 1e4, 1e5])
+@pytest.mark.parametrize("n", [9, 70, 200])
+@every_loss
+def test_gradients_at_logits_of_any_size(loss, norm, n):
+    """Relative to their largest entries. The backward pass may compute logits again, and must round them alike."""
+    torch.manual_seed(0)
+    case = make(loss, n, 40, n)
+    for name in loss.features:
+        case[name] = case[name] * norm
+    results = [
+        run(f, loss, c, loss.features)
+        for f, c in ((loss.op, case), (loss.reference, case), (loss.reference, wide(case)))
+    ]
+    for name in loss.features:
+        scale = results[2][f"grad_{name}"].abs().max()
+        actual, same, truth = (result[f"grad_{name}"].double() / scale for result in results)
+        allowed = (same - truth).abs().max() + 5e-4
+        assert (actual - truth).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@every_loss
+def test_nan_and_inf_reach_the_loss(loss, bad):
+    torch.manual_seed(0)
+    for name in loss.features:
+        case = make(loss, 40, 20, 50)
+        for labels in case.keys() & {"query_labels", "key_labels"}:
+            case[labels].zero_()
+        case[name][0, 3] = bad
+        assert not torch.isfinite(loss.op(**case)), name
+
+
+@every_loss
+def test_empty_batches(loss):
+    for n, k in ((0, 0), (0, 5), (3, 0)):
+        if n != k and loss in (CLIP, SUPCON_SELF):
+            continue
+        case = make(loss, n, 8, k)
+        leaves = {name: case[name].requires_grad_() for name in loss.features}
+        for reduction in ("mean", "sum", "none"):
+            value = loss.op(**case, reduction=reduction)
+            assert value.shape == ((n,) if reduction == "none" else ())
+            assert not value.any()
+            grads = torch.autograd.grad(value.sum(), list(leaves.values()))
+            assert all(g.shape == v.shape and not g.any() for g, v in zip(grads, leaves.values(), strict=True))
+
+
+@every_loss
+def test_any_strides(loss):
+    torch.manual_seed(0)
+    case = make(loss, 70, 48, 70)
+    expected = run(loss.op, loss, case, loss.features)
+    views = (lambda t: t.T.contiguous().T, lambda t: torch.cat([t, t], 1)[:, :48], lambda t: torch.cat([t, t])[1::2])
+    for view in views:
+        strided = dict(case)
+        for name in loss.features:
+            strided[name] = view(case[name])
+        if view is views[2]:
+            expected = run(loss.op, loss, strided | {n: strided[n].contiguous() for n in loss.features}, loss.features)
+        leaves = {name: strided[name].detach().requires_grad_() for name in loss.features}
+        rows = loss.op(**strided | leaves, reduction="none")
+        torch.testing.assert_close(rows, expected["loss"])
+        weights = torch.linspace(0.5, 2, len(rows))
+        grads = torch.autograd.grad((rows * weights).sum(), list(leaves.values()))
+        for name, grad in zip(leaves, grads, strict=True):
+            torch.testing.assert_close(grad, expected[f"grad_{name}"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_loss
+def test_bitwise_repeatable_whatever_the_threads(loss, dtype):
+    """Of float32 the number of threads changes nothing. ATen's products of bfloat16 may be cut by threads."""
+    torch.manual_seed(0)
+    case = make(loss, 600, 64, 500, dtype)
+    first, second = run(loss.op, loss, case, loss.features), run(loss.op, loss, case, loss.features)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        other = run(loss.op, loss, case, loss.features)
+    finally:
+        torch.set_num_threads(threads)
+    for name in first:
+        if dtype == torch.float32 or not name.startswith("grad_"):
+            assert torch.equal(first[name], other[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_loss
+def test_extra_memory_does_not_hold_all_pairs(loss, dtype):
+    """All pairs are 64 MiB. What a call takes beyond features and gradients stays below 32."""
+    torch.manual_seed(0)
+    case = make(loss, 4096, 64, 4096, dtype)
+    leaves = {name: case[name].requires_grad_() for name in loss.features}
+
+    def step():
+        torch.autograd.grad(loss.op(**case), list(leaves.values()))
+
+    step()
+    assert min(peak_mib(step) for _ in range(3)) < 32
+
+
+@every_loss
+def test_no_second_derivative_and_no_transforms(loss):
+    case = make(loss)
+    name = loss.features[0]
+    leaf = case[name].requires_grad_()
+    for reduction in ("mean", "none"):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(loss.op(**case, reduction=reduction).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="forward-mode derivative"):
+        torch.func.grad(lambda x: loss.op(**case | {name: x}))(leaf.detach())
+
+
+@pytest.mark.parametrize("need", [False, True])
+def test_opcheck(need):
+    torch.manual_seed(0)
+    ops = torch.ops.maskco
+    a, b = unit(6, 8).requires_grad_(need), unit(6, 8).requires_grad_(need)
+    labels, scale, bias = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor(3.0), torch.tensor(-1.0)
+    for tensor, margin, smoothing in ((None, None, 0.0), (scale, 0.1, 0.2)):
+        opcheck(ops.clip_loss_fwd, (a, b, 0, labels, labels, 2.0, tensor, True, smoothing, False, margin, need))
+    opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, False, 2.0, scale, need))
+    opcheck(ops.siglip_loss_fwd, (a, b, 0, 2.0, scale, 1.0, bias))
+    opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, need, need, False, False))
+    with torch.no_grad():
+        rows, c = torch.ones(6), (a, b)
+        found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, True)
+        options = (0, None, None, 2.0, None, True, 0.0, False, None, found[1], found[2], *found[5:], True, True, True)
+        opcheck(ops.clip_loss_bwd, (rows, rows, *c, *options))
+        found = ops.supcon_loss_fwd(*c, labels, labels, False, 2.0, None, True)
+        opcheck(ops.supcon_loss_bwd, (rows, *c, labels, labels, False, 2.0, None, *found[3:], True, True, True))
+        opcheck(ops.siglip_loss_bwd, (rows, *c, 0, 2.0, None, 1.0, None, True, True, True, True))
+
+
+@pytest.mark.filterwarnings("ignore")
+@every_loss
+def test_compiles_into_one_graph(loss):
+    torch.manual_seed(0)
+    names = (*loss.features, *loss.scalars)
+
+    def step(case):
+        return loss.op(**case)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for n in (6, 9):
+        case = make(loss, n, 12, n)
+        case |= {name: torch.as_tensor(case[name]).requires_grad_() for name in names}
+        results = [torch.autograd.grad(function(case), [case[name] for name in names]) for function in (step, compiled)]
+        for eager, graph in zip(*results, strict=True):
+            torch.testing.assert_close(graph, eager)
+
+
+@every_loss
+def test_autocast_widens(loss):
+    torch.manual_seed(0)
+    case = make(loss)
+    expected = loss.op(**case)
+    if len(loss.features) == 2:
+        narrow = case | {loss.features[1]: case[loss.features[1]].bfloat16()}
+        with pytest.raises(TypeError, match="must have one dtype, got bfloat16, float32; convert them"):
+            loss.op(**narrow)
+        with torch.autocast("cpu", torch.bfloat16):
+            leaf = narrow[loss.features[1]].requires_grad_()
+            value = loss.op(**narrow)
+        value.backward()
+        assert value.dtype == torch.float32 and leaf.grad.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        leaf = case[loss.features[0]].requires_grad_()
+        inside = loss.op(**case)
+        inside.backward()
+        assert torch.equal(inside, expected) and leaf.grad.isfinite().all()
+
+
+@every_loss
+def test_numpy_arrays_by_dlpack(loss):
+    case = make(loss)
+    arrays = {name: value.numpy() if torch.is_tensor(value) else np.float32(value) for name, value in case.items()}
+    torch.testing.assert_close(loss.op(**arrays), loss.op(**case))
+
+
+FEATURES = torch.zeros(9, 20)
+BAD = {
+    "clip shape": (CLIP, {"text": torch.zeros(8, 20)}, ValueError, r"text must have shape \[9, 20\], got \[8, 20\]"),
+    "clip dtype": (CLIP, {"image": FEATURES.long()}, TypeError, "image must be float32, .*, got int64"),
+    "clip both scales": (CLIP, {"temperature": 0.1}, ValueError, "temperature and logit_scale were both given"),
+    "clip no scale": (CLIP, {"logit_scale": 0}, ValueError, "logit_scale must be a number other than 0, got 0"),
+    "clip scales": (CLIP, {"logit_scale": torch.ones(2)}, ValueError, r"logit_scale must be a float or .* \[2\]"),
+    "clip ids": (CLIP, {"ids": torch.arange(8)}, ValueError, r"ids must have shape \[9\], got \[8\]"),
+    "clip smoothing": (CLIP, {"label_smoothing": 1.5}, ValueError, "label_smoothing must lie between 0 and 1, got 1.5"),
+    "clip device": (CLIP, {"text": FEATURES.to("meta")}, ValueError, "text is on meta but image on cpu"),
+    "clip list": (CLIP, {"image": [[1.0]]}, TypeError, "image must be a tensor or an array with __dlpack__, got list"),
+    "siglip width": (SIGLIP, {"text": torch.zeros(8, 3)}, ValueError, r"text must have shape \[M, 20\], got \[8, 3\]"),
+    "siglip bias": (SIGLIP, {"logit_bias": "-10"}, TypeError, "logit_bias must be a tensor .*, got str"),
+    "siglip offset": (SIGLIP, {"offset": 1.5}, TypeError, "offset must be an integer, got 1.5"),
+    "siglip reduction": (SIGLIP, {"reduction": "avg"}, ValueError, "reduction must be 'mean', 'sum' or 'none', got"),
+    "supcon labels": (SUPCON, {"query_labels": torch.zeros(9)}, TypeError, "query_labels must be int64, .*, got float"),
+    "supcon length": (SUPCON, {"key_labels": torch.arange(3)}, ValueError, r"key_labels must have shape \[14\]"),
+    "supcon alone": (SUPCON, {"key_labels": None}, ValueError, "keys were given alone; pass keys and key_labels"),
+    "supcon temperature": (SUPCON_SELF, {"temperature": 0.0}, ValueError, "temperature must be a number other than 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "change", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input(loss, change, error, message):
+    with pytest.raises(error, match=message):
+        loss.op(**make(loss) | change)
