@@ -32,18 +32,19 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "clip_loss_bwd(Tensor row_upstream, Tensor column_upstream, Tensor query, Tensor keys, int own, Tensor? "
       "query_ids, Tensor? key_ids, float scale, Tensor? scale_tensor, bool columns, float smoothing, bool decoupled, "
-      "float? margin, Tensor parts, Tensor own_logit, Tensor row_sums, Tensor column_sums, Tensor row_totals, Tensor "
+      "float? margin, Tensor parts, Tensor own_logit, Tensor column_own, Tensor row_sums, Tensor column_sums, Tensor row_totals, Tensor "
       "column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale) -> (Tensor grad_query, Tensor "
       "grad_keys, Tensor grad_scale)");
 
-  // `sums` as normaliser, [2, N rounded up]. With `self` grad_query is the gradient of both roles of the features.
+  // `sums` as normaliser, [2, N rounded up]. Key i + own is query i itself. `symmetric`: keys and queries are the same,
+  // and grad_query is the gradient of both roles.
   m.def(
-      "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, bool self, float scale, "
-      "Tensor? scale_tensor, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor positives, Tensor "
+      "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
+      "Tensor? scale_tensor, bool symmetric, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor positives, Tensor "
       "sums, Tensor logits)");
   m.def(
-      "supcon_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, bool self, "
-      "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool need_query, bool "
+      "supcon_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, "
+      "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool symmetric, bool need_query, bool "
       "need_keys, bool need_scale) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
   // Each query's loss, or the sum of all with its gradients, as far as they are needed. Those of float16 are float32.
   m.def(

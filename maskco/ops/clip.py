@@ -122,13 +122,13 @@ def pair_losses(
 ) -> tuple[Tensor, Any]:
     """The compiled op: each pair's loss [N], and the stats if they are wanted."""
     in_vmap = refuse_transforms("clip_loss", image, text, scale[1])
-    keep = (in_vmap or needs_grad(image, text, scale[1])) and keeps_logits(*[image.shape[0]] * 2, image)
+    n = image.shape[0]
+    keep = (in_vmap or needs_grad(image, text, scale[1])) and keeps_logits(n, n, image)
     loss, parts, own, image_rank, text_rank, *_ = torch.ops.maskco.clip_loss_fwd(
         image, text, 0, ids, ids, *scale, True, smoothing, False, None, keep
     )
     if not stats:
         return loss, None
-    n = image.shape[0]
     own = own.detach()[0, :n]
     lses = parts.detach() + own
     return loss, ClipStats(lses[0], lses[1], own, image_rank[:n], text_rank)
@@ -178,6 +178,7 @@ def register(namespace: str) -> None:
             return tuple(grads)
         query, keys, query_ids, key_ids, tensor, *saved = ctx.saved_tensors
         columns = ctx.options[0]
+        own_of_keys = saved[1][0, : keys.shape[0] if columns else 0]  # (square: key i's own query is i)
         upstream = (grad_loss / 2 if columns else grad_loss).contiguous()
         need_query, need_keys = ctx.needs_input_grad[:2]
         need_scale = tensor is not None and ctx.needs_input_grad[6]
@@ -192,7 +193,9 @@ def register(namespace: str) -> None:
             ctx.scale,
             tensor,
             *ctx.options,
-            *saved,
+            *saved[:2],
+            own_of_keys,
+            *saved[2:],
             need_query,
             need_keys,
             need_scale,

@@ -94,17 +94,17 @@ def clip_loss(
         counts = (ids[:, None] != ids[None, :]) | own
     logits = logits.masked_fill(~counts, -math.inf)
     positive = logits.diagonal()
-    losses, lses, ranks = [], [], []
-    for rows in (logits, logits.T):
+
+    def direction(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lse = rows.logsumexp(1)
         loss = lse - positive
         if label_smoothing:
             mean = torch.where(counts, rows, 0.0).sum(1) / counts.sum(1)  # (counts is symmetric)
             loss = loss + label_smoothing * (positive - mean)
-        losses.append(loss)
-        lses.append(lse)
-        ranks.append((rows > positive[:, None]).sum(1))
-    return (losses[0] + losses[1]) / 2, *lses, positive, *ranks
+        return loss, lse, (rows > positive[:, None]).sum(1)
+
+    (image_loss, image_lse, image_rank), (text_loss, text_lse, text_rank) = direction(logits), direction(logits.T)
+    return (image_loss + text_loss) / 2, image_lse, text_lse, positive, image_rank, text_rank
 
 
 @_full_precision
@@ -129,6 +129,7 @@ def supcon_loss(
     *,
     query_labels: Tensor,
     key_labels: Tensor | None = None,
+    offset: int | None = None,
     temperature: float | Tensor = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns, per query [N]: loss, lse, the mean logit of its positives (all differentiable), and how many it has."""
@@ -137,8 +138,11 @@ def supcon_loss(
     others = query if keys is None else keys.to(wide)
     logits = query @ others.T / temperature  # [N, K]
     counts = torch.ones_like(logits, dtype=torch.bool)
-    if keys is None:
-        counts.fill_diagonal_(False)
+    offset = 0 if keys is None else offset
+    if offset is not None:
+        row = torch.arange(len(query), device=query.device)
+        row = row[(row + offset >= 0) & (row + offset < len(others))]
+        counts[row, row + offset] = False
     labels = query_labels if key_labels is None else key_labels
     positive = (query_labels[:, None] == labels[None, :]) & counts
     number = positive.sum(1)

@@ -22,7 +22,7 @@ from maskco.ops._contrast import (
     reduce,
     refuse_double_backward,
 )
-from maskco.ops._inputs import as_tensor, refuse_forward_mode, refuse_transforms
+from maskco.ops._inputs import as_int, as_tensor, refuse_forward_mode, refuse_transforms
 
 
 class SupConStats(NamedTuple):
@@ -42,6 +42,7 @@ def supcon_loss(
     *,
     query_labels: Tensor,
     key_labels: Tensor | None = None,
+    offset: int | None = None,
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     return_stats: bool = False,
@@ -62,6 +63,8 @@ def supcon_loss(
             is contrasted with all others.
         query_labels: [N] integers.
         key_labels: [K] integers, with `keys`.
+        offset: row `offset` of `keys` is query 0 itself, the next row query 1, and so on. A query is no key of itself.
+            None: the queries are not among the keys.
         temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
         reduction: "mean" over all N rows, "sum" or "none".
         return_stats: also return the `SupConStats`.
@@ -88,11 +91,14 @@ def supcon_loss(
         check_features(keys, ("K", query.shape[1]), "keys", query, "query")
         key_labels = check_ids(key_labels, keys.shape[0], query, "key_labels", "query")
         query, keys = one_dtype({"query": query, "keys": keys}, query)  # type: ignore[assignment]
+        offset = None if offset is None else as_int(offset, "offset")
+    elif offset is not None:
+        raise ValueError("offset was given without keys; pass both")
     check_reduction(reduction)
     number, tensor = check_nonzero(temperature, query, "temperature", "query")
 
     if _library.kernels(query.device, cpu_only="supcon_loss") is None:
-        options = {"query_labels": query_labels, "key_labels": key_labels}
+        options = {"query_labels": query_labels, "key_labels": key_labels, "offset": offset}
         loss, *stats = reference.supcon_loss(query, keys, **options, temperature=number if tensor is None else tensor)
     else:
         scale, scale_tensor = inverse((number, tensor))
@@ -101,13 +107,13 @@ def supcon_loss(
         keep = in_vmap or needs_grad(query, others, scale_tensor)
         keep = keep and keeps_logits(query.shape[0], others.shape[0], query)
         loss, *stats = torch.ops.maskco.supcon_loss_fwd(
-            query, others, query_labels, labels, keys is None, scale, scale_tensor, keep
+            query, others, query_labels, labels, 0 if keys is None else offset, scale, scale_tensor, keys is None, keep
         )
     loss = reduce(loss, reduction)
     return (loss, SupConStats(*(t.detach() for t in stats[:3]))) if return_stats else loss
 
 
-def _fake_fwd(query, keys, query_labels, key_labels, self, scale, tensor, keep):
+def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, keep):
     refuse_forward_mode("supcon_loss")
     n, rows, dtype = query.shape[0], padded(query.shape[0]), accumulation_dtype(query)
     loss, lse, positive = (query.new_empty(n, dtype=dtype) for _ in range(3))
@@ -115,17 +121,17 @@ def _fake_fwd(query, keys, query_labels, key_labels, self, scale, tensor, keep):
     return loss, lse, positive, query.new_empty(n, dtype=torch.int64), sums, logits
 
 
-def _fake_bwd(grad_loss, query, keys, query_labels, key_labels, self, *rest):
-    need_query, need_keys, need_scale = rest[-3:]
+def _fake_bwd(grad_loss, query, keys, query_labels, key_labels, own, *rest):
+    symmetric, need_query, need_keys, need_scale = rest[-4:]
     return (
         query.new_empty((query.shape[0] if need_query else 0, query.shape[1])),
-        keys.new_empty((keys.shape[0] if need_keys and not self else 0, keys.shape[1])),
+        keys.new_empty((keys.shape[0] if need_keys and not symmetric else 0, keys.shape[1])),
         query.new_empty(1 if need_scale else 0, dtype=accumulation_dtype(query)),
     )
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, keys, query_labels, key_labels, ctx.self, ctx.scale, tensor, _ = inputs
+    query, keys, query_labels, key_labels, ctx.own, ctx.scale, tensor, ctx.symmetric, _ = inputs
     _, _, _, positives, sums, logits = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -138,7 +144,7 @@ def register(namespace: str) -> None:
 
     def backward(ctx, grad_loss, *_):
         refuse_double_backward("supcon_loss")
-        grads: list[Tensor | None] = [None] * 8
+        grads: list[Tensor | None] = [None] * 9
         if grad_loss is None:
             return tuple(grads)
         *features, tensor, positives, sums, logits = ctx.saved_tensors
@@ -147,18 +153,19 @@ def register(namespace: str) -> None:
         grad_query, grad_keys, grad_scale = ops.supcon_loss_bwd(
             grad_loss.contiguous(),
             *features,
-            ctx.self,
+            ctx.own,
             ctx.scale,
             tensor,
             positives,
             sums,
             logits,
+            ctx.symmetric,
             need_query,
             need_keys,
             need_scale,
         )
         grads[0] = grad_query if need_query else None
-        grads[1] = grad_keys if need_keys and not ctx.self else None  # (grad_query holds it, where they are one tensor)
+        grads[1] = grad_keys if need_keys and not ctx.symmetric else None
         grads[6] = grad_scale.reshape(tensor.shape) if need_scale else None
         return tuple(grads)
 

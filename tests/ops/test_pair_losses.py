@@ -32,6 +32,8 @@ DEVIATIONS = {
     "supcon, one label": (SUPCON_SELF, {"query_labels": torch.zeros(9, dtype=torch.long)}),
     "supcon, labels of their own": (SUPCON_SELF, {"query_labels": torch.arange(9)}),
     "supcon, some without positives": (SUPCON_SELF, {"query_labels": torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5])}),
+    "supcon, offset": (SUPCON, {"offset": 2}),
+    "supcon, offset beyond": (SUPCON, {"offset": 11}),
     "supcon, negative temperature": (SUPCON, {"temperature": -0.5}),
 }
 
@@ -312,16 +314,33 @@ def test_opcheck(need):
     labels, scale, bias = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor(3.0), torch.tensor(-1.0)
     for tensor, margin, smoothing in ((None, None, 0.0), (scale, 0.1, 0.2)):
         opcheck(ops.clip_loss_fwd, (a, b, 0, labels, labels, 2.0, tensor, True, smoothing, False, margin, need))
-    opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, False, 2.0, scale, need))
+    opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, None, 2.0, scale, False, need))
     opcheck(ops.siglip_loss_fwd, (a, b, 0, 2.0, scale, 1.0, bias))
     opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, need, need, False, False))
     with torch.no_grad():
         rows, c = torch.ones(6), (a, b)
         found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, True)
-        options = (0, None, None, 2.0, None, True, 0.0, False, None, found[1], found[2], *found[5:], True, True, True)
+        options = (
+            0,
+            None,
+            None,
+            2.0,
+            None,
+            True,
+            0.0,
+            False,
+            None,
+            found[1],
+            found[2],
+            found[2][0, :6],
+            *found[5:],
+            True,
+            True,
+            True,
+        )
         opcheck(ops.clip_loss_bwd, (rows, rows, *c, *options))
-        found = ops.supcon_loss_fwd(*c, labels, labels, False, 2.0, None, True)
-        opcheck(ops.supcon_loss_bwd, (rows, *c, labels, labels, False, 2.0, None, *found[3:], True, True, True))
+        found = ops.supcon_loss_fwd(*c, labels, labels, 1, 2.0, None, False, True)
+        opcheck(ops.supcon_loss_bwd, (rows, *c, labels, labels, 1, 2.0, None, *found[3:], False, True, True, True))
         opcheck(ops.siglip_loss_bwd, (rows, *c, 0, 2.0, None, 1.0, None, True, True, True, True))
 
 
@@ -389,6 +408,7 @@ BAD = {
     "supcon labels": (SUPCON, {"query_labels": torch.zeros(9)}, TypeError, "query_labels must be int64, .*, got float"),
     "supcon length": (SUPCON, {"key_labels": torch.arange(3)}, ValueError, r"key_labels must have shape \[14\]"),
     "supcon alone": (SUPCON, {"key_labels": None}, ValueError, "keys were given alone; pass keys and key_labels"),
+    "supcon offset": (SUPCON_SELF, {"offset": 3}, ValueError, "offset was given without keys; pass both"),
     "supcon temperature": (SUPCON_SELF, {"temperature": 0.0}, ValueError, "temperature must be a number other than 0"),
 }  # fmt: skip
 

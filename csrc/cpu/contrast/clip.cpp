@@ -176,27 +176,47 @@ struct Weights {
   }
 };
 
+// What the forward pass gave, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own
+// pair [K], which is not here where its query is another rank's.
+struct ClipSaved {
+  Tensor row_upstream, column_upstream, parts, own_logit, column_own;
+  Tensor row_sums, column_sums, row_totals, column_totals, logits;
+
+  void check(const ClipCall& call) const {
+    const int64_t n = call.query.size(0), padded = round_up(n, 32), k = call.keys.size(0);
+    const int64_t columns = call.columns ? k : 0, totals = call.smoothing > 0 ? 1 : 0;
+    check_rows(row_upstream, call.query, "row_upstream");
+    check_kept(column_upstream, {columns}, call.query, "column_upstream");
+    check_kept(parts, {2, n}, call.query, "parts");
+    check_kept(own_logit, {1, padded}, call.query, "own_logit");
+    check_kept(column_own, {columns}, call.query, "column_own");
+    check_kept(row_sums, {2, padded}, call.query, "row_sums");
+    check_kept(column_sums, {2, columns}, call.query, "column_sums");
+    check_kept(row_totals, {2, totals * padded}, call.query, "row_totals");
+    check_kept(column_totals, {2, totals * columns}, call.query, "column_totals");
+    check_kept(logits, {logits.size(0) == 0 ? 0 : k, padded}, call.query, "logits");
+  }
+};
+
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
 
 template <class T>
-Gradients backward(const ClipCall& call, const Tensor& row_upstream, const Tensor& column_upstream, const Tensor& parts,
-                   const Tensor& own_logit, const Tensor& row_sums, const Tensor& column_sums, const Tensor& row_totals,
-                   const Tensor& column_totals, const Tensor& logits, bool need_query, bool need_keys,
-                   bool need_scale) {
+Gradients backward(const ClipCall& call, const ClipSaved& saved, bool need_query, bool need_keys, bool need_scale) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const int64_t n = f.n, k = f.k, columns = call.columns ? k : 0;
   const T smoothing = static_cast<T>(call.smoothing);
   const T natural = scalar_value<T>(call.scale_number, call.scale_tensor), scale = natural * T(kLog2E);
-  const Tensor rows_up = as_contiguous<T>(row_upstream), columns_up = as_contiguous<T>(column_upstream);
+  const Tensor rows_up = as_contiguous<T>(saved.row_upstream), columns_up = as_contiguous<T>(saved.column_upstream);
   const T *row_up = data<const T>(rows_up), *column_up = data<const T>(columns_up);
 
-  std::vector<T> own(f.padded), column_own(columns, -std::numeric_limits<T>::infinity());
-  for (int64_t i = 0; i < n; i++) own[i] = data<const T>(own_logit)[i] * T(kLog2E);
-  std::copy_n(own.data(), columns ? n : 0, column_own.data() + (columns ? call.own : 0));
-  const Weights<T> rows(row_sums, row_totals, f.padded, n, smoothing, call.decoupled, own.data(), row_up, natural);
-  const Weights<T> cols(column_sums, column_totals, columns, columns, smoothing, call.decoupled, column_own.data(),
-                        column_up, natural);
+  std::vector<T> own(f.padded), column_own(columns);
+  for (int64_t i = 0; i < n; i++) own[i] = data<const T>(saved.own_logit)[i] * T(kLog2E);
+  for (int64_t j = 0; j < columns; j++) column_own[j] = data<const T>(saved.column_own)[j] * T(kLog2E);
+  const Weights<T> rows(saved.row_sums, saved.row_totals, f.padded, n, smoothing, call.decoupled, own.data(), row_up,
+                        natural);
+  const Weights<T> cols(saved.column_sums, saved.column_totals, columns, columns, smoothing, call.decoupled,
+                        column_own.data(), column_up, natural);
   const LaneIds<T> ids(call.query_ids, f.padded);
   const std::vector<T> ceiling = ceilings(call, own.data(), f.padded, scale);
   SoftmaxPairs<T> policy = policy_of(call, ids);
@@ -206,7 +226,7 @@ Gradients backward(const ClipCall& call, const Tensor& row_upstream, const Tenso
   cols.give(policy.columns);
 
   // The own pair's share of the sum less 1, which is e^-loss - 1 without a rounding of 1; and smoothing.
-  const T *row_part = data<const T>(parts), *column_part = row_part + n;
+  const T *row_part = data<const T>(saved.parts), *column_part = row_part + n;
   const auto own_weight = [&](const Weights<T>& side, T up, T part, int64_t i) {
     const T less_one = call.decoupled ? T(side.weight[i] == 0 ? 0 : -1) : std::expm1(-part);
     return natural * up * (less_one + smoothing) - (side.share.empty() ? T(0) : side.share[i]);
@@ -220,7 +240,7 @@ Gradients backward(const ClipCall& call, const Tensor& row_upstream, const Tenso
   policy.own_weight = weight.data();
   policy.along = need_scale ? along.data() : nullptr;
   const auto [grad_query, grad_keys] =
-      weigh_pairs(f, kernels, scale, policy, logits, call.query.scalar_type(), need_query, need_keys);
+      weigh_pairs(f, kernels, scale, policy, saved.logits, call.query.scalar_type(), need_query, need_keys);
   return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
 }
 
@@ -237,15 +257,17 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
                         const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
                         const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
                         bool columns, double smoothing, bool decoupled, std::optional<double> margin,
-                        const Tensor& parts, const Tensor& own_logit, const Tensor& row_sums, const Tensor& column_sums,
-                        const Tensor& row_totals, const Tensor& column_totals, const Tensor& logits, bool need_query,
-                        bool need_keys, bool need_scale) {
+                        const Tensor& parts, const Tensor& own_logit, const Tensor& column_own, const Tensor& row_sums,
+                        const Tensor& column_sums, const Tensor& row_totals, const Tensor& column_totals,
+                        const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
   const ClipCall call{query,   keys,      own,       query_ids, key_ids, scale, scale_tensor,
                       columns, smoothing, decoupled, margin};
+  const ClipSaved saved{row_upstream, column_upstream, parts,      own_logit,     column_own,
+                        row_sums,     column_sums,     row_totals, column_totals, logits};
   call.check();
+  saved.check(call);
   const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
-  return compute(call, row_upstream, column_upstream, parts, own_logit, row_sums, column_sums, row_totals,
-                 column_totals, logits, need_query, need_keys, need_scale);
+  return compute(call, saved, need_query, need_keys, need_scale);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -142,6 +143,15 @@ inline const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids 
 template <class T>
 T scalar_value(double value, const std::optional<Tensor>& tensor) {
   return tensor ? *data<const T>(*tensor) : static_cast<T>(value);
+}
+
+// What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.
+inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features, const char* name) {
+  check_dim(t, static_cast<int64_t>(sizes.size()), name);
+  int64_t d = 0;
+  for (int64_t size : sizes) check_size(t, d++, size, name);
+  check_dtype(t, accumulation_type(features), name);
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 
 // A tensor of zeros, in the type that sums run in.

@@ -15,7 +15,7 @@ namespace {
 
 struct SupConCall {
   Tensor query, keys, query_labels, key_labels;  // [N, C], [K, C], [N], [K]
-  bool self;                                     // the keys are the queries: key i is query i itself, and no key of it
+  std::optional<int64_t> own;                    // key i + own is query i itself, and no key of it
   double scale_number;
   std::optional<Tensor> scale_tensor;
 
@@ -23,7 +23,6 @@ struct SupConCall {
     check_dim(query, 2, "query");
     check_floating(query, "query");
     check_features(keys, 2, query, "keys");
-    if (self) check_size(keys, 0, query.size(0), "keys");
     check_ids(query_labels, query.size(0), query, "query_labels");
     check_ids(key_labels, keys.size(0), query, "key_labels");
     check_scalar(scale_tensor, accumulation_type(query), query, "scale_tensor");
@@ -33,7 +32,8 @@ struct SupConCall {
 template <class T>
 SoftmaxPairs<T> policy_of(const SupConCall& call, const LaneIds<T>& labels) {
   SoftmaxPairs<T> policy{};
-  policy.own_excluded = call.self;
+  policy.own_excluded = call.own.has_value();
+  policy.own = call.own.value_or(0);
   policy.query_ids = labels.low.data();
   policy.query_ids_high = labels.high.data();
   policy.key_ids = id_pointer(call.key_labels);
@@ -76,11 +76,11 @@ SupConForward forward(const SupConCall& call, bool keep) {
 
 using SupConGradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]
 
-// Where the keys are the queries, the logits are symmetric bit for bit. So each pair's weight holds both directions,
-// and one product gives the whole gradient, in grad_query.
+// `symmetric`: the keys are the queries, and so the logits are symmetric bit for bit. Each pair's weight holds both
+// directions then, and one product gives the whole gradient, in grad_query.
 template <class T>
 SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const Tensor& positives, const Tensor& sums,
-                         const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
+                         const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
   const auto kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const Tensor upstream = as_contiguous<T>(grad_loss);
@@ -101,33 +101,40 @@ SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const 
   policy.rows.share = share.data();
   policy.own_weight = none.data();
   policy.along = need_scale ? along.data() : nullptr;
-  if (call.self) {
+  if (symmetric) {
     policy.has_columns = true;
     policy.columns = policy.rows;
   }
   const auto [grad_query, grad_keys] =
       weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, call.query.scalar_type(), need_query,
-                  need_keys && !call.self);
-  for (T& part : along) part *= call.self ? T(0.5) : T(1);  // (both directions of each pair)
+                  need_keys && !symmetric);
+  for (T& part : along) part *= symmetric ? T(0.5) : T(1);  // (both directions of each pair)
   return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
 }
 
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
-                              const Tensor& key_labels, bool self, double scale,
-                              const std::optional<Tensor>& scale_tensor, bool keep) {
-  const SupConCall call{query, keys, query_labels, key_labels, self, scale, scale_tensor};
+                              const Tensor& key_labels, std::optional<int64_t> own, double scale,
+                              const std::optional<Tensor>& scale_tensor, bool /*symmetric: for autograd*/, bool keep) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
   return accumulation_type(query) == ScalarType::Double ? forward<double>(call, keep) : forward<float>(call, keep);
 }
 
 SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys,
-                                const Tensor& query_labels, const Tensor& key_labels, bool self, double scale,
+                                const Tensor& query_labels, const Tensor& key_labels, std::optional<int64_t> own,
+                                double scale,
                                 const std::optional<Tensor>& scale_tensor, const Tensor& positives, const Tensor& sums,
-                                const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
-  const SupConCall call{query, keys, query_labels, key_labels, self, scale, scale_tensor};
+                                const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
+  const int64_t padded = round_up(query.size(0), 32);
+  check_rows(grad_loss, query, "grad_loss");
+  check_ids(positives, query.size(0), query, "positives");
+  check_kept(sums, {2, padded}, query, "sums");
+  check_kept(logits, {logits.size(0) == 0 ? 0 : keys.size(0), padded}, query, "logits");
+  if (symmetric) check_size(keys, 0, query.size(0), "keys");
   const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
-  return compute(call, grad_loss, positives, sums, logits, need_query, need_keys, need_scale);
+  return compute(call, grad_loss, positives, sums, logits, symmetric, need_query, need_keys, need_scale);
 }
 
 }  // namespace
