@@ -13,14 +13,14 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "info_nce_fwd(Tensor query, Tensor positive, Tensor? queue, Tensor? local_negatives, bool in_batch, "
       "Tensor? query_ids, Tensor? queue_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, "
-      "bool need_grad, bool allow_tf32) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor "
+      "bool need_grad, bool allow_tf32, bool decoupled=False, float? margin=None) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor "
       "grad_query, Tensor normaliser, Tensor local_share)");
   // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left
   // out).
   m.def(
       "info_nce_bwd_keys(Tensor grad_loss, Tensor normaliser, Tensor query, Tensor keys, bool in_batch, "
       "Tensor? query_ids, Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool aligned, "
-      "bool allow_tf32) -> Tensor grad_keys");
+      "bool allow_tf32, float? margin=None, Tensor? positive_logit=None) -> Tensor grad_keys");
 
   // Cross-entropies of query i and key i + own among all pairs, over rows and (`columns`) over columns. `parts` [2, N]
   // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing.

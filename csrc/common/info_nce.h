@@ -26,6 +26,7 @@ struct InfoNCECall {
   double temperature;
   std::optional<Tensor> temperature_tensor;  // one element in the type that sums run in; replaces temperature
   bool allow_tf32;  // products of float32 by the flash kernels; ATen's follow torch's own setting
+  std::optional<double> margin;  // keys more similar than the positive by more than this are no negatives
 };
 
 struct InfoNCEForwardCall : InfoNCECall {
@@ -34,6 +35,7 @@ struct InfoNCEForwardCall : InfoNCECall {
   std::optional<Tensor> local_negatives;  // [N, M, C]
   bool in_batch;
   bool need_grad;
+  bool decoupled;  // the positive is not in the sum
 
   int64_t num_local() const { return local_negatives ? local_negatives->size(1) : 0; }
   InfoNCEKeys batch() const { return {positive, query_ids, std::nullopt, true}; }
@@ -45,6 +47,7 @@ struct InfoNCEKeysCall : InfoNCECall {
   Tensor normaliser;  // [2, N], of the forward pass
   InfoNCEKeys keys;
   bool aligned;  // as all shared features were in the forward pass: then its kernels are taken
+  std::optional<Tensor> positive_logit;  // [N], for the margin
 };
 
 // Of the forward pass, in the type that sums run in; uninitialised at first.
@@ -139,18 +142,22 @@ inline void check(const InfoNCEKeysCall& call) {
 
 // ---- the ops, given what computes them ----
 
-template <InfoNCEResults (*compute)(const InfoNCEForwardCall&)>
+// `kVariants`: whether it knows `decoupled` and `margin`.
+template <InfoNCEResults (*compute)(const InfoNCEForwardCall&), bool kVariants = false>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
     const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
     const std::optional<Tensor>& queue_ids, const std::optional<Tensor>& valid, double temperature,
-    const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32) {
-  InfoNCEForwardCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32},
+    const std::optional<Tensor>& temperature_tensor, bool need_grad, bool allow_tf32, bool decoupled,
+    std::optional<double> margin) {
+  InfoNCEForwardCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32, margin},
                           positive,
                           std::nullopt,
                           local_negatives,
                           in_batch,
-                          need_grad};
+                          need_grad,
+                          decoupled};
+  STD_TORCH_CHECK(kVariants || !(decoupled || margin), "decoupled and margin run on the CPU alone");
   STD_TORCH_CHECK(queue || !(queue_ids || valid), "queue_ids and valid need a queue");
   if (queue) call.queue = InfoNCEKeys{*queue, queue_ids, valid, false};
   check(call);
@@ -158,16 +165,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
   return {r.loss, r.lse, r.positive_logit, r.rank, r.grad_query, r.normaliser, r.local_share};
 }
 
-template <Tensor (*compute)(const InfoNCEKeysCall&)>
+template <Tensor (*compute)(const InfoNCEKeysCall&), bool kVariants = false>
 Tensor info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query, const Tensor& keys,
                          bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                          const std::optional<Tensor>& valid, double temperature,
-                         const std::optional<Tensor>& temperature_tensor, bool aligned, bool allow_tf32) {
-  const InfoNCEKeysCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32},
+                         const std::optional<Tensor>& temperature_tensor, bool aligned, bool allow_tf32,
+                         std::optional<double> margin, const std::optional<Tensor>& positive_logit) {
+  const InfoNCEKeysCall call{{query, query_ids, temperature, temperature_tensor, allow_tf32, margin},
                              grad_loss,
                              normaliser,
                              {keys, key_ids, valid, in_batch},
-                             aligned};
+                             aligned,
+                             positive_logit};
+  STD_TORCH_CHECK(kVariants || !margin, "margin runs on the CPU alone");
+  STD_TORCH_CHECK(!margin || positive_logit, "margin needs positive_logit");
+  if (positive_logit) check_rows(*positive_logit, query, "positive_logit");
   check(call);
   return compute(call);
 }

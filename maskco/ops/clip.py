@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,11 +105,11 @@ def clip_loss(
 
     if _library.kernels(image.device, cpu_only="clip_loss") is None:
         found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
-        loss, stats = found[0], ClipStats(*(t.detach() for t in found[1:]))
+        loss, statistics = found[0], ClipStats(*(t.detach() for t in found[1:]))
     else:
-        loss, stats = pair_losses(image, text, ids, scale, smoothing=smoothing, stats=return_stats)
+        loss, statistics = pair_losses(image, text, ids, scale, smoothing=smoothing, stats=return_stats)
     loss = reduce(loss, reduction)
-    return (loss, stats) if return_stats else loss
+    return (loss, statistics) if return_stats else loss
 
 
 def pair_losses(
@@ -117,21 +118,52 @@ def pair_losses(
     ids: Tensor | None,
     scale: tuple[float, Tensor | None],
     *,
-    smoothing: float = 0.0,
-    stats: bool = True,
-) -> tuple[Tensor, Any]:
-    """The compiled op: each pair's loss [N], and the stats if they are wanted."""
+    smoothing: float,
+    stats: bool,
+) -> tuple[Tensor, ClipStats]:
+    """Each pair's loss over both directions [N], and its stats: only placeholders, unless they are wanted."""
     in_vmap = refuse_transforms("clip_loss", image, text, scale[1])
-    n = image.shape[0]
-    keep = (in_vmap or needs_grad(image, text, scale[1])) and keeps_logits(n, n, image)
-    loss, parts, own, image_rank, text_rank, *_ = torch.ops.maskco.clip_loss_fwd(
-        image, text, 0, ids, ids, *scale, True, smoothing, False, None, keep
-    )
+    loss, parts, own, image_rank, text_rank, *_ = _forward(image, text, ids, scale, in_vmap, True, smoothing)
     if not stats:
-        return loss, None
+        return loss, ClipStats(loss, loss, loss, image_rank, text_rank)
+    n = image.shape[0]
     own = own.detach()[0, :n]
     lses = parts.detach() + own
     return loss, ClipStats(lses[0], lses[1], own, image_rank[:n], text_rank)
+
+
+def all_pairs(
+    query: Tensor,
+    positive: Tensor,
+    ids: Tensor | None,
+    scale: tuple[float, Tensor | None],
+    decoupled: bool,
+    margin: float | None,
+    *,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`info_nce` in one batch without other negatives: loss, lse, positive_logit and rank [N].
+
+    Unless the stats are wanted, the last three are only placeholders.
+    """
+    in_vmap = refuse_transforms("info_nce", query, positive, scale[1])
+    options = (False, 0.0, bool(decoupled), margin)
+    loss, _, own, rank, _, sums, *_ = _forward(query, positive, ids, scale, in_vmap, *options)
+    if not stats:
+        return loss, loss, loss, rank
+    n = query.shape[0]
+    own = own.detach()[0, :n]
+    lse = loss.detach() + own
+    if decoupled:
+        lse = lse.masked_fill(sums[1, :n] == 0, -math.inf)
+    return loss, lse, own, rank[:n]
+
+
+def _forward(query, keys, ids, scale, in_vmap, columns, smoothing, decoupled=False, margin=None):
+    n = query.shape[0]
+    keep = (in_vmap or needs_grad(query, keys, scale[1])) and keeps_logits(n, n, query)
+    options = (columns, smoothing, decoupled, margin, keep)
+    return torch.ops.maskco.clip_loss_fwd(query, keys, 0, ids, ids, *scale, *options)
 
 
 def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, keep):

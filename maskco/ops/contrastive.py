@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from maskco.ops import _library, reference
+from maskco.ops._contrast import (
+    accumulation_dtype,
+    check_ids,
+    check_nonzero,
+    check_reduction,
+    inverse,
+    one_dtype,
+    reduce,
+    refuse_double_backward,
+)
 from maskco.ops._inputs import (
     FLOATS,
     INTEGERS,
     as_float,
     as_int,
     as_tensor,
-    autocast_on,
     check_device,
     check_dtype,
     check_shape,
@@ -22,6 +31,7 @@ from maskco.ops._inputs import (
     refuse_forward_mode,
     refuse_transforms,
 )
+from maskco.ops.clip import all_pairs
 
 
 class InfoNCEStats(NamedTuple):
@@ -47,6 +57,8 @@ def info_nce(
     queue_ids: Tensor | None = None,
     valid: int | Tensor | None = None,
     temperature: float | Tensor = 0.2,
+    decoupled: bool = False,
+    margin: float | None = None,
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
@@ -71,6 +83,10 @@ def info_nce(
         valid: only the first `valid` rows of the queue count: an int, or an integer tensor with one element on the
             queue's device, which is read there. Rows beyond may hold anything.
         temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
+        decoupled: leave the positive out of the sum (DCL, Yeh et al., 2022). The loss may then be negative. It is 0 for
+            a query without negatives.
+        margin: keys whose dot product with the query exceeds the positive's by more than this are no negatives of it:
+            they may be positives that nobody labelled. No gradient flows through the choice.
         reduction: "mean", "sum" or "none". The mean over no queries is 0.
         return_stats: also return the `InfoNCEStats`.
 
@@ -97,12 +113,17 @@ def info_nce(
     _check_features(query, positive, queue, local_negatives)
     query_ids, queue_ids = _check_ids(query, queue, in_batch, query_ids, queue_ids)
     queue, queue_ids, valid = _check_valid(queue, queue_ids, valid)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    query, positive, queue, local_negatives = _one_dtype(query, positive, queue, local_negatives)
-    scalar, temperature_tensor = _check_temperature(temperature, query)
+    check_reduction(reduction)
+    features = {"query": query, "positive": positive, "queue": queue, "local_negatives": local_negatives}
+    query, positive, queue, local_negatives = one_dtype(features, query, queue)  # type: ignore[assignment]
+    scalar, temperature_tensor = check_nonzero(temperature, query, "temperature", "query")
 
-    ops = _library.kernels(query.device)
+    if margin is not None:
+        margin = as_float(margin, "margin")
+        if margin != margin:
+            raise ValueError(f"margin must be a number, got {margin}")
+    variant = "info_nce(decoupled, margin)" if decoupled or margin is not None else ""
+    ops = _library.kernels(query.device, cpu_only=variant)
     if ops is None:
         loss, lse, positive_logit, rank = reference.info_nce(
             query,
@@ -114,7 +135,12 @@ def info_nce(
             queue_ids=queue_ids,
             valid=valid,
             temperature=scalar if temperature_tensor is None else temperature_tensor,
+            decoupled=decoupled,
+            margin=margin,
         )
+    elif ops is torch.ops.maskco and query.device.type == "cpu" and in_batch and queue is local_negatives is None:
+        options = (query_ids, inverse((scalar, temperature_tensor)), decoupled, margin)
+        loss, lse, positive_logit, rank = all_pairs(query, positive, *options, stats=return_stats)
     else:
         # (under vmap a tensor does not say whether it requires a gradient outside)
         in_vmap = refuse_transforms("info_nce", query, positive, queue, local_negatives, temperature_tensor)
@@ -134,11 +160,10 @@ def info_nce(
             temperature_tensor,
             need_grad,
             _allow_tf32(),
+            bool(decoupled),
+            margin,
         )
-    if reduction == "mean":
-        loss = loss.sum() / max(query.shape[0], 1)
-    elif reduction == "sum":
-        loss = loss.sum()
+    loss = reduce(loss, reduction)
     if not return_stats:
         return loss
     return loss, InfoNCEStats(lse.detach(), positive_logit.detach(), rank)
@@ -169,13 +194,8 @@ def _check_ids(
         raise ValueError("query_ids have nothing to be compared with; pass queue_ids, or in_batch=True")
     checked: list[Tensor | None] = []
     for ids, features, name in ((query_ids, query, "query_ids"), (queue_ids, queue, "queue_ids")):
-        if ids is not None and features is not None:
-            ids = as_tensor(ids, name)
-            check_shape(ids, (features.shape[0],), name)
-            check_dtype(ids, INTEGERS, name)
-            check_device(ids, query, name, "query")
-            ids = ids.to(torch.int64).contiguous()
-        checked.append(ids)
+        given = ids is not None and features is not None  # (queue_ids without a queue raised above)
+        checked.append(check_ids(ids, len(features), query, name, "query") if given else None)  # type: ignore[arg-type]
     return checked[0], checked[1]
 
 
@@ -200,35 +220,6 @@ def _check_valid(
     return queue, queue_ids, valid.to(torch.int64)
 
 
-def _check_temperature(temperature: float | Tensor, query: Tensor) -> tuple[float, Tensor | None]:
-    """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
-    if is_number(temperature):
-        temperature = as_float(temperature, "temperature")
-        if not temperature or temperature != temperature:
-            raise ValueError(f"temperature must be a number other than 0, got {temperature}")
-        return float(temperature), None
-    temperature = as_tensor(temperature, "temperature")
-    if temperature.numel() != 1:
-        raise ValueError(f"temperature must be a float or have one element, got shape {list(temperature.shape)}")
-    check_dtype(temperature, FLOATS, "temperature")
-    check_device(temperature, query, "temperature", "query")
-    return 1.0, temperature.to(_accumulation_dtype(query)).reshape(())
-
-
-def _one_dtype(
-    query: Tensor, positive: Tensor, queue: Tensor | None, local_negatives: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    dtypes = {t.dtype for t in (query, positive, queue, local_negatives) if t is not None}
-    if len(dtypes) == 1:
-        return query, positive, queue, local_negatives
-    if not autocast_on(query):
-        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-        raise TypeError(f"query, positive, queue and local_negatives must have one dtype, got {names}; convert them")
-    dtype = queue.dtype if queue is not None else max(dtypes, key=lambda d: d.itemsize)
-    query, positive = query.to(dtype), positive.to(dtype)
-    return query, positive, queue, None if local_negatives is None else local_negatives.to(dtype)
-
-
 def _allow_tf32() -> bool:
     """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -239,16 +230,25 @@ def _allow_tf32() -> bool:
 vars(_allow_tf32)["_dynamo_marked_constant"] = True
 
 
-def _accumulation_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
 def _fake_fwd(
-    query, positive, queue, local_negatives, in_batch, query_ids, queue_ids, valid, temperature, tensor, need, tf32
+    query,
+    positive,
+    queue,
+    local_negatives,
+    in_batch,
+    query_ids,
+    queue_ids,
+    valid,
+    temperature,
+    tensor,
+    need,
+    tf32,
+    decoupled=False,
+    margin=None,
 ):
     refuse_forward_mode("info_nce")
     n, c = query.shape
-    dtype = _accumulation_dtype(query)
+    dtype = accumulation_dtype(query)
     loss, lse, positive_logit = (query.new_empty(n, dtype=dtype) for _ in range(3))
     rank = query.new_empty(n, dtype=torch.int64)
     m = 0 if local_negatives is None else local_negatives.shape[1]
@@ -259,22 +259,37 @@ def _fake_fwd(
 
 
 def _fake_bwd_keys(
-    grad_loss, normaliser, query, keys, in_batch, query_ids, key_ids, valid, temperature, tensor, aligned, tf32
+    grad_loss,
+    normaliser,
+    query,
+    keys,
+    in_batch,
+    query_ids,
+    key_ids,
+    valid,
+    temperature,
+    tensor,
+    aligned,
+    tf32,
+    margin=None,
+    positive_logit=None,
 ):
     return torch.empty_like(keys, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, positive, queue, _, in_batch, query_ids, queue_ids, valid, temperature, tensor, _, tf32 = inputs
-    loss, _, _, _, grad_query, normaliser, local_share = output
+    query, positive, queue, _, in_batch, query_ids, queue_ids, valid, temperature, tensor, *_ = inputs
+    tf32, decoupled, margin = inputs[11:]
+    loss, _, positive_logit, _, grad_query, normaliser, local_share = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     # A queue without gradient is not needed again: it may be pushed into before backward.
     ctx.queue_needs_grad = ctx.needs_input_grad[2]
     saved_queue = (queue, query_ids, queue_ids, valid) if ctx.queue_needs_grad else (None, query_ids, None, None)
-    saved_rows = (tensor, loss, grad_query, normaliser, local_share)
+    saved_rows = (tensor, loss, grad_query, normaliser, local_share, None if margin is None else positive_logit)
     ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
     ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
+    ctx.decoupled, ctx.margin = decoupled, margin
     ctx.aligned = all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
 
 
@@ -289,31 +304,32 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad_loss, *_):
-        if torch.is_grad_enabled():  # grad_query would count as a constant, and the second derivative be wrong
-            raise RuntimeError("info_nce has no second derivative; call backward without create_graph=True")
+        refuse_double_backward("info_nce")
         if grad_loss is None:
-            return (None,) * 12
-        query, positive, tensor, loss, grad_query, normaliser, local_share, *saved_queue = ctx.saved_tensors
+            return (None,) * 14
+        query, positive, tensor, loss, grad_query, normaliser, local_share, logit, *saved_queue = ctx.saved_tensors
         queue, query_ids, queue_ids, valid = saved_queue
         need_query, need_positive, need_queue, need_local = ctx.needs_input_grad[:4]
         tau = ctx.temperature if tensor is None else tensor
         weight = (grad_loss / tau)[:, None]  # [N, 1]: d loss / d (query · key)
         wide = query.to(grad_query.dtype)
-        grads: list[Tensor | None] = [None] * 12
+        options = (ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32, ctx.margin, logit)
+        grads: list[Tensor | None] = [None] * 14
         if need_query:
             grads[0] = (grad_query * grad_loss[:, None]).to(query.dtype)
         if need_positive:
-            own = weight * torch.expm1(-loss)[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
+            less_one = -(normaliser[1] != 0).to(loss.dtype) if ctx.decoupled else torch.expm1(-loss)
+            own = weight * less_one[:, None]  # [N, 1]: (p_+ - 1) / tau, of q
             if ctx.in_batch:
                 args = (grad_loss, normaliser, query, positive, True, query_ids, query_ids, None)
-                grad = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
+                grad = ops.info_nce_bwd_keys(*args, *options)
                 grad = grad.to(wide.dtype).addcmul_(own, wide)
             else:
                 grad = own * wide
             grads[1] = grad.to(positive.dtype)
         if need_queue:
             args = (grad_loss, normaliser, query, queue, False, query_ids, queue_ids, valid)
-            grads[2] = ops.info_nce_bwd_keys(*args, ctx.temperature, tensor, ctx.aligned, ctx.allow_tf32)
+            grads[2] = ops.info_nce_bwd_keys(*args, *options)
         if need_local:
             grads[3] = ((weight * local_share)[:, :, None] * wide[:, None]).to(query.dtype)
         if tensor is not None and ctx.needs_input_grad[9]:

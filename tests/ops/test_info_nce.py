@@ -53,6 +53,54 @@ def test_equals_simclrs_in_batch_loss():
     torch.testing.assert_close(info_nce(a, b, in_batch=True, temperature=0.1), expected)
 
 
+VARIANTS = {
+    "queue": {"m": 0, "in_batch": False, "ids": False},
+    "in batch": {"k": 0, "m": 0, "ids": False},
+    "in batch with ids": {"k": 0, "m": 0},
+    "local": {"k": 0, "in_batch": False, "ids": False},
+    "all": {},
+    "negative temperature": {"temperature": -0.5},
+    "few negatives": {"k": 2, "m": 0, "valid": 2, "in_batch": False, "ids": False},
+    "many": {"n": 300, "k": 700, "c": 64, "valid": 650},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "variant", [{"decoupled": True}, {"margin": 0.1}, {"margin": -0.2, "decoupled": True}], ids=str
+)
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_decoupled_and_margin(options, variant, dtype):
+    torch.manual_seed(0)
+    case = make_case("cpu", dtype, **options) | variant
+    grad = tuple(name for name in FEATURES if case[name] is not None)
+    tau = torch.tensor(case["temperature"], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    check_case(case | {"temperature": tau}, (*grad, "temperature"))
+
+
+def test_variants_of_no_negatives_are_zero():
+    case = make_case(k=0, m=0, n=1, ids=False)
+    for variant in ({"decoupled": True}, {"margin": -5.0}):
+        result = run(info_nce, case | variant, ("query", "positive"))
+        assert not any(result[name].any() for name in ("loss", "grad_query", "grad_positive")), variant
+    case = make_case(m=0, in_batch=False, ids=False) | {"decoupled": True, "margin": -5.0}
+    result = run(info_nce, case, ("query", "positive", "queue"))
+    assert not any(result[name].any() for name in ("loss", "grad_query", "grad_positive", "grad_queue"))
+    assert result["lse"].isneginf().all()
+
+
+def test_a_margin_takes_unlabelled_positives_out():
+    torch.manual_seed(0)
+    query, queue = unit(3, 16), unit(20, 16)
+    positive = F.normalize(query + 0.3 * unit(3, 16), dim=1)
+    queue[4] = query[1]  # more similar than the positive
+    expected = info_nce(query, positive, torch.cat([queue[:4], queue[5:]]), reduction="none")
+    with_it = info_nce(query, positive, queue, reduction="none")
+    loss = info_nce(query, positive, queue, margin=0.0, reduction="none")
+    torch.testing.assert_close(loss[1], expected[1])
+    assert with_it[1] > loss[1] and torch.equal(with_it[[0, 2]], loss[[0, 2]])
+
+
 def test_reductions():
     case = make_case()
     rows = info_nce(**case, reduction="none")
@@ -328,9 +376,11 @@ def test_opcheck(need_grad):
         False,
     )
     opcheck(torch.ops.maskco.info_nce_fwd, args)
+    opcheck(torch.ops.maskco.info_nce_fwd, (*args, True, 0.2))
     keys = (unit(4, 6), unit(10, 6), False, None, None, None)
     args = (torch.rand(4), torch.rand(2, 4) + 1, *keys, 0.2, None, True, False)
     opcheck(torch.ops.maskco.info_nce_bwd_keys, args)
+    opcheck(torch.ops.maskco.info_nce_bwd_keys, (*args, 0.1, torch.rand(4)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -430,6 +480,8 @@ BAD = {
     "valid tensor": ({"valid": torch.tensor(46)}, RuntimeError, "valid must lie between 0 and the queue's 45 rows"),
     "temperature": ({"temperature": 0}, ValueError, "temperature must be a number other than 0, got 0"),
     "temperature shape": ({"temperature": torch.ones(2)}, ValueError, r"temperature must be a float or .* \[2\]"),
+    "margin": ({"margin": math.nan}, ValueError, "margin must be a number, got nan"),
+    "margin text": ({"margin": "0.1"}, TypeError, "margin must be a number, got '0.1'"),
     "reduction": ({"reduction": "avg"}, ValueError, "reduction must be 'mean', 'sum' or 'none', got 'avg'"),
     "device": ({"queue": torch.zeros(45, 20, device="meta")}, ValueError, "queue is on meta but query on cpu"),
 }  # fmt: skip

@@ -28,7 +28,9 @@ def test_values_with(capability, kernels):
         env=environment, cwd=TESTS, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert shown.stdout.strip() == kernels
-    files = [str(TESTS / f"test_{name}.py") for name in ("info_nce", "box_pool", "masked_pool", "queue_push")]
+    files = [
+        str(TESTS / f"test_{name}.py") for name in ("info_nce", "pair_losses", "box_pool", "masked_pool", "queue_push")
+    ]
     chosen = "(values or equals or ragged or strides or infinite) and not sim and not cuda"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files],

@@ -66,28 +66,6 @@ SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids) {
   return policy;
 }
 
-// Logits above which a pair is no negative, for a margin of similarities.
-template <class T>
-std::vector<T> ceilings(const ClipCall& call, const T* own_logit, int64_t padded, T scale) {
-  std::vector<T> out(call.margin ? padded : 0);
-  for (size_t i = 0; i < out.size(); i++)
-    out[i] = (own_logit[i] + static_cast<T>(*call.margin) * scale) * (scale < 0 ? -1 : 1);
-  return out;
-}
-
-// One side's loss of a query's, or a key's, own pair: log of the sum less own, both natural. See info_nce.cpp.
-template <class T>
-T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
-  const T ln2 = T(kLn2);
-  if (decoupled) {
-    *total = sum;
-    return sum == 0 ? T(0) : (max - own) * ln2 + std::log(sum);  // (no negative at all: nothing to lose against)
-  }
-  const T behind = (max - own) * ln2;
-  *total = std::exp(-behind) + sum;
-  return behind + (behind == 0 ? std::log1p(sum) : std::log(*total));
-}
-
 // -> loss [N]; parts [2, N], the cross-entropies of rows and columns; own_logit [N]; ranks [N], [K]; of rows and of
 // columns the largest logit and the sum of all but the own pair's [2, N], [2, K], and the sum and number of logits for
 // label smoothing; the logits, where they are few. Columns only where they are asked for, their parts only for all keys.
@@ -113,10 +91,10 @@ ClipForward forward(const ClipCall& call, bool keep) {
   constexpr T none = -std::numeric_limits<T>::infinity();
   T* own = data<T>(own_logit);
   torch::stable::parallel_for(0, n, grain(f.c), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) own[i] = f.dot(i, i + call.own) * scale;
+    for (int64_t i = begin; i < end; i++) own[i] = as_kept(f.dot(i, i + call.own) * scale);
   });
   const LaneIds<T> ids(call.query_ids, padded);
-  const std::vector<T> ceiling = ceilings(call, own, padded, scale);
+  const std::vector<T> ceiling = ceilings(call.margin, own, padded, scale);
   std::vector<T> column_own(columns, none);
   std::copy_n(own, columns ? n : 0, column_own.data() + (columns ? call.own : 0));
   SoftmaxPairs<T> policy = policy_of(call, ids);
@@ -218,7 +196,7 @@ Gradients backward(const ClipCall& call, const ClipSaved& saved, bool need_query
   const Weights<T> cols(saved.column_sums, saved.column_totals, columns, columns, smoothing, call.decoupled,
                         column_own.data(), column_up, natural);
   const LaneIds<T> ids(call.query_ids, f.padded);
-  const std::vector<T> ceiling = ceilings(call, own.data(), f.padded, scale);
+  const std::vector<T> ceiling = ceilings(call.margin, own.data(), f.padded, scale);
   SoftmaxPairs<T> policy = policy_of(call, ids);
   policy.ceiling = call.margin ? ceiling.data() : nullptr;
   policy.ceiling_sign = scale < 0 ? -1 : 1;

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -143,6 +144,35 @@ inline const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids 
 template <class T>
 T scalar_value(double value, const std::optional<Tensor>& tensor) {
   return tensor ? *data<const T>(*tensor) : static_cast<T>(value);
+}
+
+// A logit in units of log 2 as it comes back when it is kept in natural ones: so both passes see the same number.
+template <class T>
+T as_kept(T logit) {
+  return logit * T(kLn2) * T(kLog2E);
+}
+
+// Logits, times the scale's sign, above which a key is too similar to be a negative, given each query's own logit.
+template <class T>
+std::vector<T> ceilings(std::optional<double> margin, const T* own_logit, int64_t size, T scale) {
+  std::vector<T> out(margin ? size : 0);
+  for (size_t i = 0; i < out.size(); i++)
+    out[i] = (own_logit[i] + static_cast<T>(*margin) * scale) * (scale < 0 ? -1 : 1);
+  return out;
+}
+
+// Log of the sum of all less the own logit, natural, of logits in units of log 2, and the sum, times 2^-max. `sum` is
+// that of all but the own one: so a loss near 0 keeps its precision. Decoupled, the own one is not in it at all; of no
+// negatives the loss is 0 then.
+template <class T>
+T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
+  const T ln2 = T(kLn2), behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite own logit
+  if (decoupled) {
+    *total = sum;
+    return sum == 0 ? T(0) : behind + std::log(sum);
+  }
+  *total = std::exp(-behind) + sum;
+  return behind + (behind == 0 ? std::log1p(sum) : std::log(*total));
 }
 
 // What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.

@@ -173,13 +173,19 @@ struct Queries {
   T* local_logits;     // [N, M]
   T* sums;             // [N, C]: weighted sums of the negatives; null without gradient
   int64_t n, c, m;
-  T scale;         // from a product to a logit in units of log 2
+  T scale;  // from a product to a logit in units of log 2
+  std::optional<double> margin;
+  bool decoupled;
   int64_t padded;  // n rounded up
-  std::vector<T> positive_logit, max, sum;
+  std::vector<T> positive_logit, ceiling, max, sum;
   std::vector<int64_t> rank;
 
+  // The largest logit before any negative is seen.
+  T first_max(int64_t i) const { return decoupled ? -std::numeric_limits<T>::infinity() : positive_logit[i]; }
+  bool counts(int64_t i, T logit) const { return !margin || !(logit * (scale < 0 ? -1 : 1) > ceiling[i]); }
+
   Queries(const T* rows, const T* positives, const int64_t* ids, T* local_logits, T* sums, int64_t n, int64_t c,
-          int64_t m, T scale)
+          int64_t m, T scale, std::optional<double> margin, bool decoupled)
       : rows(rows),
         positives(positives),
         ids(ids),
@@ -189,6 +195,8 @@ struct Queries {
         c(c),
         m(m),
         scale(scale),
+        margin(margin),
+        decoupled(decoupled),
         padded(round_up(n, kRowStep)),
         positive_logit(padded),
         max(padded),
@@ -200,19 +208,21 @@ struct Queries {
 template <class T>
 void start(Queries<T>& queries, const T* local_negatives) {
   const int64_t c = queries.c, m = queries.m;
+  torch::stable::parallel_for(0, queries.n, grain(c), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      queries.positive_logit[i] = as_kept(dot(queries.rows + i * c, queries.positives + i * c, c) * queries.scale);
+  });
+  queries.ceiling = ceilings(queries.margin, queries.positive_logit.data(), queries.padded, queries.scale);
   torch::stable::parallel_for(0, queries.n, grain(c * (m + 1)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const T* query = queries.rows + i * c;
       const T* keys = local_negatives + i * m * c;
-      T* logits = queries.local_logits + i * m;
-      const T positive = dot(query, queries.positives + i * c, c) * queries.scale;
-      T max = positive;
+      T *logits = queries.local_logits + i * m, max = queries.first_max(i);
       for (int64_t j = 0; j < m; j++) {
-        logits[j] = dot(query, keys + j * c, c) * queries.scale;
+        logits[j] = dot(queries.rows + i * c, keys + j * c, c) * queries.scale;
+        if (!queries.counts(i, logits[j])) logits[j] = -std::numeric_limits<T>::infinity();
         max = logits[j] > max ? logits[j] : max;
-        queries.rank[i] += logits[j] > positive;
+        queries.rank[i] += logits[j] > queries.positive_logit[i];
       }
-      queries.positive_logit[i] = positive;
       queries.max[i] = max;
       T* sums = queries.sums ? queries.sums + i * c : nullptr;
       if (sums) std::fill_n(sums, c, T(0));
@@ -244,11 +254,12 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
       if (count <= 0) continue;
       const States<T> states{queries.positive_logit.data() + first, range_max.data() + at, range_sum.data() + at,
                              range_rank.data() + at};
-      std::copy_n(states.positive_logit, count, states.max);
+      for (int64_t i = 0; i < count; i++) states.max[i] = queries.first_max(first + i);
       T* sums = queries.sums ? range_sums.get() + at * width : nullptr;
       if (sums) std::fill_n(sums, round_up(count, kRowStep) * width, T(0));
       kernel.forward({keys, range * cut.keys, std::min(keys.count, (range + 1) * cut.keys),
-                      panels.get() + first * depth, queries.scale, first, count, c, queries.ids, states, sums,
+                      panels.get() + first * depth, queries.scale, first, count, c, queries.ids,
+                      queries.margin ? queries.ceiling.data() : nullptr, T(queries.scale < 0 ? -1 : 1), states, sums,
                       workspace.get()});
     }
   });
@@ -285,7 +296,7 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
   // (until the end the shares hold the logits, and the gradient the sums)
   Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(call.query_ids),
                      data<T>(results.local_share), call.need_grad ? data<T>(results.grad_query) : nullptr, n, c, m,
-                     inverse * T(kLog2E));
+                     inverse * T(kLog2E), call.margin, call.decoupled);
   const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
   start(queries, local ? data<const T>(*local) : nullptr);
   if (call.queue) stream(queries, make_keys(*call.queue), kernel);
@@ -297,19 +308,18 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
   torch::stable::parallel_for(0, n, grain(c), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const T ln2 = T(kLn2), own = queries.positive_logit[i], max = queries.max[i], sum = queries.sum[i];
-      const T behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite logit of the positive
-      const T total = std::exp(-behind) + sum;
-      const T value = behind + (behind == 0 ? std::log1p(sum) : std::log(total));
+      T total;
+      const T value = cross_entropy(own, max, sum, call.decoupled, &total);
       out_loss[i] = value;
       out_logit[i] = own * ln2;
-      out_lse[i] = behind == 0 ? own * ln2 + value : max * ln2 + std::log(total);
+      out_lse[i] = max == own ? own * ln2 + value : max * ln2 + std::log(total);
       out_max[i] = max;
       out_total[i] = total;
       for (T* share = queries.local_logits + i * m; share < queries.local_logits + (i + 1) * m; share++)
-        *share = std::exp2(*share - max) / total;
+        *share = total == 0 ? T(0) : std::exp2(*share - (std::isinf(max) ? T(0) : max)) / total;
       if (!call.need_grad) continue;
       T* grad = queries.sums + i * c;
-      const T factor = inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
+      const T factor = total == 0 ? T(0) : inverse / total, share = sum * factor;  // share = (1 - p_+) / temperature
       for (int64_t x = 0; x < c; x++) grad[x] = grad[x] * factor - share * queries.positives[i * c + x];
     }
   });
@@ -334,9 +344,13 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   const T *row_max = data<const T>(call.normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
   std::vector<T> max(round_up(n, kRowStep), T(0)), upstream(max.size(), T(0));
   for (int64_t i = 0; i < n; i++) {
-    max[i] = row_max[i];
-    upstream[i] = grad_rows[i] * inverse / total[i];
+    max[i] = row_max[i] == -std::numeric_limits<T>::infinity() ? T(0) : row_max[i];  // (decoupled, of no negative)
+    upstream[i] = total[i] == 0 ? T(0) : grad_rows[i] * inverse / total[i];
   }
+
+  std::vector<T> own(call.margin ? max.size() : 0);
+  for (int64_t i = 0; call.margin && i < n; i++) own[i] = data<const T>(*call.positive_logit)[i] * T(kLog2E);
+  const std::vector<T> ceiling = ceilings(call.margin, own.data(), own.size(), scale);
 
   const Keys keys = make_keys(call.keys);
   const int64_t rows = call.keys.rows.size(0);
@@ -348,8 +362,9 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
     kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,
-                         c == width ? q : wide.data(), n, c, id_pointer(call.query_ids), max.data(), upstream.data(),
-                         grad, workspace.get()});
+                         c == width ? q : wide.data(), n, c, id_pointer(call.query_ids),
+                         call.margin ? ceiling.data() : nullptr, T(scale < 0 ? -1 : 1), max.data(), upstream.data(), grad,
+                         workspace.get()});
   });
   const ScalarType dtype = call.keys.rows.scalar_type();
   return dtype == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, dtype);
@@ -367,6 +382,6 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
 }  // namespace maskco
 
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
-  m.impl("info_nce_fwd", TORCH_BOX(&maskco::info_nce_fwd<&maskco::forward>));
-  m.impl("info_nce_bwd_keys", TORCH_BOX(&maskco::info_nce_bwd_keys<&maskco::backward_keys>));
+  m.impl("info_nce_fwd", TORCH_BOX((&maskco::info_nce_fwd<&maskco::forward, true>)));
+  m.impl("info_nce_bwd_keys", TORCH_BOX((&maskco::info_nce_bwd_keys<&maskco::backward_keys, true>)));
 }

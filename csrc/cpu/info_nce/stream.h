@@ -41,7 +41,9 @@ struct ForwardPass {
   T scale;            // of pairs' logits
   int64_t first_row, rows, c;
   const int64_t* query_ids;  // [N] or null
-  States<T> states;          // [rows rounded up]
+  const T* ceiling;          // [N rounded up]: keys with a larger logit, times the sign, are no negatives; null: none
+  T ceiling_sign;
+  States<T> states;  // [rows rounded up]
   T* sums;                   // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
   T* workspace;              // pass_workspace() elements
 };
@@ -57,6 +59,8 @@ struct KeyGradientPass {
   const T* query_wide;  // [N, C rounded up], as it is
   int64_t n, c;
   const int64_t* query_ids;  // [N] or null
+  const T* ceiling;          // as in the forward pass
+  T ceiling_sign;
   const T* max;              // [N rounded up], of the forward pass, in units of log 2
   const T* upstream;         // [N rounded up]: grad_loss / (temperature · sum of 2^(s - max))
   T* grad_keys;              // [K, C]
@@ -70,14 +74,22 @@ int64_t pass_workspace(int64_t c) {
 }
 
 // Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
-template <class T>
-MASKCO_INLINE void exclude(T* logits, int64_t stride, const Keys& keys, int64_t first_key, int64_t n,
-                           const int64_t* query_ids, int64_t row, int64_t lanes) {
+template <class Pass, class T>
+MASKCO_INLINE void exclude(const Pass& pass, T* logits, int64_t stride, int64_t first_key, int64_t n, int64_t row,
+                           int64_t lanes) {
+  const Keys& keys = pass.keys;
+  const int64_t* query_ids = pass.query_ids;
   constexpr T none = -std::numeric_limits<T>::infinity();
   if (query_ids && keys.ids)
     for (int64_t j = 0; j < n; j++)
       for (int64_t l = 0; l < lanes; l++)
         logits[j * stride + l] = keys.ids[first_key + j] == query_ids[row + l] ? none : logits[j * stride + l];
+  if (pass.ceiling)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t l = 0; l < lanes; l++) {
+        T& s = logits[j * stride + l];
+        s = s * pass.ceiling_sign > pass.ceiling[row + l] ? none : s;
+      }
   if (keys.own_excluded)
     for (int64_t i = std::max(first_key, row); i < std::min(first_key + n, row + lanes); i++)
       logits[(i - first_key) * stride + i - row] = none;
@@ -145,7 +157,7 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
       panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, pass.scale, logits, kPanel, ahead);
-      exclude(logits, kPanel, pass.keys, k0, n, pass.query_ids, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
+      exclude(pass, logits, kPanel, k0, n, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
       absorb<Tile>(logits, n, pass.states + i0, shrink);
       if (!pass.sums) continue;
       T* sums = pass.sums + i0 * width;
@@ -184,7 +196,7 @@ MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
       for (int64_t i = 0; i < queries; i += kPanel)
         panel_logits<LogitTile>(tile, tile_stride, n, query + (i0 + i) * depth, depth, pass.scale, logits + i,
                                 kQueryGroup, ahead);
-      exclude(logits, kQueryGroup, pass.keys, k0, n, pass.query_ids, i0, queries);
+      exclude(pass, logits, kQueryGroup, k0, n, i0, queries);
       for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < queries; i += Lane::kCount) {
           auto& logit = Lane::at(logits + j * kQueryGroup + i);
