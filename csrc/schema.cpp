@@ -13,7 +13,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "info_nce_fwd(Tensor query, Tensor positive, Tensor? queue, Tensor? local_negatives, bool in_batch, "
       "Tensor? query_ids, Tensor? queue_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, "
-      "bool need_grad, bool allow_tf32, bool decoupled=False, float? margin=None) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor rank, Tensor "
+      "bool need_grad, bool allow_tf32, bool decoupled=False, float? margin=None) -> (Tensor loss, Tensor lse, Tensor "
+      "positive_logit, Tensor rank, Tensor "
       "grad_query, Tensor normaliser, Tensor local_share)");
   // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left
   // out).
@@ -32,7 +33,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "clip_loss_bwd(Tensor row_upstream, Tensor column_upstream, Tensor query, Tensor keys, int own, Tensor? "
       "query_ids, Tensor? key_ids, float scale, Tensor? scale_tensor, bool columns, float smoothing, bool decoupled, "
-      "float? margin, Tensor parts, Tensor own_logit, Tensor column_own, Tensor row_sums, Tensor column_sums, Tensor row_totals, Tensor "
+      "float? margin, Tensor parts, Tensor own_logit, Tensor column_own, Tensor row_sums, Tensor column_sums, Tensor "
+      "row_totals, Tensor "
       "column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale) -> (Tensor grad_query, Tensor "
       "grad_keys, Tensor grad_scale)");
 
@@ -40,13 +42,16 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   // and grad_query is the gradient of both roles.
   m.def(
       "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
-      "Tensor? scale_tensor, bool symmetric, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor positives, Tensor "
+      "Tensor? scale_tensor, bool symmetric, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor "
+      "positives, Tensor "
       "sums, Tensor logits)");
   m.def(
       "supcon_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, "
-      "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool symmetric, bool need_query, bool "
+      "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool symmetric, bool "
+      "need_query, bool "
       "need_keys, bool need_scale) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
-  // Each query's loss, or the sum of all with its gradients, as far as they are needed. Those of float16 are float32.
+  // Each query's loss; or, as <op>_sum, the sum of all times `factor`, with its gradients as far as they are needed. Of
+  // float16 these are float32: their upstream gradient is still to come.
   m.def(
       "siglip_loss_fwd(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
       "bias_tensor) -> Tensor loss");
@@ -56,8 +61,20 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
   m.def(
       "siglip_loss_sum(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
-      "bias_tensor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor loss, Tensor "
+      "bias_tensor, float factor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor loss, "
+      "Tensor "
       "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
+
+  m.def(
+      "clip_loss_sum(Tensor query, Tensor keys, Tensor? ids, float scale, Tensor? scale_tensor, bool columns, float "
+      "smoothing, bool decoupled, float? margin, float factor, bool need_query, bool need_keys, bool need_scale, bool "
+      "keep) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor parts, Tensor own_logit, "
+      "Tensor row_rank, Tensor column_rank, Tensor row_sums)");
+  m.def(
+      "supcon_loss_sum(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
+      "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, bool "
+      "keep) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor lse, Tensor "
+      "positive_logit, Tensor positives)");
 
   m.def(
       "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_height, int output_width, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +111,80 @@ def keeps_logits(n: int, k: int, features: Tensor) -> bool:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def mean_factor(count: int, reduction: str) -> float:
+    """What the sum of `count` losses is multiplied by."""
+    return 1 / max(count, 1) if reduction == "mean" else 1.0
+
+
+class _Ready(torch.autograd.Function):
+    """A loss whose gradients come with it. Torch's own registration would cost more than a small batch's loss."""
+
+    @staticmethod
+    def forward(ctx, op, arguments, stats, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, *rest = op(*arguments)
+        stats += rest[len(inputs) :]
+        ctx.save_for_backward(*rest[: len(inputs)])
+        ctx.dtype = inputs[0].dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        # (kernels with ready gradients are the CPU's: to look at the number waits for nothing)
+        factor = None if grad_loss.device.type == "cpu" and grad_loss.item() == 1 else grad_loss
+        return (None, None, None, *_scaled(ctx, factor, ctx.needs_input_grad[3:]))
+
+
+def _scaled(ctx, grad_loss: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
+    """The ready gradients times their upstream one (None: 1): of both features, then of scalars."""
+    refuse_double_backward("this loss")
+    grads: list[Tensor | None] = [None] * len(needed)
+    for at, (grad, need) in enumerate(zip(ctx.saved_tensors, needed, strict=True)):
+        if need:
+            grad = grad if grad_loss is None else grad * grad_loss
+            grads[at] = grad.to(ctx.dtype) if at < 2 else grad.reshape(())
+    return grads
+
+
+def with_gradients(op: Any, arguments: tuple, *inputs: Tensor | None, in_vmap: bool = False) -> list[Tensor]:
+    """The outputs of an <op>_sum but the gradients of `inputs`, which autograd gets: the loss, and statistics."""
+    if in_vmap or torch.compiler.is_compiling() or not needs_grad(*inputs):
+        loss, *rest = op(*arguments)
+        return [loss, *rest[len(inputs) :]]
+    stats: list[Tensor] = []
+    return [_Ready.apply(op, arguments, stats, *inputs), *stats]
+
+
+def register_sum(namespace: str, name: str, fake: Callable, with_gradient: Sequence[int]) -> None:
+    """Fake kernel and gradients of an <op>_sum, for torch.compile; `with_gradient`: which arguments get one."""
+
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[1 : 1 + len(with_gradient)])
+        ctx.dtype, ctx.count = inputs[0].dtype, len(inputs)
+
+    def backward(ctx, grad_loss, *_) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None] * ctx.count
+        if grad_loss is not None:
+            scaled = _scaled(ctx, grad_loss, [ctx.needs_input_grad[at] for at in with_gradient])
+            for at, grad in zip(with_gradient, scaled, strict=True):
+                grads[at] = grad
+        return tuple(grads)
+
+    torch.library.register_fake(f"{namespace}::{name}", fake)
+    torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
+
+
+def fake_gradients(query: Tensor, keys: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    """As an <op>_sum gives them: of the query, of the keys, and of scalars, each if it is needed."""
+    features = torch.float32 if query.dtype == torch.float16 else query.dtype
+    rows = [t.shape[0] if need else 0 for t, need in zip((query, keys), needed, strict=False)]
+    found = [query.new_empty((count, query.shape[1]), dtype=features) for count in rows]
+    scalars = [query.new_empty(1 if need else 0, dtype=accumulation_dtype(query)) for need in needed[2:]]
+    return [*found, *scalars]
 
 
 def refuse_double_backward(op: str) -> None:

@@ -15,14 +15,18 @@ from maskco.ops._contrast import (
     check_ids,
     check_nonzero,
     check_reduction,
+    fake_gradients,
     inverse,
     keeps_logits,
+    mean_factor,
     needs_grad,
     one_dtype,
     padded,
     reduce,
     refuse_double_backward,
+    register_sum,
     scalar_of,
+    with_gradients,
 )
 from maskco.ops._inputs import as_float, as_tensor, refuse_forward_mode, refuse_transforms
 
@@ -105,31 +109,17 @@ def clip_loss(
 
     if _library.kernels(image.device, cpu_only="clip_loss") is None:
         found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
-        loss, statistics = found[0], ClipStats(*(t.detach() for t in found[1:]))
-    else:
-        loss, statistics = pair_losses(image, text, ids, scale, smoothing=smoothing, stats=return_stats)
-    loss = reduce(loss, reduction)
-    return (loss, statistics) if return_stats else loss
-
-
-def pair_losses(
-    image: Tensor,
-    text: Tensor,
-    ids: Tensor | None,
-    scale: tuple[float, Tensor | None],
-    *,
-    smoothing: float,
-    stats: bool,
-) -> tuple[Tensor, ClipStats]:
-    """Each pair's loss over both directions [N], and its stats: only placeholders, unless they are wanted."""
-    in_vmap = refuse_transforms("clip_loss", image, text, scale[1])
-    loss, parts, own, image_rank, text_rank, *_ = _forward(image, text, ids, scale, in_vmap, True, smoothing)
-    if not stats:
-        return loss, ClipStats(loss, loss, loss, image_rank, text_rank)
+        loss, stats = reduce(found[0], reduction), ClipStats(*(t.detach() for t in found[1:]))
+        return (loss, stats) if return_stats else loss
+    loss, parts, own, image_rank, text_rank, _ = pair_losses(
+        "clip_loss", image, text, ids, scale, reduction, columns=True, smoothing=smoothing
+    )
+    if not return_stats:
+        return loss
     n = image.shape[0]
     own = own.detach()[0, :n]
-    lses = parts.detach() + own
-    return loss, ClipStats(lses[0], lses[1], own, image_rank[:n], text_rank)
+    image_lse, text_lse = parts.detach() + own
+    return loss, ClipStats(image_lse, text_lse, own, image_rank[:n], text_rank)
 
 
 def all_pairs(
@@ -137,33 +127,52 @@ def all_pairs(
     positive: Tensor,
     ids: Tensor | None,
     scale: tuple[float, Tensor | None],
+    reduction: str,
+    *,
     decoupled: bool,
     margin: float | None,
-    *,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`info_nce` in one batch without other negatives: loss, lse, positive_logit and rank [N].
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """`info_nce` in one batch without other negatives: the loss, reduced, and lse, positive_logit and rank [N].
 
-    Unless the stats are wanted, the last three are only placeholders.
+    Unless the stats are wanted, they are only placeholders.
     """
-    in_vmap = refuse_transforms("info_nce", query, positive, scale[1])
-    options = (False, 0.0, bool(decoupled), margin)
-    loss, _, own, rank, _, sums, *_ = _forward(query, positive, ids, scale, in_vmap, *options)
+    loss, parts, own, rank, _, sums = pair_losses(
+        "info_nce", query, positive, ids, scale, reduction, decoupled=decoupled, margin=margin
+    )
     if not stats:
-        return loss, loss, loss, rank
+        return loss, (own, own, rank)
     n = query.shape[0]
     own = own.detach()[0, :n]
-    lse = loss.detach() + own
+    lse = parts.detach()[0] + own
     if decoupled:
         lse = lse.masked_fill(sums[1, :n] == 0, -math.inf)
-    return loss, lse, own, rank[:n]
+    return loss, (lse, own, rank[:n])
 
 
-def _forward(query, keys, ids, scale, in_vmap, columns, smoothing, decoupled=False, margin=None):
-    n = query.shape[0]
-    keep = (in_vmap or needs_grad(query, keys, scale[1])) and keeps_logits(n, n, query)
-    options = (columns, smoothing, decoupled, margin, keep)
-    return torch.ops.maskco.clip_loss_fwd(query, keys, 0, ids, ids, *scale, *options)
+def pair_losses(
+    op: str,
+    query: Tensor,
+    keys: Tensor,
+    ids: Tensor | None,
+    scale: tuple[float, Tensor | None],
+    reduction: str,
+    *,
+    columns: bool = False,
+    smoothing: float = 0.0,
+    decoupled: bool = False,
+    margin: float | None = None,
+) -> list[Tensor]:
+    """The compiled op: the loss, reduced, and parts, own_logit, row_rank, column_rank, row_sums, as csrc has them."""
+    n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
+    in_vmap = refuse_transforms(op, *inputs)
+    needed = [in_vmap or needs_grad(t) for t in inputs]
+    keep = any(needed) and keeps_logits(n, n, query)
+    options = (*scale, columns, smoothing, decoupled, margin)
+    if reduction == "none":
+        return list(ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, keep)[:6])
+    arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, keep)
+    return with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
 
 
 def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, keep):
@@ -178,6 +187,12 @@ def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoo
     sizes = ((2, rows), (2, k), (2, rows if smoothing > 0 else 0), (2, k if smoothing > 0 else 0))
     sums = tuple(query.new_empty(size, dtype=dtype) for size in sizes)
     return loss, parts, own_logit, row_rank, column_rank, *sums, logits
+
+
+def _fake_sum(query, keys, ids, scale, tensor, columns, smoothing, decoupled, margin, factor, *rest):
+    options = (scale, tensor, columns, smoothing, decoupled, margin, False)
+    loss, *stats = _fake_fwd(query, keys, 0, ids, ids, *options)
+    return (loss.new_empty(()), *fake_gradients(query, keys, rest[:3]), *stats[:5])
 
 
 def _fake_bwd(row_upstream, column_upstream, query, keys, *rest):
@@ -240,6 +255,7 @@ def register(namespace: str) -> None:
     torch.library.register_fake(f"{namespace}::clip_loss_fwd", _fake_fwd)
     torch.library.register_fake(f"{namespace}::clip_loss_bwd", _fake_bwd)
     torch.library.register_autograd(f"{namespace}::clip_loss_fwd", backward, setup_context=_setup_context)
+    register_sum(namespace, "clip_loss_sum", _fake_sum, (0, 1, 4))
 
 
 register("maskco")

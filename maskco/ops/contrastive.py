@@ -139,8 +139,11 @@ def info_nce(
             margin=margin,
         )
     elif ops is torch.ops.maskco and query.device.type == "cpu" and in_batch and queue is local_negatives is None:
-        options = (query_ids, inverse((scalar, temperature_tensor)), decoupled, margin)
-        loss, lse, positive_logit, rank = all_pairs(query, positive, *options, stats=return_stats)
+        scale, decoupled = inverse((scalar, temperature_tensor)), bool(decoupled)
+        loss, stats = all_pairs(
+            query, positive, query_ids, scale, reduction, decoupled=decoupled, margin=margin, stats=return_stats
+        )
+        return (loss, InfoNCEStats(*stats)) if return_stats else loss
     else:
         # (under vmap a tensor does not say whether it requires a gradient outside)
         in_vmap = refuse_transforms("info_nce", query, positive, queue, local_negatives, temperature_tensor)

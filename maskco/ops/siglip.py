@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,10 +12,14 @@ from maskco.ops._contrast import (
     check_nonzero,
     check_reduction,
     check_scalar,
+    fake_gradients,
+    mean_factor,
     needs_grad,
     one_dtype,
     refuse_double_backward,
+    register_sum,
     scalar_of,
+    with_gradients,
 )
 from maskco.ops._inputs import as_int, as_tensor, refuse_forward_mode, refuse_transforms
 
@@ -71,27 +73,17 @@ def siglip_loss(
     scale = check_nonzero(logit_scale, image, "logit_scale", "image")
     bias = check_scalar(logit_bias, image, "logit_bias", "image")
 
+    factor = mean_factor(image.shape[0], reduction)
     if _library.kernels(image.device, cpu_only="siglip_loss") is None:
         loss = reference.siglip_loss(image, text, scale=scalar_of(scale), bias=scalar_of(bias), offset=offset)
-        loss = loss if reduction == "none" else loss.sum()
-    elif reduction == "none":
-        refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
-        loss = torch.ops.maskco.siglip_loss_fwd(image, text, offset, *scale, *bias)
-    else:
-        in_vmap = refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
-        needed = [in_vmap or needs_grad(t) for t in (image, text, scale[1], bias[1])]
-        loss = torch.ops.maskco.siglip_loss_sum(image, text, offset, *scale, *bias, *needed)[0]
-    return loss / max(image.shape[0], 1) if reduction == "mean" else loss
-
-
-def _sizes(query: Tensor, keys: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    features = torch.float32 if query.dtype == torch.float16 else query.dtype
-    rows = tuple(t.shape[0] if need else 0 for t, need in zip((query, keys), needed, strict=False))
-    scalars = tuple(1 if need else 0 for need in needed[2:])
-    return (
-        *(query.new_empty((count, query.shape[1]), dtype=features) for count in rows),
-        *(query.new_empty(count, dtype=accumulation_dtype(query)) for count in scalars),
-    )
+        return loss if reduction == "none" else loss.sum() * factor
+    in_vmap = refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
+    if reduction == "none":
+        return torch.ops.maskco.siglip_loss_fwd(image, text, offset, *scale, *bias)
+    inputs = (image, text, scale[1], bias[1])
+    needed = [in_vmap or needs_grad(t) for t in inputs]
+    arguments = (image, text, offset, *scale, *bias, factor, *needed)
+    return with_gradients(torch.ops.maskco.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)[0]
 
 
 def _fake_fwd(query, *_):
@@ -100,64 +92,42 @@ def _fake_fwd(query, *_):
 
 
 def _fake_bwd(grad_loss, query, keys, own, scale, scale_tensor, bias, bias_tensor, *needed):
-    return _sizes(query, keys, needed)
+    return tuple(t.to(query.dtype) if i < 2 else t for i, t in enumerate(fake_gradients(query, keys, needed)))
 
 
-def _fake_sum(query, keys, own, scale, scale_tensor, bias, bias_tensor, *needed):
+def _fake_sum(query, keys, own, scale, scale_tensor, bias, bias_tensor, factor, *needed):
     refuse_forward_mode("siglip_loss")
-    return (query.new_empty((), dtype=accumulation_dtype(query)), *_sizes(query, keys, needed))
+    return (query.new_empty((), dtype=accumulation_dtype(query)), *fake_gradients(query, keys, needed))
 
 
 def _setup_rows(ctx, inputs, output) -> None:
-    query, keys, own, scale, scale_tensor, bias, bias_tensor = inputs
+    query, keys, ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor = inputs
     ctx.save_for_backward(query, keys, scale_tensor, bias_tensor)
-    ctx.own, ctx.scale, ctx.bias = own, scale, bias
-
-
-def _setup_sum(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-    ctx.dtype = inputs[0].dtype
 
 
 _DIFFERENTIABLE = (0, 1, 4, 6)  # query, keys, scale_tensor, bias_tensor
-
-
-def _backward_of_sum(ctx, grad_loss, *_) -> tuple[Tensor | None, ...]:
-    refuse_double_backward("siglip_loss")
-    grads: list[Tensor | None] = [None] * 11
-    if grad_loss is None:
-        return tuple(grads)
-    for at, grad in zip(_DIFFERENTIABLE, ctx.saved_tensors, strict=True):
-        if ctx.needs_input_grad[at]:
-            grad = grad * grad_loss
-            grads[at] = grad.to(ctx.dtype) if at < 2 else grad.reshape(())
-    return tuple(grads)
 
 
 def register(namespace: str) -> None:
     """Fake kernels and gradients of the ops in `namespace`."""
     ops = getattr(torch.ops, namespace)
 
-    def backward_of_rows(ctx, grad_loss) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_loss) -> tuple[Tensor | None, ...]:
         refuse_double_backward("siglip_loss")
         query, keys, scale_tensor, bias_tensor = ctx.saved_tensors
         needed = [ctx.needs_input_grad[at] for at in _DIFFERENTIABLE]
-        found = ops.siglip_loss_bwd(
-            grad_loss.contiguous(), query, keys, ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor, *needed
-        )
-        grads: list[Any] = [None] * 7
+        options = (ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor)
+        found = ops.siglip_loss_bwd(grad_loss.contiguous(), query, keys, *options, *needed)
+        grads: list[Tensor | None] = [None] * 7
         for at, grad, need in zip(_DIFFERENTIABLE, found, needed, strict=True):
             if need:
-                grads[at] = grad.to(query.dtype) if at < 2 else grad.reshape(())
+                grads[at] = grad if at < 2 else grad.reshape(())
         return tuple(grads)
 
     torch.library.register_fake(f"{namespace}::siglip_loss_fwd", _fake_fwd)
     torch.library.register_fake(f"{namespace}::siglip_loss_bwd", _fake_bwd)
-    torch.library.register_fake(f"{namespace}::siglip_loss_sum", _fake_sum)
-    torch.library.register_autograd(f"{namespace}::siglip_loss_fwd", backward_of_rows, setup_context=_setup_rows)
-    torch.library.register_autograd(f"{namespace}::siglip_loss_sum", _backward_of_sum, setup_context=_setup_sum)
+    torch.library.register_autograd(f"{namespace}::siglip_loss_fwd", backward, setup_context=_setup_rows)
+    register_sum(namespace, "siglip_loss_sum", _fake_sum, _DIFFERENTIABLE)
 
 
 register("maskco")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,17 @@ from maskco.ops._contrast import (
     check_ids,
     check_nonzero,
     check_reduction,
+    fake_gradients,
     inverse,
     keeps_logits,
+    mean_factor,
     needs_grad,
     one_dtype,
     padded,
     reduce,
     refuse_double_backward,
+    register_sum,
+    with_gradients,
 )
 from maskco.ops._inputs import as_int, as_tensor, refuse_forward_mode, refuse_transforms
 
@@ -100,17 +105,34 @@ def supcon_loss(
     if _library.kernels(query.device, cpu_only="supcon_loss") is None:
         options = {"query_labels": query_labels, "key_labels": key_labels, "offset": offset}
         loss, *stats = reference.supcon_loss(query, keys, **options, temperature=number if tensor is None else tensor)
+        loss = reduce(loss, reduction)
     else:
-        scale, scale_tensor = inverse((number, tensor))
-        others, labels = (query, query_labels) if keys is None else (keys, key_labels)
-        in_vmap = refuse_transforms("supcon_loss", query, others, scale_tensor)
-        keep = in_vmap or needs_grad(query, others, scale_tensor)
-        keep = keep and keeps_logits(query.shape[0], others.shape[0], query)
-        loss, *stats = torch.ops.maskco.supcon_loss_fwd(
-            query, others, query_labels, labels, 0 if keys is None else offset, scale, scale_tensor, keys is None, keep
-        )
-    loss = reduce(loss, reduction)
+        loss, *stats = _compiled(query, keys, query_labels, key_labels, offset, inverse((number, tensor)), reduction)
     return (loss, SupConStats(*(t.detach() for t in stats[:3]))) if return_stats else loss
+
+
+def _compiled(
+    query: Tensor,
+    keys: Tensor | None,
+    query_labels: Tensor,
+    key_labels: Tensor | None,
+    offset: int | None,
+    scale: tuple[float, Tensor | None],
+    reduction: str,
+) -> Sequence[Tensor]:
+    """The loss, reduced, and the stats."""
+    symmetric = keys is None
+    others = query.detach() if keys is None else keys  # (then the first holds both gradients)
+    labels, own = (query_labels, 0) if symmetric else (key_labels, offset)
+    inputs: tuple[Tensor | None, ...] = (query, others, scale[1])
+    in_vmap = refuse_transforms("supcon_loss", *inputs)
+    needed = [in_vmap or needs_grad(t) for t in inputs]
+    keep = any(needed) and keeps_logits(query.shape[0], others.shape[0], query)
+    arguments = (query, others, query_labels, labels, own, *scale, symmetric)
+    if reduction == "none":
+        return torch.ops.maskco.supcon_loss_fwd(*arguments, keep)
+    options = (mean_factor(query.shape[0], reduction), *needed, keep)
+    return with_gradients(torch.ops.maskco.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
 
 
 def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, keep):
@@ -128,6 +150,13 @@ def _fake_bwd(grad_loss, query, keys, query_labels, key_labels, own, *rest):
         keys.new_empty((keys.shape[0] if need_keys and not symmetric else 0, keys.shape[1])),
         query.new_empty(1 if need_scale else 0, dtype=accumulation_dtype(query)),
     )
+
+
+def _fake_sum(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, factor, *rest):
+    refuse_forward_mode("supcon_loss")
+    n, dtype = query.shape[0], accumulation_dtype(query)
+    stats = (query.new_empty(n, dtype=dtype), query.new_empty(n, dtype=dtype), query.new_empty(n, dtype=torch.int64))
+    return (query.new_empty((), dtype=dtype), *fake_gradients(query, keys, rest[:3]), *stats)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -172,6 +201,7 @@ def register(namespace: str) -> None:
     torch.library.register_fake(f"{namespace}::supcon_loss_fwd", _fake_fwd)
     torch.library.register_fake(f"{namespace}::supcon_loss_bwd", _fake_bwd)
     torch.library.register_autograd(f"{namespace}::supcon_loss_fwd", backward, setup_context=_setup_context)
+    register_sum(namespace, "supcon_loss_sum", _fake_sum, (0, 1, 6))
 
 
 register("maskco")

@@ -316,7 +316,9 @@ def test_opcheck(need):
         opcheck(ops.clip_loss_fwd, (a, b, 0, labels, labels, 2.0, tensor, True, smoothing, False, margin, need))
     opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, None, 2.0, scale, False, need))
     opcheck(ops.siglip_loss_fwd, (a, b, 0, 2.0, scale, 1.0, bias))
-    opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, need, need, False, False))
+    opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, 0.5, need, need, False, False))
+    opcheck(ops.supcon_loss_sum, (a, a.detach(), labels, labels, 0, 2.0, scale, True, 0.5, need, False, False, need))
+    opcheck(ops.clip_loss_sum, (a, b, labels, 2.0, scale, True, 0.1, False, 0.1, 0.5, need, need, False, need))
     with torch.no_grad():
         rows, c = torch.ones(6), (a, b)
         found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, True)

@@ -68,7 +68,8 @@ SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids) {
 
 // -> loss [N]; parts [2, N], the cross-entropies of rows and columns; own_logit [N]; ranks [N], [K]; of rows and of
 // columns the largest logit and the sum of all but the own pair's [2, N], [2, K], and the sum and number of logits for
-// label smoothing; the logits, where they are few. Columns only where they are asked for, their parts only for all keys.
+// label smoothing; the logits, where they are few. Columns only where they are asked for, their parts only for all
+// keys.
 using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
@@ -82,9 +83,11 @@ ClipForward forward(const ClipCall& call, bool keep) {
     return t;
   };
   const bool totals = call.smoothing > 0;
-  const Tensor row_sums = filled<T>(call.query, 2, padded), column_sums = filled<T>(call.query, 2, columns), own_logit = filled<T>(call.query, 1, padded);
+  const Tensor row_sums = filled<T>(call.query, 2, padded), column_sums = filled<T>(call.query, 2, columns),
+               own_logit = filled<T>(call.query, 1, padded);
   const Tensor row_rank = integers(padded), column_rank = integers(columns);
-  const Tensor row_totals = filled<T>(call.query, 2, totals ? padded : 0), column_totals = filled<T>(call.query, 2, totals ? columns : 0);
+  const Tensor row_totals = filled<T>(call.query, 2, totals ? padded : 0),
+               column_totals = filled<T>(call.query, 2, totals ? columns : 0);
   const Tensor logits = logits_to_keep(f, keep);
 
   const T scale = scalar_value<T>(call.scale_number, call.scale_tensor) * T(kLog2E);
@@ -124,8 +127,7 @@ ClipForward forward(const ClipCall& call, bool keep) {
     if (both) out[i] = (out[i] + finish(policy.columns, i, column_part)) / 2;
   }
   for (int64_t i = 0; i < n; i++) own[i] *= T(kLn2);
-  return {loss,     parts,       own_logit,  row_rank,      column_rank,
-          row_sums, column_sums, row_totals, column_totals, logits};
+  return {loss, parts, own_logit, row_rank, column_rank, row_sums, column_sums, row_totals, column_totals, logits};
 }
 
 // What the weights of one side are made of: weight · 2^(s - shift), less share.
@@ -179,7 +181,8 @@ struct ClipSaved {
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
 
 template <class T>
-Gradients backward(const ClipCall& call, const ClipSaved& saved, bool need_query, bool need_keys, bool need_scale) {
+Gradients backward(const ClipCall& call, const ClipSaved& saved, ScalarType dtype, bool need_query, bool need_keys,
+                   bool need_scale) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const int64_t n = f.n, k = f.k, columns = call.columns ? k : 0;
@@ -218,15 +221,14 @@ Gradients backward(const ClipCall& call, const ClipSaved& saved, bool need_query
   policy.own_weight = weight.data();
   policy.along = need_scale ? along.data() : nullptr;
   const auto [grad_query, grad_keys] =
-      weigh_pairs(f, kernels, scale, policy, saved.logits, call.query.scalar_type(), need_query, need_keys);
+      weigh_pairs(f, kernels, scale, policy, saved.logits, dtype, need_query, need_keys);
   return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
 }
 
 ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
                           const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
                           bool columns, double smoothing, bool decoupled, std::optional<double> margin, bool keep) {
-  const ClipCall call{query,   keys,      own,       query_ids, key_ids, scale, scale_tensor,
-                      columns, smoothing, decoupled, margin};
+  const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   call.check();
   return accumulation_type(query) == ScalarType::Double ? forward<double>(call, keep) : forward<float>(call, keep);
 }
@@ -238,14 +240,49 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
                         const Tensor& parts, const Tensor& own_logit, const Tensor& column_own, const Tensor& row_sums,
                         const Tensor& column_sums, const Tensor& row_totals, const Tensor& column_totals,
                         const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
-  const ClipCall call{query,   keys,      own,       query_ids, key_ids, scale, scale_tensor,
-                      columns, smoothing, decoupled, margin};
+  const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   const ClipSaved saved{row_upstream, column_upstream, parts,      own_logit,     column_own,
                         row_sums,     column_sums,     row_totals, column_totals, logits};
   call.check();
   saved.check(call);
   const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
-  return compute(call, saved, need_query, need_keys, need_scale);
+  return compute(call, saved, query.scalar_type(), need_query, need_keys, need_scale);
+}
+
+// loss [], times `factor`, with its gradients as far as they are needed; parts, own_logit, ranks and row_sums as
+// forward
+using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& query_ids, double scale,
+                      const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
+                      std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
+                      bool keep) {
+  const ClipCall call{query, keys, 0, query_ids, query_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
+  call.check();
+  check_size(keys, 0, query.size(0), "keys");
+  const int64_t n = query.size(0);
+  const auto run = [&](auto zero) -> ClipSum {
+    using T = decltype(zero);
+    const bool weigh = need_query || need_keys || need_scale;
+    const auto [loss, parts, own, row_rank, column_rank, row_sums, column_sums, row_totals, column_totals, logits] =
+        forward<T>(call, keep && weigh);
+    const ScalarType dtype = gradient_type(query);
+    Gradients gradients{torch::stable::new_empty(query, {0, query.size(1)}, dtype),
+                        torch::stable::new_empty(query, {0, query.size(1)}, dtype),
+                        torch::stable::new_empty(loss, {0})};
+    if (weigh) {
+      const Tensor upstream = torch::stable::new_empty(loss, {n});
+      std::fill_n(data<T>(upstream), n, static_cast<T>(columns ? factor / 2 : factor));
+      const Tensor none = torch::stable::new_empty(loss, {0});
+      gradients = backward<T>(call,
+                              {upstream, columns ? upstream : none, parts, own, columns ? own : none, row_sums,
+                               column_sums, row_totals, column_totals, logits},
+                              dtype, need_query, need_keys, need_scale);
+    }
+    const auto& [grad_query, grad_keys, grad_scale] = gradients;
+    return {sum_of<T>(loss, factor), grad_query, grad_keys, grad_scale, parts, own, row_rank, column_rank, row_sums};
+  };
+  return accumulation_type(query) == ScalarType::Double ? run(double()) : run(float());
 }
 
 }  // namespace
@@ -254,4 +291,5 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
   m.impl("clip_loss_fwd", TORCH_BOX(&maskco::clip_loss_fwd));
   m.impl("clip_loss_bwd", TORCH_BOX(&maskco::clip_loss_bwd));
+  m.impl("clip_loss_sum", TORCH_BOX(&maskco::clip_loss_sum));
 }

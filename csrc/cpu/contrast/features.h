@@ -48,7 +48,9 @@ struct PairFeatures {
         width(round_up(c, panel)),
         padded(round_up(n, 32)),
         bfloat16(depth == 2) {
-    const auto prepared = [&](const Tensor& t) { return bfloat16 ? torch::stable::contiguous(t) : as_contiguous<T>(t); };
+    const auto prepared = [&](const Tensor& t) {
+      return bfloat16 ? torch::stable::contiguous(t) : as_contiguous<T>(t);
+    };
     const bool same = query_.data_ptr() == keys_.data_ptr() && n == k && query_.stride(0) == keys_.stride(0) &&
                       query_.stride(1) == keys_.stride(1);
     query = prepared(query_);
@@ -83,7 +85,10 @@ template <class T>
 class GradientSum {
  public:
   GradientSum(bool needed, const PairFeatures<T>& f, int64_t rows, int64_t padded, ScalarType dtype)
-      : rows_(rows), c_(f.c), width_(f.width), result_(torch::stable::new_empty(f.query, {needed ? rows : 0, f.c}, dtype)) {
+      : rows_(rows),
+        c_(f.c),
+        width_(f.width),
+        result_(torch::stable::new_empty(f.query, {needed ? rows : 0, f.c}, dtype)) {
     if (!needed) return;
     if (dtype == scalar_type_of<T> && width_ == c_ && padded == rows) {
       sums_ = data<T>(result_);
@@ -105,10 +110,17 @@ class GradientSum {
       });
     };
     switch (result_.scalar_type()) {
-      case ScalarType::Double: convert(data<double>(result_)); break;
-      case ScalarType::Half: convert(data<c10::Half>(result_)); break;
-      case ScalarType::BFloat16: convert(data<c10::BFloat16>(result_)); break;
-      default: convert(data<float>(result_));
+      case ScalarType::Double:
+        convert(data<double>(result_));
+        break;
+      case ScalarType::Half:
+        convert(data<c10::Half>(result_));
+        break;
+      case ScalarType::BFloat16:
+        convert(data<c10::BFloat16>(result_));
+        break;
+      default:
+        convert(data<float>(result_));
     }
     return result_;
   }
@@ -176,7 +188,8 @@ T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
 }
 
 // What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.
-inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features, const char* name) {
+inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features,
+                       const char* name) {
   check_dim(t, static_cast<int64_t>(sizes.size()), name);
   int64_t d = 0;
   for (int64_t size : sizes) check_size(t, d++, size, name);
@@ -190,6 +203,22 @@ Tensor filled(const Tensor& like, int64_t rows, int64_t columns) {
   const Tensor out = torch::stable::new_empty(like, {rows, columns}, scalar_type_of<T>);
   std::fill_n(data<T>(out), rows * columns, T(0));
   return out;
+}
+
+// [N] -> [], times factor
+template <class T>
+Tensor sum_of(const Tensor& rows, double factor) {
+  const Tensor out = torch::stable::new_empty(rows, {});
+  double total = 0;
+  for (int64_t i = 0; i < rows.size(0); i++) total += data<const T>(rows)[i];
+  *data<T>(out) = static_cast<T>(total * factor);
+  return out;
+}
+
+// Of gradients that are ready before their upstream gradient is known: float16 could not bear that yet.
+inline ScalarType gradient_type(const Tensor& features) {
+  const ScalarType dtype = features.scalar_type();
+  return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
 // The scale's gradient [1], of weights times logits in units of log 2; empty where that is.

@@ -6,7 +6,7 @@
 
 namespace maskco {
 
-constexpr int64_t kKeyTile = 96;    // keys of one tile: a panel's logits and a few columns of keys fit the first cache
+constexpr int64_t kKeyTile = 96;  // keys of one tile: a panel's logits and a few columns of keys fit the first cache
 
 // Brings the next tile of keys into the second-level cache, a few lines with every register tile. Several rows are read
 // at once, a stream each, and end before the hardware has learnt to run ahead of them.

@@ -1,5 +1,5 @@
-// The operands of a contrastive pass's products: keys as they are wherever they can be read in place, else a converted copy
-// of a tile; and the weights.
+// The operands of a contrastive pass's products: keys as they are wherever they can be read in place, else a converted
+// copy of a tile; and the weights.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>

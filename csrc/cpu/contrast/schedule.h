@@ -32,23 +32,23 @@ struct SweepKernels {
   void (*pack)(const T* rows, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms, T* out);
 };
 
-#define MASKCO_SWEEP_KERNELS(name, target, Step, bytes, rows, vectors)                                               \
-  template <class T, class Policy>                                                                                   \
-  struct name {                                                                                                      \
-    using Tile = RegisterTile<Step, bytes, rows, vectors>;                                                           \
-    target static void read(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {                      \
-      sweep_unit<Tile, false>(sweep, unit, policy);                                                                  \
-    }                                                                                                                \
-    target static void weigh(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {                     \
-      sweep_unit<Tile, true>(sweep, unit, policy);                                                                   \
-    }                                                                                                                \
-    target static void pack(const T* from, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,        \
-                            T* out) {                                                                                \
-      pack_values<Tile>(from, stride, n, c, width, terms, out);                                                      \
-    }                                                                                                                \
-    static SweepKernels<T, Policy> get() {                                                                           \
-      return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, &pack};                           \
-    }                                                                                                                \
+#define MASKCO_SWEEP_KERNELS(name, target, Step, bytes, rows, vectors)                                         \
+  template <class T, class Policy>                                                                             \
+  struct name {                                                                                                \
+    using Tile = RegisterTile<Step, bytes, rows, vectors>;                                                     \
+    target static void read(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {                \
+      sweep_unit<Tile, false>(sweep, unit, policy);                                                            \
+    }                                                                                                          \
+    target static void weigh(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {               \
+      sweep_unit<Tile, true>(sweep, unit, policy);                                                             \
+    }                                                                                                          \
+    target static void pack(const T* from, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms, \
+                            T* out) {                                                                          \
+      pack_values<Tile>(from, stride, n, c, width, terms, out);                                                \
+    }                                                                                                          \
+    static SweepKernels<T, Policy> get() {                                                                     \
+      return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, &pack};                     \
+    }                                                                                                          \
   };
 #define MASKCO_COMMA ,
 #define MASKCO_MULTIPLY_ADD(bytes) MultiplyAdd<T MASKCO_COMMA bytes>
@@ -182,8 +182,8 @@ void sweep_chunk(const SweepCut& cut, const Sweep<T>& sweep, int64_t count, cons
 
 // All pairs in chunks of queries. `around` gets each chunk's sweep and number of rows, and calls sweep_chunk.
 template <class T, class Policy, class F>
-void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
-                T* kept, bool read_kept, const F& around) {
+void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, T* kept,
+                bool read_kept, const F& around) {
   if (f.n == 0 || f.k == 0) return;
   const int64_t chunk = cut.chunk_groups * cut.group, depth = (f.c + kernels.depth - 1) / kernels.depth;
   const bool read_queries = !(kept && read_kept);

@@ -33,18 +33,18 @@ struct Needed {
   bool query, keys, scale, bias;
 };
 
-// loss [N]; the gradients for query, keys, scale and bias [1] of the sum of all losses, or of their sum weighted by
-// `upstream` [N]. Those of float16 features are float32: who calls may still scale them.
+// loss [N]; the gradients for query, keys, scale and bias [1] of the sum of all losses times `factor`, or of their sum
+// weighted by `upstream` [N].
 using SigLipResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& upstream, Needed need) {
+SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor_, Needed need) {
   const auto kernels = sweep_kernels<T, SigmoidPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
   const bool weigh = need.query || need.keys || need.scale || need.bias;
   std::vector<T> loss(f.padded), bias_gradient(need.bias ? f.padded : 0), along(need.scale ? f.padded : 0);
-  std::vector<T> factor(weigh ? f.padded : 0, scale);
+  std::vector<T> factor(weigh ? f.padded : 0, scale * static_cast<T>(factor_));
   if (weigh && upstream) {
     const Tensor up = as_contiguous<T>(*upstream);
     for (int64_t i = 0; i < f.n; i++) factor[i] = scale * data<const T>(up)[i];
@@ -57,7 +57,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   policy.loss = loss.data();
   policy.bias_gradient = need.bias ? bias_gradient.data() : nullptr;
   policy.along = need.scale ? along.data() : nullptr;
-  const ScalarType dtype = call.query.scalar_type() == ScalarType::Half ? ScalarType::Float : call.query.scalar_type();
+  const ScalarType dtype = upstream ? call.query.scalar_type() : gradient_type(call.query);
   Tensor grad_query = torch::stable::new_empty(call.query, {0, f.c}, dtype);
   Tensor grad_keys = torch::stable::new_empty(call.query, {0, f.c}, dtype);
   const Tensor no_logits = torch::stable::new_empty(call.query, {0});
@@ -75,46 +75,39 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   return {out, grad_query, grad_keys, scale_gradient(call.query, along, scale), grad_bias};
 }
 
-SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, Needed need) {
+SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor, Needed need) {
   call.check();
-  return accumulation_type(call.query) == ScalarType::Double ? compute_in<double>(call, upstream, need)
-                                                             : compute_in<float>(call, upstream, need);
+  return accumulation_type(call.query) == ScalarType::Double ? compute_in<double>(call, upstream, factor, need)
+                                                             : compute_in<float>(call, upstream, factor, need);
 }
 
 Tensor siglip_loss_fwd(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
                        const std::optional<Tensor>& scale_tensor, double bias,
                        const std::optional<Tensor>& bias_tensor) {
-  return std::get<0>(compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, {}));
+  return std::get<0>(compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, 1, {}));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> siglip_loss_bwd(
-    const Tensor& grad_loss, const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
-    const std::optional<Tensor>& scale_tensor, double bias, const std::optional<Tensor>& bias_tensor, bool need_query,
-    bool need_keys, bool need_scale, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> siglip_loss_bwd(const Tensor& grad_loss, const Tensor& query,
+                                                           const Tensor& keys, std::optional<int64_t> own, double scale,
+                                                           const std::optional<Tensor>& scale_tensor, double bias,
+                                                           const std::optional<Tensor>& bias_tensor, bool need_query,
+                                                           bool need_keys, bool need_scale, bool need_bias) {
   check_rows(grad_loss, query, "grad_loss");
   const auto [loss, grad_query, grad_keys, grad_scale, grad_bias] =
-      compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, grad_loss,
+      compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, grad_loss, 1,
               {need_query, need_keys, need_scale, need_bias});
   return {grad_query, grad_keys, grad_scale, grad_bias};
 }
 
 SigLipResult siglip_loss_sum(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
                              const std::optional<Tensor>& scale_tensor, double bias,
-                             const std::optional<Tensor>& bias_tensor, bool need_query, bool need_keys, bool need_scale,
-                             bool need_bias) {
-  auto result = compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt,
+                             const std::optional<Tensor>& bias_tensor, double factor, bool need_query, bool need_keys,
+                             bool need_scale, bool need_bias) {
+  auto result = compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, factor,
                         {need_query, need_keys, need_scale, need_bias});
-  const Tensor rows = std::get<0>(result), sum = torch::stable::new_empty(rows, {});
-  const auto add = [&](auto* to, const auto* from) {
-    double total = 0;
-    for (int64_t i = 0; i < rows.size(0); i++) total += from[i];
-    *to = total;
-  };
-  if (rows.scalar_type() == ScalarType::Double)
-    add(data<double>(sum), data<const double>(rows));
-  else
-    add(data<float>(sum), data<const float>(rows));
-  std::get<0>(result) = sum;
+  const Tensor rows = std::get<0>(result);
+  std::get<0>(result) =
+      rows.scalar_type() == ScalarType::Double ? sum_of<double>(rows, factor) : sum_of<float>(rows, factor);
   return result;
 }
 

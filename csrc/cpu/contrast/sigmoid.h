@@ -10,7 +10,7 @@ template <class T>
 struct SigmoidPairs {
   bool has_own;
   int64_t own;
-  T bias;             // added to each logit, in units of log 2
+  T bias;            // added to each logit, in units of log 2
   const T* factor;   // [N rounded up]: of a row's weights
   T* loss;           // [N rounded up]
   T* bias_gradient;  // [N rounded up]: each row's sum of weights; null: not asked for
@@ -45,7 +45,7 @@ struct SigmoidPairs {
       for (int64_t j = 0; j < block.keys; j++) {
         Vector& logit = Lane::at(block.logits + j * kStride + l);
         const Vector s = logit;
-        Vector sign = Vector{} + 1;  // 1: apart; -1: together
+        Vector sign = Vector{} + 1;                                           // 1: apart; -1: together
         const int64_t lane = has_own ? block.first_key + j - own - row : -1;  // of the key's own row
         if (0 <= lane && lane < rows) sign[lane] = -1;
         const Vector z = (s + bias) * sign;

@@ -220,7 +220,9 @@ struct SoftmaxPairs {
 
  private:
   // The block's keys that are the own ones of its queries.
-  MASKCO_INLINE int64_t first_own(const Block<T>& block) const { return std::max(block.first_key, block.first_row + own); }
+  MASKCO_INLINE int64_t first_own(const Block<T>& block) const {
+    return std::max(block.first_key, block.first_row + own);
+  }
   MASKCO_INLINE int64_t last_own(const Block<T>& block) const {
     return std::min(block.first_key + block.keys, block.first_row + own + block.rows);
   }

@@ -80,7 +80,8 @@ using SupConGradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, t
 // directions then, and one product gives the whole gradient, in grad_query.
 template <class T>
 SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const Tensor& positives, const Tensor& sums,
-                         const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
+                         const Tensor& logits, ScalarType dtype, bool symmetric, bool need_query, bool need_keys,
+                         bool need_scale) {
   const auto kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const Tensor upstream = as_contiguous<T>(grad_loss);
@@ -106,15 +107,14 @@ SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const 
     policy.columns = policy.rows;
   }
   const auto [grad_query, grad_keys] =
-      weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, call.query.scalar_type(), need_query,
-                  need_keys && !symmetric);
+      weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, dtype, need_query, need_keys && !symmetric);
   for (T& part : along) part *= symmetric ? T(0.5) : T(1);  // (both directions of each pair)
   return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
 }
 
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
                               const Tensor& key_labels, std::optional<int64_t> own, double scale,
-                              const std::optional<Tensor>& scale_tensor, bool /*symmetric: for autograd*/, bool keep) {
+                              const std::optional<Tensor>& scale_tensor, bool /* symmetric: autograd's */, bool keep) {
   const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
   return accumulation_type(query) == ScalarType::Double ? forward<double>(call, keep) : forward<float>(call, keep);
@@ -122,9 +122,9 @@ SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Ten
 
 SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys,
                                 const Tensor& query_labels, const Tensor& key_labels, std::optional<int64_t> own,
-                                double scale,
-                                const std::optional<Tensor>& scale_tensor, const Tensor& positives, const Tensor& sums,
-                                const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
+                                double scale, const std::optional<Tensor>& scale_tensor, const Tensor& positives,
+                                const Tensor& sums, const Tensor& logits, bool symmetric, bool need_query,
+                                bool need_keys, bool need_scale) {
   const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
   const int64_t padded = round_up(query.size(0), 32);
@@ -134,7 +134,37 @@ SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, co
   check_kept(logits, {logits.size(0) == 0 ? 0 : keys.size(0), padded}, query, "logits");
   if (symmetric) check_size(keys, 0, query.size(0), "keys");
   const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
-  return compute(call, grad_loss, positives, sums, logits, symmetric, need_query, need_keys, need_scale);
+  return compute(call, grad_loss, positives, sums, logits, query.scalar_type(), symmetric, need_query, need_keys,
+                 need_scale);
+}
+
+// loss [], times `factor`, with its gradients as far as they are needed; lse, positive_logit, positives as forward
+using SupConSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+SupConSum supcon_loss_sum(const Tensor& query, const Tensor& keys, const Tensor& query_labels, const Tensor& key_labels,
+                          std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
+                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale, bool keep) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
+  call.check();
+  if (symmetric) check_size(keys, 0, query.size(0), "keys");
+  const auto run = [&](auto zero) -> SupConSum {
+    using T = decltype(zero);
+    const bool weigh = need_query || need_keys || need_scale;
+    const auto [loss, lse, positive, positives, sums, logits] = forward<T>(call, keep && weigh);
+    const ScalarType dtype = gradient_type(query);
+    SupConGradients gradients{torch::stable::new_empty(query, {0, query.size(1)}, dtype),
+                              torch::stable::new_empty(query, {0, query.size(1)}, dtype),
+                              torch::stable::new_empty(loss, {0})};
+    if (weigh) {
+      const Tensor upstream = torch::stable::new_empty(loss, {query.size(0)});
+      std::fill_n(data<T>(upstream), query.size(0), static_cast<T>(factor));
+      gradients =
+          backward<T>(call, upstream, positives, sums, logits, dtype, symmetric, need_query, need_keys, need_scale);
+    }
+    const auto& [grad_query, grad_keys, grad_scale] = gradients;
+    return {sum_of<T>(loss, factor), grad_query, grad_keys, grad_scale, lse, positive, positives};
+  };
+  return accumulation_type(query) == ScalarType::Double ? run(double()) : run(float());
 }
 
 }  // namespace
@@ -143,4 +173,5 @@ SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, co
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
   m.impl("supcon_loss_fwd", TORCH_BOX(&maskco::supcon_loss_fwd));
   m.impl("supcon_loss_bwd", TORCH_BOX(&maskco::supcon_loss_bwd));
+  m.impl("supcon_loss_sum", TORCH_BOX(&maskco::supcon_loss_sum));
 }

@@ -2,7 +2,8 @@
 //
 // A block is a tile of keys times a group of queries, whose logits fit the second-level cache. They come from a matrix
 // product; a policy (softmax.h, sigmoid.h) reads them, or turns them into weights dL/d(query · key) in place; and the
-// weights times the keys and times the queries are added to both gradients. Queries lie across lanes. A loss is a policy.
+// weights times the keys and times the queries are added to both gradients. Queries lie across lanes. A loss is a
+// policy.
 //
 // A unit, a group against a range of keys, is swept by one thread. It owns what the policy keeps for its rows and for
 // its keys, and both gradients' rows: schedule.h runs at once only units that share neither.
@@ -18,9 +19,9 @@
 
 namespace maskco {
 
-constexpr int64_t kGroup = 128;     // queries of a group at most
-constexpr int64_t kBlockKeys = 96;  // keys of a block at most
-constexpr int64_t kFeatures = 256;  // at a time of a gradient: they and a block fit the second-level cache
+constexpr int64_t kGroup = 128;           // queries of a group at most
+constexpr int64_t kBlockKeys = 96;        // keys of a block at most
+constexpr int64_t kFeatures = 256;        // at a time of a gradient: they and a block fit the second-level cache
 constexpr int64_t kStride = kGroup + 16;  // of a block's rows: at a power of two, its columns would share cache sets
 
 template <class T>
@@ -43,7 +44,7 @@ struct Sweep {
   int64_t query_values_rows;
   uint16_t* weights;  // of pairs: [K, weights_stride] bfloat16, the chunk's weights
   int64_t weights_stride;
-  T* kept;                    // [K, kept_stride] logits of all pairs, or null
+  T* kept;  // [K, kept_stride] logits of all pairs, or null
   int64_t kept_stride;
   bool read_kept;  // else they are written
 };
@@ -121,7 +122,7 @@ MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const 
   const int64_t c = sweep.c, width = sweep.width, depth = (c + kDepth - 1) / kDepth;
   const int64_t lanes = round_up(unit.rows, kPanel), in_chunk = unit.first_row - sweep.chunk;
   const auto* query = static_cast<const Operand*>(sweep.query) + in_chunk * depth;
-  T* logits = unit.workspace;                                               // [kBlockKeys, kStride]
+  T* logits = unit.workspace;                                                // [kBlockKeys, kStride]
   auto* buffer = reinterpret_cast<Operand*>(logits + kBlockKeys * kStride);  // [kBlockKeys, width]: a copied tile
   T* values = reinterpret_cast<T*>(buffer + kBlockKeys * width);             // [features / panel, keys, panel]
   T* key_sums = values + kBlockKeys * kFeatures;                             // [features / panel, kBlockKeys, panel]
@@ -140,8 +141,7 @@ MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const 
         panel_logits<Tile, false>(tile, tile_stride, n, query + i * depth, depth, sweep.scale, logits + i, kStride,
                                   ahead);
       policy.template exclude<Tile>(block);
-      for (int64_t j = 0; kept && j < n; j++)
-        std::copy_n(logits + j * kStride, lanes, kept + j * sweep.kept_stride);
+      for (int64_t j = 0; kept && j < n; j++) std::copy_n(logits + j * kStride, lanes, kept + j * sweep.kept_stride);
     }
     if constexpr (!kWeigh) {
       policy.template read<Tile>(block);
@@ -149,8 +149,7 @@ MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const 
     }
     policy.template weigh<Tile>(block);
     if constexpr (kDepth == 2) {
-      round_weights<Tile>(logits, n, lanes, sweep.weights + k0 * sweep.weights_stride + in_chunk,
-                          sweep.weights_stride);
+      round_weights<Tile>(logits, n, lanes, sweep.weights + k0 * sweep.weights_stride + in_chunk, sweep.weights_stride);
     } else {
       const T* query_values = sweep.query_values + in_chunk * kPanel;
       for (int64_t x = 0; x < width; x += kFeatures) {

@@ -363,8 +363,8 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
     kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,
                          c == width ? q : wide.data(), n, c, id_pointer(call.query_ids),
-                         call.margin ? ceiling.data() : nullptr, T(scale < 0 ? -1 : 1), max.data(), upstream.data(), grad,
-                         workspace.get()});
+                         call.margin ? ceiling.data() : nullptr, T(scale < 0 ? -1 : 1), max.data(), upstream.data(),
+                         grad, workspace.get()});
   });
   const ScalarType dtype = call.keys.rows.scalar_type();
   return dtype == scalar_type_of<T> ? grad_keys : torch::stable::to(grad_keys, dtype);

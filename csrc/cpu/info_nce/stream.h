@@ -28,7 +28,7 @@ struct States {
   States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
 };
 
-constexpr int64_t kRowBlock = 256;  // queries of one block: they, their sums and a tile fit a second-level cache
+constexpr int64_t kRowBlock = 256;    // queries of one block: they, their sums and a tile fit a second-level cache
 constexpr int64_t kQueryGroup = 128;  // queries whose logits add to the keys' gradient at once
 constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, which every panel's width divides
 
@@ -44,8 +44,8 @@ struct ForwardPass {
   const T* ceiling;          // [N rounded up]: keys with a larger logit, times the sign, are no negatives; null: none
   T ceiling_sign;
   States<T> states;  // [rows rounded up]
-  T* sums;                   // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
-  T* workspace;              // pass_workspace() elements
+  T* sums;           // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
+  T* workspace;      // pass_workspace() elements
 };
 
 // All queries against one range of keys, once more: the keys' gradient. A logit must come out bit for bit as in the
@@ -61,10 +61,10 @@ struct KeyGradientPass {
   const int64_t* query_ids;  // [N] or null
   const T* ceiling;          // as in the forward pass
   T ceiling_sign;
-  const T* max;              // [N rounded up], of the forward pass, in units of log 2
-  const T* upstream;         // [N rounded up]: grad_loss / (temperature · sum of 2^(s - max))
-  T* grad_keys;              // [K, C]
-  T* workspace;              // pass_workspace() elements
+  const T* max;       // [N rounded up], of the forward pass, in units of log 2
+  const T* upstream;  // [N rounded up]: grad_loss / (temperature · sum of 2^(s - max))
+  T* grad_keys;       // [K, C]
+  T* workspace;       // pass_workspace() elements
 };
 
 // logits of some queries; a copy of a tile; its pairs in another order, or its gradient
