@@ -230,7 +230,8 @@ def test_empty_batches(loss):
         if n != k and loss in (CLIP, SUPCON_SELF):
             continue
         case = make(loss, n, 8, k)
-        leaves = {name: case[name].requires_grad_() for name in loss.features}
+        case |= {name: torch.tensor(case[name]) for name in loss.scalars}
+        leaves = {name: case[name].requires_grad_() for name in (*loss.features, *loss.scalars)}
         for reduction in ("mean", "sum", "none"):
             value = loss.op(**case, reduction=reduction)
             assert value.shape == ((n,) if reduction == "none" else ())

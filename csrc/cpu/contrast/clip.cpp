@@ -222,7 +222,7 @@ Gradients backward(const ClipCall& call, const ClipSaved& saved, ScalarType dtyp
   policy.along = need_scale ? along.data() : nullptr;
   const auto [grad_query, grad_keys] =
       weigh_pairs(f, kernels, scale, policy, saved.logits, dtype, need_query, need_keys);
-  return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
+  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need_scale)};
 }
 
 ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,

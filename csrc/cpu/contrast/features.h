@@ -221,13 +221,13 @@ inline ScalarType gradient_type(const Tensor& features) {
   return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
-// The scale's gradient [1], of weights times logits in units of log 2; empty where that is.
+// The scale's gradient [1], of weights times logits in units of log 2, or [0] where it is not needed.
 template <class T>
-Tensor scale_gradient(const Tensor& like, const std::vector<T>& along, T scale) {
-  const Tensor out = torch::stable::new_empty(like, {along.empty() ? 0 : 1}, scalar_type_of<T>);
+Tensor scale_gradient(const Tensor& like, const std::vector<T>& along, T scale, bool needed) {
+  const Tensor out = torch::stable::new_empty(like, {needed ? 1 : 0}, scalar_type_of<T>);
   double total = 0;
   for (T part : along) total += part;
-  if (!along.empty()) *data<T>(out) = static_cast<T>(total * kLn2 / (double(scale) * double(scale)));
+  if (needed) *data<T>(out) = static_cast<T>(total * kLn2 / (double(scale) * double(scale)));
   return out;
 }
 

@@ -72,7 +72,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   double total = 0;
   for (T part : bias_gradient) total += part;
   if (need.bias) *data<T>(grad_bias) = static_cast<T>(total / double(scale));  // (the weights are times the scale)
-  return {out, grad_query, grad_keys, scale_gradient(call.query, along, scale), grad_bias};
+  return {out, grad_query, grad_keys, scale_gradient(call.query, along, scale, need.scale), grad_bias};
 }
 
 SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor, Needed need) {

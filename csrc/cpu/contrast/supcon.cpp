@@ -109,7 +109,7 @@ SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const 
   const auto [grad_query, grad_keys] =
       weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, dtype, need_query, need_keys && !symmetric);
   for (T& part : along) part *= symmetric ? T(0.5) : T(1);  // (both directions of each pair)
-  return {grad_query, grad_keys, scale_gradient(call.query, along, natural)};
+  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need_scale)};
 }
 
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
