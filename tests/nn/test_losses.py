@@ -280,8 +280,8 @@ def _check(
 
 def _check_losses(rank: int, world: int) -> None:
     for name, case in _cases().items():
-        for lengths in LENGTHS[world]:
-            for reduction in ("mean", "sum", "none"):
+        for lengths, reductions in zip(LENGTHS[world], (("mean", "none"), ("mean", "sum", "none")), strict=True):
+            for reduction in reductions:
                 _check(rank, lengths, case, torch.float32, reduction, f"{name}, {lengths}, {reduction}")
         for dtype in (torch.float64, torch.bfloat16, torch.float16):
             _check(rank, LENGTHS[world][0], case, dtype, "mean", f"{name}, {dtype}")
@@ -289,9 +289,8 @@ def _check_losses(rank: int, world: int) -> None:
             with mock.patch.object(gathered_clip, "keeps_logits", lambda *_: False):
                 _check(rank, LENGTHS[world][0], case, torch.float32, "mean", f"{name}, logits computed again")
             with mock.patch.object(_library, "kernels", lambda *_, **__: None):
-                for lengths in LENGTHS[world]:
-                    for reduction in ("mean", "none"):
-                        _check(rank, lengths, case, torch.float32, reduction, f"{name} without kernels, {lengths}")
+                for lengths, reduction in zip(LENGTHS[world], ("mean", "none"), strict=True):
+                    _check(rank, lengths, case, torch.float32, reduction, f"{name} without kernels, {lengths}")
 
 
 def _check_views(rank: int, world: int) -> None:
