@@ -20,9 +20,10 @@ class ClipLoss(nn.Module):
     With `gather=True` it is the loss of the batches of all ranks, as one process would have it. Ranks may have
     different numbers of pairs, or none. All of them must call it, and run the backward pass.
 
-    - The value is the same on every rank. With reduction "none" each rank gets the losses of its own pairs.
-    - DistributedDataParallel averages gradients over ranks, and so gives one process's gradients. To this end each
-      rank's features and scale get theirs times the number of ranks, unless reduction is "none".
+    - The value is the same on every rank. Its gradients are one process's times the number of ranks, which
+      DistributedDataParallel divides by: it averages them over ranks. All ranks must weigh the loss alike.
+    - With reduction "none" each rank gets the losses of its own pairs. Gradients are those of the sum of what all
+      ranks make of them. So the mean of each rank's losses does as "mean" does, where ranks have equally many pairs.
 
     Args:
         gather: contrast with the pairs of all ranks. Without a process group it changes nothing.

@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from maskco.nn import SupConLoss
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop_in.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
 
@@ -184,9 +186,7 @@ class Sentences(torch.nn.Module):
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_sentence_transformers(columns):
-    pytest.importorskip("sentence_transformers")
-    from sentence_transformers.sentence_transformer import losses
-
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     torch.manual_seed(0)
     model, features = Sentences(), [{"x": torch.randn(9, 12)} for _ in range(columns)]
     ours = recipe("sentence-transformers").MultipleNegativesRankingLoss(model, 15.0)(features)
@@ -252,9 +252,23 @@ def _clip_rank(rank: int, meeting: str) -> None:
         scalars = torch.tensor(12.0), torch.tensor(-3.0)
         _check_on_two(rank, page.DistributedClipLoss(), plain_clip_loss, scalars[:1], "ClipLoss")
         _check_on_two(rank, page.DistributedSigLipLoss(), plain_siglip_loss, scalars, "SigLipLoss")
+        _check_nt_xent(rank)
         dist.barrier()  # a rank that is gone while the other still sends aborts it
     finally:
         dist.destroy_process_group()
+
+
+def _check_nt_xent(rank) -> None:
+    try:
+        from lightly.loss import NTXentLoss
+    except ImportError:
+        return
+    parts = [rows(10, 16, seed).detach().chunk(2)[rank].clone().requires_grad_() for seed in (0, 1)]
+    views = F.normalize(torch.stack(parts, dim=1), dim=2)
+    ours, theirs = SupConLoss(0.3, gather=True)(views), NTXentLoss(0.3, gather_distributed=True)(*parts)
+    mean = theirs.detach().clone()
+    dist.all_reduce(mean)
+    assert_same(ours, theirs + (mean / 2 - theirs).detach(), parts)  # the gradients are the same, the values' mean is
 
 
 def _check_on_two(rank, loss, plain, scalars, name) -> None:
