@@ -413,6 +413,15 @@ def _check_no_gradient(rank: int, world: int) -> None:
     assert image.grad.any() and text.grad.any() if first else image.grad is None
     with torch.no_grad():
         assert not ClipLoss(True)(image, text, 5.0).requires_grad
+    empty, scale = torch.zeros(0, 8, requires_grad=True), torch.tensor(5.0, requires_grad=True)  # on all ranks
+    for loss in (
+        ClipLoss(True, 0.1)(empty, empty, scale),
+        SigLipLoss(True)(empty, empty, scale, -1.0),
+        SupConLoss(scale, gather=True)(empty, torch.zeros(0, dtype=torch.long)),
+        SupConLoss(scale, gather=True)(empty.view(0, 2, 4)),
+    ):
+        assert loss == 0
+        assert [x.any() for x in torch.autograd.grad(loss, (empty, scale))] == [False, False]
     scale = torch.tensor(5.0, requires_grad=True)  # nothing else has a gradient
     ClipLoss(True)(image.detach(), text.detach(), scale).backward()
     assert scale.grad.isfinite()
