@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from maskco.nn.loss import InfoNCE
 from maskco.nn.mask_head import AttentionMaskHead, ConvMaskHead, create_mask_head
 from maskco.nn.momentum import forward_in_groups, momentum_copy, momentum_update_, shuffled_across_ranks
+from maskco.nn.pair_losses import ClipLoss, SigLipLoss, SupConLoss
 from maskco.nn.pooling import BoxPool, MaskedPool
 from maskco.nn.projection import ProjectionHead
 from maskco.nn.queue import FeatureQueue
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionMaskHead",
     "BoxPool",
+    "ClipLoss",
     "ConvMaskHead",
     "Encoder",
     "FeatureQueue",
     "InfoNCE",
     "MaskedPool",
     "ProjectionHead",
+    "SigLipLoss",
+    "SupConLoss",
     "create_encoder",
     "create_mask_head",
     "forward_in_groups",

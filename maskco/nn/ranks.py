@@ -5,16 +5,16 @@ Without a process group each function gives back what it got.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskco.errors import RankError
+from maskco.errors import RankError, one_line
 
 T = TypeVar("T")
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -82,25 +82,77 @@ def gather_together(*tensors: Tensor | None) -> list[Tensor | None]:
     """
     if world_size() == 1:
         return list(tensors)
-    layouts: list[list[tuple[str, list[int]] | None]] = [[] for _ in range(world_size())]
-    own = [None if t is None else (str(t.dtype).removeprefix("torch."), list(t.shape)) for t in tensors]
-    dist.all_gather_object(layouts, own)
-    gathered: list[Tensor | None] = []
-    for tensor, of_ranks in zip(tensors, zip(*layouts, strict=True), strict=True):
-        kinds = {None if layout is None else (layout[0], *layout[1][1:], len(layout[1])) for layout in of_ranks}
-        if len(kinds) > 1:
-            found = ", ".join(
-                f"rank {rank} " + ("none" if layout is None else f"{layout[0]} {layout[1]}")
-                for rank, layout in enumerate(of_ranks)
-            )
-            raise RankError(f"ranks bring what does not fit together: {found}; only the number of rows may differ")
-        lengths = [layout[1][0] for layout in of_ranks if layout is not None]
-        gathered.append(None if tensor is None else _gather_rows(tensor, lengths))
-    return gathered
+    _, layouts = compare(lambda: tensors)
+    return [
+        None if tensor is None or layout is None else gather_parts(tensor, layout.lengths)
+        for tensor, layout in zip(tensors, layouts, strict=True)
+    ]
 
 
-def _gather_rows(tensor: Tensor, lengths: list[int]) -> Tensor:
-    """[B, ...] -> [sum of B, ...]; backends want equal shapes, so that shorter parts travel with rows to spare."""
+class Layout(NamedTuple):
+    """How the rows of one tensor lie on the ranks."""
+
+    lengths: list[int]
+    """Rows of each rank."""
+    needs_grad: bool
+    """Whether any rank's part does."""
+
+    @property
+    def start(self) -> int:
+        """Rows of the ranks before this one."""
+        return sum(self.lengths[: rank()])
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+
+def compare(check: Callable[[], Sequence[Tensor | None]]) -> tuple[list[Tensor | None], list[Layout | None]]:
+    """What `check` gives on this rank, tensors [B, ...] or None, and how each lies on all ranks.
+
+    `check` may raise: the rank's own arguments are bad. The others would wait for it in their next collective.
+
+    Raises:
+        RankError: where another rank's `check` raises, or ranks bring different dtypes or rows of different sizes.
+    """
+    tensors: list[Tensor | None] = []
+    failure: Exception | None = None
+    try:
+        tensors = list(check())
+    except Exception as error:
+        if world_size() == 1:
+            raise
+        failure = error
+    own = [
+        None if t is None else (str(t.dtype).removeprefix("torch."), list(t.shape), t.requires_grad) for t in tensors
+    ]
+    parts = join_lists([(None if failure is None else one_line(failure), own)])
+    if failure is not None:
+        raise failure
+    for number, (message, _) in enumerate(parts):
+        if message is not None:
+            raise RankError(f"rank {number} failed: {message}")
+    return tensors, [_layout(of_ranks) for of_ranks in zip(*(layouts for _, layouts in parts), strict=True)]
+
+
+def _layout(of_ranks: Sequence[tuple[str, list[int], bool] | None]) -> Layout | None:
+    kinds = {None if part is None else (part[0], *part[1][1:], len(part[1])) for part in of_ranks}
+    if len(kinds) > 1:
+        found = ", ".join(
+            f"rank {rank} " + ("none" if part is None else f"{part[0]} {part[1]}") for rank, part in enumerate(of_ranks)
+        )
+        raise RankError(f"ranks bring what does not fit together: {found}; only the number of rows may differ")
+    parts = [part for part in of_ranks if part is not None]
+    needs_grad = torch.is_grad_enabled() and any(part[2] for part in parts)
+    return Layout([part[1][0] for part in parts], needs_grad) if parts else None
+
+
+@torch.no_grad()
+def gather_parts(tensor: Tensor, lengths: list[int]) -> Tensor:
+    """[B, ...] -> [sum of B, ...], without gradient, of parts that ranks have compared already.
+
+    Backends want equal shapes, so that shorter parts travel with rows to spare.
+    """
     most = max(lengths)
     if most == 0:
         return tensor
@@ -124,17 +176,64 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     All ranks must run the backward pass, too. With gradients averaged over ranks, as DistributedDataParallel does, the
     mean of the ranks' losses has the gradient that one process with all rows would have.
     """
-    return tensor if world_size() == 1 else _Gather.apply(tensor)
+    if world_size() == 1:
+        return tensor
+    _, (layout,) = compare(lambda: [tensor])
+    assert layout is not None
+    return gather_rows(tensor, layout)
+
+
+def gather_rows(tensor: Tensor, layout: Layout) -> Tensor:
+    """`gather_with_gradient` of parts that ranks have compared already."""
+    if world_size() == 1:
+        return tensor
+    return _Gather.apply(joined(tensor, layout), layout.lengths)
+
+
+def joined(tensor: Tensor, layout: Layout) -> Tensor:
+    """The tensor, with a gradient where any rank's has one.
+
+    Backward passes meet in collectives. A rank whose own part needs no gradient, as it has no rows, joins them.
+    """
+    return tensor.detach().requires_grad_() if layout.needs_grad and not tensor.requires_grad else tensor
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.lengths = join_lists([len(tensor)])
-        return gather_in_rank_order(tensor)
+    def forward(ctx: Any, tensor: Tensor, lengths: list[int]) -> Tensor:
+        ctx.lengths = lengths
+        return gather_parts(tensor, lengths)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return scatter_sum(gradient, ctx.lengths), None
+
+
+@torch.no_grad()
+def scatter_sum(gathered: Tensor, lengths: list[int]) -> Tensor:
+    """This rank's rows of the sum over ranks of [sum of B, ...]. Sums of 16-bit numbers run in float32."""
+    wide = torch.promote_types(gathered.dtype, torch.float32)
+    total = gathered.to(wide, memory_format=torch.contiguous_format, copy=True)  # (others may hold it too)
+    dist.all_reduce(total)
+    return own_rows(total, lengths).to(gathered.dtype)
+
+
+def sum_over_ranks(share: Tensor) -> Tensor:
+    """The sum of all ranks' shares, the same on every rank.
+
+    Its gradient is that of this rank's share times the number of ranks: gradients averaged over ranks, as
+    DistributedDataParallel does, are those of one process. So all ranks must weigh the sum alike.
+    """
+    return share if world_size() == 1 else _SumOverRanks.apply(share)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        total = share.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # others may hold it too
-        dist.all_reduce(gradient)
-        return own_rows(gradient, ctx.lengths)
+        return gradient * world_size()

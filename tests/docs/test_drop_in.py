@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from maskco.nn import SupConLoss
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop_in.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
 
@@ -94,6 +96,13 @@ def test_lightly_without_a_memory_bank():
     assert_same(ours, loss.NTXentLoss(0.3)(out0, out1), [out0, out1])
 
 
+def test_lightly_dcl():
+    loss = pytest.importorskip("lightly.loss")
+    out0, out1 = rows(21, 16, 0), rows(21, 16, 1)
+    ours = recipe("lightly: `DCLLoss`").dcl_loss(out0, out1, 0.3)
+    assert_same(ours, loss.DCLLoss(0.3)(out0, out1), [out0, out1])
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("mode", ["in-batch", "unpaired", "paired"])
 def test_info_nce_pytorch(mode, reduction):
@@ -114,7 +123,7 @@ def test_info_nce_pytorch(mode, reduction):
 
 def test_pytorch_metric_learning():
     losses = pytest.importorskip("pytorch_metric_learning.losses")
-    ours = recipe("pytorch-metric-learning").CrossBatchMemory(0.2, 8, memory_size=48)
+    ours = recipe("pytorch-metric-learning: `CrossBatchMemory`").CrossBatchMemory(0.2, 8, memory_size=48)
     theirs = losses.CrossBatchMemory(losses.SupConLoss(0.2), 8, memory_size=48)
     is_key = torch.arange(24) >= 12
     for step in range(6):  # wraps after four
@@ -122,6 +131,67 @@ def test_pytorch_metric_learning():
         labels = torch.arange(12) + 12 * step
         expected = theirs(torch.cat([query, key]), labels.repeat(2), enqueue_mask=is_key)
         assert_same(ours(query, key, labels), expected, [query])
+
+
+def test_pytorch_metric_learning_supcon():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    embeddings, labels = rows(20, 8, 0), torch.arange(20) % 11 // 2  # 5 stands alone
+    ours = recipe("pytorch-metric-learning: `SupConLoss`").supervised_loss
+    for some in (slice(None), slice(0, 7), slice(5, 16)):
+        expected = losses.SupConLoss(0.2)(embeddings[some], labels[some])
+        assert_same(ours(embeddings[some], labels[some], 0.2), expected, [embeddings])
+
+
+def test_pytorch_metric_learning_nt_xent():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    embeddings, labels = rows(20, 8, 0), torch.randperm(20, generator=torch.Generator().manual_seed(0)) // 2
+    ours = recipe("pytorch-metric-learning: `NTXentLoss`").nt_xent_loss(embeddings, labels, 0.2)
+    assert_same(ours, losses.NTXentLoss(0.2)(embeddings, labels), [embeddings])
+
+
+def supcontrast(features, labels, temperature, base_temperature):
+    """SupContrast's own formula (losses.py, contrast_mode="all")."""
+    features = features.flatten(2)
+    images, views = features.shape[:2]
+    mask = torch.eye(images) if labels is None else (labels[:, None] == labels).float()
+    contrast = torch.cat(torch.unbind(features, dim=1), dim=0)
+    logits = contrast @ contrast.T / temperature
+    logits = logits - logits.max(dim=1, keepdim=True)[0].detach()
+    others = 1 - torch.eye(images * views)
+    mask = mask.repeat(views, views) * others
+    log_prob = logits - torch.log((torch.exp(logits) * others).sum(1, keepdim=True))
+    mean_log_prob_pos = (mask * log_prob).sum(1) / mask.sum(1)
+    return (-(temperature / base_temperature) * mean_log_prob_pos).mean()
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 16), (6, 3, 4, 2, 2)])
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, 1, 3, 0, 1, 3])])
+def test_supcontrast(shape, labels):
+    features = F.normalize(rows(6, math.prod(shape[1:]), 0).view(6, shape[1], -1), dim=2)
+    features = features.detach().view(shape).requires_grad_()
+    ours = recipe("SupContrast").ContrastAllViews(0.1, 0.07)(features, labels)
+    assert_same(ours, supcontrast(features, labels, 0.1, 0.07), [features])
+
+
+class Sentences(torch.nn.Module):
+    """Stands in for a SentenceTransformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 8)
+
+    def forward(self, features):
+        return {"sentence_embedding": self.linear(features["x"])}
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_sentence_transformers(columns):
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    torch.manual_seed(0)
+    model, features = Sentences(), [{"x": torch.randn(9, 12)} for _ in range(columns)]
+    ours = recipe("sentence-transformers").MultipleNegativesRankingLoss(model, 15.0)(features)
+    theirs = losses.MultipleNegativesRankingLoss(model, scale=15.0)(features, None)
+    assert_same(ours, theirs, list(model.parameters()))
 
 
 def test_memory_bank():
@@ -143,8 +213,11 @@ def test_open_clip():
     open_clip = pytest.importorskip("open_clip.loss")
     image, text = rows(33, 16, 0, unit=True), rows(33, 16, 1, unit=True)
     scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
-    ours = recipe("open_clip: `ClipLoss`").clip_loss(image, text, scale.exp())
+    bias = torch.tensor(-3.0, requires_grad=True)
+    ours = recipe("open_clip: `ClipLoss`").contrastive_loss(image, text, scale.exp())
     assert_same(ours, open_clip.ClipLoss()(image, text, scale.exp()), [image, text, scale])
+    ours = recipe("open_clip: `SigLipLoss`").sigmoid_loss(image, text, scale.exp(), bias)
+    assert_same(ours, open_clip.SigLipLoss()(image, text, scale.exp(), bias), [image, text, scale, bias])
 
 
 def plain_clip_loss(image, text, scale):
@@ -152,47 +225,76 @@ def plain_clip_loss(image, text, scale):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def test_clip_in_plain_torch():
+def plain_siglip_loss(image, text, scale, bias):
+    logits = scale * image @ text.T + bias
+    return -F.logsigmoid((2 * torch.eye(len(image)) - 1) * logits).sum() / len(image)
+
+
+def test_clip_and_siglip_in_plain_torch():
     image, text = rows(33, 16, 0, unit=True), rows(33, 16, 1, unit=True)
-    scale = torch.tensor(12.0, requires_grad=True)
-    ours = recipe("open_clip: `ClipLoss`").clip_loss(image, text, scale)
+    scale, bias = torch.tensor(12.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+    ours = recipe("open_clip: `ClipLoss`").contrastive_loss(image, text, scale)
     assert_same(ours, plain_clip_loss(image, text, scale), [image, text, scale])
+    ours = recipe("open_clip: `SigLipLoss`").sigmoid_loss(image, text, scale, bias)
+    assert_same(ours, plain_siglip_loss(image, text, scale, bias), [image, text, scale, bias])
 
 
 @pytest.mark.distributed
-def test_clip_on_two_ranks(tmp_path):
-    """The mean of the ranks' losses is the whole batch's; so are the gradients, and open_clip's own where installed."""
+def test_clip_and_siglip_on_two_ranks(tmp_path):
+    """Each rank has the whole batch's loss, and averaged over ranks its gradients; open_clip's where installed."""
     mp.spawn(_clip_rank, args=(str(tmp_path / "meet"),), nprocs=2)
 
 
 def _clip_rank(rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        _check_clip(rank)
+        page = recipe("open_clip on several ranks")
+        scalars = torch.tensor(12.0), torch.tensor(-3.0)
+        _check_on_two(rank, page.DistributedClipLoss(), plain_clip_loss, scalars[:1], "ClipLoss")
+        _check_on_two(rank, page.DistributedSigLipLoss(), plain_siglip_loss, scalars, "SigLipLoss")
+        _check_nt_xent(rank)
         dist.barrier()  # a rank that is gone while the other still sends aborts it
     finally:
         dist.destroy_process_group()
 
 
-def _check_clip(rank: int) -> None:
-    whole = rows(20, 16, 0, unit=True), rows(20, 16, 1, unit=True), torch.tensor(12.0, requires_grad=True)
-    parts = [*(x.detach().chunk(2)[rank].requires_grad_() for x in whole[:2]), whole[2].detach().requires_grad_()]
-    loss = recipe("open_clip on several ranks").distributed_clip_loss(*parts)
-    gradients = torch.autograd.grad(loss, parts)
-    expected = torch.autograd.grad(plain_clip_loss(*whole), whole)
-    for gradient, other in zip(gradients[:2], expected[:2], strict=True):  # summed over ranks, each a mean of half
-        torch.testing.assert_close(gradient / 2, other.chunk(2)[rank], atol=1e-6, rtol=1e-4)
-    sums = torch.stack([loss.detach(), gradients[2]])
-    dist.all_reduce(sums)
-    torch.testing.assert_close(sums / 2, torch.stack([plain_clip_loss(*whole).detach(), expected[2]]))
+def _check_nt_xent(rank) -> None:
     try:
-        from open_clip.loss import ClipLoss
+        from lightly.loss import NTXentLoss
     except ImportError:
         return
-    theirs = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=2)(*parts)
-    torch.testing.assert_close(loss, theirs)
-    for gradient, other in zip(gradients, torch.autograd.grad(theirs, parts), strict=True):
-        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
+    parts = [rows(10, 16, seed).detach().chunk(2)[rank].clone().requires_grad_() for seed in (0, 1)]
+    views = F.normalize(torch.stack(parts, dim=1), dim=2)
+    ours, theirs = SupConLoss(0.3, gather=True)(views), NTXentLoss(0.3, gather_distributed=True)(*parts)
+    mean = theirs.detach().clone()
+    dist.all_reduce(mean)
+    assert_same(ours, theirs + (mean / 2 - theirs).detach(), parts)  # the gradients are the same, the values' mean is
+
+
+def _check_on_two(rank, loss, plain, scalars, name) -> None:
+    whole = [rows(20, 16, 0, unit=True), rows(20, 16, 1, unit=True), *(x.clone().requires_grad_() for x in scalars)]
+    parts = [x.detach().chunk(2)[rank] if x.dim() else x.detach() for x in whole]
+    parts = [x.clone().requires_grad_() for x in parts]
+    value = loss(*parts, output_dict=True)["contrastive_loss"]
+    torch.testing.assert_close(value, plain(*whole))
+    gradients = torch.autograd.grad(value, parts)
+    for gradient, expected in zip(gradients, torch.autograd.grad(plain(*whole), whole), strict=True):
+        if expected.dim() == 0:
+            gradient = gradient.clone()
+            dist.all_reduce(gradient)
+        expected = expected.chunk(2)[rank] if expected.dim() else expected
+        torch.testing.assert_close(gradient / 2, expected, atol=1e-6, rtol=1e-4)
+    try:
+        from open_clip import loss as open_clip
+    except ImportError:
+        return
+    options = {"local_loss": True, "gather_with_grad": True} if name == "ClipLoss" else {}
+    theirs = getattr(open_clip, name)(rank=rank, world_size=2, **options)(*parts)
+    mean = theirs.detach().clone()
+    dist.all_reduce(mean)
+    torch.testing.assert_close(value, mean / 2)
+    for gradient, expected in zip(gradients[:2], torch.autograd.grad(theirs, parts)[:2], strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_regions():
