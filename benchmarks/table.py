@@ -15,6 +15,7 @@ SHORT = {
     "ratio": "",
     "peak_mib": "peak",
     "peak_ratio": "peak ratio",
+    "beyond_gradients_mib": "beyond grads",
     "of forward": "of fwd",
     "of forward+backward": "of both",
 }
@@ -46,6 +47,20 @@ def print_case(name: str, rows: list[Row]) -> None:
         print(f"{label:<24} {PASS[row['pass']]:<7} {figures} {_number(ratio, 3):>9}  {targets}".rstrip())
     for implementation, note in notes.items():
         print(f"  {implementation}: {note}")
+
+
+def print_missed(rows: list[Row]) -> None:
+    """How many targets were met, and each that was missed."""
+    judged = [(row, target) for row in rows for target in row.get("targets", ())]
+    if not judged:
+        return
+    missed = [(row, target) for row, target in judged if not target["met"]]
+    print(f"\n{len(judged) - len(missed)} of {len(judged)} targets met")
+    for row, target in missed:
+        case = row["case"] if row["dtype"] in row["case"] else f"{row['case']}, {row['dtype']}"
+        on = "" if row["impl"] == OURS else f" against {row['impl']}"
+        name = SHORT[target["metric"]] or "ours/this"
+        print(f"  missed: {case}, {PASS[row['pass']]}{on}: {name} {target['value']:.3g}, wanted ≤ {target['limit']:.3g}")
 
 
 def read_results(path: Path, *parts: str) -> Row:
