@@ -130,7 +130,7 @@ def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
     rows: list[Row] = []
     for case in chosen:
         found = _run_case(module, case, options, device, memory)
-        table.print_case(case.name, found)
+        table.print_case(found)
         rows += found
     memory.close()
     table.print_missed(rows)
@@ -169,7 +169,9 @@ def _run_case(module: str, case: Case, options: Options, device: torch.device, m
             continue
         note = "; ".join(filter(None, (implementation.note, built[name].note)))
         rows += [
-            common | {"pass": each, "note": note} | _figures(case, implementation, each, times, peaks, gradients.get(name))
+            common
+            | {"pass": each, "note": note}
+            | _figures(case, implementation, each, times, peaks, gradients.get(name))
             for each in PASSES
             if (name, each) in times
         ]

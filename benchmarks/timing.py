@@ -16,7 +16,7 @@ T = TypeVar("T")
 Mark = Callable[[], Any]
 Elapsed = Callable[[Any, Any], float]
 LONG_MS = 1000.0  # calls as long as this need no second one to warm up
-ENOUGH_MS = 15_000.0  # a case is sampled about this long at most, but FEWEST times
+ENOUGH_MS = 10_000.0  # a case is sampled about this long at most, but FEWEST times
 FEWEST = 3
 
 
