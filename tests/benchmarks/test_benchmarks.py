@@ -60,6 +60,9 @@ def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) ->
             assert row["peak_mib"] is not None
     assert max(len(line) for line in printed.splitlines() if not line.startswith("  ")) <= 120
 
+    shown = command("benchmarks.table", str(tmp_path / "rows.json"))
+    assert shown.strip() in printed  # the same table again
+
     command("benchmarks.plot", str(tmp_path / "rows.json"), "--out", str(tmp_path))
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert "rows_ratios.png" in pictures
