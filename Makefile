@@ -3,7 +3,7 @@
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
-# make bench   every benchmark, into benchmarks/results: about half an hour on an otherwise idle machine
+# make bench   every benchmark, into benchmarks/results: about an hour and a half on an otherwise idle machine
 # make docs    the documentation as build/docs; warnings are errors
 # make lint    ruff, clang-format, mypy and import-linter;   make format    what of it can change files
 #
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(or $(MASKCO_CUDA),AUTO)-$(or $(MASKCO_WERROR),OFF)
 CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>/dev/null)
 
-OPS := info_nce region_pool queue
+OPS := info_nce region_pool queue contrast
 
 .PHONY: demo test simulator sanitize asan bench docs lint format clean
 
@@ -51,7 +51,8 @@ bench: $(VENV)/peers
 		$(BIN)/python -m benchmarks.$$op --sweeps --json benchmarks/results/$${op}_cpu.json || exit; \
 		$(BIN)/python -m benchmarks.$$op --keep-freed --json benchmarks/results/$${op}_cpu_kept.json || exit; \
 	done
-	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json)
+	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json) benchmarks/results/contrast_cpu_kept.json
+	$(BIN)/python -m benchmarks.table benchmarks/results/contrast_cpu_kept.json --docs benchmarks/README.md
 
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
@@ -77,7 +78,7 @@ $(INSTALLED): $(VENV)/tools $(CSRC)
 	@touch $@
 
 $(VENV)/peers: $(INSTALLED)
-	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[peers]'
 	@touch $@
 
 $(VENV)/docs: $(INSTALLED)

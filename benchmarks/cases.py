@@ -43,8 +43,9 @@ class Implementation:
 class Target:
     """An upper limit for a row of the table; holds for the CPU and the case's own dtype.
 
-    `metric`: "ratio" (our time / this implementation's), "peak_ratio" (the same for memory), "peak_mib", or
-    "of forward", "of forward+backward" (this pass's time as a share of that one's).
+    `metric`: "ratio" (our time / this implementation's), "peak_ratio" (the same for memory), "peak_mib",
+    "beyond_gradients_mib" (the peak without the gradients' own size), or "of forward", "of forward+backward" (this
+    pass's time as a share of that one's).
     """
 
     limit: float
@@ -63,6 +64,8 @@ class Case:
     targets: Sequence[Target] = ()
     sweep: tuple[str, int] | None = None  # (axis of a scaling plot, value on it); only forward + backward is timed
     suites: Suites = FULL
+    passes: Sequence[str] = (FORWARD, BACKWARD, BOTH)  # what is measured
+    at: dict[str, Any] = field(default_factory=dict)  # the case in numbers and words, for tables and plots
 
 
 def differentiable(

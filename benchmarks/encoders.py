@@ -30,7 +30,7 @@ import torch
 import tyro
 
 from benchmarks import harness
-from benchmarks.table import read_results
+from benchmarks.table import fill, read_results
 from maskco.config import PretrainConfig, demo_config
 from maskco.console import one_line_errors
 from maskco.errors import ConfigError, UserError, one_line
@@ -49,7 +49,6 @@ BATCH = 64
 SCENES = 4000  # that the demo set trains on
 POINTS = 8.0  # by which the probe should exceed that of the same encoder untrained
 START = "<!-- made by benchmarks.encoders from {} -->"
-END = "<!-- end -->"
 
 
 class Family(NamedTuple):
@@ -212,13 +211,7 @@ def _by_run(rows: list[Row]) -> list[Sequence[str]]:
 
 def fill_page(page: Path, source: Path, rows: list[Row]) -> None:
     """Puts the table into a page, between its two marks. Raises ConfigError for a page without them."""
-    start = START.format(source.as_posix())
-    before, found, rest = page.read_text(encoding="utf-8").partition(start)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise ConfigError(f"docs: {page} lacks the lines {start!r} and {END!r}, between which the table goes")
-    text = f"{before}{start}\n{table(rows)}\n{END}{after}"
-    write_atomically(page, lambda file: file.write(text.encode()))
+    fill(page, START.format(source.as_posix()), table(rows))
 
 
 def load(file: Path) -> list[Row]:

@@ -31,7 +31,15 @@ from maskco.memory import memory_errors
 from maskco.option_values import Between
 from maskco.provenance import commit, device_name, versions
 
-PEERS = ("torchvision", "lightly", "info-nce-pytorch", "pytorch-metric-learning", "liger-kernel", "cut-cross-entropy")
+PEERS = (
+    "torchvision",
+    "lightly",
+    "info-nce-pytorch",
+    "pytorch-metric-learning",
+    "open-clip-torch",
+    "liger-kernel",
+    "cut-cross-entropy",
+)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PASSES = (FORWARD, BACKWARD, BOTH)
 MEMORY_ADVICE = "choose smaller cases, such as --quick"
@@ -60,7 +68,7 @@ class Options:
     impl: str = ""
     """Only implementations whose name contains this, and ours."""
     repeats: int = 7
-    """Samples of each row; the median and the 20th and 80th percentiles are reported."""
+    """Samples of each row; the median and the 20th and 80th percentiles are reported. Cases of seconds take fewer."""
     sweeps: bool = False
     """The scaling sweeps too (for the plots)."""
     memory: bool = True
@@ -122,15 +130,16 @@ def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
     rows: list[Row] = []
     for case in chosen:
         found = _run_case(module, case, options, device, memory)
-        table.print_case(case.name, found)
+        table.print_case(found)
         rows += found
     memory.close()
+    table.print_missed(rows)
     return rows
 
 
 def _run_case(module: str, case: Case, options: Options, device: torch.device, memory: PeakMemory) -> list[Row]:
     dtype = case.dtype if options.dtype is None else getattr(torch, options.dtype)
-    wanted = {BOTH} if case.sweep else set(PASSES)
+    wanted = {BOTH} if case.sweep else set(case.passes)
     listed = [
         i
         for i in case.implementations
@@ -140,7 +149,7 @@ def _run_case(module: str, case: Case, options: Options, device: torch.device, m
     ]
     inputs = case.make_inputs(device, dtype)
     torch._dynamo.reset()  # or else the next shape would be compiled as a dynamic one
-    built, failed = _build([i for i in listed if not i.skip], inputs, dtype)
+    built, failed, gradients = _build([i for i in listed if not i.skip], inputs, dtype)
     repeats, sample_ms = (3, 1) if options.quick else (options.repeats, 10)
     times, not_timed = time_passes(built, device, wanted, repeats, sample_ms)
     failed |= not_timed | {i.name: i.skip for i in listed if i.skip}
@@ -154,12 +163,15 @@ def _run_case(module: str, case: Case, options: Options, device: torch.device, m
         name = implementation.name
         common = {"op": module.split(".")[-1], "case": case.name, "dtype": str(dtype).removeprefix("torch.")}
         common |= {"device": device.type, "impl": name, "sweep": list(case.sweep) if case.sweep else None}
+        common |= {"at": case.at} if case.at else {}
         if name in failed:
             rows.append(common | {"skipped": failed[name]})
             continue
         note = "; ".join(filter(None, (implementation.note, built[name].note)))
         rows += [
-            common | {"pass": each, "note": note} | _figures(case, implementation, each, times, peaks)
+            common
+            | {"pass": each, "note": note}
+            | _figures(case, implementation, each, times, peaks, gradients.get(name))
             for each in PASSES
             if (name, each) in times
         ]
@@ -170,10 +182,11 @@ def _run_case(module: str, case: Case, options: Options, device: torch.device, m
 
 def _build(
     listed: list[Implementation], inputs: Inputs, dtype: torch.dtype
-) -> tuple[dict[str, Passes], dict[str, str]]:
-    """Those that could be built, checked against ours; and why the others could not."""
+) -> tuple[dict[str, Passes], dict[str, str], dict[str, float]]:
+    """Those that could be built, checked against ours; why the others could not; MiB of the gradients compared."""
     built: dict[str, Passes] = {}
     failed: dict[str, str] = {}
+    gradients: dict[str, float] = {}
     expected: list[Tensor] = []
     for implementation in listed:  # ours is the first
         try:
@@ -186,12 +199,14 @@ def _build(
             failed[implementation.name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             continue
         built[implementation.name] = passes
+        if len(results) > 1:
+            gradients[implementation.name] = sum(gradient.nbytes for gradient in results[1:]) / 2**20
         expected = expected or results
         for result, other in zip(results, expected, strict=False):
             error = float((result.double() - other.double()).abs().max() / other.double().abs().max())
             if not error <= TOLERANCE[dtype]:
                 raise AssertionError(f"{implementation.name} and {OURS} differ by {error:.2g} of the largest value")
-    return built, failed
+    return built, failed, gradients
 
 
 def _results(passes: Passes, compared: str) -> list[Tensor]:
@@ -205,16 +220,25 @@ def _results(passes: Passes, compared: str) -> list[Tensor]:
 
 
 def _figures(
-    case: Case, implementation: Implementation, each: str, times: dict[tuple[str, str], list[float]], peaks: Peaks
+    case: Case,
+    implementation: Implementation,
+    each: str,
+    times: dict[tuple[str, str], list[float]],
+    peaks: Peaks,
+    gradients: float | None,
 ) -> Row:
     name = implementation.name
     p20, median, p80 = (float(f"{p:.5g}") for p in np.percentile(times[name, each], (20, 50, 80)))
     flops, ours = implementation.flops and case.flops.get(each), times.get((OURS, each))
+    peak = peaks.get((name, each))
+    beyond = max(0.0, peak - gradients) if peak is not None and gradients is not None and each == BOTH else None
     return {
         "median_ms": median,
         "p20_ms": p20,
         "p80_ms": p80,
-        "peak_mib": round(peaks[name, each], 2) if (name, each) in peaks else None,
+        "samples": len(times[name, each]),
+        "peak_mib": None if peak is None else round(peak, 2),
+        "beyond_gradients_mib": None if beyond is None else round(beyond, 2),
         "gflops": round(flops / median / 1e6, 1) if flops else None,
         "ratio": float(f"{np.median(ours) / median:.4g}") if ours else None,
     }

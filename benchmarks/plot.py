@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS
-from benchmarks.table import read_results
+from benchmarks.table import read_results, with_dtype
 from maskco.console import one_line_errors
 
 Row = dict[str, Any]
@@ -29,6 +29,9 @@ Row = dict[str, Any]
 COLOURS = {OURS: "#0072B2", "torch.compile": "#E69F00", "bare products": "#7F7F7F", "one read of features": "#7F7F7F"}
 PLAIN = "#D55E00"  # eager code, under whatever name
 PEERS = ("#009E73", "#CC79A7", "#56B4E9")
+DTYPES = {"float32": ("#0072B2", "o-"), "bfloat16": ("#D55E00", "s-")}
+CHANNELS = 512  # of the ratios over N
+FASTER = "#EEF6EE"
 LIMITS = ("bare products", "one read of features")
 INK, FAINT = "#222222", "#DDDDDD"
 STYLE = {
@@ -70,13 +73,19 @@ def main() -> None:
 def _conditions(meta: Row) -> str:
     threads = f"{meta['threads']} thread{'s' * (meta['threads'] != 1)}"
     quick = ", --quick: figures mean little" if meta["quick"] else ""
-    return f"{meta['device']} ({meta['instruction_set']}), {threads}, torch {meta['versions']['torch']}{quick}"
+    kept = ", freed memory kept" if meta.get("keep_freed") else ""
+    return f"{meta['device']} ({meta['instruction_set']}), {threads}, torch {meta['versions']['torch']}{kept}{quick}"
 
 
 def figures(rows: list[Row], conditions: str) -> Iterable[tuple[str, Figure]]:
     """(file name, figure) for all that the rows hold."""
     timed = [row for row in rows if "skipped" not in row]
     stopped = {row["sweep"][0].partition(",")[0]: row["skipped"] for row in rows if "skipped" in row and row["sweep"]}
+    if any("at" in row for row in rows):
+        drawn = [row for row in timed if row["impl"] == "eager" and row["at"]["C"] == CHANNELS]
+        if drawn:
+            yield "ratios", ratios_over_rows(drawn, conditions)
+        return
     cases = [row for row in timed if row["sweep"] is None]
     if cases:
         yield "ratios", ratio_bars(cases, conditions)
@@ -98,12 +107,12 @@ def ratio_bars(rows: list[Row], conditions: str) -> Figure:
         groups.setdefault(f"{row['case']}", []).append(row)
     colours = _colours(rows)
     lines: list[tuple[str, Row | None]] = []  # top to bottom: a header for every case, then its bars
-    for case, group in groups.items():
+    for group in groups.values():
         best = _main_pass(group)
         ours = next((row for row in best if row["impl"] == OURS), None)
         if ours is None or len(best) == 1:
             continue
-        lines.append((case if ours["dtype"] in case else f"{case}, {ours['dtype']}", ours))
+        lines.append((with_dtype(ours), ours))
         lines += [(row["impl"], row) for row in best if row["impl"] != OURS]
 
     figure, axes = plt.subplots(figsize=(8.6, 0.24 * len(lines) + 1.1))
@@ -136,6 +145,47 @@ def ratio_bars(rows: list[Row], conditions: str) -> Figure:
     title = f"{rows[0]['op']} beside other implementations"
     axes.annotate(title, (-0.34, 1), (0, 24), weight="bold", size=12, **place)
     axes.annotate(conditions, (-0.34, 1), (0, 8), size=9, color="#555555", **place)
+    return figure
+
+
+def ratios_over_rows(rows: list[Row], conditions: str) -> Figure:
+    """A panel for each loss: our time over plain torch's, whose rows these are, against N; a line for each dtype."""
+    losses = list(dict.fromkeys(row["at"]["loss"] for row in rows))
+    sizes = sorted({row["at"]["N"] for row in rows})
+    figure, grid = plt.subplots(1, len(losses), figsize=(8.6, 3.5), sharey=True, squeeze=False)
+    for axes, loss in zip(grid[0], losses, strict=True):
+        for dtype, (colour, marker) in DTYPES.items():
+            line = [row for row in rows if (row["at"]["loss"], row["dtype"]) == (loss, dtype)]
+            points = sorted((row["at"]["N"], row["ratio"]) for row in line)
+            if points:
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=dtype, markersize=5, linewidth=2)
+        axes.axhline(1, color=INK, linewidth=1.4, zorder=1)
+        axes.set_title("info_nce in batch" if loss == "info_nce" else f"{loss}_loss", weight="bold", size=11)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [f"{size}" for size in sizes], rotation=60, ha="right", rotation_mode="anchor")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("N")
+    first = grid[0][0]
+    low, high = first.get_ylim()
+    low, high = min(low, 0.45), max(high, 1.3)
+    first.set_ylim(low, high)
+    first.set_ylabel("time / time of plain torch")
+    for axes in grid[0]:
+        axes.axhspan(low, 1, color=FASTER, zorder=0)
+    first.annotate(f"{OURS} is faster", (0.04, low), (0, 5), first.get_yaxis_transform(),
+                   textcoords="offset points", color="#447744", va="bottom")  # fmt: skip
+    figure.legend(*first.get_legend_handles_labels(), loc="upper right", ncols=2, frameon=False,
+                  bbox_to_anchor=(0.99, 1.015), fontsize=10)  # fmt: skip
+    figure.subplots_adjust(0.07, 0.22, 0.985, 0.77, 0.08)
+    title = f"forward + backward with all gradients, C = {CHANNELS}"
+    figure.suptitle(title, x=0.012, y=0.99, ha="left", va="top", weight="bold", size=12)
+    figure.text(0.012, 0.915, conditions, size=9, color="#555555", va="top")
     return figure
 
 

@@ -1,20 +1,32 @@
-"""Prints the rows of a benchmark as a table of at most 120 columns, and reads what it wrote."""
+"""Prints the rows of a benchmark as a table of at most 120 columns, and reads what it wrote.
+
+python -m benchmarks.table RESULT.json                   # what the run printed
+python -m benchmarks.table RESULT.json --docs PAGE.md    # puts the table over N into a page, between its marks
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from benchmarks.cases import OURS
+from maskco.console import one_line_errors
 from maskco.errors import ConfigError
+from maskco.files import write_atomically
 
 Row = dict[str, Any]
+START, END = "<!-- made by benchmarks.table from {} -->", "<!-- end -->"
 COLUMNS = f"{'pass':<7} {'ms':>9} {'p20 – p80':>19} {'GFLOP/s':>8} {'peak MiB':>9} {'ours/this':>9}  target"
 SHORT = {
     "ratio": "",
     "peak_mib": "peak",
     "peak_ratio": "peak ratio",
+    "beyond_gradients_mib": "beyond grads",
     "of forward": "of fwd",
     "of forward+backward": "of both",
 }
@@ -25,8 +37,13 @@ def print_heading(device: str, threads: int) -> None:
     print(f"{device}, {threads} thread{'s' * (threads != 1)}; median time and peak memory above the inputs")
 
 
-def print_case(name: str, rows: list[Row]) -> None:
-    print(f"\n{name}, {rows[0]['dtype']}\n{'':<25}{COLUMNS}", flush=True)
+def with_dtype(row: Row) -> str:
+    """The case's name, and the dtype where the name doesn't say it."""
+    return row["case"] if row["dtype"] in row["case"] else f"{row['case']}, {row['dtype']}"
+
+
+def print_case(rows: list[Row]) -> None:
+    print(f"\n{with_dtype(rows[0])}\n{'':<25}{COLUMNS}", flush=True)
     previous = ""
     notes: dict[str, str] = {}
     for row in rows:
@@ -48,6 +65,20 @@ def print_case(name: str, rows: list[Row]) -> None:
         print(f"  {implementation}: {note}")
 
 
+def print_missed(rows: list[Row]) -> None:
+    """How many targets were met, and each that was missed."""
+    judged = [(row, target) for row in rows for target in row.get("targets", ())]
+    if not judged:
+        return
+    missed = [(row, target) for row, target in judged if not target["met"]]
+    print(f"\n{len(judged) - len(missed)} of {len(judged)} targets met")
+    for row, target in missed:
+        on = "" if row["impl"] == OURS else f" against {row['impl']}"
+        name = SHORT[target["metric"]] or "ours/this"
+        found = f"{name} {target['value']:.3g}, wanted ≤ {target['limit']:.3g}"
+        print(f"  missed: {with_dtype(row)}, {PASS[row['pass']]}{on}: {found}")
+
+
 def read_results(path: Path, *parts: str) -> Row:
     """What a benchmark wrote to a JSON file. Raises OSError, or ConfigError if the file lacks one of its parts."""
     try:
@@ -57,6 +88,69 @@ def read_results(path: Path, *parts: str) -> Row:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} holds no results of a benchmark: {error}") from error
     raise ConfigError(f"{path} holds no results of this benchmark: it needs {', '.join(parts)}")
+
+
+@dataclass
+class Options:
+    result: Annotated[Path, tyro.conf.Positional]
+    """JSON file written by a benchmark."""
+    docs: Path | None = None
+    """Put the table of all losses over N into this page, in place of the one there."""
+
+
+def main() -> None:
+    with one_line_errors():
+        options = tyro.cli(Options, prog="python -m benchmarks.table")
+        result = read_results(options.result, "meta", "rows")
+        if options.docs is not None:
+            fill(options.docs, START.format(options.result.as_posix()), over_rows(result))
+            return
+        print_heading(result["meta"]["device"], result["meta"]["threads"])
+        for _, rows in groupby(result["rows"], key=lambda row: row["case"]):
+            print_case(list(rows))
+        print_missed(result["rows"])
+
+
+def over_rows(result: Row) -> str:
+    """Markdown: our time over plain torch's for each loss, dtype and C, by N, and the most memory. ✗: a missed target.
+
+    Raises ConfigError if the file holds no cases over N.
+    """
+    rows = [row for row in result["rows"] if "skipped" not in row and "N" in row.get("at", ())]
+    if not rows:
+        raise ConfigError("result: holds no losses over N; those of benchmarks.contrast do")
+    sizes = sorted({row["at"]["N"] for row in rows})
+    head = ["loss", "dtype", "C", *(f"N = {n}" for n in sizes), "MiB beyond gradients"]
+    lines = [head, ["---"] * len(head)]
+    for key in dict.fromkeys((row["at"]["loss"], row["dtype"], row["at"]["C"]) for row in rows):
+        group = [row for row in rows if (row["at"]["loss"], row["dtype"], row["at"]["C"]) == key]
+        ratios = {row["at"]["N"]: _judged(row["ratio"], row, "ratio") for row in group if row["impl"] == "eager"}
+        most = max(
+            (row for row in group if row["impl"] == OURS and row["beyond_gradients_mib"] is not None),
+            key=lambda row: row["beyond_gradients_mib"],
+            default=None,
+        )
+        memory = "" if most is None else _judged(most["beyond_gradients_mib"], most, "beyond_gradients_mib", 1)
+        lines.append([*map(str, key), *(ratios.get(n, "") for n in sizes), memory])
+    meta = result["meta"]
+    kept = "freed memory kept" if meta["keep_freed"] else "freed memory given back"
+    where = f"{meta['device']}, {meta['threads']} threads, torch {meta['versions']['torch']}, {kept}"
+    return "\n".join([f"{where}:", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _judged(value: float, row: Row, metric: str, digits: int = 2) -> str:
+    missed = any(not target["met"] for target in row.get("targets", ()) if target["metric"] == metric)
+    return f"{value:.{digits}f}{' ✗' if missed else ''}"
+
+
+def fill(page: Path, start: str, text: str) -> None:
+    """Puts `text` into a page, between the lines `start` and END. Raises ConfigError for a page without them."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(start)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ConfigError(f"docs: {page} lacks the lines {start!r} and {END!r}, between which the table goes")
+    filled = f"{before}{start}\n{text}\n{END}{after}"
+    write_atomically(page, lambda file: file.write(filled.encode()))
 
 
 def _target(target: dict[str, Any]) -> str:
@@ -70,3 +164,7 @@ def _ms(value: float) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,9 @@ from benchmarks.cases import BACKWARD, BOTH, FORWARD, Passes
 T = TypeVar("T")
 Mark = Callable[[], Any]
 Elapsed = Callable[[Any, Any], float]
+LONG_MS = 1000.0  # calls as long as this need no second one to warm up
+ENOUGH_MS = 10_000.0  # a case is sampled about this long at most, but FEWEST times
+FEWEST = 3
 
 
 def clock(device: torch.device) -> tuple[Mark, Elapsed]:
@@ -45,7 +48,10 @@ class _Sampler:
         self.samples: dict[str, list[float]] = {}
         for _ in range(2):  # warms up: allocators, thread pools, torch.compile
             once = self._sample(1, 1)
+            if once and min(once.values()) > LONG_MS:
+                break
         self.calls = [min(1000, math.ceil(sample_ms / max(once[p], 1e-3))) if p in once else 0 for p in (FORWARD, BOTH)]
+        self.round_ms = sum(calls * once[p] for calls, p in zip(self.calls, (FORWARD, BOTH), strict=True) if calls)
 
     def sample(self) -> None:
         for name, ms in self._sample(*self.calls).items():
@@ -85,6 +91,8 @@ def time_passes(
             samplers[name] = _Sampler(passes, device, wanted, sample_ms)
         except Exception as error:  # a peer or torch.compile that fails here is a result, not a reason to stop
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    round_ms = sum(sampler.round_ms for sampler in samplers.values())
+    repeats = min(repeats, max(FEWEST, int(ENOUGH_MS / max(round_ms, 1e-3))))
     gc.collect()
     gc.disable()
     try:

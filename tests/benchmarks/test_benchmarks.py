@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import harness, timing
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Passes, Target, differentiable
 from benchmarks.harness import Options, run
 from benchmarks.memory import PeakMemory, resident_peak
@@ -36,7 +37,9 @@ def command(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op, plain", [("info_nce", "eager"), ("region_pool", "einsum"), ("queue", "eager")])
+@pytest.mark.parametrize(
+    "op, plain", [("info_nce", "eager"), ("region_pool", "einsum"), ("queue", "eager"), ("contrast", "eager")]
+)
 def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) -> None:
     printed = command(
         f"benchmarks.{op}", "--quick", "--sweeps", "--threads", "1", "--json", str(tmp_path / "rows.json")
@@ -46,7 +49,7 @@ def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) ->
     assert meta["threads"] == 1 and meta["quick"] and meta["mm_gflops"] > 0 and meta["multiply_add_gflops"] > 0
     assert meta["versions"]["torch"] == torch.__version__
     assert {OURS, plain} <= {row["impl"] for row in rows}
-    expected = {FORWARD} if op == "queue" else {FORWARD, BACKWARD, BOTH}
+    expected = {"queue": {FORWARD}, "contrast": {BOTH}}.get(op, {FORWARD, BACKWARD, BOTH})
     assert {row["pass"] for row in rows if row["impl"] == OURS} == expected
     for row in rows:
         assert row["op"] == op and row["device"] == "cpu" and row["case"] in printed
@@ -56,6 +59,9 @@ def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) ->
         if row["impl"] == OURS and row["pass"] != BACKWARD and os.access("/proc/self/clear_refs", os.W_OK):
             assert row["peak_mib"] is not None
     assert max(len(line) for line in printed.splitlines() if not line.startswith("  ")) <= 120
+
+    shown = command("benchmarks.table", str(tmp_path / "rows.json"))
+    assert shown.strip() in printed  # the same table again
 
     command("benchmarks.plot", str(tmp_path / "rows.json"), "--out", str(tmp_path))
     pictures = {path.name for path in tmp_path.glob("*.png")}
@@ -111,6 +117,46 @@ def test_targets_are_met_or_missed() -> None:
     assert judged == {("slow", BOTH): [True, False], (OURS, FORWARD): [True]}
 
 
+def test_the_end_of_a_run_lists_the_targets_that_were_missed(capsys) -> None:
+    slow = Implementation("slow", differentiable(lambda x: sum((x * x).sum() for _ in range(50)) / 50, ["x"]))
+    run("tests", [one_case(slow, targets=(Target(0.5, "slow"), Target(1e-6, "slow")))], OPTIONS)
+    *_, count, missed = capsys.readouterr().out.splitlines()
+    assert count == "1 of 2 targets met"
+    assert missed.startswith("  missed: squares, float32, both against slow: ours/this 0.")
+    assert missed.endswith("wanted ≤ 1e-06")
+    run("tests", [one_case()], OPTIONS)
+    assert "targets" not in capsys.readouterr().out
+
+
+def test_a_case_measures_only_the_passes_that_it_names() -> None:
+    rows = run("tests", [replace(one_case(), passes=(BOTH,), at={"N": 1000})], OPTIONS)
+    assert [(row["pass"], row["at"], row["samples"]) for row in rows] == [(BOTH, {"N": 1000}, 3)]
+
+
+def test_memory_beyond_the_gradients(monkeypatch) -> None:
+    case = Case(
+        "squares",
+        lambda device, dtype: {"x": torch.ones(2 << 20, dtype=dtype)},  # 8 MiB, as its gradient
+        one_case().implementations,
+        targets=(Target(12, metric="beyond_gradients_mib"), Target(20, metric="beyond_gradients_mib")),
+        passes=(BOTH,),
+    )
+    monkeypatch.setattr(harness.PeakMemory, "measure", lambda *_: {(OURS, BOTH): 24.0})
+    (row,) = run("tests", [case], Options(repeats=3))
+    assert (row["peak_mib"], row["beyond_gradients_mib"]) == (24, 16)
+    assert [target["met"] for target in row["targets"]] == [False, True]
+
+
+def test_long_cases_are_sampled_less_often(monkeypatch) -> None:
+    monkeypatch.setattr(timing, "ENOUGH_MS", 100.0)
+    waits = {"a": Passes(partial(time.sleep, 0.02))}
+    for repeats, taken in ((20, 4), (2, 2)):
+        times, _ = time_passes(waits, CPU, {FORWARD}, repeats, sample_ms=1)
+        assert min(repeats, timing.FEWEST) <= len(times["a", FORWARD]) <= taken
+    monkeypatch.setattr(timing, "ENOUGH_MS", 0.0)
+    assert len(time_passes(waits, CPU, {FORWARD}, 20, sample_ms=1)[0]["a", FORWARD]) == timing.FEWEST
+
+
 def test_times_are_those_of_the_calls() -> None:
     short, long = partial(time.sleep, 0.0001), partial(time.sleep, 0.02)  # unlike work, never faster when others wait
     times, failed = time_passes({"short": Passes(short), "long": Passes(long)}, CPU, {FORWARD, BOTH}, 5, sample_ms=1)
@@ -148,7 +194,7 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
     assert none < 0.5
 
 
-@pytest.mark.parametrize("module", ["info_nce", "region_pool", "queue", "train_step", "data"])
+@pytest.mark.parametrize("module", ["info_nce", "region_pool", "queue", "contrast", "train_step", "data"])
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps", "meta", "nonsense"])
 def test_a_device_that_is_not_there_is_one_line(module: str, device: str, monkeypatch, capsys) -> None:
     def no_gpu(*arguments: object, **options: object) -> None:

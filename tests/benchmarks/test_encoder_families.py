@@ -11,7 +11,8 @@ import pytest
 import timm
 
 from benchmarks import encoders
-from benchmarks.encoders import END, FAMILIES, START, fill_page, gain, learns, settings, table
+from benchmarks.encoders import FAMILIES, START, fill_page, gain, learns, settings, table
+from benchmarks.table import END
 from maskco.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
