@@ -3,6 +3,7 @@
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
 # make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
+# make aarch64     the CPU ops for aarch64, cross-compiled and their tests emulated (see .ci/aarch64 for what it needs)
 # make bench   every benchmark, into benchmarks/results: about an hour and a half on an otherwise idle machine
 # make docs    the documentation as build/docs; warnings are errors
 # make lint    ruff, clang-format, mypy and import-linter;   make format    what of it can change files
@@ -16,7 +17,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue contrast
 
-.PHONY: demo test simulator sanitize asan bench docs lint format clean
+.PHONY: demo test simulator sanitize asan aarch64 bench docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
@@ -45,6 +46,10 @@ asan: $(INSTALLED)
 		-C cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O1 -e .
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		build/asan/venv/bin/python -m pytest tests/ops -m 'not sim and not cuda' -k 'not memory and not compile' --timeout 0
+
+aarch64: | $(VENV)/bin/python
+	$(BIN)/pip install -q 'cmake>=3.24' ninja
+	PATH="$(abspath $(BIN)):$$PATH" .ci/aarch64
 
 bench: $(VENV)/peers
 	for op in $(OPS); do \
