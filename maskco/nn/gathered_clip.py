@@ -101,7 +101,7 @@ class _GatheredClip(torch.autograd.Function):
             None,
             None,
             None,
-            grad_scale.sum() if need_scale else None,
+            grad_scale.reshape(()) if need_scale else None,
             None,
             None,
         )

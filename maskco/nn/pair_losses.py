@@ -136,9 +136,8 @@ class SigLipLoss(nn.Module):
             return ops.siglip_loss(image, text, reduction=self.reduction, **options)
         texts = gather_rows(text, of_texts)
         reduction = "none" if self.reduction == "none" else "sum"  # (of a sum one sweep gives the gradients, too)
-        options, zero = _scalars(options, len(image))
         loss = ops.siglip_loss(joined(image, of_images), texts, offset=of_texts.start, reduction=reduction, **options)
-        return _over_ranks(loss + zero, self.reduction, of_images.total)
+        return _over_ranks(loss, self.reduction, of_images.total)
 
     def extra_repr(self) -> str:
         return f"gather={self.gather}, reduction={self.reduction!r}"
@@ -212,12 +211,12 @@ class SupConLoss(nn.Module):
         if keys is None or key_labels is None or of_keys is None:
             keys, key_labels, of_keys, options["offset"] = query, query_labels, of_rows, of_rows.start
         keys, key_labels = gather_rows(keys, of_keys), gather_parts(key_labels, of_keys.lengths)
-        scalars, zero = _scalars({"temperature": self.temperature}, len(query))
+        reduction = "none" if self.reduction == "none" else "sum"  # (of a sum the gradients come with it)
         found = ops.supcon_loss(
-            query, keys, query_labels=query_labels, key_labels=key_labels, reduction="none", **options | scalars
+            query, keys, query_labels=query_labels, key_labels=key_labels, reduction=reduction, **options
         )
         losses, stats = found if isinstance(found, tuple) else (found, None)
-        loss = _over_ranks(losses + zero, self.reduction, of_rows.total)
+        loss = _over_ranks(losses, self.reduction, of_rows.total)
         return loss if stats is None else (loss, stats)
 
     def _checked(self, features: Any, labels: Any, ref_features: Any, ref_labels: Any) -> list[Tensor | None]:
@@ -264,15 +263,6 @@ def _rows(features: Tensor, labels: Tensor | None, first: int) -> tuple[Tensor, 
     if labels is None:
         labels = torch.arange(first, first + len(features), device=features.device)
     return features.flatten(2).transpose(0, 1).flatten(0, 1), labels.repeat(features.shape[1])
-
-
-def _scalars(scalars: dict[str, Any], rows: int) -> tuple[dict[str, Any], Any]:
-    """What a rank gives the op, and a 0 to add: of no rows the ops have no gradient for a scalar, which must be 0."""
-    if rows:
-        return scalars, 0.0
-    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
-    zero = sum((value.flatten()[:0].sum() for value in tensors.values()), 0.0)
-    return scalars | {name: value.detach() for name, value in tensors.items()}, zero
 
 
 def _over_ranks(losses: Tensor, reduction: str, count: int) -> Tensor:

@@ -55,6 +55,8 @@ inline const char* instruction_set_name() {
     default:
       return "SSE2";
   }
+#elif defined(__aarch64__)
+  return "NEON";
 #else
   return "the compiler's default";
 #endif
