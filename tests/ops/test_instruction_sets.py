@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 LEVELS = ["SSE2", "AVX2", "AVX-512", "AVX-512 with bfloat16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set only")
 @pytest.mark.parametrize("capability, kernels", [("default", "SSE2"), ("avx2", "AVX2"), ("avx512", "AVX-512")])
 def test_values_with(capability, kernels):

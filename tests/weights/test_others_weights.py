@@ -117,6 +117,7 @@ def test_public_forms_are_evaluated_and_exported(tmp_path: Path, resnet: nn.Modu
     assert f"behind `{prefix}`" in card.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["query alone", "with the classifier"])
 def test_every_format_gives_the_same_maps(tmp_path: Path, resnet: nn.Module, monkeypatch, form: str) -> None:
     path = tmp_path / "maskco_800ep.pth"
@@ -133,6 +134,7 @@ def test_every_format_gives_the_same_maps(tmp_path: Path, resnet: nn.Module, mon
     torch.testing.assert_close(maps(timm.create_model(f"local-dir:{folder}", pretrained=True)), maps(resnet))
 
 
+@pytest.mark.slow
 def test_a_resnet_50_of_this_form(tmp_path: Path, capsys) -> None:
     """The public weights' own size, on the command line, to the hub as well."""
     torch.manual_seed(2)
@@ -149,6 +151,7 @@ def test_a_resnet_50_of_this_form(tmp_path: Path, capsys) -> None:
     assert "the encoder taken is 'encoder_q.0.'; the file holds 'encoder_k.0.' as well" in printed.err
 
 
+@pytest.mark.slow
 def test_a_file_is_pushed(tmp_path: Path, resnet: nn.Module, monkeypatch) -> None:
     torch.save(public_form(resnet, "distributed")[0], tmp_path / "x.pth")
     with serving(monkeypatch, tmp_path / "cache") as hub:

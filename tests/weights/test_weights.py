@@ -119,6 +119,7 @@ def test_numbers_of_other_precision(tmp_path: Path, resnet: nn.Module, kind: tor
     assert torch.equal(state["conv1.weight"], rounded["conv1.weight"].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("taken", "left"),
     [  # both orders in the file are tried
