@@ -68,8 +68,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   m.def(
       "clip_loss_sum(Tensor query, Tensor keys, Tensor? ids, float scale, Tensor? scale_tensor, bool columns, float "
       "smoothing, bool decoupled, float? margin, float factor, bool need_query, bool need_keys, bool need_scale, bool "
-      "keep) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor parts, Tensor own_logit, "
-      "Tensor row_rank, Tensor column_rank, Tensor row_sums)");
+      "keep, bool stats) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor statistics, "
+      "Tensor ranks)");
   m.def(
       "supcon_loss_sum(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
       "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, bool "

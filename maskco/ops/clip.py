@@ -111,15 +111,13 @@ def clip_loss(
         found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
         loss, stats = reduce(found[0], reduction), ClipStats(*(t.detach() for t in found[1:]))
         return (loss, stats) if return_stats else loss
-    loss, parts, own, image_rank, text_rank, _ = pair_losses(
-        "clip_loss", image, text, ids, scale, reduction, columns=True, smoothing=smoothing
+    loss, statistics, ranks = pair_losses(
+        "clip_loss", image, text, ids, scale, reduction, columns=True, smoothing=smoothing, stats=return_stats
     )
     if not return_stats:
         return loss
-    n = image.shape[0]
-    own = own.detach()[0, :n]
-    image_lse, text_lse = parts.detach() + own
-    return loss, ClipStats(image_lse, text_lse, own, image_rank[:n], text_rank)
+    image_part, text_part, own, _ = statistics.detach()
+    return loss, ClipStats(image_part + own, text_part + own, own, *ranks)
 
 
 def all_pairs(
@@ -137,17 +135,14 @@ def all_pairs(
 
     Unless the stats are wanted, they are only placeholders.
     """
-    loss, parts, own, rank, _, sums = pair_losses(
-        "info_nce", query, positive, ids, scale, reduction, decoupled=decoupled, margin=margin
+    loss, statistics, ranks = pair_losses(
+        "info_nce", query, positive, ids, scale, reduction, decoupled=decoupled, margin=margin, stats=stats
     )
     if not stats:
-        return loss, (own, own, rank)
-    n = query.shape[0]
-    own = own.detach()[0, :n]
-    lse = parts.detach()[0] + own
-    if decoupled:
-        lse = lse.masked_fill(sums[1, :n] == 0, -math.inf)
-    return loss, (lse, own, rank[:n])
+        return loss, (statistics, statistics, ranks)
+    part, _, own, sums = statistics.detach()
+    lse = part + own
+    return loss, (lse.masked_fill(sums == 0, -math.inf) if decoupled else lse, own, ranks[0])
 
 
 def pair_losses(
@@ -162,17 +157,27 @@ def pair_losses(
     smoothing: float = 0.0,
     decoupled: bool = False,
     margin: float | None = None,
-) -> list[Tensor]:
-    """The compiled op: the loss, reduced, and parts, own_logit, row_rank, column_rank, row_sums, as csrc has them."""
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The compiled op: the loss, reduced.
+
+    Then, if the stats are wanted, cross-entropies of rows and of columns, own logits and sums of rows [4, N], and ranks
+    of rows and of columns [2, N].
+    """
     n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
     needed = [in_vmap or needs_grad(t) for t in inputs]
     keep = any(needed) and keeps_logits(n, n, query)
     options = (*scale, columns, smoothing, decoupled, margin)
-    if reduction == "none":
-        return list(ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, keep)[:6])
-    arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, keep)
-    return with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
+    if reduction != "none":
+        arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, keep, stats)
+        loss, statistics, ranks = with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
+        return loss, statistics, ranks
+    loss, parts, own, rank, column_rank, sums, *_ = ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, keep)
+    if not stats:
+        return loss, parts, rank
+    column_rank = column_rank if columns else torch.zeros_like(rank[:n])
+    return loss, torch.cat([parts, own[:, :n], sums[1:, :n]]), torch.stack([rank[:n], column_rank])
 
 
 def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, keep):
@@ -190,9 +195,11 @@ def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoo
 
 
 def _fake_sum(query, keys, ids, scale, tensor, columns, smoothing, decoupled, margin, factor, *rest):
-    options = (scale, tensor, columns, smoothing, decoupled, margin, False)
-    loss, *stats = _fake_fwd(query, keys, 0, ids, ids, *options)
-    return (loss.new_empty(()), *fake_gradients(query, keys, rest[:3]), *stats[:5])
+    refuse_forward_mode("clip_loss")
+    (n, c), dtype = query.shape, accumulation_dtype(query)
+    statistics = query.new_empty((4, n) if rest[4] else (0, c), dtype=dtype)
+    ranks = query.new_empty((2, n) if rest[4] else (0, c), dtype=torch.int64)
+    return (query.new_empty((), dtype=dtype), *fake_gradients(query, keys, rest[:3]), statistics, ranks)
 
 
 def _fake_bwd(row_upstream, column_upstream, query, keys, *rest):

@@ -319,7 +319,9 @@ def test_opcheck(need):
     opcheck(ops.siglip_loss_fwd, (a, b, 0, 2.0, scale, 1.0, bias))
     opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, 0.5, need, need, False, False))
     opcheck(ops.supcon_loss_sum, (a, a.detach(), labels, labels, 0, 2.0, scale, True, 0.5, need, False, False, need))
-    opcheck(ops.clip_loss_sum, (a, b, labels, 2.0, scale, True, 0.1, False, 0.1, 0.5, need, need, False, need))
+    for stats in (False, True):
+        needed = (need, need, False, need, stats)
+        opcheck(ops.clip_loss_sum, (a, b, labels, 2.0, scale, True, 0.1, False, 0.1, 0.5, *needed))
     with torch.no_grad():
         rows, c = torch.ones(6), (a, b)
         found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, True)

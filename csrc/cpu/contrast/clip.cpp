@@ -39,22 +39,42 @@ struct ClipCall {
 template <class T>
 using ClipKernels = SweepKernels<T, SoftmaxPairs<T>>;
 
-// A softmax's largest logit and sum, in units of log 2 [2, size], and a start that holds no pair yet.
+// One side's softmax: the largest logit and the sum of all but the own pair's, in units of log 2, how many logits are
+// larger than the own one, and the sum and number of logits for label smoothing. [N rounded up] or [K] each, or none.
 template <class T>
-SoftmaxSide<T> side(const Tensor& sums, const Tensor& rank, const Tensor& totals, int64_t size) {
-  SoftmaxSide<T> out{};
-  out.max = data<T>(sums);
-  out.sum = out.max + size;
-  out.rank = data<int64_t>(rank);
-  if (totals.size(1) > 0) {
-    out.total = data<T>(totals);
-    out.count = out.total + size;
+struct ClipSide {
+  std::vector<T> own_logit, max, sum, total, count;
+  std::vector<int64_t> rank;
+
+  void start(int64_t size, bool totals, bool decoupled) {
+    sum.resize(size);
+    rank.resize(size);
+    total.resize(totals ? size : 0);
+    count.resize(total.size());
+    max = own_logit;
+    if (decoupled) std::fill(max.begin(), max.end(), -std::numeric_limits<T>::infinity());
   }
-  return out;
-}
+  SoftmaxSide<T> side() {
+    SoftmaxSide<T> out{};
+    out.own_logit = own_logit.data();
+    out.max = max.data();
+    out.sum = sum.data();
+    out.rank = rank.data();
+    out.total = total.empty() ? nullptr : total.data();
+    out.count = count.data();
+    return out;
+  }
+};
+
+// What the passes share. Parts are the cross-entropies of rows and columns.
+template <class T>
+struct ClipState {
+  ClipSide<T> rows, columns;
+  std::vector<T> loss, row_part, column_part;  // [N]; the last is none, but where each key's queries are all here
+};
 
 template <class T>
-SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids) {
+SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids, const std::vector<T>& ceiling, T scale) {
   SoftmaxPairs<T> policy{};
   policy.own_excluded = true;
   policy.own = call.own;
@@ -62,72 +82,52 @@ SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids) {
   policy.query_ids_high = ids.high.data();
   policy.key_ids = call.query_ids ? id_pointer(call.key_ids) : nullptr;
   policy.ids_exclude = true;
+  policy.ceiling = ceiling.empty() ? nullptr : ceiling.data();
+  policy.ceiling_sign = scale < 0 ? -1 : 1;
   policy.has_columns = call.columns;
   return policy;
 }
 
-// -> loss [N]; parts [2, N], the cross-entropies of rows and columns; own_logit [N]; ranks [N], [K]; of rows and of
-// columns the largest logit and the sum of all but the own pair's [2, N], [2, K], and the sum and number of logits for
-// label smoothing; the logits, where they are few. Columns only where they are asked for, their parts only for all
-// keys.
-using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <class T>
-ClipForward forward(const ClipCall& call, bool keep) {
-  const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
-  const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const int64_t n = f.n, k = f.k, padded = f.padded, columns = call.columns ? k : 0;
-  const auto integers = [&](int64_t size) {
-    Tensor t = torch::stable::new_empty(call.query, {size}, ScalarType::Long);
-    std::fill_n(data<int64_t>(t), size, int64_t(0));
-    return t;
-  };
-  const bool totals = call.smoothing > 0;
-  const Tensor row_sums = filled<T>(call.query, 2, padded), column_sums = filled<T>(call.query, 2, columns),
-               own_logit = filled<T>(call.query, 1, padded);
-  const Tensor row_rank = integers(padded), column_rank = integers(columns);
-  const Tensor row_totals = filled<T>(call.query, 2, totals ? padded : 0),
-               column_totals = filled<T>(call.query, 2, totals ? columns : 0);
-  const Tensor logits = logits_to_keep(f, keep);
-
+ClipState<T> forward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
+                     const Tensor& logits) {
   const T scale = scalar_value<T>(call.scale_number, call.scale_tensor) * T(kLog2E);
-  constexpr T none = -std::numeric_limits<T>::infinity();
-  T* own = data<T>(own_logit);
-  torch::stable::parallel_for(0, n, grain(f.c), [&](int64_t begin, int64_t end) {
+  const T smoothing = static_cast<T>(call.smoothing);
+  ClipState<T> state;
+  std::vector<T>& own = state.rows.own_logit;
+  own.resize(f.padded);
+  torch::stable::parallel_for(0, f.n, grain(f.c), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) own[i] = as_kept(f.dot(i, i + call.own) * scale);
   });
-  const LaneIds<T> ids(call.query_ids, padded);
-  const std::vector<T> ceiling = ceilings(call.margin, own, padded, scale);
-  std::vector<T> column_own(columns, none);
-  std::copy_n(own, columns ? n : 0, column_own.data() + (columns ? call.own : 0));
-  SoftmaxPairs<T> policy = policy_of(call, ids);
-  policy.ceiling = call.margin ? ceiling.data() : nullptr;
-  policy.ceiling_sign = scale < 0 ? -1 : 1;
-  policy.rows = side<T>(row_sums, row_rank, row_totals, padded);
-  policy.columns = side<T>(column_sums, column_rank, column_totals, columns);
-  policy.rows.own_logit = own;
-  policy.columns.own_logit = column_own.data();
-  for (int64_t i = 0; i < padded; i++) policy.rows.max[i] = call.decoupled ? none : own[i];
-  for (int64_t j = 0; j < columns; j++) policy.columns.max[j] = call.decoupled ? none : column_own[j];
+  if (call.columns) {
+    state.columns.own_logit.assign(f.k, -std::numeric_limits<T>::infinity());
+    std::copy_n(own.data(), f.n, state.columns.own_logit.data() + call.own);
+  }
+  state.rows.start(f.padded, smoothing > 0, call.decoupled);
+  state.columns.start(call.columns ? f.k : 0, smoothing > 0, call.decoupled);
+  const LaneIds<T> ids(call.query_ids, f.padded);
+  const std::vector<T> ceiling = ceilings(call.margin, own.data(), f.padded, scale);
+  SoftmaxPairs<T> policy = policy_of(call, ids, ceiling, scale);
+  policy.rows = state.rows.side();
+  policy.columns = state.columns.side();
   read_pairs(f, kernels, scale, policy, logits);
 
-  const bool both = call.columns && n == k;  // else a key's queries are not all here
-  const Tensor loss = torch::stable::new_empty(call.query, {n}, scalar_type_of<T>), parts = filled<T>(call.query, 2, n);
-  const T smoothing = static_cast<T>(call.smoothing);
-  const auto finish = [&](const SoftmaxSide<T>& s, int64_t i, T* part) {
+  const bool both = call.columns && f.n == f.k;  // else a key's queries are not all here
+  state.loss.resize(f.n);
+  state.row_part.resize(f.n);
+  state.column_part.resize(both ? f.n : 0);
+  const auto finish = [&](const ClipSide<T>& side, int64_t i, T& part) {
     T total;
-    part[i] = cross_entropy(own[i], s.max[i], s.sum[i], call.decoupled, &total);
-    if (!totals) return part[i];
-    const T mean = (s.total[i] + own[i]) / (s.count[i] + 1);
-    return part[i] + smoothing * T(kLn2) * (own[i] - mean);
+    part = cross_entropy(own[i], side.max[i], side.sum[i], call.decoupled, &total);
+    if (side.total.empty()) return part;
+    const T mean = (side.total[i] + own[i]) / (side.count[i] + 1);
+    return part + smoothing * T(kLn2) * (own[i] - mean);
   };
-  T *out = data<T>(loss), *row_part = data<T>(parts), *column_part = row_part + n;
-  for (int64_t i = 0; i < n; i++) {
-    out[i] = finish(policy.rows, i, row_part);
-    if (both) out[i] = (out[i] + finish(policy.columns, i, column_part)) / 2;
+  for (int64_t i = 0; i < f.n; i++) {
+    state.loss[i] = finish(state.rows, i, state.row_part[i]);
+    if (both) state.loss[i] = (state.loss[i] + finish(state.columns, i, state.column_part[i])) / 2;
   }
-  for (int64_t i = 0; i < n; i++) own[i] *= T(kLn2);
-  return {loss, parts, own_logit, row_rank, column_rank, row_sums, column_sums, row_totals, column_totals, logits};
+  return state;
 }
 
 // What the weights of one side are made of: weight · 2^(s - shift), less share.
@@ -135,18 +135,16 @@ template <class T>
 struct Weights {
   std::vector<T> shift, weight, share;
 
-  // own_logit in units of log 2; upstream: of each loss
-  Weights(const Tensor& sums, const Tensor& totals, int64_t stride, int64_t size, T smoothing, bool decoupled,
-          const T* own_logit, const T* upstream, T scale)
-      : shift(stride), weight(stride), share(totals.size(1) ? stride : 0) {
-    const T *max = data<const T>(sums), *sum = max + stride;
-    const T* count = share.empty() ? nullptr : data<const T>(totals) + stride;
+  // upstream(i): of the loss of i
+  template <class F>
+  Weights(const ClipSide<T>& side, int64_t size, T smoothing, bool decoupled, T scale, const F& upstream)
+      : shift(side.max.size()), weight(shift.size()), share(side.count.size()) {
     for (int64_t i = 0; i < size; i++) {
       T total;
-      cross_entropy(own_logit[i], max[i], sum[i], decoupled, &total);
-      shift[i] = std::isinf(max[i]) ? T(0) : max[i];
-      weight[i] = total == 0 ? T(0) : scale * upstream[i] / total;
-      if (count) share[i] = scale * upstream[i] * smoothing / (count[i] + 1);
+      cross_entropy(side.own_logit[i], side.max[i], side.sum[i], decoupled, &total);
+      shift[i] = std::isinf(side.max[i]) ? T(0) : side.max[i];
+      weight[i] = total == 0 ? T(0) : scale * upstream(i) / total;
+      if (!share.empty()) share[i] = scale * upstream(i) * smoothing / (side.count[i] + 1);
     }
   }
   void give(SoftmaxSide<T>& side) const {
@@ -156,8 +154,92 @@ struct Weights {
   }
 };
 
-// What the forward pass gave, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own
-// pair [K], which is not here where its query is another rank's.
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
+
+struct Needed {
+  bool query, keys, scale;
+};
+
+// row_upstream(i), column_upstream(j): dL/d(cross-entropy) of query i and key j
+template <class T, class Rows, class Columns>
+Gradients backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
+                   const ClipState<T>& state, const Tensor& logits, ScalarType dtype, Needed need,
+                   const Rows& row_upstream, const Columns& column_upstream) {
+  const T smoothing = static_cast<T>(call.smoothing);
+  const T natural = scalar_value<T>(call.scale_number, call.scale_tensor), scale = natural * T(kLog2E);
+  const Weights<T> rows(state.rows, f.n, smoothing, call.decoupled, natural, row_upstream);
+  const Weights<T> columns(state.columns, call.columns ? f.k : 0, smoothing, call.decoupled, natural, column_upstream);
+  const LaneIds<T> ids(call.query_ids, f.padded);
+  const std::vector<T>& own = state.rows.own_logit;
+  const std::vector<T> ceiling = ceilings(call.margin, own.data(), f.padded, scale);
+  SoftmaxPairs<T> policy = policy_of(call, ids, ceiling, scale);
+  rows.give(policy.rows);
+  columns.give(policy.columns);
+
+  // The own pair's share of the sum less 1, which is e^-loss - 1 without a rounding of 1; and smoothing.
+  const auto own_weight = [&](const Weights<T>& side, T upstream, T part, int64_t i) {
+    const T less_one = call.decoupled ? T(side.weight[i] == 0 ? 0 : -1) : std::expm1(-part);
+    return natural * upstream * (less_one + smoothing) - (side.share.empty() ? T(0) : side.share[i]);
+  };
+  std::vector<T> weight(f.padded), along(need.scale ? f.padded : 0);
+  for (int64_t i = 0; i < f.n; i++) {
+    const int64_t j = i + call.own;
+    weight[i] = own_weight(rows, row_upstream(i), state.row_part[i], i);
+    if (call.columns) weight[i] += own_weight(columns, column_upstream(j), state.column_part[i], j);
+    if (need.scale) along[i] = weight[i] * own[i];
+  }
+  policy.own_weight = weight.data();
+  policy.along = need.scale ? along.data() : nullptr;
+  const auto [grad_query, grad_keys] = weigh_pairs(f, kernels, scale, policy, logits, dtype, need.query, need.keys);
+  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need.scale)};
+}
+
+// ---- as tensors: one loss for each query, and what the backward pass wants back
+
+// [rows of `size`], one behind the other; columns of logits in natural units
+template <class T>
+Tensor rows_of(const Tensor& like, std::initializer_list<const std::vector<T>*> rows, int64_t size, T factor = 1) {
+  const Tensor out = torch::stable::new_empty(like, {static_cast<int64_t>(rows.size()), size}, scalar_type_of<T>);
+  T* to = data<T>(out);
+  for (const auto* row : rows) {
+    for (int64_t i = 0; i < size; i++) to[i] = i < static_cast<int64_t>(row->size()) ? (*row)[i] * factor : T(0);
+    to += size;
+  }
+  return out;
+}
+
+inline Tensor integers_of(const Tensor& like, const std::vector<int64_t>& values) {
+  const Tensor out = torch::stable::new_empty(like, {static_cast<int64_t>(values.size())}, ScalarType::Long);
+  std::copy(values.begin(), values.end(), data<int64_t>(out));
+  return out;
+}
+
+// loss [N], parts [2, N], own_logit [1, N rounded up], row_rank, column_rank, row_sums [2, N rounded up], column_sums
+// [2, K], row_totals, column_totals, logits
+using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+ClipForward forward_rows(const ClipCall& call, bool keep) {
+  const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
+  const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
+  const Tensor logits = logits_to_keep(f, keep);
+  const ClipState<T> state = forward(call, kernels, f, logits);
+  const auto& [rows, columns] = std::tie(state.rows, state.columns);
+  const auto size = [](const std::vector<T>& v) { return static_cast<int64_t>(v.size()); };
+  return {torch::stable::view(rows_of<T>(call.query, {&state.loss}, f.n), {f.n}),
+          rows_of<T>(call.query, {&state.row_part, &state.column_part}, f.n),
+          rows_of<T>(call.query, {&rows.own_logit}, f.padded, T(kLn2)),
+          integers_of(call.query, rows.rank),
+          integers_of(call.query, columns.rank),
+          rows_of<T>(call.query, {&rows.max, &rows.sum}, f.padded),
+          rows_of<T>(call.query, {&columns.max, &columns.sum}, size(columns.max)),
+          rows_of<T>(call.query, {&rows.total, &rows.count}, size(rows.total)),
+          rows_of<T>(call.query, {&columns.total, &columns.count}, size(columns.total)),
+          logits};
+}
+
+// The same on the way back, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own pair
+// [K], which is not here where its query is another rank's.
 struct ClipSaved {
   Tensor row_upstream, column_upstream, parts, own_logit, column_own;
   Tensor row_sums, column_sums, row_totals, column_totals, logits;
@@ -178,59 +260,81 @@ struct ClipSaved {
   }
 };
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
-
 template <class T>
-Gradients backward(const ClipCall& call, const ClipSaved& saved, ScalarType dtype, bool need_query, bool need_keys,
-                   bool need_scale) {
+Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed need) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const int64_t n = f.n, k = f.k, columns = call.columns ? k : 0;
-  const T smoothing = static_cast<T>(call.smoothing);
-  const T natural = scalar_value<T>(call.scale_number, call.scale_tensor), scale = natural * T(kLog2E);
-  const Tensor rows_up = as_contiguous<T>(saved.row_upstream), columns_up = as_contiguous<T>(saved.column_upstream);
-  const T *row_up = data<const T>(rows_up), *column_up = data<const T>(columns_up);
-
-  std::vector<T> own(f.padded), column_own(columns);
-  for (int64_t i = 0; i < n; i++) own[i] = data<const T>(saved.own_logit)[i] * T(kLog2E);
-  for (int64_t j = 0; j < columns; j++) column_own[j] = data<const T>(saved.column_own)[j] * T(kLog2E);
-  const Weights<T> rows(saved.row_sums, saved.row_totals, f.padded, n, smoothing, call.decoupled, own.data(), row_up,
-                        natural);
-  const Weights<T> cols(saved.column_sums, saved.column_totals, columns, columns, smoothing, call.decoupled,
-                        column_own.data(), column_up, natural);
-  const LaneIds<T> ids(call.query_ids, f.padded);
-  const std::vector<T> ceiling = ceilings(call.margin, own.data(), f.padded, scale);
-  SoftmaxPairs<T> policy = policy_of(call, ids);
-  policy.ceiling = call.margin ? ceiling.data() : nullptr;
-  policy.ceiling_sign = scale < 0 ? -1 : 1;
-  rows.give(policy.rows);
-  cols.give(policy.columns);
-
-  // The own pair's share of the sum less 1, which is e^-loss - 1 without a rounding of 1; and smoothing.
-  const T *row_part = data<const T>(saved.parts), *column_part = row_part + n;
-  const auto own_weight = [&](const Weights<T>& side, T up, T part, int64_t i) {
-    const T less_one = call.decoupled ? T(side.weight[i] == 0 ? 0 : -1) : std::expm1(-part);
-    return natural * up * (less_one + smoothing) - (side.share.empty() ? T(0) : side.share[i]);
+  const auto side = [](const Tensor& own, const Tensor& sums, const Tensor& totals) {
+    const auto row = [](const Tensor& t, int64_t i, T factor) {
+      const int64_t size = t.size(t.dim() - 1);
+      std::vector<T> out(data<const T>(t) + i * size, data<const T>(t) + (i + 1) * size);
+      for (T& value : out) value *= factor;
+      return out;
+    };
+    return ClipSide<T>{row(own, 0, T(kLog2E)), row(sums, 0, 1),   row(sums, 1, 1),
+                       row(totals, 0, 1),      row(totals, 1, 1), {}};
   };
-  std::vector<T> weight(f.padded), along(need_scale ? f.padded : 0);
-  for (int64_t i = 0; i < n; i++) {
-    weight[i] = own_weight(rows, row_up[i], row_part[i], i);
-    if (columns) weight[i] += own_weight(cols, column_up[i + call.own], column_part[i], i + call.own);
-    if (need_scale) along[i] = weight[i] * own[i];
-  }
-  policy.own_weight = weight.data();
-  policy.along = need_scale ? along.data() : nullptr;
-  const auto [grad_query, grad_keys] =
-      weigh_pairs(f, kernels, scale, policy, saved.logits, dtype, need_query, need_keys);
-  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need_scale)};
+  const T* parts = data<const T>(saved.parts);
+  const ClipState<T> state{side(saved.own_logit, saved.row_sums, saved.row_totals),
+                           side(saved.column_own, saved.column_sums, saved.column_totals),
+                           {},
+                           {parts, parts + f.n},
+                           {parts + f.n, parts + 2 * f.n}};
+  const Tensor rows = as_contiguous<T>(saved.row_upstream);
+  return backward(
+      call, kernels, f, state, saved.logits, call.query.scalar_type(), need,
+      [&](int64_t i) { return data<const T>(rows)[i]; },
+      [&](int64_t j) { return data<const T>(saved.column_upstream)[j]; });
 }
+
+// ---- their sum with its gradients
+
+// loss [], times `factor`, and its gradients as far as they are needed; with `stats` row and column parts, own_logit
+// and the sum of each row [4, N], and the ranks of rows and columns [2, N]
+using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+ClipSum sum(const ClipCall& call, T factor, Needed need, bool keep, bool stats) {
+  const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
+  const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
+  const bool weigh = need.query || need.keys || need.scale;
+  const Tensor logits = logits_to_keep(f, keep && weigh);
+  const ClipState<T> state = forward(call, kernels, f, logits);
+  const ScalarType dtype = gradient_type(call.query);
+  const T upstream = call.columns ? factor / 2 : factor;
+  const auto same = [&](int64_t) { return upstream; };
+  const auto nothing = [&](ScalarType type) { return torch::stable::new_empty(call.query, {0, f.c}, type); };
+  Gradients gradients =
+      weigh ? backward(call, kernels, f, state, logits, dtype, need, same, same)
+            : Gradients{nothing(dtype), nothing(dtype), torch::stable::new_empty(f.query, {0}, scalar_type_of<T>)};
+  const Tensor loss = torch::stable::new_empty(call.query, {}, scalar_type_of<T>);
+  double total = 0;
+  for (T value : state.loss) total += value;
+  *data<T>(loss) = static_cast<T>(total * factor);
+  const auto& [grad_query, grad_keys, grad_scale] = gradients;
+  if (!stats) return {loss, grad_query, grad_keys, grad_scale, nothing(scalar_type_of<T>), nothing(ScalarType::Long)};
+  std::vector<T> own = state.rows.own_logit;
+  for (T& logit : own) logit *= T(kLn2);
+  const Tensor ranks = torch::stable::new_empty(call.query, {2, f.n}, ScalarType::Long);
+  std::fill_n(data<int64_t>(ranks), 2 * f.n, int64_t(0));
+  std::copy_n(state.rows.rank.data(), f.n, data<int64_t>(ranks));
+  std::copy(state.columns.rank.begin(), state.columns.rank.end(), data<int64_t>(ranks) + f.n);
+  return {loss,
+          grad_query,
+          grad_keys,
+          grad_scale,
+          rows_of<T>(call.query, {&state.row_part, &state.column_part, &own, &state.rows.sum}, f.n),
+          ranks};
+}
+
+bool in_double(const ClipCall& call) { return accumulation_type(call.query) == ScalarType::Double; }
 
 ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
                           const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
                           bool columns, double smoothing, bool decoupled, std::optional<double> margin, bool keep) {
   const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   call.check();
-  return accumulation_type(query) == ScalarType::Double ? forward<double>(call, keep) : forward<float>(call, keep);
+  return in_double(call) ? forward_rows<double>(call, keep) : forward_rows<float>(call, keep);
 }
 
 Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstream, const Tensor& query,
@@ -245,44 +349,20 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
                         row_sums,     column_sums,     row_totals, column_totals, logits};
   call.check();
   saved.check(call);
-  const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
-  return compute(call, saved, query.scalar_type(), need_query, need_keys, need_scale);
+  const Needed need{need_query, need_keys, need_scale};
+  return in_double(call) ? backward_rows<double>(call, saved, need) : backward_rows<float>(call, saved, need);
 }
 
-// loss [], times `factor`, with its gradients as far as they are needed; parts, own_logit, ranks and row_sums as
-// forward
-using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& query_ids, double scale,
+ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& ids, double scale,
                       const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
                       std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
-                      bool keep) {
-  const ClipCall call{query, keys, 0, query_ids, query_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
+                      bool keep, bool stats) {
+  const ClipCall call{query, keys, 0, ids, ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   call.check();
   check_size(keys, 0, query.size(0), "keys");
-  const int64_t n = query.size(0);
-  const auto run = [&](auto zero) -> ClipSum {
-    using T = decltype(zero);
-    const bool weigh = need_query || need_keys || need_scale;
-    const auto [loss, parts, own, row_rank, column_rank, row_sums, column_sums, row_totals, column_totals, logits] =
-        forward<T>(call, keep && weigh);
-    const ScalarType dtype = gradient_type(query);
-    Gradients gradients{torch::stable::new_empty(query, {0, query.size(1)}, dtype),
-                        torch::stable::new_empty(query, {0, query.size(1)}, dtype),
-                        torch::stable::new_empty(loss, {0})};
-    if (weigh) {
-      const Tensor upstream = torch::stable::new_empty(loss, {n});
-      std::fill_n(data<T>(upstream), n, static_cast<T>(columns ? factor / 2 : factor));
-      const Tensor none = torch::stable::new_empty(loss, {0});
-      gradients = backward<T>(call,
-                              {upstream, columns ? upstream : none, parts, own, columns ? own : none, row_sums,
-                               column_sums, row_totals, column_totals, logits},
-                              dtype, need_query, need_keys, need_scale);
-    }
-    const auto& [grad_query, grad_keys, grad_scale] = gradients;
-    return {sum_of<T>(loss, factor), grad_query, grad_keys, grad_scale, parts, own, row_rank, column_rank, row_sums};
-  };
-  return accumulation_type(query) == ScalarType::Double ? run(double()) : run(float());
+  const Needed need{need_query, need_keys, need_scale};
+  return in_double(call) ? sum<double>(call, factor, need, keep, stats)
+                         : sum<float>(call, static_cast<float>(factor), need, keep, stats);
 }
 
 }  // namespace
