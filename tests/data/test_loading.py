@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import resource
@@ -122,6 +123,7 @@ def test_a_death_in_the_midst_of_a_step_is_told_as_well(pictures, tmp_path, monk
 
 
 def test_too_few_files_are_told_at_once(pictures, tmp_path):
+    gc.collect()  # (what former tests have left open would be closed in the middle of this one)
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = 512
     held = [os.open(os.devnull, os.O_RDONLY)]
