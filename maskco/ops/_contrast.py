@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._C._functorch as functorch
 from torch import Tensor
 
 from maskco.ops._inputs import (
@@ -132,9 +133,17 @@ class _Ready(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        # (kernels with ready gradients are the CPU's: to look at the number waits for nothing)
-        factor = None if grad_loss.device.type == "cpu" and grad_loss.item() == 1 else grad_loss
+        factor = None if _is_one(grad_loss) else grad_loss  # (else a copy of each gradient more)
         return (None, None, None, *_scaled(ctx, factor, ctx.needs_input_grad[3:]))
+
+
+def _is_one(number: Tensor) -> bool:
+    """Whether a tensor [] holds a 1, where looking is allowed and waits for nothing."""
+    if type(number) is not Tensor or number.device.type != "cpu" or torch.compiler.is_compiling():
+        return False  # (among others a fake tensor)
+    if functorch.is_batchedtensor(number) or functorch.is_legacy_batchedtensor(number):
+        return False
+    return number.item() == 1
 
 
 def _scaled(ctx, grad_loss: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:

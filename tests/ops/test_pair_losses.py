@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pair_cases import CLIP, LOSSES, SIGLIP, SUPCON, SUPCON_SELF, check, make, run, wide
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from contrast_cases import DTYPES, unit
@@ -131,6 +132,21 @@ def test_reductions(loss):
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs)
+
+
+@every_loss
+def test_batched_and_fake_upstream_gradients(loss):
+    """torch.autograd.functional's vectorised Jacobians, and whoever plans memory with fake tensors."""
+    torch.manual_seed(0)
+    name, case = loss.features[0], make(loss)
+    leaf = case[name].requires_grad_()
+    (single,) = torch.autograd.grad(loss.op(**case), leaf)
+    (several,) = torch.autograd.grad(loss.op(**case), leaf, torch.tensor([1.0, -2.0]), is_grads_batched=True)
+    torch.testing.assert_close(several, torch.stack([single, -2 * single]))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {n: mode.from_tensor(v) if torch.is_tensor(v) else v for n, v in case.items()}
+        (planned,) = torch.autograd.grad(loss.op(**fake), fake[name])
+    assert planned.shape == leaf.shape
 
 
 def test_equals_open_clips_own_formulas():
