@@ -24,10 +24,12 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "bool allow_tf32, float? margin=None, Tensor? positive_logit=None) -> Tensor grad_keys");
 
   // Cross-entropies of query i and key i + own among all pairs, over rows and (`columns`) over columns. `parts` [2, N]
-  // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing.
+  // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing. The
+  // logits of the first `kept` queries are kept for the backward pass: of all, or of a multiple of 128.
   m.def(
       "clip_loss_fwd(Tensor query, Tensor keys, int own, Tensor? query_ids, Tensor? key_ids, float scale, Tensor? "
-      "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, bool keep) -> (Tensor loss, Tensor "
+      "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, SymInt kept) -> (Tensor loss, "
+      "Tensor "
       "parts, Tensor own_logit, Tensor row_rank, Tensor column_rank, Tensor row_sums, Tensor column_sums, Tensor "
       "row_totals, Tensor column_totals, Tensor logits)");
   m.def(
@@ -42,7 +44,7 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   // and grad_query is the gradient of both roles.
   m.def(
       "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
-      "Tensor? scale_tensor, bool symmetric, bool keep) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor "
+      "Tensor? scale_tensor, bool symmetric, SymInt kept) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor "
       "positives, Tensor "
       "sums, Tensor logits)");
   m.def(
@@ -67,13 +69,14 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
 
   m.def(
       "clip_loss_sum(Tensor query, Tensor keys, Tensor? ids, float scale, Tensor? scale_tensor, bool columns, float "
-      "smoothing, bool decoupled, float? margin, float factor, bool need_query, bool need_keys, bool need_scale, bool "
-      "keep, bool stats) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor statistics, "
+      "smoothing, bool decoupled, float? margin, float factor, bool need_query, bool need_keys, bool need_scale, "
+      "SymInt kept, bool stats) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor "
+      "statistics, "
       "Tensor ranks)");
   m.def(
       "supcon_loss_sum(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
-      "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, bool "
-      "keep) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor lse, Tensor "
+      "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, "
+      "SymInt kept) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor lse, Tensor "
       "positive_logit, Tensor positives)");
 
   m.def(

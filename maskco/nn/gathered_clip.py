@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskco.nn.ranks import Layout, gather_parts, gather_rows, joined, scatter_sum
 from maskco.ops import _library
-from maskco.ops._contrast import keeps_logits, refuse_double_backward, scalar_of
+from maskco.ops._contrast import kept_rows, refuse_double_backward, scalar_of
 from maskco.ops._inputs import refuse_transforms
 
 LN2 = math.log(2)  # the kernels' sums are in units of log 2
@@ -60,11 +60,11 @@ class _GatheredClip(torch.autograd.Function):
     ) -> Tensor:
         n, own = len(image), slice(layout.start, layout.start + len(image))
         texts = gather_parts(text, layout.lengths)
-        keep = any(ctx.needs_input_grad) and keeps_logits(n, len(texts), image)
+        kept = kept_rows(n, len(texts), image, some=True) if any(ctx.needs_input_grad) else 0
         ctx.options = True, smoothing, False, None  # both directions; neither decoupled nor with a margin
         call = image, texts, own.start, ids, all_ids, scale, scale_tensor, *ctx.options
         _, parts, own_logit, _, _, row_sums, column_sums, row_totals, column_totals, logits = (
-            torch.ops.maskco.clip_loss_fwd(*call, keep)
+            torch.ops.maskco.clip_loss_fwd(*call, kept)
         )
         own_of_rows = own_logit[0, :n]
         own_of_columns = gather_parts(own_of_rows, layout.lengths)

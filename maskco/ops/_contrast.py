@@ -102,12 +102,18 @@ def padded(n: int) -> int:
     return (n + 31) // 32 * 32
 
 
-def keeps_logits(n: int, k: int, features: Tensor) -> bool:
-    """Whether the logits of all pairs are kept for the backward pass, which is faster than computing them again.
+def kept_rows(n: int, k: int, features: Tensor, *, some: bool = False) -> int:
+    """The first queries, whose logits are kept for the backward pass: faster than to compute them again.
 
-    16 MiB hold those of 2048 pairs in float32. They stay in the last-level cache, and below what a call may take.
+    All, or none, or with `some` as many as there is room for. 16 MiB hold the logits of 2048 pairs in float32, and with
+    the rest of a call's memory stay below 32. A gradient in bfloat16 needs more of the rest.
     """
-    return k * padded(n) * accumulation_dtype(features).itemsize <= 16 * 2**20
+    row, room = k * accumulation_dtype(features).itemsize, 16 * 2**20
+    if row * padded(n) <= room:
+        return padded(n)
+    if features.dtype == torch.bfloat16:
+        room //= 2
+    return room // row // 128 * 128 if some else 0
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -17,7 +17,7 @@ from maskco.ops._contrast import (
     check_reduction,
     fake_gradients,
     inverse,
-    keeps_logits,
+    kept_rows,
     mean_factor,
     needs_grad,
     one_dtype,
@@ -167,27 +167,27 @@ def pair_losses(
     n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    keep = any(needed) and keeps_logits(n, n, query)
+    kept = kept_rows(n, n, query, some=columns) if any(needed) else 0
     options = (*scale, columns, smoothing, decoupled, margin)
     if reduction != "none":
-        arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, keep, stats)
+        arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats)
         loss, statistics, ranks = with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
         return loss, statistics, ranks
-    loss, parts, own, rank, column_rank, sums, *_ = ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, keep)
+    loss, parts, own, rank, column_rank, sums, *_ = ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, kept)
     if not stats:
         return loss, parts, rank
     column_rank = column_rank if columns else torch.zeros_like(rank[:n])
     return loss, torch.cat([parts, own[:, :n], sums[1:, :n]]), torch.stack([rank[:n], column_rank])
 
 
-def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, keep):
+def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, kept):
     refuse_forward_mode("clip_loss")
     n, k, rows = query.shape[0], keys.shape[0], padded(query.shape[0])
     dtype = accumulation_dtype(query)
     sizes = ((n,), (2, n), (1, rows))
     loss, parts, own_logit = (query.new_empty(size, dtype=dtype) for size in sizes)
     row_rank, column_rank = (query.new_empty(size, dtype=torch.int64) for size in (rows, k if columns else 0))
-    logits = query.new_empty((k if keep else 0, rows), dtype=dtype)
+    logits = query.new_empty((k, kept), dtype=dtype)
     k = k if columns else 0
     sizes = ((2, rows), (2, k), (2, rows if smoothing > 0 else 0), (2, k if smoothing > 0 else 0))
     sums = tuple(query.new_empty(size, dtype=dtype) for size in sizes)
@@ -196,9 +196,9 @@ def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoo
 
 def _fake_sum(query, keys, ids, scale, tensor, columns, smoothing, decoupled, margin, factor, *rest):
     refuse_forward_mode("clip_loss")
-    (n, c), dtype = query.shape, accumulation_dtype(query)
-    statistics = query.new_empty((4, n) if rest[4] else (0, c), dtype=dtype)
-    ranks = query.new_empty((2, n) if rest[4] else (0, c), dtype=torch.int64)
+    n, dtype, stats = query.shape[0], accumulation_dtype(query), rest[4]
+    statistics = query.new_empty((4 if stats else 0, n), dtype=dtype)
+    ranks = query.new_empty((2 if stats else 0, n), dtype=torch.int64)
     return (query.new_empty((), dtype=dtype), *fake_gradients(query, keys, rest[:3]), statistics, ranks)
 
 

@@ -17,7 +17,7 @@ from maskco.ops._contrast import (
     check_reduction,
     fake_gradients,
     inverse,
-    keeps_logits,
+    kept_rows,
     mean_factor,
     needs_grad,
     one_dtype,
@@ -127,19 +127,19 @@ def _compiled(
     inputs: tuple[Tensor | None, ...] = (query, others, scale[1])
     in_vmap = refuse_transforms("supcon_loss", *inputs)
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    keep = any(needed) and keeps_logits(query.shape[0], others.shape[0], query)
+    kept = kept_rows(query.shape[0], others.shape[0], query, some=True) if any(needed) else 0
     arguments = (query, others, query_labels, labels, own, *scale, symmetric)
     if reduction == "none":
-        return torch.ops.maskco.supcon_loss_fwd(*arguments, keep)
-    options = (mean_factor(query.shape[0], reduction), *needed, keep)
+        return torch.ops.maskco.supcon_loss_fwd(*arguments, kept)
+    options = (mean_factor(query.shape[0], reduction), *needed, kept)
     return with_gradients(torch.ops.maskco.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
 
 
-def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, keep):
+def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, kept):
     refuse_forward_mode("supcon_loss")
     n, rows, dtype = query.shape[0], padded(query.shape[0]), accumulation_dtype(query)
     loss, lse, positive = (query.new_empty(n, dtype=dtype) for _ in range(3))
-    sums, logits = (query.new_empty(size, dtype=dtype) for size in ((2, rows), (keys.shape[0] if keep else 0, rows)))
+    sums, logits = (query.new_empty(size, dtype=dtype) for size in ((2, rows), (keys.shape[0], kept)))
     return loss, lse, positive, query.new_empty(n, dtype=torch.int64), sums, logits
 
 

@@ -286,7 +286,7 @@ def _check_losses(rank: int, world: int) -> None:
         for dtype in (torch.float64, torch.bfloat16, torch.float16):
             _check(rank, LENGTHS[world][0], case, dtype, "mean", f"{name}, {dtype}")
         if name.startswith("clip"):
-            with mock.patch.object(gathered_clip, "keeps_logits", lambda *_: False):
+            with mock.patch.object(gathered_clip, "kept_rows", lambda *_, **__: 0):
                 _check(rank, LENGTHS[world][0], case, torch.float32, "mean", f"{name}, logits computed again")
             with mock.patch.object(_library, "kernels", lambda *_, **__: None):
                 for lengths, reduction in zip(LENGTHS[world], ("mean", "none"), strict=True):

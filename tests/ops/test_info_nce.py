@@ -122,6 +122,37 @@ def test_gradcheck_and_temperature():
     assert torch.autograd.gradcheck(loss, (*inputs, tau))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"decoupled": True}, {"margin": 0.3}], ids=str)
+def test_a_large_batch_in_slices(dtype, options):
+    """Of more logits than are kept, a slice of the queries after the other is read and weighed. With sums and stats."""
+    torch.manual_seed(0)
+    case = make_case(dtype=dtype, n=2300, c=20, k=0, m=0) | options
+    case["query_ids"] = torch.randint(0, 1000, (2300,))
+    wide = case | {name: case[name].double() for name in ("query", "positive")}
+    expected = run(reference.info_nce, wide)
+    query, positive = (case[name].requires_grad_() for name in ("query", "positive"))
+    loss, stats = info_nce(**case, reduction="sum", return_stats=True)
+    assert (stats.rank - expected["rank"]).abs().max() <= 1  # (two logits may be equal but for rounding)
+    products = wide["query"].detach() @ wide["positive"].detach().T
+    gap = products - products.diagonal()[:, None] - options.get("margin", math.inf)
+    clear = gap.abs().min(1).values > 1e-6  # rows where no key lies at the margin but for rounding
+    assert clear.sum() > 2000
+    for name in ("lse", "positive_logit"):
+        found = getattr(stats, name).double()
+        torch.testing.assert_close(found[clear], expected[name][clear], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.double(), expected["loss"].sum(), rtol=1e-4, atol=0)
+
+    def grads(case):
+        leaves = [case[name].detach().clone().requires_grad_() for name in ("query", "positive")]
+        rows = reference.info_nce(**case | dict(zip(("query", "positive"), leaves, strict=True)))[0]
+        return torch.autograd.grad(rows.sum(), leaves)
+
+    actual = torch.autograd.grad(loss, [query, positive])
+    for name, *found in zip(("query", "positive"), actual, grads(case), grads(wide), strict=True):
+        assert_as_good_as(*found, dtype, name)
+
+
 @pytest.mark.parametrize(
     "wanted", [s for r in range(6) for s in itertools.combinations((*FEATURES, "temperature"), r)], ids=str
 )

@@ -16,6 +16,7 @@ from torch.library import opcheck
 from contrast_cases import DTYPES, unit
 from maskco.ops import clip_loss, siglip_loss, supcon_loss
 from peak_memory import peak_mib
+from tolerance import assert_as_good_as
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 DEVIATIONS = {
@@ -65,9 +66,27 @@ def test_ragged_sizes(loss, n, c, k, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @every_loss
 def test_more_pairs_than_are_kept(loss, dtype):
-    """Beyond 16 MiB of logits the backward pass computes them again, in chunks of 2048 queries or fewer."""
+    """Beyond 16 MiB of logits the backward pass computes the rest again, in chunks of 2048 queries or fewer."""
     torch.manual_seed(0)
     check(loss, make(loss, 2300, 8, 2200, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_loss
+def test_the_sum_of_more_pairs_than_are_kept(loss, dtype):
+    """A sum makes its gradients in the forward pass."""
+    torch.manual_seed(0)
+    case = make(loss, 2300, 8, 2200, dtype)
+
+    def of(function, case):
+        case = case | {name: case[name].clone().requires_grad_() for name in loss.features}
+        value = function(**case, reduction="sum") if function is loss.op else function(**case)[0].sum()
+        return value, torch.autograd.grad(value, [case[name] for name in loss.features])
+
+    actual, same, truth = of(loss.op, case), of(loss.reference, case), of(loss.reference, wide(case))
+    torch.testing.assert_close(actual[0].double(), truth[0], rtol=1e-3 if dtype == torch.bfloat16 else 1e-5, atol=0)
+    for name, *grads in zip(loss.features, actual[1], same[1], truth[1], strict=True):
+        assert_as_good_as(*grads, dtype, name)
 
 
 @every_loss
@@ -76,11 +95,12 @@ def test_kept_and_computed_logits_give_the_same_bits(loss, monkeypatch):
     for dtype, n in itertools.product((torch.float32, torch.bfloat16), (90, 300)):
         case = make(loss, n, 24, 200, dtype)
         kept = run(loss.op, loss, case, loss.features)
-        for module in (clip_loss, supcon_loss):
-            monkeypatch.setitem(module.__globals__, "keeps_logits", lambda *_: False)
-        again = run(loss.op, loss, case, loss.features)
-        monkeypatch.undo()
-        assert all(torch.equal(kept[name], again[name]) for name in kept)
+        for rows in (0, 128) if n > 128 else (0,):
+            for module in (clip_loss, supcon_loss):
+                monkeypatch.setitem(module.__globals__, "kept_rows", lambda *_, rows=rows, **__: rows)
+            again = run(loss.op, loss, case, loss.features)
+            monkeypatch.undo()
+            assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 @every_loss
@@ -330,17 +350,19 @@ def test_opcheck(need):
     a, b = unit(6, 8).requires_grad_(need), unit(6, 8).requires_grad_(need)
     labels, scale, bias = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor(3.0), torch.tensor(-1.0)
     for tensor, margin, smoothing in ((None, None, 0.0), (scale, 0.1, 0.2)):
-        opcheck(ops.clip_loss_fwd, (a, b, 0, labels, labels, 2.0, tensor, True, smoothing, False, margin, need))
-    opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, None, 2.0, scale, False, need))
+        opcheck(ops.clip_loss_fwd, (a, b, 0, labels, labels, 2.0, tensor, True, smoothing, False, margin, 32 * need))
+    opcheck(ops.supcon_loss_fwd, (a, b, labels, labels, None, 2.0, scale, False, 32 * need))
     opcheck(ops.siglip_loss_fwd, (a, b, 0, 2.0, scale, 1.0, bias))
     opcheck(ops.siglip_loss_sum, (a, b, None, 2.0, scale, 1.0, bias, 0.5, need, need, False, False))
-    opcheck(ops.supcon_loss_sum, (a, a.detach(), labels, labels, 0, 2.0, scale, True, 0.5, need, False, False, need))
+    opcheck(
+        ops.supcon_loss_sum, (a, a.detach(), labels, labels, 0, 2.0, scale, True, 0.5, need, False, False, 32 * need)
+    )
     for stats in (False, True):
-        needed = (need, need, False, need, stats)
+        needed = (need, need, False, 32 * need, stats)
         opcheck(ops.clip_loss_sum, (a, b, labels, 2.0, scale, True, 0.1, False, 0.1, 0.5, *needed))
     with torch.no_grad():
         rows, c = torch.ones(6), (a, b)
-        found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, True)
+        found = ops.clip_loss_fwd(*c, 0, None, None, 2.0, None, True, 0.0, False, None, 32)
         options = (
             0,
             None,
@@ -360,7 +382,7 @@ def test_opcheck(need):
             True,
         )
         opcheck(ops.clip_loss_bwd, (rows, rows, *c, *options))
-        found = ops.supcon_loss_fwd(*c, labels, labels, 1, 2.0, None, False, True)
+        found = ops.supcon_loss_fwd(*c, labels, labels, 1, 2.0, None, False, 32)
         opcheck(ops.supcon_loss_bwd, (rows, *c, labels, labels, 1, 2.0, None, *found[3:], False, True, True, True))
         opcheck(ops.siglip_loss_bwd, (rows, *c, 0, 2.0, None, 1.0, None, True, True, True, True))
 

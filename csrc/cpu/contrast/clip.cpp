@@ -25,6 +25,14 @@ struct ClipCall {
   bool decoupled;    // the own pair is not in the sum
   std::optional<double> margin;
 
+  ClipCall slice(int64_t first, int64_t count) const {
+    ClipCall part = *this;
+    part.query = narrow(query, 0, first, count);
+    part.own = own + first;
+    if (query_ids) part.query_ids = narrow(*query_ids, 0, first, count);
+    return part;
+  }
+
   void check() const {
     check_dim(query, 2, "query");
     check_floating(query, "query");
@@ -154,17 +162,16 @@ struct Weights {
   }
 };
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
-
 struct Needed {
   bool query, keys, scale;
 };
 
+// Adds to both gradients, and returns the sum of weights times logits, of which the scale's is made.
 // row_upstream(i), column_upstream(j): dL/d(cross-entropy) of query i and key j
 template <class T, class Rows, class Columns>
-Gradients backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
-                   const ClipState<T>& state, const Tensor& logits, ScalarType dtype, Needed need,
-                   const Rows& row_upstream, const Columns& column_upstream) {
+double backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
+                const ClipState<T>& state, const Tensor& logits, Needed need, const Rows& row_upstream,
+                const Columns& column_upstream, GradientSum<T>& grad_query, GradientSum<T>& grad_keys) {
   const T smoothing = static_cast<T>(call.smoothing);
   const T natural = scalar_value<T>(call.scale_number, call.scale_tensor), scale = natural * T(kLog2E);
   const Weights<T> rows(state.rows, f.n, smoothing, call.decoupled, natural, row_upstream);
@@ -190,8 +197,8 @@ Gradients backward(const ClipCall& call, const ClipKernels<T>& kernels, const Pa
   }
   policy.own_weight = weight.data();
   policy.along = need.scale ? along.data() : nullptr;
-  const auto [grad_query, grad_keys] = weigh_pairs(f, kernels, scale, policy, logits, dtype, need.query, need.keys);
-  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need.scale)};
+  weigh_pairs(f, kernels, scale, policy, logits, grad_query, grad_keys);
+  return total_of(along);
 }
 
 // ---- as tensors: one loss for each query, and what the backward pass wants back
@@ -219,10 +226,10 @@ inline Tensor integers_of(const Tensor& like, const std::vector<int64_t>& values
 using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-ClipForward forward_rows(const ClipCall& call, bool keep) {
+ClipForward forward_rows(const ClipCall& call, int64_t kept) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const Tensor logits = logits_to_keep(f, keep);
+  const Tensor logits = logits_to_keep(f, kept);
   const ClipState<T> state = forward(call, kernels, f, logits);
   const auto& [rows, columns] = std::tie(state.rows, state.columns);
   const auto size = [](const std::vector<T>& v) { return static_cast<int64_t>(v.size()); };
@@ -256,9 +263,11 @@ struct ClipSaved {
     check_kept(column_sums, {2, columns}, call.query, "column_sums");
     check_kept(row_totals, {2, totals * padded}, call.query, "row_totals");
     check_kept(column_totals, {2, totals * columns}, call.query, "column_totals");
-    check_kept(logits, {logits.size(0) == 0 ? 0 : k, padded}, call.query, "logits");
+    check_kept(logits, {k, logits.size(1)}, call.query, "logits");
   }
 };
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
 
 template <class T>
 Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed need) {
@@ -281,10 +290,13 @@ Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed nee
                            {parts, parts + f.n},
                            {parts + f.n, parts + 2 * f.n}};
   const Tensor rows = as_contiguous<T>(saved.row_upstream);
-  return backward(
-      call, kernels, f, state, saved.logits, call.query.scalar_type(), need,
-      [&](int64_t i) { return data<const T>(rows)[i]; },
-      [&](int64_t j) { return data<const T>(saved.column_upstream)[j]; });
+  const ScalarType dtype = call.query.scalar_type();
+  GradientSum<T> grad_query(need.query, f, f.n, dtype), grad_keys(need.keys, f, f.k, dtype);
+  const double along = backward(
+      call, kernels, f, state, saved.logits, need, [&](int64_t i) { return data<const T>(rows)[i]; },
+      [&](int64_t j) { return data<const T>(saved.column_upstream)[j]; }, grad_query, grad_keys);
+  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
+  return {grad_query.result(), grad_keys.result(), scale_gradient(call.query, along, scale, need.scale)};
 }
 
 // ---- their sum with its gradients
@@ -294,47 +306,57 @@ Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed nee
 using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-ClipSum sum(const ClipCall& call, T factor, Needed need, bool keep, bool stats) {
+ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stats) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const bool weigh = need.query || need.keys || need.scale;
-  const Tensor logits = logits_to_keep(f, keep && weigh);
-  const ClipState<T> state = forward(call, kernels, f, logits);
+  const int64_t slice = weigh && !call.columns && kept < f.padded ? slice_rows(f) : 0;
+  const int64_t rows = slice > 0 ? slice : std::max<int64_t>(f.n, 1);
+  const Tensor logits = logits_to_keep(f.slice(0, std::min(rows, f.n)), slice > 0 ? slice : weigh ? kept : 0);
   const ScalarType dtype = gradient_type(call.query);
+  GradientSum<T> grad_query(need.query, f, f.n, dtype), grad_keys(need.keys, f, f.k, dtype);
+  const auto empty = [&](int64_t size, ScalarType type) {
+    return torch::stable::new_empty(call.query, {size, f.n}, type);
+  };
+  const Tensor statistics = empty(stats ? 4 : 0, scalar_type_of<T>), ranks = empty(stats ? 2 : 0, ScalarType::Long);
   const T upstream = call.columns ? factor / 2 : factor;
   const auto same = [&](int64_t) { return upstream; };
-  const auto nothing = [&](ScalarType type) { return torch::stable::new_empty(call.query, {0, f.c}, type); };
-  Gradients gradients =
-      weigh ? backward(call, kernels, f, state, logits, dtype, need, same, same)
-            : Gradients{nothing(dtype), nothing(dtype), torch::stable::new_empty(f.query, {0}, scalar_type_of<T>)};
+  double total = 0, along = 0;
+  for (int64_t first = 0; first < f.n; first += rows) {
+    const int64_t count = std::min(rows, f.n - first);
+    const ClipCall part = call.slice(first, count);
+    const PairFeatures<T> features = f.slice(first, count);
+    const ClipState<T> state = forward(part, kernels, features, logits);
+    if (weigh) along += backward(part, kernels, features, state, logits, need, same, same, grad_query, grad_keys);
+    total += total_of(state.loss);
+    if (!stats) continue;
+    const auto put = [&](const Tensor& to, int64_t row, const auto& values, T factor = 1) {
+      using Value = typename std::decay_t<decltype(values)>::value_type;
+      Value* out = data<Value>(to) + row * f.n + first;
+      for (int64_t i = 0; i < count; i++) out[i] = values.empty() ? Value(0) : values[i] * Value(factor);
+    };
+    put(statistics, 0, state.row_part);
+    put(statistics, 1, state.column_part);
+    put(statistics, 2, state.rows.own_logit, T(kLn2));
+    put(statistics, 3, state.rows.sum);
+    put(ranks, 0, state.rows.rank);
+    put(ranks, 1, state.columns.rank);
+  }
   const Tensor loss = torch::stable::new_empty(call.query, {}, scalar_type_of<T>);
-  double total = 0;
-  for (T value : state.loss) total += value;
   *data<T>(loss) = static_cast<T>(total * factor);
-  const auto& [grad_query, grad_keys, grad_scale] = gradients;
-  if (!stats) return {loss, grad_query, grad_keys, grad_scale, nothing(scalar_type_of<T>), nothing(ScalarType::Long)};
-  std::vector<T> own = state.rows.own_logit;
-  for (T& logit : own) logit *= T(kLn2);
-  const Tensor ranks = torch::stable::new_empty(call.query, {2, f.n}, ScalarType::Long);
-  std::fill_n(data<int64_t>(ranks), 2 * f.n, int64_t(0));
-  std::copy_n(state.rows.rank.data(), f.n, data<int64_t>(ranks));
-  std::copy(state.columns.rank.begin(), state.columns.rank.end(), data<int64_t>(ranks) + f.n);
-  return {loss,
-          grad_query,
-          grad_keys,
-          grad_scale,
-          rows_of<T>(call.query, {&state.row_part, &state.column_part, &own, &state.rows.sum}, f.n),
-          ranks};
+  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
+  const Tensor grad_scale = scale_gradient(call.query, along, scale, need.scale);
+  return {loss, grad_query.result(), grad_keys.result(), grad_scale, statistics, ranks};
 }
 
 bool in_double(const ClipCall& call) { return accumulation_type(call.query) == ScalarType::Double; }
 
 ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
                           const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
-                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, bool keep) {
+                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, int64_t kept) {
   const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   call.check();
-  return in_double(call) ? forward_rows<double>(call, keep) : forward_rows<float>(call, keep);
+  return in_double(call) ? forward_rows<double>(call, kept) : forward_rows<float>(call, kept);
 }
 
 Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstream, const Tensor& query,
@@ -356,13 +378,13 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
 ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& ids, double scale,
                       const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
                       std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
-                      bool keep, bool stats) {
+                      int64_t kept, bool stats) {
   const ClipCall call{query, keys, 0, ids, ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
   call.check();
   check_size(keys, 0, query.size(0), "keys");
   const Needed need{need_query, need_keys, need_scale};
-  return in_double(call) ? sum<double>(call, factor, need, keep, stats)
-                         : sum<float>(call, static_cast<float>(factor), need, keep, stats);
+  return in_double(call) ? sum<double>(call, factor, need, kept, stats)
+                         : sum<float>(call, static_cast<float>(factor), need, kept, stats);
 }
 
 }  // namespace

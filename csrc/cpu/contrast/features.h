@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/aten.h"
 #include "common/checks.h"
 #include "cpu/contrast/operands.h"
 
@@ -39,6 +40,7 @@ template <class T>
 struct PairFeatures {
   Tensor query, keys;              // [N, C], [K, C]; contiguous, in T, or bfloat16 where kernels multiply pairs
   int64_t n, k, c, width, padded;  // C rounded up to a panel, N to what every panel divides
+  int64_t first, all;              // the queries are a slice of so many
   bool bfloat16;
 
   PairFeatures(const Tensor& query_, const Tensor& keys_, int64_t panel, int64_t depth)
@@ -47,6 +49,8 @@ struct PairFeatures {
         c(query_.size(1)),
         width(round_up(c, panel)),
         padded(round_up(n, 32)),
+        first(0),
+        all(n),
         bfloat16(depth == 2) {
     const auto prepared = [&](const Tensor& t) {
       return bfloat16 ? torch::stable::contiguous(t) : as_contiguous<T>(t);
@@ -55,6 +59,15 @@ struct PairFeatures {
                       query_.stride(1) == keys_.stride(1);
     query = prepared(query_);
     keys = same ? query : prepared(keys_);
+  }
+
+  PairFeatures slice(int64_t start, int64_t length) const {
+    PairFeatures part = *this;
+    part.query = narrow(query, 0, start, length);
+    part.n = length;
+    part.padded = round_up(length, 32);
+    part.first = start;
+    return part;
   }
 
   // f(query's row, keys' row), of pointers to what they are stored as
@@ -80,17 +93,22 @@ struct PairFeatures {
   }
 };
 
-// Where the sweep adds one side's gradient: the result itself where it has the layout, else a buffer.
+// One side's gradient, made of sums: in the result itself where that has their layout, else in a buffer.
 template <class T>
 class GradientSum {
  public:
-  GradientSum(bool needed, const PairFeatures<T>& f, int64_t rows, int64_t padded, ScalarType dtype)
-      : rows_(rows),
+  GradientSum(bool needed, const PairFeatures<T>& f, int64_t rows, ScalarType dtype)
+      : rows_(needed ? rows : 0),
         c_(f.c),
         width_(f.width),
-        result_(torch::stable::new_empty(f.query, {needed ? rows : 0, f.c}, dtype)) {
-    if (!needed) return;
-    if (dtype == scalar_type_of<T> && width_ == c_ && padded == rows) {
+        result_(torch::stable::new_empty(f.query, {rows_, f.c}, dtype)) {}
+
+  bool needed() const { return rows_ > 0; }
+  // To add to, [rows rounded up, width]; null where the gradient is not needed.
+  T* sums() {
+    if (rows_ == 0 || sums_) return sums_;
+    const int64_t padded = round_up(rows_, 32);
+    if (result_.scalar_type() == scalar_type_of<T> && width_ == c_ && padded == rows_) {
       sums_ = data<T>(result_);
     } else {
       buffer_.reset(new T[padded * width_]);
@@ -99,10 +117,16 @@ class GradientSum {
     torch::stable::parallel_for(0, padded, grain(width_), [&](int64_t begin, int64_t end) {
       std::fill(sums_ + begin * width_, sums_ + end * width_, T(0));
     });
+    return sums_;
   }
-  T* sums() const { return sums_; }
-  // The sums in the dtype that was asked for.
-  Tensor result() const {
+  // To write to, without sums.
+  const Tensor& whole() {
+    written_ = true;
+    return result_;
+  }
+  // In the dtype that was asked for.
+  Tensor result() {
+    if (!written_) sums();
     if (!buffer_) return result_;
     const auto convert = [&](auto* to) {
       torch::stable::parallel_for(0, rows_, grain(c_), [&](int64_t begin, int64_t end) {
@@ -130,6 +154,7 @@ class GradientSum {
   Tensor result_;
   std::unique_ptr<T[]> buffer_;
   T* sums_ = nullptr;
+  bool written_ = false;
 };
 
 // Ids in the form that a policy compares: [padded] each, parts of 32 bits where lanes have so many.
@@ -221,13 +246,18 @@ inline ScalarType gradient_type(const Tensor& features) {
   return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
-// The scale's gradient [1], of weights times logits in units of log 2, or [0] where it is not needed.
 template <class T>
-Tensor scale_gradient(const Tensor& like, const std::vector<T>& along, T scale, bool needed) {
-  const Tensor out = torch::stable::new_empty(like, {needed ? 1 : 0}, scalar_type_of<T>);
+double total_of(const std::vector<T>& values) {
   double total = 0;
-  for (T part : along) total += part;
-  if (needed) *data<T>(out) = static_cast<T>(total * kLn2 / (double(scale) * double(scale)));
+  for (T value : values) total += value;
+  return total;
+}
+
+// The scale's gradient [1], of the sum of weights times logits in units of log 2, or [0] where it is not needed.
+template <class T>
+Tensor scale_gradient(const Tensor& like, double along, T scale, bool needed) {
+  const Tensor out = torch::stable::new_empty(like, {needed ? 1 : 0}, scalar_type_of<T>);
+  if (needed) *data<T>(out) = static_cast<T>(along * kLn2 / (double(scale) * double(scale)));
   return out;
 }
 

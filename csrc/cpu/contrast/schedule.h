@@ -86,8 +86,8 @@ struct SweepCut {
   int64_t range, ranges;  // keys of a range; there are as many as groups of a chunk, or more
   int64_t chunk_groups;
 
-  SweepCut(int64_t n, int64_t keys, int64_t c) {
-    constexpr int64_t kSide = 16;            // groups of a chunk: what so many threads can do at once
+  // kSide: groups of a chunk, which is what so many threads can do at once
+  SweepCut(int64_t n, int64_t keys, int64_t c, int64_t kSide = 16) {
     constexpr int64_t kLeastWork = 1 << 23;  // multiplications that are worth a thread's start
     constexpr int64_t kStep = 32;            // of rows and keys: every panel and register tile divides it
     const int64_t worth = n * keys * c / kLeastWork, least = (n + kGroup - 1) / kGroup;
@@ -99,6 +99,14 @@ struct SweepCut {
     chunk_groups = std::min(ranges, kSide);
   }
 };
+
+// A slice is short: larger groups are worth more to it than more threads.
+constexpr int64_t kSliceGroups = 8;
+
+template <class T>
+SweepCut cut_of(const PairFeatures<T>& f) {
+  return SweepCut(f.n, f.k, f.c, f.n < f.all ? kSliceGroups : 16);
+}
 
 // ---- the sweep
 
@@ -152,14 +160,11 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
   });
 }
 
-// The logits of all pairs, [K, N rounded up], to be kept between the passes, or a tensor without rows.
+// The logits of the first queries, [K, rows], to be kept between the passes.
 template <class T>
-Tensor logits_to_keep(const PairFeatures<T>& f, bool keep) {
-  return torch::stable::new_empty(f.query, {keep ? f.k : 0, f.padded}, scalar_type_of<T>);
-}
-template <class T>
-T* kept_logits(const Tensor& logits) {
-  return logits.numel() > 0 ? data<T>(logits) : nullptr;
+Tensor logits_to_keep(const PairFeatures<T>& f, int64_t rows) {
+  STD_TORCH_CHECK(rows == f.padded || (0 <= rows && rows < f.padded && rows % kGroup == 0), "no group may be cut");
+  return torch::stable::new_empty(f.query, {f.k, rows}, scalar_type_of<T>);
 }
 
 // One chunk: its units, round by round.
@@ -182,11 +187,11 @@ void sweep_chunk(const SweepCut& cut, const Sweep<T>& sweep, int64_t count, cons
 
 // All pairs in chunks of queries. `around` gets each chunk's sweep and number of rows, and calls sweep_chunk.
 template <class T, class Policy, class F>
-void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, T* kept,
-                bool read_kept, const F& around) {
+void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
+                const Tensor& kept, bool read_kept, const F& around) {
   if (f.n == 0 || f.k == 0) return;
   const int64_t chunk = cut.chunk_groups * cut.group, depth = (f.c + kernels.depth - 1) / kernels.depth;
-  const bool read_queries = !(kept && read_kept);
+  const bool read_queries = !(read_kept && kept.size(1) >= f.padded);
   std::unique_ptr<T[]> query(new T[read_queries ? std::min(chunk, f.padded) * depth : 0]);
   Sweep<T> sweep{};
   sweep.keys = {f.keys.data_ptr(), f.keys.scalar_type(), f.c, 1, f.k, nullptr, false};
@@ -194,9 +199,7 @@ void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernel
   sweep.width = f.width;
   sweep.scale = scale;
   sweep.query = query.get();
-  sweep.kept = kept;
-  sweep.kept_stride = f.padded;
-  sweep.read_kept = read_kept;
+  sweep.kept = {data<T>(kept), kept.size(1)};
   for (int64_t first = 0; first < f.n; first += chunk) {
     const int64_t count = std::min(chunk, f.n - first);
     if (read_queries) pack_queries(f, first, count, kernels.panel, kernels.depth, query.get());
@@ -209,85 +212,93 @@ void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernel
 template <class T, class Policy>
 void read_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
                 const Tensor& logits) {
-  const SweepCut cut(f.n, f.k, f.c);
+  const SweepCut cut = cut_of(f);
   Workspaces<T> workspaces(kernels.workspace(f.c));
-  for_chunks(cut, f, kernels, scale, kept_logits<T>(logits), false, [&](const Sweep<T>& sweep, int64_t count) {
+  for_chunks(cut, f, kernels, scale, logits, false, [&](const Sweep<T>& sweep, int64_t count) {
     sweep_chunk(cut, sweep, count, policy, kernels.read, workspaces);
   });
 }
 
-using PairGradients = std::tuple<Tensor, Tensor>;  // of the query [N, C], of the keys [K, C]; no rows where not needed
-
 // Every pair is weighed by the policy, and both gradients made of the weights by register tiles.
 template <class T, class Policy>
-PairGradients weigh_in_place(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
-                             const Policy& policy, const Tensor& logits, ScalarType dtype, bool need_query,
-                             bool need_keys) {
-  const SweepCut cut(f.n, f.k, f.c);
+void weigh_in_place(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
+                    const Tensor& logits, GradientSum<T>& grad_query, GradientSum<T>& grad_keys) {
+  const SweepCut cut = cut_of(f);
   Workspaces<T> workspaces(kernels.workspace(f.c));
-  const GradientSum<T> grad_query(need_query, f, f.n, f.padded, dtype), grad_keys(need_keys, f, f.k, f.k, dtype);
   const int64_t value_rows = std::min(cut.chunk_groups * cut.group, f.padded);
-  std::unique_ptr<T[]> values(new T[need_keys ? value_rows * f.width : 0]);
-  for_chunks(cut, f, kernels, scale, kept_logits<T>(logits), true, [&](Sweep<T> sweep, int64_t count) {
-    sweep.grad_query = grad_query.sums();
-    sweep.grad_keys = grad_keys.sums();
+  T* query_sums = grad_query.sums();
+  T* key_sums = grad_keys.sums();
+  std::unique_ptr<T[]> values(new T[key_sums ? value_rows * f.width : 0]);
+  for_chunks(cut, f, kernels, scale, logits, true, [&](Sweep<T> sweep, int64_t count) {
+    sweep.grad_query = query_sums ? query_sums + f.first * f.width : nullptr;
+    sweep.grad_keys = key_sums;
     sweep.query_values = values.get();
     sweep.query_values_rows = value_rows;
-    if (need_keys)
+    if (key_sums)
       torch::stable::parallel_for(0, count, grain(f.c), [&](int64_t begin, int64_t end) {
         kernels.pack(data<const T>(f.query) + (sweep.chunk + begin) * f.c, f.c, end - begin, f.c, f.width, value_rows,
                      values.get() + begin * kernels.panel);
       });
     sweep_chunk(cut, sweep, count, policy, kernels.weigh, workspaces);
   });
-  return {grad_query.result(), grad_keys.result()};
 }
 
 // The same of bfloat16: a chunk's weights are written as such, and ATen multiplies. Its products are the faster ones,
 // and with AMX several times so; of float32, the register tiles' are as fast and need no memory for weights.
 template <class Policy>
-PairGradients weigh_bfloat16(const PairFeatures<float>& f, const SweepKernels<float, Policy>& kernels, float scale,
-                             const Policy& policy, const Tensor& logits, bool need_query, bool need_keys) {
+void weigh_bfloat16(const PairFeatures<float>& f, const SweepKernels<float, Policy>& kernels, float scale,
+                    const Policy& policy, const Tensor& logits, GradientSum<float>& grad_query,
+                    GradientSum<float>& grad_keys) {
   constexpr int64_t kWeights = 4 << 20;  // of a chunk: 8 MiB
-  SweepCut cut(f.n, f.k, f.c);
+  constexpr int64_t kPart = 1 << 20;     // of a chunk's share in the keys' gradient: 2 MiB
+  SweepCut cut = cut_of(f);
   cut.chunk_groups = std::clamp<int64_t>(kWeights / (f.k * cut.group + 1), 1, cut.chunk_groups);
   const int64_t chunk = std::min(cut.chunk_groups * cut.group, f.padded);
-  const bool whole = chunk >= f.n;
+  const bool whole = chunk >= f.all;
+  const bool need_query = grad_query.needed(), need_keys = grad_keys.needed();
   Workspaces<float> workspaces(kernels.workspace(f.c));
   const Tensor weights = torch::stable::new_empty(f.query, {f.k, chunk});
-  const Tensor grad_query = torch::stable::new_empty(f.query, {need_query ? f.n : 0, f.c});
-  const Tensor grad_keys = torch::stable::new_empty(f.query, {need_keys ? f.k : 0, f.c});
-  const Tensor part = torch::stable::new_empty(f.query, {need_keys && !whole ? f.k : 0, f.c});
-  std::vector<float> sum(part.numel());
-  if (f.n == 0 || f.k == 0)
-    for (const Tensor& t : {grad_query, grad_keys}) std::fill_n(data<uint16_t>(t), t.numel(), uint16_t(0));
-  for_chunks(cut, f, kernels, scale, kept_logits<float>(logits), true, [&](Sweep<float> sweep, int64_t count) {
+  const int64_t part_rows = std::min(f.k, std::max<int64_t>(kPart / std::max<int64_t>(f.c, 1), 1));
+  const Tensor part = torch::stable::new_empty(f.query, {need_keys && !whole ? part_rows : 0, f.c});
+  for_chunks(cut, f, kernels, scale, logits, true, [&](Sweep<float> sweep, int64_t count) {
     sweep.weights = data<uint16_t>(weights);
     sweep.weights_stride = chunk;
     sweep_chunk(cut, sweep, count, policy, kernels.weigh, workspaces);
-    const Tensor by_key = narrow(weights, 1, 0, count);
-    if (need_query) mm_out(narrow(grad_query, 0, sweep.chunk, count), torch::stable::transpose(by_key, 0, 1), f.keys);
-    if (!need_keys) return;
-    mm_out(whole ? grad_keys : part, by_key, narrow(f.query, 0, sweep.chunk, count));
-    if (whole) return;
-    const bool last = sweep.chunk + count == f.n;
-    const auto* add = data<const c10::BFloat16>(part);
-    auto* out = data<c10::BFloat16>(grad_keys);
-    torch::stable::parallel_for(0, part.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t x = begin; x < end; x++) sum[x] += static_cast<float>(add[x]);
-      for (int64_t x = begin; last && x < end; x++) out[x] = sum[x];
-    });
+    const Tensor by_key = narrow(weights, 1, 0, count), query = narrow(f.query, 0, sweep.chunk, count);
+    if (need_query)
+      mm_out(narrow(grad_query.whole(), 0, f.first + sweep.chunk, count), torch::stable::transpose(by_key, 0, 1),
+             f.keys);
+    if (need_keys && whole) mm_out(grad_keys.whole(), by_key, query);
+    for (int64_t key = 0; need_keys && !whole && key < f.k; key += part_rows) {
+      const int64_t keys = std::min(part_rows, f.k - key);
+      const Tensor share = narrow(part, 0, 0, keys);
+      mm_out(share, narrow(by_key, 0, key, keys), query);
+      const auto* add = data<const c10::BFloat16>(share);
+      float* sums = grad_keys.sums() + key * f.width;
+      torch::stable::parallel_for(0, keys, grain(f.c), [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; j++)
+          for (int64_t x = 0; x < f.c; x++) sums[j * f.width + x] += static_cast<float>(add[j * f.c + x]);
+      });
+    }
   });
-  return {grad_query, grad_keys};
 }
 
 template <class T, class Policy>
-PairGradients weigh_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
-                          const Policy& policy, const Tensor& logits, ScalarType dtype, bool need_query,
-                          bool need_keys) {
+void weigh_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
+                 const Tensor& logits, GradientSum<T>& grad_query, GradientSum<T>& grad_keys) {
   if constexpr (std::is_same_v<T, float>)
-    if (kernels.depth == 2) return weigh_bfloat16(f, kernels, scale, policy, logits, need_query, need_keys);
-  return weigh_in_place(f, kernels, scale, policy, logits, dtype, need_query, need_keys);
+    if (kernels.depth == 2) return weigh_bfloat16(f, kernels, scale, policy, logits, grad_query, grad_keys);
+  weigh_in_place(f, kernels, scale, policy, logits, grad_query, grad_keys);
+}
+
+// Where each query's weights follow from its own logits, a slice of queries is read, and weighed while its logits are
+// still there: three products instead of four. Rows of a slice, or 0 where too few would fit.
+template <class T>
+int64_t slice_rows(const PairFeatures<T>& f) {
+  constexpr int64_t kFloats = 27 << 20, kPairs = 12 << 20;  // bytes, which with the rest of a call keep to 32 MiB
+  constexpr int64_t kStep = 32 * kSliceGroups;              // so that its groups are of one size
+  const int64_t row = f.bfloat16 ? f.k * 6 : (f.k + 2 * f.c) * int64_t(sizeof(T));  // logits and weights; both packings
+  return std::min((f.bfloat16 ? kPairs : kFloats) / std::max<int64_t>(row, 1) / kStep, kGroup / 32) * kStep;
 }
 
 }  // namespace maskco

@@ -58,21 +58,19 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   policy.bias_gradient = need.bias ? bias_gradient.data() : nullptr;
   policy.along = need.scale ? along.data() : nullptr;
   const ScalarType dtype = upstream ? call.query.scalar_type() : gradient_type(call.query);
-  Tensor grad_query = torch::stable::new_empty(call.query, {0, f.c}, dtype);
-  Tensor grad_keys = torch::stable::new_empty(call.query, {0, f.c}, dtype);
-  const Tensor no_logits = torch::stable::new_empty(call.query, {0});
+  GradientSum<T> grad_query(need.query, f, f.n, dtype), grad_keys(need.keys, f, f.k, dtype);
+  const Tensor no_logits = logits_to_keep(f, 0);
   if (weigh)
-    std::tie(grad_query, grad_keys) =
-        weigh_pairs(f, kernels, scale * T(kLog2E), policy, no_logits, dtype, need.query, need.keys);
+    weigh_pairs(f, kernels, scale * T(kLog2E), policy, no_logits, grad_query, grad_keys);
   else
     read_pairs(f, kernels, scale * T(kLog2E), policy, no_logits);
   const Tensor out = torch::stable::new_empty(call.query, {f.n}, scalar_type_of<T>);
   std::copy_n(loss.data(), f.n, data<T>(out));
   const Tensor grad_bias = torch::stable::new_empty(call.query, {need.bias ? 1 : 0}, scalar_type_of<T>);
-  double total = 0;
-  for (T part : bias_gradient) total += part;
-  if (need.bias) *data<T>(grad_bias) = static_cast<T>(total / double(scale));  // (the weights are times the scale)
-  return {out, grad_query, grad_keys, scale_gradient(call.query, along, scale, need.scale), grad_bias};
+  if (need.bias)  // (the weights are times the scale)
+    *data<T>(grad_bias) = static_cast<T>(total_of(bias_gradient) / double(scale));
+  const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, need.scale);
+  return {out, grad_query.result(), grad_keys.result(), grad_scale, grad_bias};
 }
 
 SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor, Needed need) {

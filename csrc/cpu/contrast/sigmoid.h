@@ -19,7 +19,7 @@ struct SigmoidPairs {
   template <class Tile>
   MASKCO_INLINE void exclude(const Block<T>& block) const {
     for (int64_t j = 0; block.rows < block.lanes && j < block.keys; j++)
-      std::fill(block.logits + j * kStride + block.rows, block.logits + j * kStride + block.lanes,
+      std::fill(block.logits + j * block.stride + block.rows, block.logits + j * block.stride + block.lanes,
                 -std::numeric_limits<T>::infinity());
   }
 
@@ -43,7 +43,7 @@ struct SigmoidPairs {
       const int64_t row = block.first_row + l, rows = std::min<int64_t>(Lane::kCount, block.rows - l);
       Vector losses{}, weights{}, products{};
       for (int64_t j = 0; j < block.keys; j++) {
-        Vector& logit = Lane::at(block.logits + j * kStride + l);
+        Vector& logit = Lane::at(block.logits + j * block.stride + l);
         const Vector s = logit;
         Vector sign = Vector{} + 1;                                           // 1: apart; -1: together
         const int64_t lane = has_own ? block.first_key + j - own - row : -1;  // of the key's own row

@@ -53,11 +53,11 @@ struct SoftmaxPairs {
     const Vector none = Vector{} - std::numeric_limits<T>::infinity();
     if (block.rows < block.lanes)
       for (int64_t j = 0; j < block.keys; j++)
-        std::fill(block.logits + j * kStride + block.rows, block.logits + j * kStride + block.lanes, none[0]);
+        std::fill(block.logits + j * block.stride + block.rows, block.logits + j * block.stride + block.lanes, none[0]);
     if (key_ids && ids_exclude)
       for (int64_t j = 0; j < block.keys; j++)
         for (int64_t l = 0; l < block.lanes; l += Lane::kCount) {
-          Vector& s = Lane::at(block.logits + j * kStride + l);
+          Vector& s = Lane::at(block.logits + j * block.stride + l);
           typename Lane::Mask same;
           same_id<Lane>(block.first_row + l, key_ids[block.first_key + j], same);
           s = same ? none : s;
@@ -65,12 +65,12 @@ struct SoftmaxPairs {
     if (ceiling)
       for (int64_t j = 0; j < block.keys; j++)
         for (int64_t l = 0; l < block.lanes; l += Lane::kCount) {
-          Vector& s = Lane::at(block.logits + j * kStride + l);
+          Vector& s = Lane::at(block.logits + j * block.stride + l);
           s = s * ceiling_sign > Lane::at(ceiling + block.first_row + l) ? none : s;
         }
     if (own_excluded)
       for (int64_t i = first_own(block); i < last_own(block); i++)
-        block.logits[(i - block.first_key) * kStride + i - own - block.first_row] = none[0];
+        block.logits[(i - block.first_key) * block.stride + i - own - block.first_row] = none[0];
   }
 
   // Takes the block into the sums.
@@ -90,7 +90,7 @@ struct SoftmaxPairs {
     }
     T column_max[kBlockKeys];
     for (int64_t j = 0; j < block.keys; j++) {
-      const T* logits = block.logits + j * kStride;
+      const T* logits = block.logits + j * block.stride;
       const int64_t key = block.first_key + j;
       Vector highest = -infinity;
       Mask above{};
@@ -123,7 +123,7 @@ struct SoftmaxPairs {
       for (int l = 0; rows.rank && l < Lane::kCount; l++) rows.rank[row + l] -= larger[v][l];
     }
     for (int64_t j = 0; j < block.keys; j++) {
-      const T* logits = block.logits + j * kStride;
+      const T* logits = block.logits + j * block.stride;
       const T column_shift = has_columns && !std::isinf(column_max[j]) ? column_max[j] : T(0);
       Vector column_sum{};
       for (int64_t v = 0; v < vectors; v++) {
@@ -157,7 +157,7 @@ struct SoftmaxPairs {
       Vector key_total{}, key_count{};
       for (int64_t l = 0; l < block.lanes; l += Lane::kCount) {
         const int64_t row = block.first_row + l;
-        const Vector s = Lane::at(block.logits + j * kStride + l);
+        const Vector s = Lane::at(block.logits + j * block.stride + l);
         typename Lane::Mask counts = s != none, same;
         if (key_ids && !ids_exclude) {
           same_id<Lane>(row, key_ids[key], same);
@@ -189,7 +189,7 @@ struct SoftmaxPairs {
       const Vector column_share = Vector{} + (has_columns && columns.share ? columns.share[key] : T(0));
       for (int64_t l = 0; l < block.lanes; l += Lane::kCount) {
         const int64_t row = block.first_row + l;
-        Vector& logit = Lane::at(block.logits + j * kStride + l);
+        Vector& logit = Lane::at(block.logits + j * block.stride + l);
         const Vector s = logit;
         Vector w = s - Lane::at(rows.weight_shift + row);
         Lane::exp2(w);
@@ -215,7 +215,7 @@ struct SoftmaxPairs {
     }
     if (own_excluded)
       for (int64_t i = first_own(block); i < last_own(block); i++)
-        block.logits[(i - block.first_key) * kStride + i - own - block.first_row] = own_weight[i - own];
+        block.logits[(i - block.first_key) * block.stride + i - own - block.first_row] = own_weight[i - own];
   }
 
  private:

@@ -45,12 +45,12 @@ SoftmaxPairs<T> policy_of(const SupConCall& call, const LaneIds<T>& labels) {
 using SupConForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-SupConForward forward(const SupConCall& call, bool keep) {
+SupConForward forward(const SupConCall& call, int64_t kept) {
   const auto kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const int64_t n = f.n, padded = f.padded;
   const Tensor sums = filled<T>(call.query, 2, padded), totals = filled<T>(call.query, 2, padded);
-  const Tensor logits = logits_to_keep<T>(f, keep);
+  const Tensor logits = logits_to_keep<T>(f, kept);
   const LaneIds<T> labels(call.query_labels, padded);
   SoftmaxPairs<T> policy = policy_of(call, labels);
   T *max = data<T>(sums), *sum = max + padded, *total = data<T>(totals), *count = total + padded;
@@ -106,18 +106,19 @@ SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const 
     policy.has_columns = true;
     policy.columns = policy.rows;
   }
-  const auto [grad_query, grad_keys] =
-      weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, dtype, need_query, need_keys && !symmetric);
-  for (T& part : along) part *= symmetric ? T(0.5) : T(1);  // (both directions of each pair)
-  return {grad_query, grad_keys, scale_gradient(call.query, along, natural, need_scale)};
+  GradientSum<T> grad_query(need_query, f, f.n, dtype), grad_keys(need_keys && !symmetric, f, f.k, dtype);
+  weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, grad_query, grad_keys);
+  const double total = total_of(along) * (symmetric ? 0.5 : 1);  // (both directions of each pair)
+  return {grad_query.result(), grad_keys.result(), scale_gradient(call.query, total, natural, need_scale)};
 }
 
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
                               const Tensor& key_labels, std::optional<int64_t> own, double scale,
-                              const std::optional<Tensor>& scale_tensor, bool /* symmetric: autograd's */, bool keep) {
+                              const std::optional<Tensor>& scale_tensor, bool /* symmetric: autograd's */,
+                              int64_t kept) {
   const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
-  return accumulation_type(query) == ScalarType::Double ? forward<double>(call, keep) : forward<float>(call, keep);
+  return accumulation_type(query) == ScalarType::Double ? forward<double>(call, kept) : forward<float>(call, kept);
 }
 
 SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys,
@@ -131,7 +132,7 @@ SupConGradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, co
   check_rows(grad_loss, query, "grad_loss");
   check_ids(positives, query.size(0), query, "positives");
   check_kept(sums, {2, padded}, query, "sums");
-  check_kept(logits, {logits.size(0) == 0 ? 0 : keys.size(0), padded}, query, "logits");
+  check_kept(logits, {keys.size(0), logits.size(1)}, query, "logits");
   if (symmetric) check_size(keys, 0, query.size(0), "keys");
   const auto compute = accumulation_type(query) == ScalarType::Double ? &backward<double> : &backward<float>;
   return compute(call, grad_loss, positives, sums, logits, query.scalar_type(), symmetric, need_query, need_keys,
@@ -143,14 +144,15 @@ using SupConSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 SupConSum supcon_loss_sum(const Tensor& query, const Tensor& keys, const Tensor& query_labels, const Tensor& key_labels,
                           std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
-                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale, bool keep) {
+                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale,
+                          int64_t kept) {
   const SupConCall call{query, keys, query_labels, key_labels, own, scale, scale_tensor};
   call.check();
   if (symmetric) check_size(keys, 0, query.size(0), "keys");
   const auto run = [&](auto zero) -> SupConSum {
     using T = decltype(zero);
     const bool weigh = need_query || need_keys || need_scale;
-    const auto [loss, lse, positive, positives, sums, logits] = forward<T>(call, keep && weigh);
+    const auto [loss, lse, positive, positives, sums, logits] = forward<T>(call, weigh ? kept : 0);
     const ScalarType dtype = gradient_type(query);
     SupConGradients gradients{torch::stable::new_empty(query, {0, query.size(1)}, dtype),
                               torch::stable::new_empty(query, {0, query.size(1)}, dtype),

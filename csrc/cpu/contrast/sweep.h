@@ -26,9 +26,18 @@ constexpr int64_t kStride = kGroup + 16;  // of a block's rows: at a power of tw
 
 template <class T>
 struct Block {
-  T* logits;  // [keys, kStride]
+  T* logits;  // [keys, stride]
+  int64_t stride;
   int64_t first_key, keys;
   int64_t first_row, rows, lanes;  // lanes: rows, rounded up to a panel
+};
+
+// Logits of the first queries, which are kept from reading to weighing: [K, lanes] of each group, one behind the other,
+// so that those of a block are contiguous. rows: 0 where none are.
+template <class T>
+struct Kept {
+  T* logits;
+  int64_t rows;
 };
 
 // What the units of one chunk of queries have in common. Widths are C rounded up to a panel.
@@ -44,9 +53,7 @@ struct Sweep {
   int64_t query_values_rows;
   uint16_t* weights;  // of pairs: [K, weights_stride] bfloat16, the chunk's weights
   int64_t weights_stride;
-  T* kept;  // [K, kept_stride] logits of all pairs, or null
-  int64_t kept_stride;
-  bool read_kept;  // else they are written
+  Kept<T> kept;
 };
 
 template <class T>
@@ -70,9 +77,12 @@ MASKCO_INLINE void pack_values(const T* rows, int64_t stride, int64_t n, int64_t
   for (int64_t j = 0; j < n; j++)
     for (int64_t x0 = 0; x0 < width; x0 += kPanel) {
       T* to = out + (x0 / kPanel * terms + j) * kPanel;
-      const int64_t columns = std::min(kPanel, c - x0);
-      for (int64_t x = 0; x < columns; x++) to[x] = rows[j * stride + x0 + x];
-      for (int64_t x = columns; x < kPanel; x++) to[x] = 0;
+      const T* from = rows + j * stride + x0;
+      if (c - x0 >= kPanel) {
+        for (int64_t l = 0; l < kPanel; l += Tile::Lane::kCount) Tile::Lane::at(to + l) = Tile::Lane::at(from + l);
+        continue;
+      }
+      for (int64_t x = 0; x < kPanel; x++) to[x] = x < c - x0 ? from[x] : 0;
     }
 }
 
@@ -129,19 +139,23 @@ MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const 
   T* query_sums = key_sums + kBlockKeys * kFeatures;                         // [width / panel, lanes, panel]
   for (int64_t k0 = unit.first_key; k0 < unit.last_key; k0 += kBlockKeys) {
     const int64_t n = std::min(kBlockKeys, unit.last_key - k0);
-    const Block<T> block{logits, k0, n, unit.first_row, unit.rows, lanes};
+    const bool keep = unit.first_row + lanes <= sweep.kept.rows;
+    T* kept = keep ? sweep.kept.logits + unit.first_row * sweep.keys.count + k0 * lanes : nullptr;
+    const bool in_place = !kWeigh && keep && n % Tile::kRows == 0;  // (whole tiles are written)
+    const int64_t stride = in_place ? lanes : kStride;
+    const Block<T> block{in_place ? kept : logits, stride, k0, n, unit.first_row, unit.rows, lanes};
     int64_t tile_stride;
     const Operand* tile = key_rows<Tile>(sweep.keys, k0, n, c, depth, buffer, tile_stride);
-    T* kept = sweep.kept ? sweep.kept + k0 * sweep.kept_stride + unit.first_row : nullptr;
-    if (kept && sweep.read_kept) {
-      for (int64_t j = 0; j < n; j++) std::copy_n(kept + j * sweep.kept_stride, lanes, logits + j * kStride);
+    if (kWeigh && keep) {
+      for (int64_t j = 0; j < n; j++) std::copy_n(kept + j * lanes, lanes, logits + j * kStride);
     } else {
       Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, unit.rows);
       for (int64_t i = 0; i < lanes; i += kPanel)
-        panel_logits<Tile, false>(tile, tile_stride, n, query + i * depth, depth, sweep.scale, logits + i, kStride,
+        panel_logits<Tile, false>(tile, tile_stride, n, query + i * depth, depth, sweep.scale, block.logits + i, stride,
                                   ahead);
       policy.template exclude<Tile>(block);
-      for (int64_t j = 0; kept && j < n; j++) std::copy_n(logits + j * kStride, lanes, kept + j * sweep.kept_stride);
+      if (keep && !in_place)
+        for (int64_t j = 0; j < n; j++) std::copy_n(logits + j * kStride, lanes, kept + j * lanes);
     }
     if constexpr (!kWeigh) {
       policy.template read<Tile>(block);
