@@ -23,6 +23,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "Tensor? query_ids, Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool aligned, "
       "bool allow_tf32, float? margin=None, Tensor? positive_logit=None) -> Tensor grad_keys");
 
+  // `scale`: the scale, or with `scale_tensor` the power that the tensor is taken to: 1, or -1 for a temperature.
+
   // Cross-entropies of query i and key i + own among all pairs, over rows and (`columns`) over columns. `parts` [2, N]
   // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing. The
   // logits of the first `kept` queries are kept for the backward pass: of all, or of a multiple of 128.

@@ -52,7 +52,7 @@ def one_dtype(features: dict[str, Tensor | None], first: Tensor, leader: Tensor 
 
 
 def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
-    """(the float, None) or (1.0, the tensor in the dtype that sums run in)"""
+    """(the float, None), or (the power 1.0, the tensor in the dtype that sums run in)"""
     if is_number(value):
         return float(as_float(value, name)), None
     value = as_tensor(value, name)
@@ -60,7 +60,8 @@ def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tup
         raise ValueError(f"{name} must be a float or have one element, got shape {list(value.shape)}")
     check_dtype(value, FLOATS, name)
     check_device(value, features, name, like_name)
-    return 1.0, value.to(accumulation_dtype(features)).reshape(())
+    value = value.to(accumulation_dtype(features))
+    return 1.0, value.reshape(()) if value.dim() else value  # (a view more would be a step of autograd more)
 
 
 def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
@@ -72,13 +73,16 @@ def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tu
 
 
 def inverse(scalar: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
-    """A temperature as a scale. Its gradient is autograd's."""
+    """A temperature as a scale: the float, or the tensor and the power that it is taken to."""
     number, tensor = scalar
-    return (1 / number, None) if tensor is None else (1.0, 1 / tensor)
+    return (1 / number, None) if tensor is None else (-1.0, tensor)
 
 
 def scalar_of(scalar: tuple[float, Tensor | None]) -> float | Tensor:
-    return scalar[0] if scalar[1] is None else scalar[1]
+    number, tensor = scalar
+    if tensor is None:
+        return number
+    return 1 / tensor if number < 0 else tensor
 
 
 def accumulation_dtype(features: Tensor) -> torch.dtype:

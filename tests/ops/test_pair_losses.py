@@ -58,7 +58,7 @@ def test_values_and_gradients_with_options(loss, options, dtype):
 @pytest.mark.parametrize(("n", "c", "k"), [(252, 123, 507), (1, 16, 1), (2, 1, 33), (700, 64, 300), (130, 513, 95)])
 @every_loss
 def test_ragged_sizes(loss, n, c, k, dtype):
-    """Around groups of 128 queries, blocks of 96 keys and panels of 32 features, and nothing a multiple of anything."""
+    """Around groups of 128 queries, blocks of 128 keys and panels of 32 features, and nothing a multiple of anything."""
     torch.manual_seed(0)
     check(loss, make(loss, n, c, k, dtype))
 

@@ -27,6 +27,7 @@ struct ClipCall {
 
   ClipCall slice(int64_t first, int64_t count) const {
     ClipCall part = *this;
+    if (count == query.size(0)) return part;
     part.query = narrow(query, 0, first, count);
     part.own = own + first;
     if (query_ids) part.query_ids = narrow(*query_ids, 0, first, count);
@@ -296,7 +297,8 @@ Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed nee
       call, kernels, f, state, saved.logits, need, [&](int64_t i) { return data<const T>(rows)[i]; },
       [&](int64_t j) { return data<const T>(saved.column_upstream)[j]; }, grad_query, grad_keys);
   const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
-  return {grad_query.result(), grad_keys.result(), scale_gradient(call.query, along, scale, need.scale)};
+  return {grad_query.result(), grad_keys.result(),
+          scale_gradient(call.query, along, scale, call.scale_number, need.scale)};
 }
 
 // ---- their sum with its gradients
@@ -345,7 +347,7 @@ ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stat
   const Tensor loss = torch::stable::new_empty(call.query, {}, scalar_type_of<T>);
   *data<T>(loss) = static_cast<T>(total * factor);
   const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
-  const Tensor grad_scale = scale_gradient(call.query, along, scale, need.scale);
+  const Tensor grad_scale = scale_gradient(call.query, along, scale, call.scale_number, need.scale);
   return {loss, grad_query.result(), grad_keys.result(), grad_scale, statistics, ranks};
 }
 

@@ -63,6 +63,7 @@ struct PairFeatures {
 
   PairFeatures slice(int64_t start, int64_t length) const {
     PairFeatures part = *this;
+    if (length == n) return part;  // (a view costs as much as a small batch's product)
     part.query = narrow(query, 0, start, length);
     part.n = length;
     part.padded = round_up(length, 32);
@@ -177,10 +178,12 @@ struct LaneIds {
 
 inline const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
 
-// The number itself, or the one in the tensor.
+// A number, or the one in a tensor to the power of the number: 1, or -1 for a temperature.
 template <class T>
 T scalar_value(double value, const std::optional<Tensor>& tensor) {
-  return tensor ? *data<const T>(*tensor) : static_cast<T>(value);
+  if (!tensor) return static_cast<T>(value);
+  const T in_tensor = *data<const T>(*tensor);
+  return value < 0 ? 1 / in_tensor : in_tensor;
 }
 
 // A logit in units of log 2 as it comes back when it is kept in natural ones: so both passes see the same number.
@@ -253,11 +256,13 @@ double total_of(const std::vector<T>& values) {
   return total;
 }
 
-// The scale's gradient [1], of the sum of weights times logits in units of log 2, or [0] where it is not needed.
+// The gradient [1] of the tensor that scalar_value took the scale from, of the sum of weights times logits in units of
+// log 2; or [0] where it is not needed.
 template <class T>
-Tensor scale_gradient(const Tensor& like, double along, T scale, bool needed) {
+Tensor scale_gradient(const Tensor& like, double along, T scale, double power, bool needed) {
   const Tensor out = torch::stable::new_empty(like, {needed ? 1 : 0}, scalar_type_of<T>);
-  if (needed) *data<T>(out) = static_cast<T>(along * kLn2 / (double(scale) * double(scale)));
+  const double of_scale = along * kLn2 / (double(scale) * double(scale));
+  if (needed) *data<T>(out) = static_cast<T>(power < 0 ? -along * kLn2 : of_scale);
   return out;
 }
 

@@ -14,11 +14,11 @@ struct Ahead {
   const char* next;
   int64_t bytes;  // each time
 
-  template <class Tile, class Operand = typename Tile::Operand>
+  template <class Tile, int64_t kKeys = kKeyTile, class Operand = typename Tile::Operand>
   static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
-    const int64_t times = kKeyTile / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
-    const int64_t bytes = tile_stride == width ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;  // no gaps
-    return {reinterpret_cast<const char*>(tile + kKeyTile * tile_stride), (bytes + times - 1) / times};
+    const int64_t times = kKeys / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
+    const int64_t bytes = tile_stride == width ? kKeys * width * int64_t(sizeof(Operand)) : 0;  // no gaps
+    return {reinterpret_cast<const char*>(tile + kKeys * tile_stride), (bytes + times - 1) / times};
   }
   MASKCO_INLINE void fetch() {
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, 2);

@@ -88,9 +88,10 @@ struct SweepCut {
 
   // kSide: groups of a chunk, which is what so many threads can do at once
   SweepCut(int64_t n, int64_t keys, int64_t c, int64_t kSide = 16) {
-    constexpr int64_t kLeastWork = 1 << 23;  // multiplications that are worth a thread's start
-    constexpr int64_t kStep = 32;            // of rows and keys: every panel and register tile divides it
-    const int64_t worth = n * keys * c / kLeastWork, least = (n + kGroup - 1) / kGroup;
+    constexpr double kLeastUnit = 3 << 18;  // multiplications that are worth a thread's turn
+    constexpr int64_t kStep = 32;           // of rows and keys: every panel and register tile divides it
+    const int64_t worth = std::lround(std::sqrt(double(n) * double(keys) * double(c) / kLeastUnit));
+    const int64_t least = (n + kGroup - 1) / kGroup;
     const int64_t side = std::clamp<int64_t>(std::max(least, worth), 1, kSide);
     group = std::clamp(round_up((n + side - 1) / side, kStep), kStep, kGroup);
     groups = (n + group - 1) / group;

@@ -69,7 +69,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   const Tensor grad_bias = torch::stable::new_empty(call.query, {need.bias ? 1 : 0}, scalar_type_of<T>);
   if (need.bias)  // (the weights are times the scale)
     *data<T>(grad_bias) = static_cast<T>(total_of(bias_gradient) / double(scale));
-  const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, need.scale);
+  const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, call.scale_number, need.scale);
   return {out, grad_query.result(), grad_keys.result(), grad_scale, grad_bias};
 }
 

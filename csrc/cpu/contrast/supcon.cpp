@@ -109,7 +109,8 @@ SupConGradients backward(const SupConCall& call, const Tensor& grad_loss, const 
   GradientSum<T> grad_query(need_query, f, f.n, dtype), grad_keys(need_keys && !symmetric, f, f.k, dtype);
   weigh_pairs(f, kernels, natural * T(kLog2E), policy, logits, grad_query, grad_keys);
   const double total = total_of(along) * (symmetric ? 0.5 : 1);  // (both directions of each pair)
-  return {grad_query.result(), grad_keys.result(), scale_gradient(call.query, total, natural, need_scale)};
+  return {grad_query.result(), grad_keys.result(),
+          scale_gradient(call.query, total, natural, call.scale_number, need_scale)};
 }
 
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,

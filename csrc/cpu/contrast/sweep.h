@@ -20,7 +20,7 @@
 namespace maskco {
 
 constexpr int64_t kGroup = 128;           // queries of a group at most
-constexpr int64_t kBlockKeys = 96;        // keys of a block at most
+constexpr int64_t kBlockKeys = 128;        // keys of a block at most
 constexpr int64_t kFeatures = 256;        // at a time of a gradient: they and a block fit the second-level cache
 constexpr int64_t kStride = kGroup + 16;  // of a block's rows: at a power of two, its columns would share cache sets
 
@@ -149,7 +149,7 @@ MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const 
     if (kWeigh && keep) {
       for (int64_t j = 0; j < n; j++) std::copy_n(kept + j * lanes, lanes, logits + j * kStride);
     } else {
-      Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, unit.rows);
+      Ahead ahead = Ahead::of<Tile, kBlockKeys>(tile, tile_stride, depth, unit.rows);
       for (int64_t i = 0; i < lanes; i += kPanel)
         panel_logits<Tile, false>(tile, tile_stride, n, query + i * depth, depth, sweep.scale, block.logits + i, stride,
                                   ahead);
