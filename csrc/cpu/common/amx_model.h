@@ -1,9 +1,13 @@
 // What AMX's instructions do, in plain C++, for tests on CPUs that do not have them: tests/ops/test_amx.py.
 #pragma once
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 
 namespace maskco {
+
+inline std::atomic<int64_t> amx_products{0};  // of two registers
+extern "C" __attribute__((used, visibility("default"))) inline int64_t maskco_amx_products() { return amx_products; }
 
 struct AmxModel {
   static void configure() {
@@ -30,6 +34,7 @@ struct AmxModel {
   template <int kSums, int kA, int kB>
   MASKCO_AMX_TARGET static void multiply() {
     const Row *a = tile(kA), *b = tile(kB);
+    amx_products++;
     for (int r = 0; r < kTileRows; r++) {
       float first[kTileRows] = {}, second[kTileRows] = {};
       for (int k = 0; k < kTileRows; k++)

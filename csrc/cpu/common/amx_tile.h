@@ -45,8 +45,8 @@ struct AmxUnit {
   }
 };
 
-// c[32, 32] = or += a[32, depth] b[depth, 32], as RegisterTile does it; a's operands lie one after the other. A register
-// is added to in sums of 32 products, so a long sum need not be cut. Configure the registers first.
+// c[32, 32] = or += a[32, depth] b[depth, 32], as RegisterTile does it; a's operands lie one after the other. A
+// register is added to in sums of 32 products, so a long sum need not be cut. Configure the registers first.
 template <class Unit, int kParts_ = 1>
 struct AmxTile {
   using T = float;
@@ -91,8 +91,7 @@ struct AmxTile {
       for (int64_t r = 0; r < kRows; r++)
         for (int64_t x = 0; x < kStep; x++) last_a[r * kStep + x] = x < depth - k ? a[r * a_row + k + x] : 0;
       for (int64_t x = 0; x < kStep; x++)
-        for (int64_t l = 0; l < kColumns; l++)
-          last_b[x * kColumns + l] = x < depth - k ? b[(k + x) * b_depth + l] : 0;
+        for (int64_t l = 0; l < kColumns; l++) last_b[x * kColumns + l] = x < depth - k ? b[(k + x) * b_depth + l] : 0;
       step(last_a, kStep, last_b, kColumns);
     }
     Unit::template store<0>(c, c_row * 4);

@@ -7,8 +7,8 @@
 // scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
 //
 // Where the CPU multiplies pairs of bfloat16, bfloat16 keys stay as they are, the weights are rounded to bfloat16, and
-// an "operand" is a pair: two columns of a key in the first product, two keys in the second. With AMX the second product
-// is computed transposed (weighted_sums_amx.h), and float32 may have two parts (operands.h).
+// an "operand" is a pair: two columns of a key in the first product, two keys in the second. With AMX the second
+// product is computed transposed (weighted_sums_amx.h), and float32 may have two parts (operands.h).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -146,7 +146,7 @@ MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
   const int64_t c = pass.c, width = round_up(c, kPanel), depth = row_operands<Tile>(c);
   const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
   const auto* query = static_cast<const Operand*>(pass.query);
-  T* logits = pass.workspace;                                                           // [kParts * kKeyTile, panel]
+  T* logits = pass.workspace;                                                            // [kParts * kKeyTile, panel]
   auto* buffer = reinterpret_cast<Operand*>(logits + Tile::kParts * kKeyTile * kPanel);  // [kKeyTile, key_width]
   WeightedSums<Tile> weighted(c, width, buffer + kKeyTile * width);
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {

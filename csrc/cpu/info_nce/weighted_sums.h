@@ -42,8 +42,8 @@ class WeightedSums {
  private:
   const int64_t c_, width_;
   Operand* const buffer_;
-  const Operand* values_;
-  int64_t value_stride_, n_;
+  const Operand* values_ = nullptr;
+  int64_t value_stride_ = 0, n_ = 0;
 };
 
 }  // namespace maskco

@@ -1,7 +1,7 @@
 // The weights times the keys for register tiles whose first factor must lie along the depth, AMX's. The depth is the
 // keys, along which neither factor lies. Weights of a panel of queries are pairs of keys in rows already, which is how
-// the second factor is wanted; so the product is transposed, sums[C, queries] += keys[C, n] weights[n, queries], and the
-// keys of a tile are turned around once for all queries of a block. To turn the weights instead would take as many
+// the second factor is wanted; so the product is transposed, sums[C, queries] += keys[C, n] weights[n, queries], and
+// the keys of a tile are turned around once for all queries of a block. To turn the weights instead would take as many
 // instructions for every 2 C queries as this does for all, and sums in panels of queries are rescaled lane by lane.
 #pragma once
 #include <algorithm>
@@ -126,7 +126,7 @@ class WeightedSums<Tile, false> {
 
   const int64_t c_, width_;
   int32_t* const buffer_;  // [width, kStride]: pairs of keys in as many parts as theirs, [nearest, rest] without a gap
-  int64_t n_, pairs_;
+  int64_t n_ = 0, pairs_ = 0;
 };
 
 #endif
