@@ -17,7 +17,8 @@ struct Ahead {
   template <class Tile, class Operand = typename Tile::Operand>
   static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
     const int64_t times = kKeyTile / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
-    const int64_t bytes = tile_stride == width ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;  // no gaps
+    const bool in_one = Tile::kParts == 1 && tile_stride == width;  // no copy, no gaps
+    const int64_t bytes = in_one ? kKeyTile * width * int64_t(sizeof(Operand)) : 0;
     return {reinterpret_cast<const char*>(tile + kKeyTile * tile_stride), (bytes + times - 1) / times};
   }
   MASKCO_INLINE void fetch() {
@@ -27,7 +28,7 @@ struct Ahead {
 };
 
 // logits [n rounded up, panel], in rows of `stride`. Where the query is not scaled already, they are scaled here: then
-// the logit of two rows is the same bit for bit whichever of them is the query.
+// the logit of two rows is the same bit for bit whichever of them is the query, if they have one part.
 template <class Tile, bool kScaled = Tile::kDepth == 1, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
                                 int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,

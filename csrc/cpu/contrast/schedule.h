@@ -77,8 +77,12 @@ struct SweepAmx {
     const Tile::Registers registers;
     sweep_unit<Tile, true>(sweep, unit, policy);
   }
-  static SweepKernels<T, Policy> get() {  // (`pack` is for kernels that make the gradients)
-    return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, nullptr};
+  MASKCO_AMX_TARGET static void pack(const T* from, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,
+                                     T* out) {
+    pack_values<Tile>(from, stride, n, c, width, terms, out);
+  }
+  static SweepKernels<T, Policy> get() {
+    return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, &pack};
   }
 };
 #endif

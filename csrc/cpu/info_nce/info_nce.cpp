@@ -393,7 +393,7 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + rows * c, T(0));
-  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles
+  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles, but for AMX
   const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
