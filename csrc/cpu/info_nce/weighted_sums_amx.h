@@ -1,8 +1,8 @@
 // The weights times the keys for register tiles whose first factor must lie along the depth, AMX's. The depth is the
 // keys, along which neither factor lies. Weights of a panel of queries are pairs of keys in rows already, which is how
 // the second factor is wanted; so the product is transposed, sums[C, queries] += keys[C, n] weights[n, queries], and
-// the keys of a tile are turned around once for all queries of a block. To turn the weights instead would take as many
-// instructions for every 2 C queries as this does for all, and sums in panels of queries are rescaled lane by lane.
+// the keys of a tile are turned around once for all queries of a block, a small share of the work whatever C is. To
+// turn the weights instead would cost about as much for every C queries; and sums in panels are rescaled lane by lane.
 #pragma once
 #include <algorithm>
 
