@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from benchmarks.cases import (
 )
 from benchmarks.harness import main
 from benchmarks.timing import fastest
+from maskco import build_info
 from maskco.ops import info_nce
 
 TEMPERATURE = 0.2
@@ -242,8 +244,39 @@ def bfloat16(n: int, k: int, c: int) -> Case:
         (OURS_HERE, Implementation(f"{OURS} float32", in_float32), EAGER, COMPILED, PRODUCTS, ATTENTION),
         dtype=torch.bfloat16,
         flops={FORWARD: 2 * n * k * c, BOTH: 4 * n * k * c},
-        targets=(Target(0.7, f"{OURS} float32"),),
+        targets=(Target(0.7, f"{OURS} float32"), *with_amx()),
     )
+
+
+def high(n: int, k: int, c: int) -> Case:
+    """float32 under torch.set_float32_matmul_precision("high"); on a CPU without AMX nothing changes."""
+
+    def at_high(build: Callable[[Inputs], Passes]) -> Callable[[Inputs], Passes]:
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
+            try:
+                return function(*arguments)
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+        def built(inputs: Inputs) -> Passes:
+            *functions, note = call(build, inputs)
+            return Passes(*(function and partial(call, function) for function in functions), note)
+
+        return built
+
+    return Case(
+        f"N={n} K={k} C={c} float32, high",
+        partial(make_inputs, n, k, c),
+        tuple(replace(i, build=at_high(i.build)) for i in (OURS_HERE, EAGER, PRODUCTS)),
+        flops={FORWARD: 2 * n * k * c, BOTH: 4 * n * k * c},
+        targets=with_amx(),
+    )
+
+
+def with_amx() -> tuple[Target, ...]:
+    return (Target(0.35, "eager"), Target(1, "bare products")) if "AMX" in build_info()["cpu_kernels"] else ()
 
 
 def against(eager: float, compiled: float, bare: float) -> tuple[Target, ...]:
@@ -268,6 +301,7 @@ def cases() -> list[Case]:
             implementations=(OURS_HERE, EAGER, COMPILED),  # what a call costs at all
         ),
         bfloat16(256, 65536, 128),
+        high(256, 65536, 128),
         *(with_queue(256, 2**e, 128, axis="K", suites=ALSO_QUICK if e == 10 else FULL) for e in range(10, 21, 2)),
         *(with_queue(4**e, 65536, 128, axis="N") for e in range(2, 7)),
     ]

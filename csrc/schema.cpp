@@ -6,7 +6,7 @@
 // e^(logit - it): apart, because their log-sum-exp in one number would be rounded by more than e^x bears. `local_share`
 // [N, M] is the softmax of the local negatives. `aligned`: whether the rows of all shared features of the forward pass
 // start at 16-byte boundaries, so that both passes choose the same kernels and round logits alike (CUDA only).
-// `allow_tf32`: products of float32 on tensor cores may round their factors (CUDA only).
+// `allow_tf32`: products of float32 may round their factors, on tensor cores or, to two bfloat16, with AMX.
 #include "common/library.h"
 
 MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {

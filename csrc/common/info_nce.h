@@ -25,7 +25,7 @@ struct InfoNCECall {
   std::optional<Tensor> query_ids;  // [N] int64
   double temperature;
   std::optional<Tensor> temperature_tensor;  // one element in the type that sums run in; replaces temperature
-  bool allow_tf32;               // products of float32 by the flash kernels; ATen's follow torch's own setting
+  bool allow_tf32;               // products of float32 by flash or AMX kernels; ATen's follow torch's own setting
   std::optional<double> margin;  // keys more similar than the positive by more than this are no negatives
 };
 

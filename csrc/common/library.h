@@ -1,10 +1,13 @@
 // The namespace the ops are registered in, and torch's registration macros with their arguments expanded first.
-// The simulated CUDA build (-DPTXSIM, see tests/) registers the CUDA ops for CPU tensors, in a namespace of its own.
+// Builds for tests register their ops for CPU tensors, each in a namespace of its own: the simulated CUDA device's
+// (-DPTXSIM), and the CPU ops with a model of AMX's tile registers (-DMASKCO_AMX_MODEL).
 #pragma once
 #include <torch/csrc/stable/library.h>
 
 #ifdef PTXSIM
 #define MASKCO_NAMESPACE maskco_sim
+#elif defined(MASKCO_AMX_MODEL)
+#define MASKCO_NAMESPACE maskco_amx
 #else
 #define MASKCO_NAMESPACE maskco
 #endif

@@ -13,17 +13,23 @@ import pytest
 import maskco
 
 TESTS = Path(__file__).parent
-LEVELS = ["SSE2", "AVX2", "AVX-512", "AVX-512 with bfloat16"]
+LEVELS = ["SSE2", "AVX2", "AVX-512", "AVX-512 with bfloat16", "AVX-512 with bfloat16 and AMX"]
+LIMITS = [
+    ({"ATEN_CPU_CAPABILITY": "default"}, "SSE2"),
+    ({"ATEN_CPU_CAPABILITY": "avx2"}, "AVX2"),
+    ({"ATEN_CPU_CAPABILITY": "avx512"}, "AVX-512"),
+    ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX-512 with bfloat16"),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set only")
-@pytest.mark.parametrize("capability, kernels", [("default", "SSE2"), ("avx2", "AVX2"), ("avx512", "AVX-512")])
-def test_values_with(capability, kernels):
+@pytest.mark.parametrize("limit, kernels", LIMITS, ids=[kernels for _, kernels in LIMITS])
+def test_values_with(limit, kernels):
     available = maskco.build_info()["cpu_kernels"]
     if LEVELS.index(kernels) >= LEVELS.index(available):
         pytest.skip(f"this CPU has {available}, which all other tests run with")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTEST_ADDOPTS": ""}
+    environment = os.environ | limit | {"PYTEST_ADDOPTS": ""}
     shown = subprocess.run(
         [sys.executable, "-c", "import maskco; print(maskco.build_info()['cpu_kernels'])"],
         env=environment, cwd=TESTS, capture_output=True, text=True, check=True,

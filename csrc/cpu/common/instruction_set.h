@@ -1,6 +1,15 @@
 // Which instruction set the kernels run with: the best that the CPU has, or less where ATEN_CPU_CAPABILITY (default,
-// avx2 or avx512: torch's own variable) says so.
+// avx2 or avx512: torch's own variable) says so. ATen knows no name above avx512, since its products with AMX are
+// oneDNN's; so what switches AMX off there does it here: a ONEDNN_MAX_CPU_ISA without it, such as AVX512_CORE_BF16.
 #pragma once
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 11  // whose assemblers know it
+#define MASKCO_AMX
+#include <cpuid.h>
+#include <strings.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -16,7 +25,26 @@
 
 namespace maskco {
 
-enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16 };  // SSE2 or NEON; x86-64-v3; x86-64-v4; + AVX512_BF16
+// SSE2 or NEON; x86-64-v3; x86-64-v4; + AVX512_BF16; + AMX_BF16
+enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16, Amx };
+
+#ifdef MASKCO_AMX
+// Whether the CPU multiplies tiles of bfloat16, and the kernel lets this process: the tiles are 8 KiB more of each
+// thread's state, which have to be asked for.
+inline bool amx_is_there() {
+  constexpr unsigned kBits = 1 << 22 | 1 << 24;  // AMX-BF16, AMX-TILE
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBits) != kBits) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h; XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+inline bool onednn_leaves_out_amx() {
+  const char* most = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (!most || !*most || strcasecmp(most, "DEFAULT") == 0 || strcasecmp(most, "ALL") == 0) return false;
+  return !strcasestr(most, "AMX");
+}
+#endif
 
 inline InstructionSet instruction_set() {
 #if defined(__x86_64__)
@@ -35,6 +63,9 @@ inline InstructionSet instruction_set() {
     return InstructionSet::Avx512;
 #endif
     if (asked("avx512") || !__builtin_cpu_supports("avx512bf16")) return InstructionSet::Avx512;
+#ifdef MASKCO_AMX
+    if (!onednn_leaves_out_amx() && amx_is_there()) return InstructionSet::Amx;
+#endif
     return InstructionSet::Avx512Bf16;
   }();
   return best;
@@ -46,6 +77,8 @@ inline InstructionSet instruction_set() {
 inline const char* instruction_set_name() {
 #if defined(__x86_64__)
   switch (instruction_set()) {
+    case InstructionSet::Amx:
+      return "AVX-512 with bfloat16 and AMX";
     case InstructionSet::Avx512Bf16:
       return "AVX-512 with bfloat16";
     case InstructionSet::Avx512:

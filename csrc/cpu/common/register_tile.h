@@ -41,6 +41,9 @@ struct RegisterTile {
   using Operand = typename Step::Operand;
   using Lane = Lanes<T, kVectorBytes>;
   static constexpr int kDepth = Step::kDepth;
+  static constexpr int kParts = 1;         // operands that stand for one: see operands.h
+  static constexpr bool kStrided = true;   // a_depth may be any
+  static constexpr int64_t kLongest = 64;  // sum: of factors that are all positive, a longer one rounds visibly more
   static constexpr int kRows = kRows_;
   static constexpr int kColumns = kVectors * Lane::kCount;
 

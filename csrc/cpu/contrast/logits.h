@@ -17,7 +17,8 @@ struct Ahead {
   template <class Tile, int64_t kKeys = kKeyTile, class Operand = typename Tile::Operand>
   static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
     const int64_t times = kKeys / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
-    const int64_t bytes = tile_stride == width ? kKeys * width * int64_t(sizeof(Operand)) : 0;  // no gaps
+    const bool in_one = Tile::kParts == 1 && tile_stride == width;  // no copy, no gaps
+    const int64_t bytes = in_one ? kKeys * width * int64_t(sizeof(Operand)) : 0;
     return {reinterpret_cast<const char*>(tile + kKeys * tile_stride), (bytes + times - 1) / times};
   }
   MASKCO_INLINE void fetch() {
@@ -27,22 +28,36 @@ struct Ahead {
 };
 
 // logits [n rounded up, panel], in rows of `stride`. Where the query is not scaled already, they are scaled here: then
-// the logit of two rows is the same bit for bit whichever of them is the query.
+// the logit of two rows is the same bit for bit whichever of them is the query, if they have one part.
 template <class Tile, bool kScaled = Tile::kDepth == 1, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
                                 int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
                                 Ahead& ahead) {
+  using T = typename Tile::T;
   using Lane = typename Tile::Lane;
-  constexpr int64_t kBlock = 64;  // of the depth: of features that are all positive, a longer sum rounds visibly more
+  constexpr int64_t kBlock = Tile::kLongest, kPanel = Tile::kColumns;
+  const int64_t part = depth / Tile::kParts;
+  [[maybe_unused]] T rests[Tile::kParts == 2 ? kKeyTile * kPanel : 1];  // [kKeyTile, panel]
   for (int64_t j = 0; j < n; j += Tile::kRows) {
     ahead.fetch();
-    for (int64_t first = 0; first == 0 || first < depth; first += kBlock)
-      Tile::multiply(tile + j * tile_stride + first, tile_stride, 1, query + first * Tile::kColumns, Tile::kColumns,
-                     logits + j * stride, stride, std::min(kBlock, depth - first), first > 0);
+    const Operand* nearest = query + (depth - part) * kPanel;
+    for (int64_t first = 0; first == 0 || first < part; first += kBlock)
+      Tile::multiply(tile + j * tile_stride + first, tile_stride, 1, nearest + first * kPanel, kPanel,
+                     logits + j * stride, stride, std::min(kBlock, part - first), first > 0);
+    if constexpr (Tile::kParts == 2)
+      Tile::multiply(tile + j * tile_stride, tile_stride, 1, query, kPanel, rests + j * kPanel, kPanel, depth, false);
   }
   if constexpr (!kScaled)
     for (int64_t j = 0; j < round_up(n, 2); j++)
-      for (int64_t l = 0; l < Tile::kColumns; l += Lane::kCount) Lane::at(logits + j * stride + l) *= scale;
+      for (int64_t l = 0; l < kPanel; l += Lane::kCount) {
+        auto& logit = Lane::at(logits + j * stride + l);
+        if constexpr (Tile::kParts == 2) {
+          // (the rests of an infinite sum are NaN, or infinite with either sign)
+          const auto whole = logit + Lane::at(rests + j * kPanel + l);
+          logit = logit - logit == 0 ? whole : logit;
+        }
+        logit *= scale;
+      }
 }
 
 }  // namespace maskco

@@ -1,11 +1,17 @@
 // The operands of a contrastive pass's products: keys as they are wherever they can be read in place, else a converted
 // copy of a tile; and the weights.
+//
+// Where pairs of bfloat16 stand for float32, a number has two parts: the nearest bfloat16 and what is left of it, in
+// bfloat16 again. Keys are rows [nearest, rest], queries [rest, nearest]. The product of the whole rows is then that of
+// each side's nearest and the other side's rest; nearest times nearest is added to it apart. Only the two rests are not
+// multiplied: 2^-16 of the product or less.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/common/register_tile.h"
 
@@ -23,6 +29,25 @@ struct Keys {
 
 MASKCO_INLINE int32_t pair(uint16_t low, uint16_t high) { return static_cast<int32_t>(low | uint32_t(high) << 16); }
 
+// Operands of a row of c elements.
+template <class Tile>
+MASKCO_INLINE int64_t row_operands(int64_t c) {
+  return Tile::kParts * ((c + Tile::kDepth - 1) / Tile::kDepth);
+}
+
+// The bits of the nearest bfloat16, of the two the larger one: the upper half, after half of its last place was added.
+MASKCO_INLINE uint16_t nearest_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>((bits + 0x8000) >> 16);
+}
+MASKCO_INLINE float rest_of(float x, uint16_t nearest) {  // NaN of an infinite x
+  const uint32_t bits = uint32_t(nearest) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return x - value;
+}
+
 // Operand x of a row of c elements, `stride` apart.
 template <class Tile, class Source>
 MASKCO_INLINE typename Tile::Operand operand(const Source* row, int64_t stride, int64_t c, int64_t x) {
@@ -32,6 +57,29 @@ MASKCO_INLINE typename Tile::Operand operand(const Source* row, int64_t stride, 
   } else {
     return x < c ? static_cast<typename Tile::Operand>(row[x * stride]) : 0;
   }
+}
+
+// rows[n, c] -> out[rows_out, width] operands of two parts, zeros around
+template <class Source>
+MASKCO_INLINE void split_rows(const Source* rows, int64_t row_stride, int64_t column_stride, int64_t n, int64_t c,
+                              int64_t rows_out, int64_t width, int32_t* out) {
+  constexpr int64_t kBlock = 16;  // as in copy_rows
+  auto* halves = reinterpret_cast<uint16_t*>(out);
+  const auto split = [&](int64_t j, int64_t x, float value) {
+    const uint16_t nearest = nearest_bfloat16(value);
+    halves[2 * j * width + x] = nearest;
+    halves[(2 * j + 1) * width + x] = nearest_bfloat16(rest_of(value, nearest));
+  };
+  if (column_stride == 1)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t x = 0; x < c; x++) split(j, x, static_cast<float>(rows[j * row_stride + x]));
+  else
+    for (int64_t j0 = 0; j0 < n; j0 += kBlock)
+      for (int64_t x = 0; x < c; x++)
+        for (int64_t j = j0; j < std::min(j0 + kBlock, n); j++)
+          split(j, x, static_cast<float>(rows[j * row_stride + x * column_stride]));
+  for (int64_t j = 0; c < width && j < n; j++) split(j, c, 0);
+  std::fill(out + n * width, out + rows_out * width, 0);
 }
 
 // rows[n, c] in any strides -> out[rows_out, width] operands, zeros around
@@ -60,14 +108,17 @@ MASKCO_INLINE const typename Tile::Operand* key_rows(const Keys& keys, int64_t f
   constexpr ScalarType own = Tile::kDepth == 2               ? ScalarType::BFloat16
                              : sizeof(typename Tile::T) == 8 ? ScalarType::Double
                                                              : ScalarType::Float;
-  if (keys.dtype == own && keys.column_stride == 1 && keys.row_stride % Tile::kDepth == 0 &&
+  if (Tile::kParts == 1 && keys.dtype == own && keys.column_stride == 1 && keys.row_stride % Tile::kDepth == 0 &&
       c == width * Tile::kDepth && n % Tile::kRows == 0) {
     row_stride = keys.row_stride / Tile::kDepth;
     return static_cast<const typename Tile::Operand*>(keys.rows) + first * row_stride;
   }
   auto copy = [&](auto* rows) __attribute__((always_inline)) {
-    copy_rows<Tile>(rows + first * keys.row_stride, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows),
-                    width, buffer);
+    rows += first * keys.row_stride;
+    if constexpr (Tile::kParts == 2)
+      split_rows(rows, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows), width, buffer);
+    else
+      copy_rows<Tile>(rows, keys.row_stride, keys.column_stride, n, c, round_up(n, Tile::kRows), width, buffer);
   };
   switch (keys.dtype) {
     case ScalarType::Double:

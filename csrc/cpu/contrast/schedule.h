@@ -14,6 +14,7 @@
 
 #include "common/aten.h"
 #include "common/checks.h"
+#include "cpu/common/amx_tile.h"
 #include "cpu/common/instruction_set.h"
 #include "cpu/contrast/features.h"
 #include "cpu/contrast/sweep.h"
@@ -64,14 +65,40 @@ MASKCO_SWEEP_KERNELS(SweepPairs, MASKCO_AVX512, MultiplyAddPairs, 64, 8, 2)
 MASKCO_SWEEP_KERNELS(SweepBaseline, , MASKCO_MULTIPLY_ADD(16), 16, 4, 4)
 #endif
 
+#ifdef MASKCO_AMX
+template <class T, class Policy>
+struct SweepAmx {
+  using Tile = AmxTile<AmxHere>;
+  MASKCO_AMX_TARGET static void read(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {
+    const Tile::Registers registers;
+    sweep_unit<Tile, false>(sweep, unit, policy);
+  }
+  MASKCO_AMX_TARGET static void weigh(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {
+    const Tile::Registers registers;
+    sweep_unit<Tile, true>(sweep, unit, policy);
+  }
+  MASKCO_AMX_TARGET static void pack(const T* from, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,
+                                     T* out) {
+    pack_values<Tile>(from, stride, n, c, width, terms, out);
+  }
+  static SweepKernels<T, Policy> get() {
+    return {Tile::kColumns, Tile::kDepth, &sweep_workspace<Tile>, &read, &weigh, &pack};
+  }
+};
+#endif
+
 // For sums in T and features of this dtype.
 template <class T, class Policy>
 SweepKernels<T, Policy> sweep_kernels([[maybe_unused]] ScalarType dtype) {
 #if defined(__x86_64__)
   const InstructionSet best = instruction_set();
+#ifdef MASKCO_AMX
+  if constexpr (std::is_same_v<T, float>)
+    if (has_amx() && dtype == ScalarType::BFloat16) return SweepAmx<T, Policy>::get();
+#endif
 #ifdef MASKCO_BFLOAT16_PAIRS
   if constexpr (std::is_same_v<T, float>)
-    if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return SweepPairs<T, Policy>::get();
+    if (best >= InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return SweepPairs<T, Policy>::get();
 #endif
   if (best >= InstructionSet::Avx512) return SweepAvx512<T, Policy>::get();
   if (best == InstructionSet::Avx2) return SweepAvx2<T, Policy>::get();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/library.h"
+#include "cpu/common/amx_tile.h"
 #include "cpu/common/instruction_set.h"
 #include "cpu/contrast/features.h"
 #include "cpu/info_nce/stream.h"
@@ -27,9 +28,12 @@ template <class T>
 struct Kernels {
   int64_t panel;  // queries of a panel; widths are rounded up to it, too
   int64_t depth;  // 2 where operands are pairs of bfloat16
+  int64_t parts;  // 2 where these stand for float32
   int64_t (*workspace)(int64_t c);
   void (*forward)(const ForwardPass<T>&);
   void (*key_gradient)(const KeyGradientPass<T>&);
+
+  int64_t operands(int64_t c) const { return parts * ((c + depth - 1) / depth); }  // of a row
 };
 
 #define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                     \
@@ -39,7 +43,7 @@ struct Kernels {
     static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);       \
     target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                     \
     target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile, Tile>(pass); } \
-    static Kernels<T> get() { return {Tile::kColumns, 1, &pass_workspace<Tile>, &forward, &key_gradient}; }    \
+    static Kernels<T> get() { return {Tile::kColumns, 1, 1, &pass_workspace<Tile>, &forward, &key_gradient}; } \
   };
 
 #if defined(__x86_64__)
@@ -54,21 +58,45 @@ struct Avx512Bf16 {
   MASKCO_AVX512 static void key_gradient(const KeyGradientPass<float>& pass) {
     stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
   }
-  static Kernels<float> get() { return {Tile::kColumns, 2, &pass_workspace<Tile>, &forward, &key_gradient}; }
+  static Kernels<float> get() { return {Tile::kColumns, 2, 1, &pass_workspace<Tile>, &forward, &key_gradient}; }
+};
+#endif
+
+#ifdef MASKCO_AMX
+template <int kParts>
+struct Amx {
+  using Tile = AmxTile<AmxHere, kParts>;
+  static_assert(kRowStep % Tile::kColumns == 0 && kKeyTile % Tile::kRows == 0);
+  MASKCO_AMX_TARGET static void forward(const ForwardPass<float>& pass) {
+    const typename Tile::Registers registers;
+    stream_forward<Tile>(pass);
+  }
+  MASKCO_AMX_TARGET static void key_gradient(const KeyGradientPass<float>& pass) {
+    const typename Tile::Registers registers;
+    stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
+  }
+  static Kernels<float> get() { return {Tile::kColumns, 2, kParts, &pass_workspace<Tile>, &forward, &key_gradient}; }
 };
 #endif
 #else
 MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
-// For sums in T and queries of this dtype.
+// For sums in T.
 template <class T>
-Kernels<T> kernels([[maybe_unused]] ScalarType dtype) {
+Kernels<T> kernels([[maybe_unused]] const InfoNCECall& call) {
 #if defined(__x86_64__)
   const InstructionSet best = instruction_set();
+  [[maybe_unused]] const bool in_bfloat16 = call.query.scalar_type() == ScalarType::BFloat16;
+#ifdef MASKCO_AMX
+  if constexpr (std::is_same_v<T, float>) {
+    if (has_amx() && in_bfloat16) return Amx<1>::get();
+    if (has_amx() && call.query.scalar_type() == ScalarType::Float && call.allow_tf32) return Amx<2>::get();
+  }
+#endif
 #ifdef MASKCO_BFLOAT16_PAIRS
   if constexpr (std::is_same_v<T, float>)
-    if (best == InstructionSet::Avx512Bf16 && dtype == ScalarType::BFloat16) return Avx512Bf16::get();
+    if (best >= InstructionSet::Avx512Bf16 && in_bfloat16) return Avx512Bf16::get();
 #endif
   if (best >= InstructionSet::Avx512) return Avx512<T>::get();
   if (best == InstructionSet::Avx2) return Avx2<T>::get();
@@ -107,10 +135,10 @@ std::unique_ptr<T[]> uninitialised(int64_t n) {
   return std::unique_ptr<T[]>(new T[n]);
 }
 
-// rows [n, c] -> operands [n rounded up / panel, c / depth, panel], zeros around; times scale, if they are no pairs
+// rows [n, c] -> operands [n rounded up / panel, a row's, panel], zeros around; times scale, if they are no pairs
 template <class T>
-std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, int64_t panel, int64_t depth, T scale) {
-  const int64_t panels = round_up(n, kRowStep) / panel, size = round_up(c, depth) / depth * panel;
+std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, const Kernels<T>& kernel, T scale) {
+  const int64_t panel = kernel.panel, panels = round_up(n, kRowStep) / panel, size = kernel.operands(c) * panel;
   auto out = uninitialised<T>(panels * size);
   torch::stable::parallel_for(0, panels, grain(size), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
@@ -119,7 +147,15 @@ std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, int64_t p
       const auto value = [&](int64_t i, int64_t x) { return i < count && x < c ? row[i * c + x] : T(0); };
       T* to = out.get() + p * size;
       auto* halves = reinterpret_cast<c10::BFloat16*>(to);  // a pair is as large as a float
-      if (depth == 2)
+      if (kernel.parts == 2)
+        for (int64_t x = 0; x < round_up(c, 2); x++)
+          for (int64_t i = 0; i < panel; i++) {
+            c10::BFloat16* rest = halves + (x / 2 * panel + i) * 2 + x % 2;
+            c10::BFloat16& nearest = rest[size];  // (of `size` pairs of both parts, the second half)
+            nearest = static_cast<float>(value(i, x));
+            *rest = static_cast<float>(value(i, x)) - static_cast<float>(nearest);
+          }
+      else if (kernel.depth == 2)
         for (int64_t x = 0; x < round_up(c, 2); x++)
           for (int64_t i = 0; i < panel; i++) halves[(x / 2 * panel + i) * 2 + x % 2] = value(i, x);
       else
@@ -239,8 +275,8 @@ void start(Queries<T>& queries, const T* local_negatives) {
 template <class T>
 void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
   const int64_t n = queries.n, c = queries.c, padded = queries.padded;
-  const int64_t width = round_up(c, kernel.panel), depth = (c + kernel.depth - 1) / kernel.depth;
-  const auto panels = query_panels(queries.rows, n, c, kernel.panel, kernel.depth, queries.scale);
+  const int64_t width = round_up(c, kernel.panel), depth = kernel.operands(c);
+  const auto panels = query_panels(queries.rows, n, c, kernel, queries.scale);
   const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T));
   std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
   std::vector<int64_t> range_rank(cut.ranges * padded);
@@ -297,7 +333,7 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
   Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(call.query_ids),
                      data<T>(results.local_share), call.need_grad ? data<T>(results.grad_query) : nullptr, n, c, m,
                      inverse * T(kLog2E), call.margin, call.decoupled);
-  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
+  const Kernels<T> kernel = kernels<T>(call);
   start(queries, local ? data<const T>(*local) : nullptr);
   if (call.queue) stream(queries, make_keys(*call.queue), kernel);
   if (call.in_batch) stream(queries, make_keys({positive, call.query_ids, std::nullopt, true}), kernel);
@@ -334,10 +370,10 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   const int64_t n = query.size(0), c = query.size(1);
   const T inverse = T(1) / temperature_value<T>(call);
   const T* q = data<const T>(query);
-  const Kernels<T> kernel = kernels<T>(call.query.scalar_type());
+  const Kernels<T> kernel = kernels<T>(call);
   const int64_t width = round_up(c, kernel.panel);
   const T scale = inverse * T(kLog2E);
-  const auto panels = query_panels(q, n, c, kernel.panel, kernel.depth, scale);
+  const auto panels = query_panels(q, n, c, kernel, scale);
   std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
   if (c != width)
     for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
@@ -357,7 +393,7 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + rows * c, T(0));
-  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles
+  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles, but for AMX
   const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));

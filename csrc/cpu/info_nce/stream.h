@@ -7,13 +7,15 @@
 // scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
 //
 // Where the CPU multiplies pairs of bfloat16, bfloat16 keys stay as they are, the weights are rounded to bfloat16, and
-// an "operand" is a pair: two columns of a key in the first product, two keys in the second.
+// an "operand" is a pair: two columns of a key in the first product, two keys in the second. With AMX the second
+// product is computed transposed (weighted_sums_amx.h), and float32 may have two parts (operands.h).
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
 #include "cpu/contrast/logits.h"
+#include "cpu/info_nce/weighted_sums_amx.h"
 
 namespace maskco {
 
@@ -37,7 +39,7 @@ template <class T>
 struct ForwardPass {
   Keys keys;
   int64_t first_key, last_key;
-  const void* query;  // operands [rows rounded up / panel, C / kDepth, panel]; scaled, if they are no pairs
+  const void* query;  // operands [rows rounded up / panel, row_operands(C), panel]; scaled, if they are no pairs
   T scale;            // of pairs' logits
   int64_t first_row, rows, c;
   const int64_t* query_ids;  // [N] or null
@@ -67,7 +69,7 @@ struct KeyGradientPass {
   T* workspace;       // pass_workspace() elements
 };
 
-// logits of some queries; a copy of a tile; its pairs in another order, or its gradient
+// logits of some queries, and weights in two parts; a copy of a tile; its pairs in another order, or its gradient
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
   return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
@@ -141,36 +143,28 @@ template <class Tile, class T>
 MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
   using Operand = typename Tile::Operand;
   constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
-  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = row_operands<Tile>(c);
   const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
   const auto* query = static_cast<const Operand*>(pass.query);
-  T* logits = pass.workspace;                                             // [kKeyTile, panel]
-  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kPanel);  // [kKeyTile, key_width]
-  Operand* values_buffer = buffer + kKeyTile * width;                     // [kKeyTile / kDepth, width]
+  T* logits = pass.workspace;                                                            // [kParts * kKeyTile, panel]
+  auto* buffer = reinterpret_cast<Operand*>(logits + Tile::kParts * kKeyTile * kPanel);  // [kKeyTile, key_width]
+  WeightedSums<Tile> weighted(c, width, buffer + kKeyTile * width);
   for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
     const int64_t n = std::min(kKeyTile, pass.last_key - k0);
     int64_t tile_stride;
     const Operand* tile = key_rows<Tile>(pass.keys, k0, n, c, key_width, buffer, tile_stride);
-    int64_t value_stride = tile_stride;
-    const Operand* values = pass.sums ? value_rows<Tile>(tile, n, c, width, values_buffer, value_stride) : nullptr;
+    if (pass.sums) weighted.take_keys(tile, tile_stride, n);
     Ahead ahead = Ahead::of<Tile>(tile, tile_stride, depth, pass.rows);
     for (int64_t i0 = 0; i0 < pass.rows; i0 += kPanel) {
       T shrink[kPanel];
       panel_logits<Tile>(tile, tile_stride, n, query + i0 * depth, depth, pass.scale, logits, kPanel, ahead);
       exclude(pass, logits, kPanel, k0, n, pass.first_row + i0, std::min(kPanel, pass.rows - i0));
       absorb<Tile>(logits, n, pass.states + i0, shrink);
-      if (!pass.sums) continue;
-      T* sums = pass.sums + i0 * width;
-      for (int64_t i = 0; i < kPanel; i++)
-        if (shrink[i] != T(1))
-          for (int64_t x = 0; x < width; x++) sums[i * width + x] *= shrink[i];
-      const Operand* weights = weight_rows<Tile>(logits, n);
-      for (int64_t x = 0; x < width; x += kPanel)
-        for (int64_t i = 0; i < kPanel; i += Tile::kRows)
-          Tile::multiply(weights + i, 1, kPanel, values + x, value_stride, sums + i * width + x, width,
-                         (n + kDepth - 1) / kDepth, true);
+      if (pass.sums) weighted.add(logits, shrink, pass.sums + i0 * width);
     }
   }
+  for (int64_t i0 = 0; pass.sums && i0 < pass.rows; i0 += kPanel)
+    weighted.finish(pass.sums + i0 * width, pass.workspace);
 }
 
 // LogitTile makes the logits as the forward pass does, Tile the gradient, in T.
@@ -178,9 +172,9 @@ template <class LogitTile, class Tile, class T>
 MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
   using Operand = typename LogitTile::Operand;
   using Lane = typename Tile::Lane;
-  constexpr int64_t kPanel = Tile::kColumns, kDepth = LogitTile::kDepth;
+  constexpr int64_t kPanel = Tile::kColumns;
   static_assert(LogitTile::kColumns == kPanel && sizeof(Operand) == sizeof(T));
-  const int64_t c = pass.c, width = round_up(c, kPanel), depth = (c + kDepth - 1) / kDepth;
+  const int64_t c = pass.c, width = round_up(c, kPanel), depth = row_operands<LogitTile>(c);
   const auto* query = static_cast<const Operand*>(pass.query);
   T* logits = pass.workspace;                                                  // [kKeyTile, kQueryGroup]
   auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kQueryGroup);  // [kKeyTile, depth]

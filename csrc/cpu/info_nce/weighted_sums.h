@@ -1,0 +1,49 @@
+// The second product of the streaming pass: sums of the keys, weighted, for every query.
+#pragma once
+#include <algorithm>
+
+#include "cpu/contrast/logits.h"
+
+namespace maskco {
+
+// For register tiles whose first factor may lie in any direction. Others: weighted_sums_amx.h.
+template <class Tile, bool kStrided = Tile::kStrided>
+class WeightedSums {
+ public:
+  using T = typename Tile::T;
+  using Operand = typename Tile::Operand;
+
+  // `width`: the C channels, rounded up to a panel; a buffer of [kKeyTile, width].
+  MASKCO_INLINE WeightedSums(int64_t c, int64_t width, Operand* buffer) : c_(c), width_(width), buffer_(buffer) {}
+
+  // A tile of n keys, as key_rows leaves them.
+  MASKCO_INLINE void take_keys(const Operand* tile, int64_t tile_stride, int64_t n) {
+    value_stride_ = tile_stride;
+    n_ = n;
+    values_ = value_rows<Tile>(tile, n, c_, width_, buffer_, value_stride_);
+  }
+
+  // sums[panel, width] = sums · shrink + weights[n, panel]ᵀ keys; the weights are overwritten
+  MASKCO_INLINE void add(T* weights, const T* shrink, T* sums) {
+    constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
+    for (int64_t i = 0; i < kPanel; i++)
+      if (shrink[i] != T(1))
+        for (int64_t x = 0; x < width_; x++) sums[i * width_ + x] *= shrink[i];
+    const Operand* factors = weight_rows<Tile>(weights, n_);
+    for (int64_t x = 0; x < width_; x += kPanel)
+      for (int64_t i = 0; i < kPanel; i += Tile::kRows)
+        Tile::multiply(factors + i, 1, kPanel, values_ + x, value_stride_, sums + i * width_ + x, width_,
+                       (n_ + kDepth - 1) / kDepth, true);
+  }
+
+  // Once all keys were added, with a workspace of [panel, width].
+  MASKCO_INLINE void finish(T*, T*) {}
+
+ private:
+  const int64_t c_, width_;
+  Operand* const buffer_;
+  const Operand* values_ = nullptr;
+  int64_t value_stride_ = 0, n_ = 0;
+};
+
+}  // namespace maskco
