@@ -116,8 +116,8 @@ def clip_loss(
     )
     if not return_stats:
         return loss
-    image_part, text_part, own, _ = statistics.detach()
-    return loss, ClipStats(image_part + own, text_part + own, own, *ranks)
+    own, *sides = statistics.detach()
+    return loss, ClipStats(_lse(own, *sides[:2]), _lse(own, *sides[2:]), own, *ranks)
 
 
 def all_pairs(
@@ -140,9 +140,14 @@ def all_pairs(
     )
     if not stats:
         return loss, (statistics, statistics, ranks)
-    part, _, own, sums = statistics.detach()
-    lse = part + own
-    return loss, (lse.masked_fill(sums == 0, -math.inf) if decoupled else lse, own, ranks[0])
+    own, *row, _, _ = statistics.detach()
+    return loss, (_lse(None if decoupled else own, *row), own, ranks[0])
+
+
+def _lse(own: Tensor | None, largest: Tensor, total: Tensor) -> Tensor:
+    """[N], natural: of the own logit and of all others, whose sum is `total`, times 2 to the power of `largest`."""
+    others = largest * math.log(2) + total.log()
+    return others if own is None else torch.logaddexp(own, others)
 
 
 def pair_losses(
@@ -161,8 +166,8 @@ def pair_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The compiled op: the loss, reduced.
 
-    Then, if the stats are wanted, cross-entropies of rows and of columns, own logits and sums of rows [4, N], and ranks
-    of rows and of columns [2, N].
+    Then, if the stats are wanted, own logits, the largest logit (of log 2) and the sum of each row, those of each column
+    [5, N], and ranks of rows and of columns [2, N].
     """
     n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
@@ -173,11 +178,14 @@ def pair_losses(
         arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats)
         loss, statistics, ranks = with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
         return loss, statistics, ranks
-    loss, parts, own, rank, column_rank, sums, *_ = ops.clip_loss_fwd(query, keys, 0, ids, ids, *options, kept)
+    loss, _, own, rank, column_rank, row_sums, column_sums, *_ = ops.clip_loss_fwd(
+        query, keys, 0, ids, ids, *options, kept
+    )
     if not stats:
-        return loss, parts, rank
-    column_rank = column_rank if columns else torch.zeros_like(rank[:n])
-    return loss, torch.cat([parts, own[:, :n], sums[1:, :n]]), torch.stack([rank[:n], column_rank])
+        return loss, own, rank
+    if not columns:
+        column_sums, column_rank = row_sums.new_zeros((2, n)), torch.zeros_like(rank[:n])
+    return loss, torch.cat([own[:, :n], row_sums[:, :n], column_sums]), torch.stack([rank[:n], column_rank])
 
 
 def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, kept):
@@ -197,7 +205,7 @@ def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoo
 def _fake_sum(query, keys, ids, scale, tensor, columns, smoothing, decoupled, margin, factor, *rest):
     refuse_forward_mode("clip_loss")
     n, dtype, stats = query.shape[0], accumulation_dtype(query), rest[4]
-    statistics = query.new_empty((4 if stats else 0, n), dtype=dtype)
+    statistics = query.new_empty((5 if stats else 0, n), dtype=dtype)
     ranks = query.new_empty((2 if stats else 0, n), dtype=torch.int64)
     return (query.new_empty((), dtype=dtype), *fake_gradients(query, keys, rest[:3]), statistics, ranks)
 

@@ -122,6 +122,21 @@ def test_gradcheck_and_temperature():
     assert torch.autograd.gradcheck(loss, (*inputs, tau))
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("name", ["query", "positive", "queue"])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_infinities_and_nan_stand_where_the_reference_has_them(name, value, decoupled):
+    """Of positive features, so that an infinite one makes its logits infinite with one sign."""
+    torch.manual_seed(0)
+    for in_batch, k in ((False, 7), (True, 7), (True, 0)):
+        if name == "queue" and k == 0:
+            continue
+        case = make_case(n=5, c=32, k=k, m=0, valid=k, ids=False, in_batch=in_batch) | {"decoupled": decoupled}
+        case |= {feature: case[feature].abs() for feature in FEATURES if case[feature] is not None}
+        case[name][1, 2] = value
+        check_case(case, ())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"decoupled": True}, {"margin": 0.3}], ids=str)
 def test_a_large_batch_in_slices(dtype, options):

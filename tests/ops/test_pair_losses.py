@@ -58,7 +58,7 @@ def test_values_and_gradients_with_options(loss, options, dtype):
 @pytest.mark.parametrize(("n", "c", "k"), [(252, 123, 507), (1, 16, 1), (2, 1, 33), (700, 64, 300), (130, 513, 95)])
 @every_loss
 def test_ragged_sizes(loss, n, c, k, dtype):
-    """Around groups of 128 queries, blocks of 128 keys and panels of 32 features, and nothing a multiple of anything."""
+    """Around groups of 128 queries, blocks of 128 keys, panels of 32 features, and nothing a multiple of anything."""
     torch.manual_seed(0)
     check(loss, make(loss, n, c, k, dtype))
 
@@ -209,6 +209,23 @@ def test_a_row_without_positives_has_neither_loss_nor_gradient():
     alone = unit(1, 8).requires_grad_()
     supcon_loss(alone, query_labels=torch.tensor([0])).backward()
     assert not alone.grad.any()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@every_loss
+def test_infinities_and_nan_stand_where_the_reference_has_them(loss, value):
+    """In losses and stats. Of positive features, so that an infinite one makes its logits infinite with one sign."""
+    torch.manual_seed(0)
+    for name, dtype in itertools.product(loss.features, (torch.float32, torch.bfloat16)):
+        case = make(loss, 9, 20, 9, dtype)
+        case |= {feature: case[feature].abs() for feature in loss.features}
+        case[name][1, 2] = value
+        check(loss, case, ())
+        if loss.stats:
+            _, stats = loss.op(**case, return_stats=True)
+            for field, expected in run(loss.op, loss, case).items():
+                if field != "loss":
+                    torch.testing.assert_close(getattr(stats, field), expected, equal_nan=True)
 
 
 def test_gradient_keeps_its_precision_when_the_pairs_win():

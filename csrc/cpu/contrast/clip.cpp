@@ -303,8 +303,8 @@ Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed nee
 
 // ---- their sum with its gradients
 
-// loss [], times `factor`, and its gradients as far as they are needed; with `stats` row and column parts, own_logit
-// and the sum of each row [4, N], and the ranks of rows and columns [2, N]
+// loss [], times `factor`, and its gradients as far as they are needed; with `stats` own_logit, the largest logit and
+// the sum of each row, those of each column [5, N], and the ranks of rows and columns [2, N]
 using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
@@ -320,7 +320,7 @@ ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stat
   const auto empty = [&](int64_t size, ScalarType type) {
     return torch::stable::new_empty(call.query, {size, f.n}, type);
   };
-  const Tensor statistics = empty(stats ? 4 : 0, scalar_type_of<T>), ranks = empty(stats ? 2 : 0, ScalarType::Long);
+  const Tensor statistics = empty(stats ? 5 : 0, scalar_type_of<T>), ranks = empty(stats ? 2 : 0, ScalarType::Long);
   const T upstream = call.columns ? factor / 2 : factor;
   const auto same = [&](int64_t) { return upstream; };
   double total = 0, along = 0;
@@ -337,10 +337,11 @@ ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stat
       Value* out = data<Value>(to) + row * f.n + first;
       for (int64_t i = 0; i < count; i++) out[i] = values.empty() ? Value(0) : values[i] * Value(factor);
     };
-    put(statistics, 0, state.row_part);
-    put(statistics, 1, state.column_part);
-    put(statistics, 2, state.rows.own_logit, T(kLn2));
-    put(statistics, 3, state.rows.sum);
+    put(statistics, 0, state.rows.own_logit, T(kLn2));
+    put(statistics, 1, state.rows.max);
+    put(statistics, 2, state.rows.sum);
+    put(statistics, 3, state.columns.max);
+    put(statistics, 4, state.columns.sum);
     put(ranks, 0, state.rows.rank);
     put(ranks, 1, state.columns.rank);
   }

@@ -45,6 +45,15 @@ struct SoftmaxPairs {
     if constexpr (sizeof(T) == 4) same &= Integers::at(query_ids_high + row) == static_cast<int32_t>(id >> 32);
   }
 
+  // Which queries share the key's label, but for the query that is the key itself. (Not by its logit of -inf: that of a
+  // positive may be one, too.)
+  template <class Lane>
+  MASKCO_INLINE void positives(int64_t row, int64_t key, typename Lane::Mask& which) const {
+    same_id<Lane>(row, key_ids[key], which);
+    const int64_t itself = key - own - row;
+    if (own_excluded && 0 <= itself && itself < Lane::kCount) which[itself] = 0;
+  }
+
   // Pairs that do not count get the logit -inf.
   template <class Tile>
   MASKCO_INLINE void exclude(const Block<T>& block) const {
@@ -158,11 +167,8 @@ struct SoftmaxPairs {
       for (int64_t l = 0; l < block.lanes; l += Lane::kCount) {
         const int64_t row = block.first_row + l;
         const Vector s = Lane::at(block.logits + j * block.stride + l);
-        typename Lane::Mask counts = s != none, same;
-        if (key_ids && !ids_exclude) {
-          same_id<Lane>(row, key_ids[key], same);
-          counts &= same;
-        }
+        typename Lane::Mask counts = s != none;
+        if (key_ids && !ids_exclude) positives<Lane>(row, key, counts);
         const Vector one = counts ? Vector{} + 1 : Vector{}, value = counts ? s : Vector{};
         Lane::at(rows.total + row) += value;
         Lane::at(rows.count + row) += one;
@@ -199,15 +205,13 @@ struct SoftmaxPairs {
           Lane::exp2(u);
           w += u * column_weight;
         }
-        typename Lane::Mask counts = s != none, same;
-        if (along) Lane::at(along + row) += counts ? w * s : Vector{};
+        const typename Lane::Mask finite = s != none;
+        typename Lane::Mask counts = finite;
+        if (along) Lane::at(along + row) += finite ? w * s : Vector{};
         if (rows.share) {
-          if (key_ids && !ids_exclude) {
-            same_id<Lane>(row, key_ids[key], same);
-            counts &= same;
-          }
+          if (key_ids && !ids_exclude) positives<Lane>(row, key, counts);
           const Vector share = counts ? Lane::at(rows.share + row) + column_share : Vector{};
-          if (along) Lane::at(along + row) -= counts ? share * s : Vector{};
+          if (along) Lane::at(along + row) -= finite ? share * s : Vector{};
           w -= share;
         }
         logit = w;

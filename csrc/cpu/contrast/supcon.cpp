@@ -66,7 +66,7 @@ SupConForward forward(const SupConCall& call, int64_t kept) {
   const Tensor positives = rows(ScalarType::Long);
   for (int64_t i = 0; i < n; i++) {
     const T ln2 = T(kLn2), mean = count[i] > 0 ? total[i] / count[i] : T(0);
-    data<T>(lse)[i] = max[i] * ln2 + (std::isinf(max[i]) ? T(0) : std::log(sum[i]));
+    data<T>(lse)[i] = max[i] * ln2 + (std::isinf(max[i]) && !std::isnan(sum[i]) ? T(0) : std::log(sum[i]));
     data<T>(loss)[i] = count[i] > 0 ? (max[i] - mean) * ln2 + std::log(sum[i]) : T(0);
     data<T>(positive)[i] = mean * ln2;
     data<int64_t>(positives)[i] = static_cast<int64_t>(count[i]);

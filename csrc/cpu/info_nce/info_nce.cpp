@@ -348,7 +348,9 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
       const T value = cross_entropy(own, max, sum, call.decoupled, &total);
       out_loss[i] = value;
       out_logit[i] = own * ln2;
-      out_lse[i] = max == own ? own * ln2 + value : max * ln2 + std::log(total);
+      // (an infinite logit leaves a loss of NaN or inf, but its sum is infinite, too)
+      const bool infinite = std::isinf(max) && !std::isnan(sum) && !std::isnan(own);
+      out_lse[i] = infinite ? max : max == own ? own * ln2 + value : max * ln2 + std::log(total);
       out_max[i] = max;
       out_total[i] = total;
       for (T* share = queries.local_logits + i * m; share < queries.local_logits + (i + 1) * m; share++)
