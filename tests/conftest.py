@@ -12,6 +12,11 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
+
+# The allocator of torch's wheels for aarch64, mimalloc, keeps freed memory for a while, which peak_memory.py would not
+# see taken again. It reads this once, when torch is loaded.
+os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
+
 import torch
 
 from maskco.ops import _library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ def make_run(folder: Path, data: str = "photos", **options) -> Path:
     return folder
 
 
+@functools.cache
 def own_maps(run: Path) -> Tensor:
-    """The encoder's maps of IMAGES."""
+    """The encoder's maps of IMAGES, kept: no test changes a run."""
     _, method, _ = load_run(run)
     with torch.no_grad():
         return method.encoder(IMAGES)

@@ -30,7 +30,7 @@ from maskco.runs.loggers import Begun, Logger, Loggers, Past, Record, add_pictur
 from maskco.runs.loggers.tensorboard import TensorBoardLogger
 from maskco.runs.trust import ForeignRunError
 from resuming import SignalAt, same
-from tiny_runs import TINY, make_pictures, rows
+from tiny_runs import TINY, rows
 from wandb_files import wandb_runs
 from wandb_server import wandb_server
 
@@ -89,9 +89,12 @@ def tools(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    return make_pictures(tmp_path / "photos")
+@pytest.fixture(scope="module")
+def plain(pictures, tmp_path_factory):
+    """A run without loggers, which no test changes."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    pretrain(pictures, folder)
+    return folder
 
 
 def pretrain(pictures, run, **options):
@@ -167,10 +170,10 @@ def test_a_logger_that_comes_later_gets_the_rows_before(pictures, tmp_path):
 
 
 def test_a_run_that_replaces_another_has_a_record_of_its_own(pictures, tmp_path):
-    pretrain(pictures, tmp_path / "run", log="memory")
-    pretrain(pictures, tmp_path / "run", log="memory", overwrite=True)
+    for overwrite in (False, True):
+        pretrain(pictures, tmp_path / "run", log="memory", epochs=1, overwrite=overwrite)
     assert list(Memory.records) == ["record-0", "record-1"]
-    assert read_records(tmp_path / "run") == {"memory": Record("record-1", 12)}
+    assert read_records(tmp_path / "run") == {"memory": Record("record-1", 4)}
 
 
 def test_a_run_that_fails_says_so(monkeypatch, pictures, tmp_path):
@@ -202,13 +205,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("method", BROKEN)
-def test_a_logger_that_fails_is_left_alone_and_the_run_is_the_same(monkeypatch, pictures, tmp_path, method):
-    pretrain(pictures, tmp_path / "plain")
+def test_a_logger_that_fails_is_left_alone_and_the_run_is_the_same(monkeypatch, pictures, plain, tmp_path, method):
     fail(monkeypatch, method)
     assert pretrain(pictures, tmp_path / "run", log="memory").steps == 12
-    assert rows(tmp_path / "run") == rows(tmp_path / "plain")
-    plain, run = (read_checkpoint(tmp_path / name / "last.pt") for name in ("plain", "run"))
-    assert same({**plain, "config": 0}, {**run, "config": 0})
+    assert rows(tmp_path / "run") == rows(plain)
+    assert same(*({**read_checkpoint(path / "last.pt"), "config": 0} for path in (plain, tmp_path / "run")))
     name = "tensorboard" if "." in method else "memory"
     warnings = [line for line in log_of(tmp_path / "run").splitlines() if "warning:" in line and "failed" in line]
     assert len(warnings) == 1 and f"{name} failed and is left alone: {BROKEN[method]}. metrics.jsonl has" in warnings[0]
@@ -268,7 +269,7 @@ def test_an_unknown_logger_is_refused(pictures, tmp_path, log, message):
 
 
 def test_a_run_can_be_read_where_its_loggers_are_unknown(monkeypatch, pictures, tmp_path):
-    pretrain(pictures, tmp_path / "run", log=["memory", "memory"])
+    pretrain(pictures, tmp_path / "run", log=["memory", "memory"], epochs=1)
     monkeypatch.delitem(LOGGERS, "memory")
     config, _, _ = maskco.load_run(tmp_path / "run")
     assert config.run.log == ("memory",)
@@ -303,7 +304,7 @@ def test_names_of_records_that_are_none_are_left_out(tmp_path, content):
 
 @pytest.mark.parametrize("name", [RECORDS, LOGGERS_LOCK])
 def test_a_link_out_of_the_run_is_refused(pictures, tmp_path, name):
-    pretrain(pictures, tmp_path / "run")
+    pretrain(pictures, tmp_path / "run", epochs=1)
     (tmp_path / "thesis").write_text("years of work")
     (tmp_path / "run" / name).symlink_to(tmp_path / "thesis")
     with pytest.raises(ForeignRunError, match="outside the run"):
@@ -315,7 +316,7 @@ def test_a_link_out_of_the_run_is_refused(pictures, tmp_path, name):
 
 def test_loggers_of_a_run_of_others_must_be_named(monkeypatch, pictures, tmp_path):
     run = tmp_path / "run"
-    pretrain(pictures, run, log="memory")
+    pretrain(pictures, run, log="memory", epochs=1)
     monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "another user"))
     with pytest.raises(ForeignRunError, match=r"^log: .*not started by you.*loggers \(memory\) must be named, or none"):
         maskco.pretrain(pictures, run, resume=True)
@@ -383,14 +384,14 @@ def test_the_other_name_of_the_flag_names_loggers_as_well(drawn, monkeypatch, pi
 
 def test_a_report_that_fails_leaves_the_run_a_success(monkeypatch, pictures, tmp_path, capsys):
     monkeypatch.setattr("maskco.report.write_report", lambda *_, **__: 1 / 0)
-    assert run_command(*command(pictures, tmp_path / "run", log="memory")) == 0
+    assert run_command(*command(pictures, tmp_path / "run", log="memory", epochs=1)) == 0
     assert "warning: no report for memory: division by zero. Try maskco report" in capsys.readouterr().err
     assert Memory.records["record-0"]["statuses"] == ["finished"]
 
 
 def test_a_picture_that_fails_is_told_and_the_report_stays(monkeypatch, drawn, pictures, tmp_path, capsys):
     fail(monkeypatch, "add_picture")
-    assert run_command(*command(pictures, tmp_path / "run", log="memory")) == 0
+    assert run_command(*command(pictures, tmp_path / "run", log="memory", epochs=1)) == 0
     assert "memory failed and is left alone: add_picture went wrong" in capsys.readouterr().err
     assert (tmp_path / "run/report.png").exists()
 
@@ -726,13 +727,12 @@ def test_a_server_that_is_gone_costs_seconds(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_both_follow_a_run_through_a_signal_and_a_resume(monkeypatch, pictures, tmp_path, capfd):
-    pretrain(pictures, tmp_path / "plain")
+def test_both_follow_a_run_through_a_signal_and_a_resume(monkeypatch, pictures, plain, tmp_path, capfd):
     run = tmp_path / "run"
     interrupted(monkeypatch, pictures, run, log=("wandb", "mlflow"))
     assert maskco.pretrain(out=run, resume=True).steps == 12
-    plain, followed = (read_checkpoint(path / "last.pt") for path in (tmp_path / "plain", run))
-    assert same({**plain, "config": 0}, {**followed, "config": 0}) and rows(run) == rows(tmp_path / "plain")
+    assert same(*({**read_checkpoint(path / "last.pt"), "config": 0} for path in (plain, run)))
+    assert rows(run) == rows(plain)
     first, second = wandb_runs(tmp_path)
     assert (first.exit_code, second.exit_code) == (255, 0)
     assert steps(first.rows) + steps(second.rows) == [2, 4, 6, 8, 10, 12]

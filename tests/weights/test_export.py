@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,25 @@ from saved_runs import IMAGES, make_run, own_maps
 
 
 @pytest.fixture(scope="module")
-def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "resnet18", encoder="resnet18")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run of any options, made once: no test changes it."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def made(**options) -> Path:
+        return make_run(folder / str(len([*folder.iterdir()])), **options)
+
+    return made
+
+
+@pytest.fixture
+def resnet18(run_of) -> Path:
+    return run_of(encoder="resnet18")
+
+
+@pytest.fixture
+def small(run_of) -> Path:
+    return run_of(encoder="test_resnet")
 
 
 def load_as_the_card_says(card: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
@@ -47,10 +66,12 @@ def test_torchvision_s_resnet_gives_the_same_maps(resnet18: Path, tmp_path: Path
 )
 @pytest.mark.parametrize("options", [
     {"encoder": "resnet18"}, {"encoder": "test_resnet", "stage": 2}, {"encoder": "test_convnext"},
-    {"encoder": "test_vit", "hidden": 16}, {"encoder": "resnet18", "output_stride": 16},
+    {"encoder": "test_vit", "hidden": 16}, {"encoder": "test_resnet", "output_stride": 16},
 ], ids=str)  # fmt: skip
-def test_timm_s_model_gives_the_same_maps(tmp_path: Path, monkeypatch, options: dict, format: str, name: str) -> None:
-    run = make_run(tmp_path / "run", **options)
+def test_timm_s_model_gives_the_same_maps(
+    run_of, tmp_path: Path, monkeypatch, options: dict, format: str, name: str
+) -> None:
+    run = run_of(**options)
     _, card = export_encoder(run, format, tmp_path / name)
     model = load_as_the_card_says(card, monkeypatch)
     with torch.no_grad():
@@ -58,10 +79,10 @@ def test_timm_s_model_gives_the_same_maps(tmp_path: Path, monkeypatch, options: 
     torch.testing.assert_close(found, own_maps(run))
 
 
-def test_an_export_can_be_evaluated_again(resnet18: Path, tmp_path: Path) -> None:
-    out, _ = export_encoder(resnet18, "safetensors", tmp_path / "b.safetensors")
+def test_an_export_can_be_evaluated_again(small: Path, tmp_path: Path) -> None:
+    out, _ = export_encoder(small, "safetensors", tmp_path / "b.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(open_encoder(str(out)).encoder(IMAGES), own_maps(resnet18))
+        torch.testing.assert_close(open_encoder(str(out)).encoder(IMAGES), own_maps(small))
     with safe_open(out, "pt") as file:
         assert '"data": "photos"' in file.metadata()["maskco"]
 
@@ -85,8 +106,8 @@ def detectron2_names(depth: int) -> set[str]:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_detectron2_finds_every_tensor_by_its_name(tmp_path: Path, depth: int) -> None:
-    run = make_run(tmp_path / "run", encoder=f"resnet{depth}")
+def test_detectron2_finds_every_tensor_by_its_name(run_of, tmp_path: Path, depth: int) -> None:
+    run = run_of(encoder=f"resnet{depth}")
     out, card = export_encoder(run, "detectron2", tmp_path / "backbone.pth")
     content = torch.load(out, weights_only=True)
     assert content.keys() == {"model", "__author__", "matching_heuristics"} and content["matching_heuristics"]
@@ -136,17 +157,16 @@ def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
         ({"encoder": "resnext50_32x4d", "image_size": 32}, "detectron2", "b.pth", "detectron2 has no resnext50_32x4d"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, options, format, name, message) -> None:
-    run = make_run(tmp_path / "run", **options)
+def test_what_cannot_be_exported_is_refused_in_one_line(run_of, tmp_path: Path, options, format, name, message) -> None:
     with pytest.raises(UserError, match=message) as error:
-        export_encoder(run, format, tmp_path / name)
-    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["run"]
+        export_encoder(run_of(**options), format, tmp_path / name)
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
 
 
-def test_the_command_line(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, code in ((["timm", "--out", str(tmp_path / "b.pth")], 0), (["timm", "--out", "b.txt"], 2)):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["export", str(resnet18), "--format", *arguments])
+            cli.main(["export", str(small), "--format", *arguments])
         assert stopped.value.code == code
     printed = capsys.readouterr()
     assert printed.out.split() == [str(tmp_path / "b.pth"), str(tmp_path / "b.md")]
@@ -171,28 +191,28 @@ def test_other_files_are_not_overwritten(resnet18: Path, tmp_path: Path, capsys:
     assert card.read_text() == "mine as well" and not out.exists()
 
 
-def test_weights_that_no_export_wrote_are_not_overwritten(resnet18: Path, tmp_path: Path) -> None:
+def test_weights_that_no_export_wrote_are_not_overwritten(small: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs.pth").write_bytes(b"theirs")
-    assert_refused(resnet18, tmp_path / "theirs.pth", "theirs.pth exists, and no card")
+    assert_refused(small, tmp_path / "theirs.pth", "theirs.pth exists, and no card")
     run = make_run(tmp_path / "run", encoder="test_resnet")
     before = (run / "last.pt").read_bytes()
     assert_refused(run, run / "last.pt", "last.pt exists, and no card")
     assert (run / "last.pt").read_bytes() == before and (tmp_path / "theirs.pth").read_bytes() == b"theirs"
 
 
-def test_two_exports_of_one_stem_have_a_card_each(resnet18: Path, tmp_path: Path) -> None:
+def test_two_exports_of_one_stem_have_a_card_each(small: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        cards = [export_encoder(resnet18, "timm", tmp_path / name)[1].name for name in ("b.pth", "b.safetensors")]
+        cards = [export_encoder(small, "timm", tmp_path / name)[1].name for name in ("b.pth", "b.safetensors")]
         assert cards == ["b.md", "b.safetensors.md"]
     assert (tmp_path / "b.md").read_text().startswith("# b.pth\n")
 
 
-def test_folders_links_and_half_written_files(resnet18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_links_and_half_written_files(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
-    assert_refused(resnet18, tmp_path / "models", r"models is a folder: name a file in it, such as .*models/encoder\.")
-    assert_refused(resnet18, tmp_path / "backbone", "reads .pth and .pt and .safetensors files, got 'backbone'")
+    assert_refused(small, tmp_path / "models", r"models is a folder: name a file in it, such as .*models/encoder\.")
+    assert_refused(small, tmp_path / "backbone", "reads .pth and .pt and .safetensors files, got 'backbone'")
     (tmp_path / "b.md").symlink_to(tmp_path / "nowhere.md")  # writing through it would make a file elsewhere
-    assert export_encoder(resnet18, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"
+    assert export_encoder(small, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"
     before = sorted(tmp_path.rglob("*"))
 
     def full(path: int) -> None:
@@ -201,13 +221,13 @@ def test_folders_links_and_half_written_files(resnet18: Path, tmp_path: Path, mo
     monkeypatch.setattr("maskco.files.os.fsync", full)
     for name in ("c.pth", "c.safetensors"):
         with pytest.raises(OSError, match="No space left"):
-            export_encoder(resnet18, "timm", tmp_path / name)
+            export_encoder(small, "timm", tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_home_folder_is_expanded(resnet18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_is_expanded(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "run").symlink_to(resnet18)
+    (tmp_path / "run").symlink_to(small)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["export", "~/run", "--format", "timm", "--out", "~/made/b.pth"])
     assert stopped.value.code == 0 and (tmp_path / "made/b.pth").is_file() and (tmp_path / "made/b.md").is_file()

@@ -49,11 +49,11 @@ def maps(model: nn.Module) -> Tensor:
 
 WHOLE = [
     {"encoder": "test_resnet"}, {"encoder": "test_convnext"}, {"encoder": "test_vit", "hidden": 16},
-    {"encoder": "resnet18", "output_stride": 16},
+    {"encoder": "test_resnet", "output_stride": 16},
 ]  # fmt: skip
 CUT = [
     {"encoder": "test_resnet", "stage": 2}, {"encoder": "test_resnet", "stage": -2}, {"encoder": "test_efficientnet"},
-    {"encoder": "test_vit", "hidden": 16, "stage": 0}, {"encoder": "resnet18", "stage": 3, "output_stride": 8},
+    {"encoder": "test_vit", "hidden": 16, "stage": 0}, {"encoder": "test_resnet", "stage": 3, "output_stride": 8},
 ]  # fmt: skip
 
 
