@@ -110,12 +110,12 @@ def kept_rows(n: int, k: int, features: Tensor, *, some: bool = False) -> int:
     """The first queries, whose logits are kept for the backward pass: faster than to compute them again.
 
     All, or none, or with `some` as many as there is room for. 16 MiB hold the logits of 2048 pairs in float32, and with
-    the rest of a call's memory stay below 32. A gradient in bfloat16 needs more of the rest.
+    the rest of a call's memory stay below 32. Gradients in bfloat16, and many channels, need more of the rest.
     """
     row, room = k * accumulation_dtype(features).itemsize, 16 * 2**20
     if row * padded(n) <= room:
         return padded(n)
-    if features.dtype == torch.bfloat16:
+    if features.dtype == torch.bfloat16 or features.shape[1] > 512:
         room //= 2
     return room // row // 128 * 128 if some else 0
 
