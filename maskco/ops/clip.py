@@ -166,8 +166,8 @@ def pair_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The compiled op: the loss, reduced.
 
-    Then, if the stats are wanted, own logits, the largest logit (of log 2) and the sum of each row, those of each column
-    [5, N], and ranks of rows and of columns [2, N].
+    Then, if the stats are wanted, own logits, the largest logit (in units of log 2) and the sum of each row, those of
+    each column [5, N], and ranks of rows and of columns [2, N].
     """
     n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
