@@ -15,6 +15,8 @@ from contrast_cases import CASES, FEATURES, make_case, run
 from maskco.ops import info_nce, reference
 from tolerance import assert_as_good_as
 
+pytestmark = pytest.mark.slow  # (the ops are compiled once more)
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> amx_model.AmxModel:
