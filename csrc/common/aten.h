@@ -20,7 +20,8 @@ inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
 
 // rows start .. start + length of a tensor, on the same memory
 inline Tensor narrow(const Tensor& t, int64_t dim, int64_t start, int64_t length) {
-  Tensor view = t;  // (torch's own narrow wants a non-const reference)
+  if (length == t.size(dim)) return t;  // (a view costs as much as a small batch's product)
+  Tensor view = t;                      // (torch's own narrow wants a non-const reference)
   return torch::stable::narrow(view, dim, start, length);
 }
 

@@ -27,7 +27,6 @@ struct ClipCall {
 
   ClipCall slice(int64_t first, int64_t count) const {
     ClipCall part = *this;
-    if (count == query.size(0)) return part;
     part.query = narrow(query, 0, first, count);
     part.own = own + first;
     if (query_ids) part.query_ids = narrow(*query_ids, 0, first, count);

@@ -63,7 +63,6 @@ struct PairFeatures {
 
   PairFeatures slice(int64_t start, int64_t length) const {
     PairFeatures part = *this;
-    if (length == n) return part;  // (a view costs as much as a small batch's product)
     part.query = narrow(query, 0, start, length);
     part.n = length;
     part.padded = round_up(length, 32);

@@ -180,8 +180,12 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
     for (int64_t p = begin; p < end; p++) {
       const int64_t row = first + p * panel, rows = std::clamp<int64_t>(f.n - row, 0, panel);
       T* to = out + p * size;
-      if (f.bfloat16)  // (a pair is as large as a float)
-        pack_panel<2>(data<const uint16_t>(f.query) + row * f.c, rows, f.c, panel, reinterpret_cast<uint16_t*>(to));
+      const auto* halves = data<const uint16_t>(f.query) + row * f.c;  // (two are as large as a float)
+      const bool whole_pairs = f.c % 2 == 0 && reinterpret_cast<uintptr_t>(halves) % 4 == 0;
+      if (f.bfloat16 && whole_pairs)
+        pack_panel<1>(reinterpret_cast<const int32_t*>(halves), rows, f.c / 2, panel, reinterpret_cast<int32_t*>(to));
+      else if (f.bfloat16)
+        pack_panel<2>(halves, rows, f.c, panel, reinterpret_cast<uint16_t*>(to));
       else
         pack_panel<1>(data<const T>(f.query) + row * f.c, rows, f.c, panel, to);
     }
