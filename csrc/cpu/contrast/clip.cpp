@@ -6,43 +6,13 @@
 #include <optional>
 #include <tuple>
 
-#include "common/info_nce.h"
 #include "common/library.h"
+#include "common/pair_losses.h"
 #include "cpu/contrast/schedule.h"
 #include "cpu/contrast/softmax.h"
 
 namespace maskco {
 namespace {
-
-struct ClipCall {
-  Tensor query, keys;  // [N, C], [K, C]
-  int64_t own;         // key i + own is query i's own
-  std::optional<Tensor> query_ids, key_ids;
-  double scale_number;
-  std::optional<Tensor> scale_tensor;
-  bool columns;      // also over each key's queries
-  double smoothing;  // label_smoothing
-  bool decoupled;    // the own pair is not in the sum
-  std::optional<double> margin;
-
-  ClipCall slice(int64_t first, int64_t count) const {
-    ClipCall part = *this;
-    part.query = narrow(query, 0, first, count);
-    part.own = own + first;
-    if (query_ids) part.query_ids = narrow(*query_ids, 0, first, count);
-    return part;
-  }
-
-  void check() const {
-    check_dim(query, 2, "query");
-    check_floating(query, "query");
-    check_features(keys, 2, query, "keys");
-    check_ids(query_ids, query.size(0), query, "query_ids");
-    check_ids(key_ids, keys.size(0), query, "key_ids");
-    check_scalar(scale_tensor, accumulation_type(query), query, "scale_tensor");
-    STD_TORCH_CHECK(0 <= own && own + query.size(0) <= keys.size(0), "own must leave a key for each query");
-  }
-};
 
 template <class T>
 using ClipKernels = SweepKernels<T, SoftmaxPairs<T>>;
@@ -99,7 +69,7 @@ SoftmaxPairs<T> policy_of(const ClipCall& call, const LaneIds<T>& ids, const std
 template <class T>
 ClipState<T> forward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
                      const Tensor& logits) {
-  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor) * T(kLog2E);
+  const T scale = scalar_value<T>(call.scale) * T(kLog2E);
   const T smoothing = static_cast<T>(call.smoothing);
   ClipState<T> state;
   std::vector<T>& own = state.rows.own_logit;
@@ -162,10 +132,6 @@ struct Weights {
   }
 };
 
-struct Needed {
-  bool query, keys, scale;
-};
-
 // Adds to both gradients, and returns the sum of weights times logits, of which the scale's is made.
 // row_upstream(i), column_upstream(j): dL/d(cross-entropy) of query i and key j
 template <class T, class Rows, class Columns>
@@ -173,7 +139,7 @@ double backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairF
                 const ClipState<T>& state, const Tensor& logits, Needed need, const Rows& row_upstream,
                 const Columns& column_upstream, GradientSum<T>& grad_query, GradientSum<T>& grad_keys) {
   const T smoothing = static_cast<T>(call.smoothing);
-  const T natural = scalar_value<T>(call.scale_number, call.scale_tensor), scale = natural * T(kLog2E);
+  const T natural = scalar_value<T>(call.scale), scale = natural * T(kLog2E);
   const Weights<T> rows(state.rows, f.n, smoothing, call.decoupled, natural, row_upstream);
   const Weights<T> columns(state.columns, call.columns ? f.k : 0, smoothing, call.decoupled, natural, column_upstream);
   const LaneIds<T> ids(call.query_ids, f.padded);
@@ -221,10 +187,6 @@ inline Tensor integers_of(const Tensor& like, const std::vector<int64_t>& values
   return out;
 }
 
-// loss [N], parts [2, N], own_logit [1, N rounded up], row_rank, column_rank, row_sums [2, N rounded up], column_sums
-// [2, K], row_totals, column_totals, logits
-using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <class T>
 ClipForward forward_rows(const ClipCall& call, int64_t kept) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
@@ -244,30 +206,6 @@ ClipForward forward_rows(const ClipCall& call, int64_t kept) {
           rows_of<T>(call.query, {&columns.total, &columns.count}, size(columns.total)),
           logits};
 }
-
-// The same on the way back, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own pair
-// [K], which is not here where its query is another rank's.
-struct ClipSaved {
-  Tensor row_upstream, column_upstream, parts, own_logit, column_own;
-  Tensor row_sums, column_sums, row_totals, column_totals, logits;
-
-  void check(const ClipCall& call) const {
-    const int64_t n = call.query.size(0), padded = round_up(n, 32), k = call.keys.size(0);
-    const int64_t columns = call.columns ? k : 0, totals = call.smoothing > 0 ? 1 : 0;
-    check_rows(row_upstream, call.query, "row_upstream");
-    check_kept(column_upstream, {columns}, call.query, "column_upstream");
-    check_kept(parts, {2, n}, call.query, "parts");
-    check_kept(own_logit, {1, padded}, call.query, "own_logit");
-    check_kept(column_own, {columns}, call.query, "column_own");
-    check_kept(row_sums, {2, padded}, call.query, "row_sums");
-    check_kept(column_sums, {2, columns}, call.query, "column_sums");
-    check_kept(row_totals, {2, totals * padded}, call.query, "row_totals");
-    check_kept(column_totals, {2, totals * columns}, call.query, "column_totals");
-    check_kept(logits, {k, logits.size(1)}, call.query, "logits");
-  }
-};
-
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // for the query, the keys, the scale [1]; empty where not needed
 
 template <class T>
 Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed need) {
@@ -295,22 +233,18 @@ Gradients backward_rows(const ClipCall& call, const ClipSaved& saved, Needed nee
   const double along = backward(
       call, kernels, f, state, saved.logits, need, [&](int64_t i) { return data<const T>(rows)[i]; },
       [&](int64_t j) { return data<const T>(saved.column_upstream)[j]; }, grad_query, grad_keys);
-  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
+  const T scale = scalar_value<T>(call.scale);
   return {grad_query.result(), grad_keys.result(),
-          scale_gradient(call.query, along, scale, call.scale_number, need.scale)};
+          scale_gradient(call.query, along, scale, call.scale.number, need.scale)};
 }
 
 // ---- their sum with its gradients
 
-// loss [], times `factor`, and its gradients as far as they are needed; with `stats` own_logit, the largest logit and
-// the sum of each row, those of each column [5, N], and the ranks of rows and columns [2, N]
-using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <class T>
-ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stats) {
+ClipSum sum_rows(const ClipCall& call, T factor, Needed need, int64_t kept, bool stats) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const bool weigh = need.query || need.keys || need.scale;
+  const bool weigh = need.any();
   const int64_t slice = weigh && !call.columns && kept < f.padded ? slice_rows(f) : 0;
   const int64_t rows = slice > 0 ? slice : std::max<int64_t>(f.n, 1);
   const Tensor logits = logits_to_keep(f.slice(0, std::min(rows, f.n)), slice > 0 ? slice : weigh ? kept : 0);
@@ -346,54 +280,31 @@ ClipSum sum(const ClipCall& call, T factor, Needed need, int64_t kept, bool stat
   }
   const Tensor loss = torch::stable::new_empty(call.query, {}, scalar_type_of<T>);
   *data<T>(loss) = static_cast<T>(total * factor);
-  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
-  const Tensor grad_scale = scale_gradient(call.query, along, scale, call.scale_number, need.scale);
+  const T scale = scalar_value<T>(call.scale);
+  const Tensor grad_scale = scale_gradient(call.query, along, scale, call.scale.number, need.scale);
   return {loss, grad_query.result(), grad_keys.result(), grad_scale, statistics, ranks};
 }
 
-bool in_double(const ClipCall& call) { return accumulation_type(call.query) == ScalarType::Double; }
+struct CpuClip {
+  static bool in_double(const ClipCall& call) { return accumulation_type(call.query) == ScalarType::Double; }
 
-ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
-                          const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
-                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, int64_t kept) {
-  const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
-  call.check();
-  return in_double(call) ? forward_rows<double>(call, kept) : forward_rows<float>(call, kept);
-}
-
-Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstream, const Tensor& query,
-                        const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
-                        const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
-                        bool columns, double smoothing, bool decoupled, std::optional<double> margin,
-                        const Tensor& parts, const Tensor& own_logit, const Tensor& column_own, const Tensor& row_sums,
-                        const Tensor& column_sums, const Tensor& row_totals, const Tensor& column_totals,
-                        const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
-  const ClipCall call{query, keys, own, query_ids, key_ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
-  const ClipSaved saved{row_upstream, column_upstream, parts,      own_logit,     column_own,
-                        row_sums,     column_sums,     row_totals, column_totals, logits};
-  call.check();
-  saved.check(call);
-  const Needed need{need_query, need_keys, need_scale};
-  return in_double(call) ? backward_rows<double>(call, saved, need) : backward_rows<float>(call, saved, need);
-}
-
-ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& ids, double scale,
-                      const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
-                      std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
-                      int64_t kept, bool stats) {
-  const ClipCall call{query, keys, 0, ids, ids, scale, scale_tensor, columns, smoothing, decoupled, margin};
-  call.check();
-  check_size(keys, 0, query.size(0), "keys");
-  const Needed need{need_query, need_keys, need_scale};
-  return in_double(call) ? sum<double>(call, factor, need, kept, stats)
-                         : sum<float>(call, static_cast<float>(factor), need, kept, stats);
-}
+  static ClipForward forward(const ClipCall& call, int64_t kept) {
+    return in_double(call) ? forward_rows<double>(call, kept) : forward_rows<float>(call, kept);
+  }
+  static Gradients backward(const ClipCall& call, const ClipSaved& saved, Needed need) {
+    return in_double(call) ? backward_rows<double>(call, saved, need) : backward_rows<float>(call, saved, need);
+  }
+  static ClipSum sum(const ClipCall& call, double factor, Needed need, int64_t kept, bool stats) {
+    return in_double(call) ? sum_rows<double>(call, factor, need, kept, stats)
+                           : sum_rows<float>(call, static_cast<float>(factor), need, kept, stats);
+  }
+};
 
 }  // namespace
 }  // namespace maskco
 
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
-  m.impl("clip_loss_fwd", TORCH_BOX(&maskco::clip_loss_fwd));
-  m.impl("clip_loss_bwd", TORCH_BOX(&maskco::clip_loss_bwd));
-  m.impl("clip_loss_sum", TORCH_BOX(&maskco::clip_loss_sum));
+  m.impl("clip_loss_fwd", TORCH_BOX(&maskco::clip_loss_fwd<maskco::CpuClip>));
+  m.impl("clip_loss_bwd", TORCH_BOX(&maskco::clip_loss_bwd<maskco::CpuClip>));
+  m.impl("clip_loss_sum", TORCH_BOX(&maskco::clip_loss_sum<maskco::CpuClip>));
 }

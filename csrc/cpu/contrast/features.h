@@ -4,14 +4,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "common/aten.h"
-#include "common/checks.h"
+#include "common/pair_losses.h"
 #include "cpu/contrast/operands.h"
 
 namespace maskco {
@@ -177,12 +176,11 @@ struct LaneIds {
 
 inline const int64_t* id_pointer(const std::optional<Tensor>& ids) { return ids ? data<const int64_t>(*ids) : nullptr; }
 
-// A number, or the one in a tensor to the power of the number: 1, or -1 for a temperature.
 template <class T>
-T scalar_value(double value, const std::optional<Tensor>& tensor) {
-  if (!tensor) return static_cast<T>(value);
-  const T in_tensor = *data<const T>(*tensor);
-  return value < 0 ? 1 / in_tensor : in_tensor;
+T scalar_value(const ScaleArgument& scale) {
+  if (!scale.tensor) return static_cast<T>(scale.number);
+  const T in_tensor = *data<T>(*scale.tensor);
+  return scale.number < 0 ? 1 / in_tensor : in_tensor;
 }
 
 // A logit in units of log 2 as it comes back when it is kept in natural ones: so both passes see the same number.
@@ -214,16 +212,6 @@ T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
   return behind + (behind == 0 ? std::log1p(sum) : std::log(*total));
 }
 
-// What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.
-inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features,
-                       const char* name) {
-  check_dim(t, static_cast<int64_t>(sizes.size()), name);
-  int64_t d = 0;
-  for (int64_t size : sizes) check_size(t, d++, size, name);
-  check_dtype(t, accumulation_type(features), name);
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
-}
-
 // A tensor of zeros, in the type that sums run in.
 template <class T>
 Tensor filled(const Tensor& like, int64_t rows, int64_t columns) {
@@ -240,12 +228,6 @@ Tensor sum_of(const Tensor& rows, double factor) {
   for (int64_t i = 0; i < rows.size(0); i++) total += data<const T>(rows)[i];
   *data<T>(out) = static_cast<T>(total * factor);
   return out;
-}
-
-// Of gradients that are ready before their upstream gradient is known: float16 could not bear that yet.
-inline ScalarType gradient_type(const Tensor& features) {
-  const ScalarType dtype = features.scalar_type();
-  return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
 template <class T>

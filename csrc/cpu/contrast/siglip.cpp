@@ -4,45 +4,24 @@
 #include <optional>
 #include <tuple>
 
-#include "common/info_nce.h"
 #include "common/library.h"
+#include "common/pair_losses.h"
 #include "cpu/contrast/schedule.h"
 #include "cpu/contrast/sigmoid.h"
 
 namespace maskco {
 namespace {
 
-struct SigLipCall {
-  Tensor query, keys;          // [N, C], [K, C]
-  std::optional<int64_t> own;  // key i + own is query i's own
-  double scale_number;
-  std::optional<Tensor> scale_tensor;
-  double bias_number;
-  std::optional<Tensor> bias_tensor;
-
-  void check() const {
-    check_dim(query, 2, "query");
-    check_floating(query, "query");
-    check_features(keys, 2, query, "keys");
-    check_scalar(scale_tensor, accumulation_type(query), query, "scale_tensor");
-    check_scalar(bias_tensor, accumulation_type(query), query, "bias_tensor");
-  }
-};
-
-struct Needed {
-  bool query, keys, scale, bias;
-};
-
 // loss [N]; the gradients for query, keys, scale and bias [1] of the sum of all losses times `factor`, or of their sum
 // weighted by `upstream` [N].
-using SigLipResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using SigLipResult = SigLipSum;
 
 template <class T>
 SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor_, Needed need) {
   const auto kernels = sweep_kernels<T, SigmoidPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const T scale = scalar_value<T>(call.scale_number, call.scale_tensor);
-  const bool weigh = need.query || need.keys || need.scale || need.bias;
+  const T scale = scalar_value<T>(call.scale);
+  const bool weigh = need.any();
   std::vector<T> loss(f.padded), bias_gradient(need.bias ? f.padded : 0), along(need.scale ? f.padded : 0);
   std::vector<T> factor(weigh ? f.padded : 0, scale * static_cast<T>(factor_));
   if (weigh && upstream) {
@@ -52,7 +31,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   SigmoidPairs<T> policy{};
   policy.has_own = call.own.has_value();
   policy.own = call.own.value_or(0);
-  policy.bias = scalar_value<T>(call.bias_number, call.bias_tensor) * T(kLog2E);
+  policy.bias = scalar_value<T>(call.bias) * T(kLog2E);
   policy.factor = factor.data();
   policy.loss = loss.data();
   policy.bias_gradient = need.bias ? bias_gradient.data() : nullptr;
@@ -69,51 +48,35 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   const Tensor grad_bias = torch::stable::new_empty(call.query, {need.bias ? 1 : 0}, scalar_type_of<T>);
   if (need.bias)  // (the weights are times the scale)
     *data<T>(grad_bias) = static_cast<T>(total_of(bias_gradient) / double(scale));
-  const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, call.scale_number, need.scale);
+  const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, call.scale.number, need.scale);
   return {out, grad_query.result(), grad_keys.result(), grad_scale, grad_bias};
 }
 
 SigLipResult compute(const SigLipCall& call, const std::optional<Tensor>& upstream, double factor, Needed need) {
-  call.check();
   return accumulation_type(call.query) == ScalarType::Double ? compute_in<double>(call, upstream, factor, need)
                                                              : compute_in<float>(call, upstream, factor, need);
 }
 
-Tensor siglip_loss_fwd(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
-                       const std::optional<Tensor>& scale_tensor, double bias,
-                       const std::optional<Tensor>& bias_tensor) {
-  return std::get<0>(compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, 1, {}));
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> siglip_loss_bwd(const Tensor& grad_loss, const Tensor& query,
-                                                           const Tensor& keys, std::optional<int64_t> own, double scale,
-                                                           const std::optional<Tensor>& scale_tensor, double bias,
-                                                           const std::optional<Tensor>& bias_tensor, bool need_query,
-                                                           bool need_keys, bool need_scale, bool need_bias) {
-  check_rows(grad_loss, query, "grad_loss");
-  const auto [loss, grad_query, grad_keys, grad_scale, grad_bias] =
-      compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, grad_loss, 1,
-              {need_query, need_keys, need_scale, need_bias});
-  return {grad_query, grad_keys, grad_scale, grad_bias};
-}
-
-SigLipResult siglip_loss_sum(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
-                             const std::optional<Tensor>& scale_tensor, double bias,
-                             const std::optional<Tensor>& bias_tensor, double factor, bool need_query, bool need_keys,
-                             bool need_scale, bool need_bias) {
-  auto result = compute({query, keys, own, scale, scale_tensor, bias, bias_tensor}, std::nullopt, factor,
-                        {need_query, need_keys, need_scale, need_bias});
-  const Tensor rows = std::get<0>(result);
-  std::get<0>(result) =
-      rows.scalar_type() == ScalarType::Double ? sum_of<double>(rows, factor) : sum_of<float>(rows, factor);
-  return result;
-}
+struct CpuSigLip {
+  static Tensor forward(const SigLipCall& call) { return std::get<0>(compute(call, std::nullopt, 1, {})); }
+  static SigLipGradients backward(const SigLipCall& call, const Tensor& grad_loss, Needed need) {
+    const auto [loss, grad_query, grad_keys, grad_scale, grad_bias] = compute(call, grad_loss, 1, need);
+    return {grad_query, grad_keys, grad_scale, grad_bias};
+  }
+  static SigLipSum sum(const SigLipCall& call, double factor, Needed need) {
+    SigLipSum result = compute(call, std::nullopt, factor, need);
+    const Tensor rows = std::get<0>(result);
+    std::get<0>(result) =
+        rows.scalar_type() == ScalarType::Double ? sum_of<double>(rows, factor) : sum_of<float>(rows, factor);
+    return result;
+  }
+};
 
 }  // namespace
 }  // namespace maskco
 
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
-  m.impl("siglip_loss_fwd", TORCH_BOX(&maskco::siglip_loss_fwd));
-  m.impl("siglip_loss_bwd", TORCH_BOX(&maskco::siglip_loss_bwd));
-  m.impl("siglip_loss_sum", TORCH_BOX(&maskco::siglip_loss_sum));
+  m.impl("siglip_loss_fwd", TORCH_BOX(&maskco::siglip_loss_fwd<maskco::CpuSigLip>));
+  m.impl("siglip_loss_bwd", TORCH_BOX(&maskco::siglip_loss_bwd<maskco::CpuSigLip>));
+  m.impl("siglip_loss_sum", TORCH_BOX(&maskco::siglip_loss_sum<maskco::CpuSigLip>));
 }

@@ -1,0 +1,266 @@
+// What the host functions of the losses over all pairs take and return on any device, and check before they compute.
+// The ops' argument lists are spelled out in schema.cpp and here, and nowhere else in C++.
+//
+// Each op is a template over what computes it: a struct with static forward, backward and sum.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+
+#include "common/aten.h"
+#include "common/info_nce.h"
+
+namespace maskco {
+
+// Rows of what a forward pass keeps for the backward pass, as the CPU's kernels lay them out.
+constexpr int64_t padded_rows(int64_t n) { return (n + 31) / 32 * 32; }
+
+// What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.
+inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features,
+                       const char* name) {
+  check_dim(t, static_cast<int64_t>(sizes.size()), name);
+  int64_t d = 0;
+  for (int64_t size : sizes) check_size(t, d++, size, name);
+  check_dtype(t, accumulation_type(features), name);
+  check_same_device(t, features, name);
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+// Of gradients that are ready before their upstream gradient is known: float16 could not bear that yet.
+inline ScalarType gradient_type(const Tensor& features) {
+  const ScalarType dtype = features.scalar_type();
+  return dtype == ScalarType::Half ? ScalarType::Float : dtype;
+}
+
+// A number, or the one in a tensor to the power of the number: 1, or -1 for a temperature.
+struct ScaleArgument {
+  double number;
+  std::optional<Tensor> tensor;  // one element, in the type that sums run in
+};
+
+struct Needed {
+  bool query, keys, scale, bias = false;
+
+  bool any() const { return query || keys || scale || bias; }
+};
+
+// For the query, the keys, the scale [1]; empty where not needed.
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+// ---- clip_loss ----
+
+struct ClipCall {
+  Tensor query, keys;  // [N, C], [K, C]
+  int64_t own;         // key i + own is query i's own
+  std::optional<Tensor> query_ids, key_ids;
+  ScaleArgument scale;
+  bool columns;      // also over each key's queries
+  double smoothing;  // label_smoothing
+  bool decoupled;    // the own pair is not in the sum
+  std::optional<double> margin;
+
+  ClipCall slice(int64_t first, int64_t count) const {
+    ClipCall part = *this;
+    part.query = narrow(query, 0, first, count);
+    part.own = own + first;
+    if (query_ids) part.query_ids = narrow(*query_ids, 0, first, count);
+    return part;
+  }
+
+  void check() const {
+    check_dim(query, 2, "query");
+    check_floating(query, "query");
+    check_features(keys, 2, query, "keys");
+    check_ids(query_ids, query.size(0), query, "query_ids");
+    check_ids(key_ids, keys.size(0), query, "key_ids");
+    check_scalar(scale.tensor, accumulation_type(query), query, "scale_tensor");
+    STD_TORCH_CHECK(0 <= own && own + query.size(0) <= keys.size(0), "own must leave a key for each query");
+  }
+};
+
+// loss [N], parts [2, N], own_logit [1, N rounded up], row_rank [N rounded up], column_rank [K], row_sums [2, N rounded
+// up], column_sums [2, K], row_totals, column_totals, logits
+using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The same on the way back, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own pair
+// [K], which is not here where its query is another rank's.
+struct ClipSaved {
+  Tensor row_upstream, column_upstream, parts, own_logit, column_own;
+  Tensor row_sums, column_sums, row_totals, column_totals, logits;
+
+  void check(const ClipCall& call) const {
+    const int64_t n = call.query.size(0), padded = padded_rows(n), k = call.keys.size(0);
+    const int64_t columns = call.columns ? k : 0, totals = call.smoothing > 0 ? 1 : 0;
+    check_rows(row_upstream, call.query, "row_upstream");
+    check_kept(column_upstream, {columns}, call.query, "column_upstream");
+    check_kept(parts, {2, n}, call.query, "parts");
+    check_kept(own_logit, {1, padded}, call.query, "own_logit");
+    check_kept(column_own, {columns}, call.query, "column_own");
+    check_kept(row_sums, {2, padded}, call.query, "row_sums");
+    check_kept(column_sums, {2, columns}, call.query, "column_sums");
+    check_kept(row_totals, {2, totals * padded}, call.query, "row_totals");
+    check_kept(column_totals, {2, totals * columns}, call.query, "column_totals");
+    check_kept(logits, {k, logits.size(1)}, call.query, "logits");
+  }
+};
+
+// loss [], times `factor`, and its gradients as far as they are needed; with `stats` own_logit, the largest logit and
+// the sum of each row, those of each column [5, N], and the ranks of rows and columns [2, N]
+using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
+ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
+                          const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
+                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, int64_t kept) {
+  const ClipCall call{query,   keys,      own,       query_ids, key_ids, {scale, scale_tensor},
+                      columns, smoothing, decoupled, margin};
+  call.check();
+  return Device::forward(call, kept);
+}
+
+template <class Device>
+Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstream, const Tensor& query,
+                        const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
+                        const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
+                        bool columns, double smoothing, bool decoupled, std::optional<double> margin,
+                        const Tensor& parts, const Tensor& own_logit, const Tensor& column_own, const Tensor& row_sums,
+                        const Tensor& column_sums, const Tensor& row_totals, const Tensor& column_totals,
+                        const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
+  const ClipCall call{query,   keys,      own,       query_ids, key_ids, {scale, scale_tensor},
+                      columns, smoothing, decoupled, margin};
+  const ClipSaved saved{row_upstream, column_upstream, parts,      own_logit,     column_own,
+                        row_sums,     column_sums,     row_totals, column_totals, logits};
+  call.check();
+  saved.check(call);
+  return Device::backward(call, saved, {need_query, need_keys, need_scale});
+}
+
+template <class Device>
+ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& ids, double scale,
+                      const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
+                      std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
+                      int64_t kept, bool stats) {
+  const ClipCall call{query, keys, 0, ids, ids, {scale, scale_tensor}, columns, smoothing, decoupled, margin};
+  call.check();
+  check_size(keys, 0, query.size(0), "keys");
+  return Device::sum(call, factor, {need_query, need_keys, need_scale}, kept, stats);
+}
+
+// ---- supcon_loss ----
+
+struct SupConCall {
+  Tensor query, keys, query_labels, key_labels;  // [N, C], [K, C], [N], [K]
+  std::optional<int64_t> own;                    // key i + own is query i itself, and no key of it
+  ScaleArgument scale;
+  bool symmetric;  // the keys are the queries, whose gradient is that of both roles
+
+  void check() const {
+    check_dim(query, 2, "query");
+    check_floating(query, "query");
+    check_features(keys, 2, query, "keys");
+    check_ids(query_labels, query.size(0), query, "query_labels");
+    check_ids(key_labels, keys.size(0), query, "key_labels");
+    check_scalar(scale.tensor, accumulation_type(query), query, "scale_tensor");
+    if (symmetric) check_size(keys, 0, query.size(0), "keys");
+  }
+};
+
+// loss, lse, mean logit and number of positives [N]; the largest logit and the sum of all [2, N rounded up]; the
+// logits, where they are kept
+using SupConForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+struct SupConSaved {
+  Tensor grad_loss, positives, sums, logits;
+};
+
+// loss [], times `factor`, with its gradients as far as they are needed; lse, positive_logit, positives as forward
+using SupConSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
+SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
+                              const Tensor& key_labels, std::optional<int64_t> own, double scale,
+                              const std::optional<Tensor>& scale_tensor, bool symmetric, int64_t kept) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+  call.check();
+  return Device::forward(call, kept);
+}
+
+template <class Device>
+Gradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys, const Tensor& query_labels,
+                          const Tensor& key_labels, std::optional<int64_t> own, double scale,
+                          const std::optional<Tensor>& scale_tensor, const Tensor& positives, const Tensor& sums,
+                          const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+  call.check();
+  check_rows(grad_loss, query, "grad_loss");
+  check_ids(positives, query.size(0), query, "positives");
+  check_kept(sums, {2, padded_rows(query.size(0))}, query, "sums");
+  check_kept(logits, {keys.size(0), logits.size(1)}, query, "logits");
+  return Device::backward(call, {grad_loss, positives, sums, logits}, {need_query, need_keys, need_scale});
+}
+
+template <class Device>
+SupConSum supcon_loss_sum(const Tensor& query, const Tensor& keys, const Tensor& query_labels, const Tensor& key_labels,
+                          std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
+                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale,
+                          int64_t kept) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+  call.check();
+  return Device::sum(call, factor, {need_query, need_keys, need_scale}, kept);
+}
+
+// ---- siglip_loss ----
+
+struct SigLipCall {
+  Tensor query, keys;          // [N, C], [K, C]
+  std::optional<int64_t> own;  // key i + own is query i's own
+  ScaleArgument scale, bias;   // the bias to the power of 1
+
+  void check() const {
+    check_dim(query, 2, "query");
+    check_floating(query, "query");
+    check_features(keys, 2, query, "keys");
+    check_scalar(scale.tensor, accumulation_type(query), query, "scale_tensor");
+    check_scalar(bias.tensor, accumulation_type(query), query, "bias_tensor");
+  }
+};
+
+// For the query, the keys, the scale [1], the bias [1]; empty where not needed.
+using SigLipGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// The loss [], and these.
+using SigLipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
+Tensor siglip_loss_fwd(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
+                       const std::optional<Tensor>& scale_tensor, double bias,
+                       const std::optional<Tensor>& bias_tensor) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+  call.check();
+  return Device::forward(call);
+}
+
+template <class Device>
+SigLipGradients siglip_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys,
+                                std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
+                                double bias, const std::optional<Tensor>& bias_tensor, bool need_query, bool need_keys,
+                                bool need_scale, bool need_bias) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+  call.check();
+  check_rows(grad_loss, query, "grad_loss");
+  return Device::backward(call, grad_loss, {need_query, need_keys, need_scale, need_bias});
+}
+
+template <class Device>
+SigLipSum siglip_loss_sum(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
+                          const std::optional<Tensor>& scale_tensor, double bias,
+                          const std::optional<Tensor>& bias_tensor, double factor, bool need_query, bool need_keys,
+                          bool need_scale, bool need_bias) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+  call.check();
+  return Device::sum(call, factor, {need_query, need_keys, need_scale, need_bias});
+}
+
+}  // namespace maskco
