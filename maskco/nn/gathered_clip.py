@@ -40,7 +40,7 @@ def clip_losses(
     refuse_transforms("clip_loss", image, text, scale[1])
     image, text = joined(image, of_images), joined(text, of_texts)
     all_ids = None if ids is None else gather_parts(ids, of_images.lengths)
-    if _library.kernels(image.device, cpu_only="clip_loss") is None:
+    if _library.kernels(image.device) is None:
         return _plain(image, text, ids, all_ids, scalar_of(scale), smoothing, of_images, of_texts)
     return _GatheredClip.apply(image, text, ids, all_ids, *scale, smoothing, of_texts)
 
@@ -60,7 +60,7 @@ class _GatheredClip(torch.autograd.Function):
     ) -> Tensor:
         n, own = len(image), slice(layout.start, layout.start + len(image))
         texts = gather_parts(text, layout.lengths)
-        kept = kept_rows(n, len(texts), image, some=True) if any(ctx.needs_input_grad) else 0
+        kept = kept_rows(torch.ops.maskco, n, len(texts), image, some=True) if any(ctx.needs_input_grad) else 0
         ctx.options = True, smoothing, False, None  # both directions; neither decoupled nor with a margin
         call = image, texts, own.start, ids, all_ids, scale, scale_tensor, *ctx.options
         _, parts, own_logit, _, _, row_sums, column_sums, row_totals, column_totals, logits = (

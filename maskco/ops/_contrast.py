@@ -10,6 +10,7 @@ import torch
 import torch._C._functorch as functorch
 from torch import Tensor
 
+from maskco.ops import _library
 from maskco.ops._inputs import (
     FLOATS,
     INTEGERS,
@@ -106,12 +107,15 @@ def padded(n: int) -> int:
     return (n + 31) // 32 * 32
 
 
-def kept_rows(n: int, k: int, features: Tensor, *, some: bool = False) -> int:
+def kept_rows(ops: Any, n: int, k: int, features: Tensor, *, some: bool = False) -> int:
     """The first queries, whose logits are kept for the backward pass: faster than to compute them again.
 
     All, or none, or with `some` as many as there is room for. 16 MiB hold the logits of 2048 pairs in float32, and with
-    the rest of a call's memory stay below 32. Gradients in bfloat16, and many channels, need more of the rest.
+    the rest of a call's memory stay below 32. Gradients in bfloat16, and many channels, need more of the rest. CUDA's
+    kernels keep none.
     """
+    if not _library.keep_logits(ops, features.device):
+        return 0
     row, room = k * accumulation_dtype(features).itemsize, 16 * 2**20
     if row * padded(n) <= room:
         return padded(n)

@@ -72,6 +72,11 @@ def kernels(device: torch.device, cpu_only: str = "") -> Any | None:
     return None
 
 
+def keep_logits(ops: Any, device: torch.device) -> bool:
+    """Whether these ops can keep logits for the backward pass: the CPU's."""
+    return ops is torch.ops.maskco and device.type in ("cpu", "meta")
+
+
 @functools.cache
 def _runs_on(index: int | None) -> bool:
     """Whether the CUDA kernels were built for this GPU. Without a GPU (fake tensors): yes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,13 +107,13 @@ def clip_loss(
     else:
         scale = check_nonzero(logit_scale, image, "logit_scale", "image")
 
-    if _library.kernels(image.device, cpu_only="clip_loss") is None:
+    ops = _library.kernels(image.device)
+    if ops is None:
         found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
         loss, stats = reduce(found[0], reduction), ClipStats(*(t.detach() for t in found[1:]))
         return (loss, stats) if return_stats else loss
-    loss, statistics, ranks = pair_losses(
-        "clip_loss", image, text, ids, scale, reduction, columns=True, smoothing=smoothing, stats=return_stats
-    )
+    options = {"columns": True, "smoothing": smoothing, "stats": return_stats}
+    loss, statistics, ranks = pair_losses(ops, "clip_loss", image, text, ids, scale, reduction, **options)
     if not return_stats:
         return loss
     own, *sides = statistics.detach()
@@ -121,6 +121,7 @@ def clip_loss(
 
 
 def all_pairs(
+    ops: Any,
     query: Tensor,
     positive: Tensor,
     ids: Tensor | None,
@@ -135,9 +136,8 @@ def all_pairs(
 
     Unless the stats are wanted, they are only placeholders.
     """
-    loss, statistics, ranks = pair_losses(
-        "info_nce", query, positive, ids, scale, reduction, decoupled=decoupled, margin=margin, stats=stats
-    )
+    options = {"decoupled": decoupled, "margin": margin, "stats": stats}
+    loss, statistics, ranks = pair_losses(ops, "info_nce", query, positive, ids, scale, reduction, **options)
     if not stats:
         return loss, (statistics, statistics, ranks)
     own, *row, _, _ = statistics.detach()
@@ -151,6 +151,7 @@ def _lse(own: Tensor | None, largest: Tensor, total: Tensor) -> Tensor:
 
 
 def pair_losses(
+    ops: Any,
     op: str,
     query: Tensor,
     keys: Tensor,
@@ -169,10 +170,10 @@ def pair_losses(
     Then, if the stats are wanted, own logits, the largest logit (in units of log 2) and the sum of each row, those of
     each column [5, N], and ranks of rows and of columns [2, N].
     """
-    n, ops, inputs = query.shape[0], torch.ops.maskco, (query, keys, scale[1])
+    n, inputs = query.shape[0], (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    kept = kept_rows(n, n, query, some=columns) if any(needed) else 0
+    kept = kept_rows(ops, n, n, query, some=columns) if any(needed) else 0
     options = (*scale, columns, smoothing, decoupled, margin)
     if reduction != "none":
         arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats)

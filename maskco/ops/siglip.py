@@ -74,16 +74,17 @@ def siglip_loss(
     bias = check_scalar(logit_bias, image, "logit_bias", "image")
 
     factor = mean_factor(image.shape[0], reduction)
-    if _library.kernels(image.device, cpu_only="siglip_loss") is None:
+    ops = _library.kernels(image.device)
+    if ops is None:
         loss = reference.siglip_loss(image, text, scale=scalar_of(scale), bias=scalar_of(bias), offset=offset)
         return loss if reduction == "none" else loss.sum() * factor
     in_vmap = refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
     if reduction == "none":
-        return torch.ops.maskco.siglip_loss_fwd(image, text, offset, *scale, *bias)
+        return ops.siglip_loss_fwd(image, text, offset, *scale, *bias)
     inputs = (image, text, scale[1], bias[1])
     needed = [in_vmap or needs_grad(t) for t in inputs]
     arguments = (image, text, offset, *scale, *bias, factor, *needed)
-    return with_gradients(torch.ops.maskco.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)[0]
+    return with_gradients(ops.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)[0]
 
 
 def _fake_fwd(query, *_):

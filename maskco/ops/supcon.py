@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,16 +102,20 @@ def supcon_loss(
     check_reduction(reduction)
     number, tensor = check_nonzero(temperature, query, "temperature", "query")
 
-    if _library.kernels(query.device, cpu_only="supcon_loss") is None:
+    ops = _library.kernels(query.device)
+    if ops is None:
         options = {"query_labels": query_labels, "key_labels": key_labels, "offset": offset}
         loss, *stats = reference.supcon_loss(query, keys, **options, temperature=number if tensor is None else tensor)
         loss = reduce(loss, reduction)
     else:
-        loss, *stats = _compiled(query, keys, query_labels, key_labels, offset, inverse((number, tensor)), reduction)
+        loss, *stats = _compiled(
+            ops, query, keys, query_labels, key_labels, offset, inverse((number, tensor)), reduction
+        )
     return (loss, SupConStats(*(t.detach() for t in stats[:3]))) if return_stats else loss
 
 
 def _compiled(
+    ops: Any,
     query: Tensor,
     keys: Tensor | None,
     query_labels: Tensor,
@@ -127,12 +131,12 @@ def _compiled(
     inputs: tuple[Tensor | None, ...] = (query, others, scale[1])
     in_vmap = refuse_transforms("supcon_loss", *inputs)
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    kept = kept_rows(query.shape[0], others.shape[0], query, some=True) if any(needed) else 0
+    kept = kept_rows(ops, query.shape[0], others.shape[0], query, some=True) if any(needed) else 0
     arguments = (query, others, query_labels, labels, own, *scale, symmetric)
     if reduction == "none":
-        return torch.ops.maskco.supcon_loss_fwd(*arguments, kept)
+        return ops.supcon_loss_fwd(*arguments, kept)
     options = (mean_factor(query.shape[0], reduction), *needed, kept)
-    return with_gradients(torch.ops.maskco.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
+    return with_gradients(ops.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
 
 
 def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, kept):

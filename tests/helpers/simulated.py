@@ -13,6 +13,9 @@ import torch
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
+FAMILIES = ("contrastive", "clip", "supcon", "siglip", "queue", "region_pool")
+
+
 class FlashShape(NamedTuple):
     """As in csrc/cuda/info_nce/shapes.h."""
 
@@ -49,7 +52,10 @@ def simulated_ops(*nvcc_flags: str) -> object:
     """torch.ops.maskco_sim: csrc/cuda compiled for the simulated runtime, with the Python parts of every op."""
     import ptxsim
 
-    families = [importlib.import_module(f"maskco.ops.{name}") for name in ("contrastive", "queue", "region_pool")]
+    families = [
+        importlib.import_module(f"maskco.ops.{name}")
+        for name in ("contrastive", "clip", "supcon", "siglip", "queue", "region_pool")
+    ]
 
     sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*/*.cu"))]
     ptxsim.build_sim_extension(

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "common/aten.h"
 #include "common/checks.h"
 #include "common/library.h"
 
@@ -28,6 +29,11 @@ inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 struct DeviceGuard {
   explicit DeviceGuard(const Tensor&) {}
 };
+// (ATen multiplies 16-bit types into float32 on CUDA alone)
+inline void wide_mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  const ScalarType dtype = out.scalar_type();
+  mm_out(out, torch::stable::to(a, dtype), torch::stable::to(b, dtype));
+}
 #else
 template <class T>
 T* device_ptr(const Tensor& t) {
@@ -42,6 +48,14 @@ inline cudaStream_t current_stream(const Tensor& t) {
 struct DeviceGuard : torch::stable::accelerator::DeviceGuard {
   explicit DeviceGuard(const Tensor& t) : torch::stable::accelerator::DeviceGuard(t.get_device_index()) {}
 };
+// out = a[N, C] @ b[C, K], in the type that sums run in
+inline void wide_mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (out.scalar_type() == a.scalar_type()) return mm_out(out, a, b);
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out.scalar_type()), torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // (the same tensor once more, owned by the caller)
+}
 #endif
 
 inline void check_cuda(cudaError_t error, const char* what) {

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "cuda/info_nce/flash_tile.cuh"
-#include "cuda/info_nce/products.cuh"
+#include "cuda/common/products.cuh"
 #include "cuda/info_nce/rows.cuh"
 
 namespace maskco {

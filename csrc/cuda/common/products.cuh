@@ -1,4 +1,4 @@
-// The tensor-core products that the flash kernels are made with: of 16-bit elements, and of float32 by one or three of
+// The tensor-core products that kernels are made with: of 16-bit elements, and of float32 by one or three of
 // TF32.
 #pragma once
 #include <cuda_bf16.h>

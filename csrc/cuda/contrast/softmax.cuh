@@ -1,0 +1,311 @@
+// Losses whose logits are normalised, over a query's keys (rows), a key's queries (columns), or both: one sweep for the
+// sums of both directions, one more for all weights. As in csrc/cpu/contrast/softmax.h, sums leave out own pairs, so
+// that a loss near 0 keeps its precision, and logits are in units of log 2.
+#pragma once
+#include "cuda/contrast/tile.cuh"
+
+namespace maskco {
+
+// Which pairs count.
+template <typename Acc>
+struct SoftmaxPairs {
+  bool own_excluded;
+  int64_t own;                         // key i + own is query i's own
+  const int64_t *query_ids, *key_ids;  // [N], [K], or null
+  bool ids_exclude;                    // pairs of one id do not count, or else they are the positives
+  bool with_margin;                    // keys whose logit exceeds own logit + margin · scale do not count
+  double margin;
+  const Acc* own_logit;  // [N], natural; null where no query has an own key
+};
+
+// Own logits come back from the backward pass in natural units: so every pass has the same number.
+template <typename Acc>
+__device__ __forceinline__ Acc in_base2(Acc natural) {
+  return times(natural, static_cast<Acc>(kLog2E));
+}
+
+// One side's sums, in as many parts as blocks have shared it. [P, size] each.
+template <typename Acc>
+struct PartialSums {
+  Acc *max, *sum;        // of the logits, and of 2^(s - max)
+  int* rank;             // logits larger than that of the own pair; null where nobody asks
+  Acc *total, *count;    // of logits that count, or of positives; null where nobody asks
+  const Acc* own_logit;  // [size], natural, for the rank
+  int64_t size;
+};
+
+// What one side's weights are made of, [size] each: weight · 2^(s - shift), less share, of pairs that count or are
+// positives.
+template <typename Acc>
+struct SideWeights {
+  const Acc *shift, *weight;
+  const Acc* share;  // or null
+};
+
+// What is subtracted in the exponent: an infinite maximum makes sums infinite or 0, not NaN.
+template <typename Acc>
+__device__ __forceinline__ Acc shift_of(Acc max) {
+  return isinf(max) ? Acc(0) : max;
+}
+
+// Logits of one tile, times the scale, on their way: the tile's place, and which of its pairs there are.
+template <typename Tile>
+struct SoftmaxTile {
+  using Acc = typename Tile::Acc;
+  const SoftmaxPairs<Acc>& pairs;
+  int64_t first_row, first_column, rows, columns;  // of all
+
+  __device__ __forceinline__ int64_t row(int block, int half) const { return first_row + Tile::row(block, half); }
+  __device__ __forceinline__ int64_t column(int j, int i) const { return first_column + Tile::column(j, i); }
+  __device__ __forceinline__ bool has_row(int block, int half) const { return row(block, half) < rows; }
+  __device__ __forceinline__ bool has_column(int j, int i) const { return column(j, i) < columns; }
+  __device__ __forceinline__ bool is_own(int block, int j, int i) const {
+    return pairs.own_excluded && column(j, i) == row(block, i / 2) + pairs.own;
+  }
+  __device__ __forceinline__ bool same_id(int block, int j, int i) const {
+    return has_row(block, i / 2) && has_column(j, i) &&
+           pairs.query_ids[row(block, i / 2)] == pairs.key_ids[column(j, i)];
+  }
+  // whether a logit is part of totals and shares
+  __device__ __forceinline__ bool counts(int block, int j, int i, Acc s) const {
+    if (pairs.key_ids != nullptr && !pairs.ids_exclude) return same_id(block, j, i) && !is_own(block, j, i);
+    return s != -static_cast<Acc>(INFINITY);
+  }
+
+  // Pairs that do not count get the logit -inf.
+  __device__ __forceinline__ void exclude(typename Tile::Logits& s, Acc scale) const {
+    const Acc none = -static_cast<Acc>(INFINITY);
+    if (first_row + Tile::kRows > rows || first_column + Tile::kColumns > columns)
+      Tile::for_each_logit([&](int block, int j, int i) {
+        if (!has_row(block, i / 2) || !has_column(j, i)) s[block][j][i] = none;
+      });
+    const int64_t own = first_row + pairs.own;  // the first row's
+    if (pairs.own_excluded && own < first_column + Tile::kColumns && own + Tile::kRows > first_column)
+      Tile::for_each_logit([&](int block, int j, int i) {
+        if (is_own(block, j, i)) s[block][j][i] = none;
+      });
+    if (pairs.key_ids != nullptr && pairs.ids_exclude)
+      Tile::for_each_logit([&](int block, int j, int i) {
+        if (same_id(block, j, i)) s[block][j][i] = none;
+      });
+    if (pairs.with_margin) {
+      const Acc above = static_cast<Acc>(pairs.margin) * scale, sign = scale < 0 ? -1 : 1;
+      Tile::for_each_row([&](int block, int half) {
+        const Acc own_logit = has_row(block, half) ? in_base2(pairs.own_logit[row(block, half)]) : Acc(0);
+        const Acc ceiling = (own_logit + above) * sign;
+#pragma unroll
+        for (int j = 0; j < Tile::kColumnBlocks; j++)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; i++)
+            if (s[block][j][i] * sign > ceiling) s[block][j][i] = none;
+      });
+    }
+  }
+};
+
+template <typename Tile>
+struct ReadShared {
+  using Acc = typename Tile::Acc;
+  alignas(128) char stages[Tile::kStages * Tile::kStageBytes];
+  Acc row_parts[4][Tile::kWarpsAcross][Tile::kRows];  // maxima, then sums; ranks, totals, counts
+  Acc column_parts[4][Tile::kWarpsDown][Tile::kColumns];
+  Acc row_shift[Tile::kRows], column_shift[Tile::kColumns];
+};
+
+// Rows (and columns, with `has_columns`) of all pairs: maxima, sums, ranks, totals. Block (x, y): a rectangle of tiles,
+// whose rows' sums are part y of all, and its columns' part x. What was summed before stands in global memory, which
+// nobody else touches, and a thread for each row and each column adds to it.
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
+    contrast_read_kernel(PairRows<typename Tile::T> query, PairRows<typename Tile::T> keys,
+                         SoftmaxPairs<typename Tile::Acc> pairs, DeviceScalar<typename Tile::Acc> natural_scale,
+                         Rectangle size, bool has_columns, PartialSums<typename Tile::Acc> row_sums,
+                         PartialSums<typename Tile::Acc> column_sums) {
+  using Acc = typename Tile::Acc;
+  extern __shared__ __align__(128) char memory[];
+  auto& shared = *reinterpret_cast<ReadShared<Tile>*>(memory);
+  const Acc scale = natural_scale.get() * static_cast<Acc>(kLog2E), none = -static_cast<Acc>(INFINITY);
+
+  Tile::sweep(shared.stages, query, keys, size, [&](int64_t first_row, int64_t first_column, auto& s) {
+    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, keys.count};
+    Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
+    tile.exclude(s, scale);
+
+    // 1. each side's largest logits
+    {
+      typename Tile::PerRow top;
+      Tile::for_each_row([&](int block, int half) { top[block][half] = none; });
+      Tile::for_each_logit(
+          [&](int block, int j, int i) { top[block][i / 2] = Larger()(top[block][i / 2], s[block][j][i]); });
+      Tile::reduce_rows(top, shared.row_parts[0], Larger());
+    }
+    if (has_columns) {
+      typename Tile::PerColumn top;
+      Tile::for_each_column([&](int j, int i) { top[j][i] = none; });
+      Tile::for_each_logit([&](int block, int j, int i) { top[j][i % 2] = Larger()(top[j][i % 2], s[block][j][i]); });
+      Tile::reduce_columns(top, shared.column_parts[0], Larger());
+    }
+    __syncthreads();
+
+    // 2. with those of the tiles before
+    const bool of_row = threadIdx.x < Tile::kRows;
+    const int own_line = threadIdx.x - (of_row ? 0 : Tile::kRows);  // the row, or column, that is this thread's
+    const auto merge = [&](const auto& body) {  // body(the side, line of all, part, tile's first of it, parts, shift)
+      if (of_row) {
+        body(row_sums, first_row + own_line, blockIdx.y,
+             first_column == int64_t(blockIdx.y) * size.columns * Tile::kColumns, shared.row_parts, shared.row_shift);
+      } else if (has_columns && own_line < Tile::kColumns) {
+        body(column_sums, first_column + own_line, blockIdx.x,
+             first_row == int64_t(blockIdx.x) * size.rows * Tile::kRows, shared.column_parts, shared.column_shift);
+      }
+    };
+    Acc before = none, max = none;
+    merge([&](const PartialSums<Acc>& side, int64_t line, unsigned part, bool first, const auto& parts, auto& shift) {
+      if (line < side.size && !first) before = side.max[part * side.size + line];
+      max = before;
+      for (const auto& of_warp : parts[0]) max = Larger()(max, of_warp[own_line]);
+      shift[own_line] = shift_of(max);
+    });
+    __syncthreads();
+
+    // 3. the tile's sums
+    {
+      typename Tile::PerRow sum = {}, shift;
+      Tile::for_each_row([&](int block, int half) { shift[block][half] = shared.row_shift[Tile::row(block, half)]; });
+      Tile::for_each_logit(
+          [&](int block, int j, int i) { sum[block][i / 2] += exp2_of(s[block][j][i] - shift[block][i / 2]); });
+      Tile::reduce_rows(sum, shared.row_parts[0], Plus());
+    }
+    if (has_columns) {
+      typename Tile::PerColumn sum = {}, shift;
+      Tile::for_each_column([&](int j, int i) { shift[j][i] = shared.column_shift[Tile::column(j, i)]; });
+      Tile::for_each_logit(
+          [&](int block, int j, int i) { sum[j][i % 2] += exp2_of(s[block][j][i] - shift[j][i % 2]); });
+      Tile::reduce_columns(sum, shared.column_parts[0], Plus());
+    }
+    if (row_sums.rank != nullptr) {
+      typename Tile::PerRow above = {}, own;
+      Tile::for_each_row([&](int block, int half) {
+        own[block][half] = tile.has_row(block, half) ? in_base2(row_sums.own_logit[tile.row(block, half)]) : Acc(0);
+      });
+      Tile::for_each_logit([&](int block, int j, int i) { above[block][i / 2] += s[block][j][i] > own[block][i / 2]; });
+      Tile::reduce_rows(above, shared.row_parts[1], Plus());
+    }
+    if (has_columns && column_sums.rank != nullptr) {
+      typename Tile::PerColumn above = {}, own;
+      Tile::for_each_column([&](int j, int i) {
+        own[j][i] = tile.has_column(j, i) ? in_base2(column_sums.own_logit[tile.column(j, i)]) : Acc(0);
+      });
+      Tile::for_each_logit([&](int block, int j, int i) { above[j][i % 2] += s[block][j][i] > own[j][i % 2]; });
+      Tile::reduce_columns(above, shared.column_parts[1], Plus());
+    }
+    if (row_sums.total != nullptr) {
+      typename Tile::PerRow total = {}, count = {};
+      Tile::for_each_logit([&](int block, int j, int i) {
+        const bool counts = tile.counts(block, j, i, s[block][j][i]);
+        total[block][i / 2] += counts ? s[block][j][i] : Acc(0);
+        count[block][i / 2] += counts;
+      });
+      Tile::reduce_rows(total, shared.row_parts[2], Plus());
+      Tile::reduce_rows(count, shared.row_parts[3], Plus());
+    }
+    if (has_columns && column_sums.total != nullptr) {
+      typename Tile::PerColumn total = {}, count = {};
+      Tile::for_each_logit([&](int block, int j, int i) {
+        const bool counts = tile.counts(block, j, i, s[block][j][i]);
+        total[j][i % 2] += counts ? s[block][j][i] : Acc(0);
+        count[j][i % 2] += counts;
+      });
+      Tile::reduce_columns(total, shared.column_parts[2], Plus());
+      Tile::reduce_columns(count, shared.column_parts[3], Plus());
+    }
+    __syncthreads();
+
+    // 4. with those of the tiles before
+    merge([&](const PartialSums<Acc>& side, int64_t line, unsigned part, bool first, const auto& parts, auto&) {
+      if (line >= side.size) return;
+      const int64_t entry = part * side.size + line;
+      const auto total = [&](int which, Acc sum) {
+        for (const auto& of_warp : parts[which]) sum += of_warp[own_line];
+        return sum;
+      };
+      const Acc shrink = before == none ? Acc(0) : exp2_of(shift_of(before) - shift_of(max));
+      side.max[entry] = max;
+      side.sum[entry] = total(0, first ? Acc(0) : side.sum[entry] * shrink);
+      if (side.rank != nullptr) {
+        int rank = first ? 0 : side.rank[entry];
+        for (const auto& of_warp : parts[1]) rank += static_cast<int>(of_warp[own_line]);
+        side.rank[entry] = rank;
+      }
+      if (side.total != nullptr) {
+        side.total[entry] = total(2, first ? Acc(0) : side.total[entry]);
+        side.count[entry] = total(3, first ? Acc(0) : side.count[entry]);
+      }
+    });
+  });
+}
+
+// Weights of all pairs of some queries with all keys, and the sum of weights times logits, of which the scale's
+// gradient is made.
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
+    contrast_weigh_kernel(PairRows<typename Tile::T> query, PairRows<typename Tile::T> keys,
+                          SoftmaxPairs<typename Tile::Acc> pairs, DeviceScalar<typename Tile::Acc> natural_scale,
+                          Rectangle size, SideWeights<typename Tile::Acc> rows,
+                          SideWeights<typename Tile::Acc> columns,   // of null where only rows are weighed
+                          const typename Tile::Acc* own_weight,      // [N]: of own pairs, or null
+                          typename Tile::T* weights, int64_t width,  // [N, width], or null
+                          double* along) {                           // [blocks], or null
+  using Acc = typename Tile::Acc;
+  extern __shared__ __align__(128) char memory[];
+  const Acc scale = natural_scale.get() * static_cast<Acc>(kLog2E), none = -static_cast<Acc>(INFINITY);
+  double products = 0;
+
+  Tile::sweep(memory, query, keys, size, [&](int64_t first_row, int64_t first_column, auto& s) {
+    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, keys.count};
+    Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
+    tile.exclude(s, scale);
+    Acc product = 0;
+    const auto weigh = [&](Acc logit, const SideWeights<Acc>& side, int64_t line) {
+      const Acc behind = logit - side.shift[line];  // (above 0 only if a GPU rounds a · b unlike b · a)
+      return exp2_of(behind > 0 ? Acc(0) : behind) * side.weight[line];
+    };
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnBlocks; j++)
+      Tile::for_each_row([&](int block, int half) {
+        if (!tile.has_row(block, half)) return;
+        const int64_t row = tile.row(block, half);
+        Acc pair[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int at = 2 * half + i;
+          const Acc logit = s[block][j][at];
+          const int64_t column = tile.column(j, at);
+          Acc w = 0;
+          if (tile.has_column(j, at)) {
+            if (tile.is_own(block, j, at)) {
+              w = own_weight != nullptr ? own_weight[row] : Acc(0);
+              if (along != nullptr && w != 0) product += w * in_base2(pairs.own_logit[row]);
+            } else {
+              w = weigh(logit, rows, row);
+              if (columns.weight != nullptr) w += weigh(logit, columns, column);
+              if (rows.share != nullptr && tile.counts(block, j, at, logit))
+                w -= rows.share[row] + (columns.share != nullptr ? columns.share[column] : Acc(0));
+              if (along != nullptr && logit != none) product += w * logit;
+            }
+          }
+          pair[i] = w;
+        }
+        const int64_t column = tile.column(j, 0);
+        if (weights != nullptr && column < width)
+          *reinterpret_cast<Pack<typename Tile::T, 2>*>(weights + row * width + column) = {
+              convert<typename Tile::T>(pair[0]), convert<typename Tile::T>(pair[1])};
+      });
+    products += product;
+  });
+  if (along == nullptr) return;
+  const double total = block_total<Tile::kThreads>(products);
+  if (threadIdx.x == 0) along[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = total;
+}
+
+}  // namespace maskco
