@@ -42,25 +42,25 @@ DEVIATIONS = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_loss
-def test_values_and_gradients(loss, dtype):
+def test_values_and_gradients(device, loss, dtype):
     torch.manual_seed(0)
-    check(loss, make(loss, dtype=dtype))
+    check(loss, make(loss, dtype=dtype, device=device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("loss", "options"), DEVIATIONS.values(), ids=DEVIATIONS.keys())
-def test_values_and_gradients_with_options(loss, options, dtype):
+def test_values_and_gradients_with_options(device, loss, options, dtype):
     torch.manual_seed(0)
-    check(loss, make(loss, dtype=dtype, **options))
+    check(loss, make(loss, dtype=dtype, device=device, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("n", "c", "k"), [(252, 123, 507), (1, 16, 1), (2, 1, 33), (700, 64, 300), (130, 513, 95)])
 @every_loss
-def test_ragged_sizes(loss, n, c, k, dtype):
+def test_ragged_sizes(device, loss, n, c, k, dtype):
     """Around groups of 128 queries, blocks of 128 keys, panels of 32 features, and nothing a multiple of anything."""
     torch.manual_seed(0)
-    check(loss, make(loss, n, c, k, dtype))
+    check(loss, make(loss, n, c, k, dtype, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -104,22 +104,22 @@ def test_kept_and_computed_logits_give_the_same_bits(loss, monkeypatch):
 
 
 @every_loss
-def test_gradcheck(loss):
+def test_gradcheck(device, loss):
     torch.manual_seed(0)
-    case = make(loss, 5, 4, 7, torch.float64)
+    case = make(loss, 5, 4, 7, torch.float64, device)
     names = (*loss.features, *loss.scalars)
-    inputs = [torch.as_tensor(case.pop(name), dtype=torch.float64).requires_grad_() for name in names]
+    inputs = [torch.as_tensor(case.pop(name), dtype=torch.float64, device=device).requires_grad_() for name in names]
     for reduction in ("none", "sum"):
         case["reduction"] = reduction
         assert torch.autograd.gradcheck(lambda *x: loss.op(**dict(zip(names, x, strict=True)), **case), inputs)
 
 
 @every_loss
-def test_every_subset_of_gradients(loss):
+def test_every_subset_of_gradients(device, loss):
     torch.manual_seed(0)
     names = (*loss.features, *loss.scalars)
-    case = make(loss, 6, 8, 10)
-    case |= {name: torch.tensor(case[name]) for name in loss.scalars}
+    case = make(loss, 6, 8, 10, device=device)
+    case |= {name: torch.tensor(case[name], device=device) for name in loss.scalars}
     everything = run(loss.op, loss, case, names)
     for wanted in (s for r in range(len(names)) for s in itertools.combinations(names, r)):
         result = run(loss.op, loss, case, wanted)
@@ -135,9 +135,9 @@ def test_every_subset_of_gradients(loss):
 
 
 @every_loss
-def test_reductions(loss):
+def test_reductions(device, loss):
     torch.manual_seed(0)
-    case = make(loss)
+    case = make(loss, device=device)
     names = loss.features
     rows = loss.op(**case, reduction="none")
     for reduction, expected in (("mean", rows.mean()), ("sum", rows.sum())):
@@ -184,9 +184,9 @@ def test_equals_open_clips_own_formulas():
     torch.testing.assert_close(siglip_loss(image, text, logit_scale=scale, logit_bias=bias), expected)
 
 
-def test_stats():
+def test_stats(device):
     torch.manual_seed(0)
-    image, text = unit(40, 16), unit(40, 16)
+    image, text = unit(40, 16, device=device), unit(40, 16, device=device)
     _, stats = clip_loss(image, text, temperature=0.2, return_stats=True)
     logits = image @ text.T / 0.2
     assert torch.equal(stats.image_rank, (logits > logits.diagonal()[:, None]).sum(1))
@@ -194,30 +194,30 @@ def test_stats():
     torch.testing.assert_close(stats.image_lse, logits.logsumexp(1))
     torch.testing.assert_close(stats.text_lse, logits.logsumexp(0))
     torch.testing.assert_close(stats.positive_logit, logits.diagonal())
-    _, stats = supcon_loss(image, query_labels=torch.arange(40) // 3, return_stats=True)
+    _, stats = supcon_loss(image, query_labels=torch.arange(40, device=device) // 3, return_stats=True)
     assert stats.positives.tolist() == [2] * 39 + [0] and stats.positives.dtype == torch.int64
 
 
-def test_a_row_without_positives_has_neither_loss_nor_gradient():
+def test_a_row_without_positives_has_neither_loss_nor_gradient(device):
     """SupContrast has NaN there (its issues 141 and 142)."""
     torch.manual_seed(0)
-    query = unit(4, 8).requires_grad_()
-    loss, stats = supcon_loss(query, query_labels=torch.tensor([0, 0, 1, 2]), reduction="none", return_stats=True)
+    query, labels = unit(4, 8, device=device).requires_grad_(), torch.tensor([0, 0, 1, 2], device=device)
+    loss, stats = supcon_loss(query, query_labels=labels, reduction="none", return_stats=True)
     assert (loss[2:] == 0).all() and (loss[:2] > 0).all() and stats.positives.tolist() == [1, 1, 0, 0]
     loss[2:].sum().backward()
     assert not query.grad.any()
-    alone = unit(1, 8).requires_grad_()
-    supcon_loss(alone, query_labels=torch.tensor([0])).backward()
+    alone = unit(1, 8, device=device).requires_grad_()
+    supcon_loss(alone, query_labels=labels[:1]).backward()
     assert not alone.grad.any()
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
 @every_loss
-def test_infinities_and_nan_stand_where_the_reference_has_them(loss, value):
+def test_infinities_and_nan_stand_where_the_reference_has_them(device, loss, value):
     """In losses and stats. Of positive features, so that an infinite one makes its logits infinite with one sign."""
     torch.manual_seed(0)
     for name, dtype in itertools.product(loss.features, (torch.float32, torch.bfloat16)):
-        case = make(loss, 9, 20, 9, dtype)
+        case = make(loss, 9, 20, 9, dtype, device)
         case |= {feature: case[feature].abs() for feature in loss.features}
         case[name][1, 2] = value
         check(loss, case, ())
@@ -228,10 +228,10 @@ def test_infinities_and_nan_stand_where_the_reference_has_them(loss, value):
                     torch.testing.assert_close(getattr(stats, field), expected, equal_nan=True)
 
 
-def test_gradient_keeps_its_precision_when_the_pairs_win():
+def test_gradient_keeps_its_precision_when_the_pairs_win(device):
     """Losses and gradients of 1e-9: summed with the own pair, they would drown in float32's 1e-7."""
     torch.manual_seed(0)
-    image = F.normalize(torch.eye(6, 16) + 0.01 * torch.randn(6, 16), dim=1)
+    image = F.normalize(torch.eye(6, 16) + 0.01 * torch.randn(6, 16), dim=1).to(device)
     case = {"image": image, "text": image.clone(), "logit_scale": 20.0}
     actual, truth = (run(f, CLIP, c, CLIP.features) for f, c in ((clip_loss, case), (CLIP.reference, wide(case))))
     assert truth["loss"].detach().max() < 3e-8
@@ -248,10 +248,10 @@ def test_gradient_keeps_its_precision_when_the_pairs_win():
 @pytest.mark.parametrize("norm", [1, 30, 1e2, 1e4, 1e5])
 @pytest.mark.parametrize("n", [9, 70, 200])
 @every_loss
-def test_gradients_at_logits_of_any_size(loss, norm, n):
+def test_gradients_at_logits_of_any_size(device, loss, norm, n):
     """Relative to their largest entries. The backward pass may compute logits again, and must round them alike."""
     torch.manual_seed(0)
-    case = make(loss, n, 40, n)
+    case = make(loss, n, 40, n, device=device)
     for name in loss.features:
         case[name] = case[name] * norm
     results = [
@@ -267,10 +267,10 @@ def test_gradients_at_logits_of_any_size(loss, norm, n):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @every_loss
-def test_nan_and_inf_reach_the_loss(loss, bad):
+def test_nan_and_inf_reach_the_loss(device, loss, bad):
     torch.manual_seed(0)
     for name in loss.features:
-        case = make(loss, 40, 20, 50)
+        case = make(loss, 40, 20, 50, device=device)
         for labels in case.keys() & {"query_labels", "key_labels"}:
             case[labels].zero_()
         case[name][0, 3] = bad
@@ -278,12 +278,12 @@ def test_nan_and_inf_reach_the_loss(loss, bad):
 
 
 @every_loss
-def test_empty_batches(loss):
+def test_empty_batches(device, loss):
     for n, k in ((0, 0), (0, 5), (3, 0)):
         if n != k and loss in (CLIP, SUPCON_SELF):
             continue
-        case = make(loss, n, 8, k)
-        case |= {name: torch.tensor(case[name]) for name in loss.scalars}
+        case = make(loss, n, 8, k, device=device)
+        case |= {name: torch.tensor(case[name], device=device) for name in loss.scalars}
         leaves = {name: case[name].requires_grad_() for name in (*loss.features, *loss.scalars)}
         for reduction in ("mean", "sum", "none"):
             value = loss.op(**case, reduction=reduction)
@@ -294,9 +294,9 @@ def test_empty_batches(loss):
 
 
 @every_loss
-def test_any_strides(loss):
+def test_any_strides(device, loss):
     torch.manual_seed(0)
-    case = make(loss, 70, 48, 70)
+    case = make(loss, 70, 48, 70, device=device)
     expected = run(loss.op, loss, case, loss.features)
     views = (lambda t: t.T.contiguous().T, lambda t: torch.cat([t, t], 1)[:, :48], lambda t: torch.cat([t, t])[1::2])
     for view in views:
@@ -308,7 +308,7 @@ def test_any_strides(loss):
         leaves = {name: strided[name].detach().requires_grad_() for name in loss.features}
         rows = loss.op(**strided | leaves, reduction="none")
         torch.testing.assert_close(rows, expected["loss"])
-        weights = torch.linspace(0.5, 2, len(rows))
+        weights = torch.linspace(0.5, 2, len(rows), device=device)
         grads = torch.autograd.grad((rows * weights).sum(), list(leaves.values()))
         for name, grad in zip(leaves, grads, strict=True):
             torch.testing.assert_close(grad, expected[f"grad_{name}"])

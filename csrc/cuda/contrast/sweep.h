@@ -145,13 +145,14 @@ void convert_sums(const Tensor& from, const std::optional<Tensor>& unit, bool ad
 // Slabs of queries whose weights stand in memory together, and a sweep for each.
 template <class Tile>
 struct Slabs {
-  static constexpr int64_t kBytes = 128 << 20;  // still a thousand queries at 65536 keys in 16 bits
+  static constexpr int64_t kBytesPerSm = 1 << 20;  // so that each slab is work for the whole GPU
 
   int64_t n, k, width, rows;  // width: of a row of weights, K rounded up; rows: of a slab
   bool stored;
 
   Slabs(int64_t n_, int64_t k_, bool stored_) : n(n_), k(k_), width(ceil_div(k_, 8) * 8), stored(stored_) {
-    const int64_t fit = kBytes / std::max<int64_t>(width * int64_t(sizeof(typename Tile::T)), 1);
+    const int64_t bytes = kBytesPerSm * device_attribute(cudaDevAttrMultiProcessorCount);
+    const int64_t fit = bytes / std::max<int64_t>(width * int64_t(sizeof(typename Tile::T)), 1);
     rows = stored ? std::max<int64_t>(fit / Tile::kRows, 1) * Tile::kRows : std::max<int64_t>(n, 1);
   }
   template <class Body>  // body(first query, how many, cut)
