@@ -142,8 +142,7 @@ inline void check(const InfoNCEKeysCall& call) {
 
 // ---- the ops, given what computes them ----
 
-// `kVariants`: whether it knows `decoupled` and `margin`.
-template <InfoNCEResults (*compute)(const InfoNCEForwardCall&), bool kVariants = false>
+template <InfoNCEResults (*compute)(const InfoNCEForwardCall&)>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
     const Tensor& query, const Tensor& positive, const std::optional<Tensor>& queue,
     const std::optional<Tensor>& local_negatives, bool in_batch, const std::optional<Tensor>& query_ids,
@@ -157,7 +156,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
                           in_batch,
                           need_grad,
                           decoupled};
-  STD_TORCH_CHECK(kVariants || !(decoupled || margin), "decoupled and margin run on the CPU alone");
   STD_TORCH_CHECK(queue || !(queue_ids || valid), "queue_ids and valid need a queue");
   if (queue) call.queue = InfoNCEKeys{*queue, queue_ids, valid, false};
   check(call);
@@ -165,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
   return {r.loss, r.lse, r.positive_logit, r.rank, r.grad_query, r.normaliser, r.local_share};
 }
 
-template <Tensor (*compute)(const InfoNCEKeysCall&), bool kVariants = false>
+template <Tensor (*compute)(const InfoNCEKeysCall&)>
 Tensor info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, const Tensor& query, const Tensor& keys,
                          bool in_batch, const std::optional<Tensor>& query_ids, const std::optional<Tensor>& key_ids,
                          const std::optional<Tensor>& valid, double temperature,
@@ -177,7 +175,6 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, cons
                              {keys, key_ids, valid, in_batch},
                              aligned,
                              positive_logit};
-  STD_TORCH_CHECK(kVariants || !margin, "margin runs on the CPU alone");
   STD_TORCH_CHECK(!margin || positive_logit, "margin needs positive_logit");
   if (positive_logit) check_rows(*positive_logit, query, "positive_logit");
   check(call);

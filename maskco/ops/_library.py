@@ -52,23 +52,15 @@ _C = _load_cpu()
 _C_cuda, cuda_status = _load_cuda()
 
 
-def kernels(device: torch.device, cpu_only: str = "") -> Any | None:
-    """The namespace of compiled ops for tensors on `device`, or None where the reference has to do.
-
-    `cpu_only` names an op that has no CUDA kernels yet.
-    """
+def kernels(device: torch.device) -> Any | None:
+    """The namespace of compiled ops for tensors on `device`, or None where the reference has to do."""
     if device.type in ("cpu", "meta"):
         return torch.ops.maskco
-    if (
-        not cpu_only
-        and device.type == "cuda"
-        and _C_cuda is not None
-        and (torch.compiler.is_compiling() or _runs_on(device.index))
-    ):
+    if device.type == "cuda" and _C_cuda is not None and (torch.compiler.is_compiling() or _runs_on(device.index)):
         return torch.ops.maskco
     if os.environ.get("MASKCO_REQUIRE_KERNELS") == "1":
-        raise MissingKernelsError(_missing(device.type, cpu_only))
-    _warn_once(device.type, cpu_only)
+        raise MissingKernelsError(_missing(device.type))
+    _warn_once(device.type)
     return None
 
 
@@ -99,13 +91,11 @@ def _arch_runs_on(arch: str, capability: tuple[int, int]) -> bool:
 
 
 @functools.cache
-def _warn_once(device_type: str, cpu_only: str) -> None:
-    warnings.warn(_missing(device_type, cpu_only) + "; the plain-torch reference runs instead, slower", stacklevel=4)
+def _warn_once(device_type: str) -> None:
+    warnings.warn(_missing(device_type) + "; the plain-torch reference runs instead, slower", stacklevel=4)
 
 
-def _missing(device_type: str, cpu_only: str) -> str:
-    if cpu_only and device_type == "cuda":
-        return f"maskco.ops.{cpu_only} has no compiled kernels for cuda tensors yet"
+def _missing(device_type: str) -> str:
     reason = "only CPU and CUDA kernels exist"
     if device_type == "cuda":
         reason = cuda_status if _C_cuda is None else f"built for {_C_cuda.build_info()['cuda_archs']}, not for this GPU"

@@ -112,8 +112,10 @@ def clip_loss(
         found = reference.clip_loss(image, text, scale=scalar_of(scale), ids=ids, label_smoothing=smoothing)
         loss, stats = reduce(found[0], reduction), ClipStats(*(t.detach() for t in found[1:]))
         return (loss, stats) if return_stats else loss
-    options = {"columns": True, "smoothing": smoothing, "stats": return_stats}
-    loss, statistics, ranks = pair_losses(ops, "clip_loss", image, text, ids, scale, reduction, **options)
+    features = ops, "clip_loss", image, text
+    loss, statistics, ranks = pair_losses(
+        *features, ids, scale, reduction, columns=True, smoothing=smoothing, stats=return_stats
+    )
     if not return_stats:
         return loss
     own, *sides = statistics.detach()
@@ -136,8 +138,10 @@ def all_pairs(
 
     Unless the stats are wanted, they are only placeholders.
     """
-    options = {"decoupled": decoupled, "margin": margin, "stats": stats}
-    loss, statistics, ranks = pair_losses(ops, "info_nce", query, positive, ids, scale, reduction, **options)
+    features = ops, "info_nce", query, positive
+    loss, statistics, ranks = pair_losses(
+        *features, ids, scale, reduction, decoupled=decoupled, margin=margin, stats=stats
+    )
     if not stats:
         return loss, (statistics, statistics, ranks)
     own, *row, _, _ = statistics.detach()

@@ -122,8 +122,7 @@ def info_nce(
         margin = as_float(margin, "margin")
         if margin != margin:
             raise ValueError(f"margin must be a number, got {margin}")
-    variant = "info_nce(decoupled, margin)" if decoupled or margin is not None else ""
-    ops = _library.kernels(query.device, cpu_only=variant)
+    ops = _library.kernels(query.device)
     if ops is None:
         loss, lse, positive_logit, rank = reference.info_nce(
             query,
@@ -140,9 +139,8 @@ def info_nce(
         )
     elif ops is torch.ops.maskco and query.device.type == "cpu" and in_batch and queue is local_negatives is None:
         scale, decoupled = inverse((scalar, temperature_tensor)), bool(decoupled)
-        loss, stats = all_pairs(
-            query, positive, query_ids, scale, reduction, decoupled=decoupled, margin=margin, stats=return_stats
-        )
+        pairs = ops, query, positive, query_ids, scale
+        loss, stats = all_pairs(*pairs, reduction, decoupled=decoupled, margin=margin, stats=return_stats)
         return (loss, InfoNCEStats(*stats)) if return_stats else loss
     else:
         # (under vmap a tensor does not say whether it requires a gradient outside)
@@ -293,7 +291,8 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
     ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
     ctx.decoupled, ctx.margin = decoupled, margin
-    ctx.aligned = all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
+    plain = not decoupled and margin is None  # (CUDA's tensor-core kernels know neither)
+    ctx.aligned = plain and all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
 
 
 def _aligned_rows(features: Tensor) -> bool:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,3 +64,8 @@ def simulated_ops(*nvcc_flags: str) -> object:
     for family in families:
         family.register("maskco_sim")
     return torch.ops.maskco_sim
+
+
+def kernel_names(simulated: Any) -> list[str]:
+    """The kernels that were launched, such as "contrast_read"."""
+    return [launch.kernel.split("_kernel")[0].split("::")[-1].split(" ")[-1] for launch in simulated.launches]

@@ -12,22 +12,22 @@ import torch
 
 from contrast_cases import FEATURES, check_case, make_case, run, unit
 from maskco.ops import info_nce, reference
+from simulated import kernel_names
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
 
-# A tile has 4096 keys, fewer where 2^20 elements of logits [N, T] or of keys [T, C] are used up, at least 128.
+# A tile has 128 keys, in float64 64; blocks have up to 16 x 16 tiles, as many as leave two waves of blocks.
 MANY_KEYS = {
-    "three_tiles": {"n": 2, "k": 8200, "c": 5, "valid": 8199},
-    "exactly_one_tile": {"n": 2, "k": 4096, "c": 5, "valid": 4096},
+    "ragged": {"n": 2, "k": 8200, "c": 5, "valid": 8199},
+    "whole_tiles": {"n": 2, "k": 4096, "c": 5, "valid": 4096},
     "one_key_more": {"n": 2, "k": 4097, "c": 5, "valid": 4097},
-    "wide_keys": {"n": 2, "k": 300, "c": 8200, "valid": 290},
+    "wide_keys": {"n": 2, "k": 300, "c": 2100, "valid": 290},
     "last_tiles_invalid": {"n": 2, "k": 8200, "c": 5, "valid": 10},
 }
 
 
 def kernels(simulated) -> list[str]:
-    """The names of the launched kernels: start, copy_rows, absorb, finish, shares."""
-    return [launch.kernel.split("info_nce_")[1].split("_kernel")[0] for launch in simulated.launches]
+    return [name.removeprefix("info_nce_").removeprefix("contrast_") for name in kernel_names(simulated)]
 
 
 @pytest.mark.parametrize("options", MANY_KEYS.values(), ids=MANY_KEYS.keys())
@@ -52,28 +52,32 @@ def test_maximum_that_grows_from_tile_to_tile(device):
 
 
 def test_launches(device, simulated):
-    """One kernel a tile between the two products; keys are copied only to convert them or to end them at `valid`."""
+    """A sweep for the sums of queue and batch each, one for their weights, and a few small kernels. Keys are only
+    copied to end them at `valid`."""
     torch.manual_seed(0)
     query, positive, queue = unit(2, 5).requires_grad_(), unit(2, 5), unit(8200, 5)
     loss = info_nce(query, positive, queue)
-    assert kernels(simulated) == ["start", "absorb", "absorb", "absorb", "finish"]
+    assert kernels(simulated) == ["own", "read", "finish", "weigh", "gradient"]
     simulated.launches.clear()
     loss.backward()
     assert kernels(simulated) == []  # the gradient is there already
 
+    info_nce(query.detach(), positive, queue, valid=torch.tensor(8000))
+    assert kernels(simulated) == ["own", "read", "finish"]
+    simulated.launches.clear()
     info_nce(query, positive, queue, valid=torch.tensor(8000))
-    assert kernels(simulated) == ["start", *["copy_rows", "absorb"] * 3, "finish"]
+    assert kernels(simulated) == ["own", "read", "finish", "copy_rows", "weigh", "gradient"]
     simulated.launches.clear()
     info_nce(query.bfloat16(), positive.bfloat16(), queue[:4096].bfloat16(), in_batch=True)
-    assert kernels(simulated) == ["start", *["copy_rows", "absorb"] * 2, "finish"]
+    assert kernels(simulated) == ["own", "read", "read", "finish", "weigh", "weigh", "gradient"]
     simulated.launches.clear()
     info_nce(query, positive, local_negatives=unit(2, 3, 5))
-    assert kernels(simulated) == ["start", "finish"]
+    assert kernels(simulated) == ["own", "local", "finish", "gradient"]
 
     loss = info_nce(query, positive, queue.requires_grad_())
     simulated.launches.clear()
     loss.backward()
-    assert kernels(simulated) == ["shares"] * 3
+    assert kernels(simulated) == ["weights", "weigh"]
 
 
 @pytest.mark.parametrize("schedule", ["reverse", "random"])

@@ -12,14 +12,10 @@ from torch.library import opcheck
 
 from contrast_cases import DTYPES, unit
 from maskco.ops import clip_loss, siglip_loss, supcon_loss
+from simulated import kernel_names
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-
-
-def kernels(simulated) -> list[str]:
-    """The names of the launched kernels, without their family's."""
-    return [launch.kernel.split("_kernel")[0].split("::")[-1] for launch in simulated.launches]
 
 
 def test_launches(device, simulated):
@@ -27,17 +23,17 @@ def test_launches(device, simulated):
     image, text = unit(40, 24).requires_grad_(), unit(40, 24).requires_grad_()
     clip_loss(image, text).backward()
     sweeps = ["contrast_own", "contrast_read", "clip_finish", "contrast_total", "clip_weights", "contrast_weigh"]
-    assert kernels(simulated) == sweeps
+    assert kernel_names(simulated) == sweeps
     simulated.launches.clear()
     with torch.no_grad():
         clip_loss(image, text)
-    assert kernels(simulated) == sweeps[:4]
+    assert kernel_names(simulated) == sweeps[:4]
     simulated.launches.clear()
     siglip_loss(image, text, logit_scale=10.0, logit_bias=-10.0).backward()
-    assert kernels(simulated) == ["contrast_sigmoid", "contrast_rows", "contrast_total"]
+    assert kernel_names(simulated) == ["contrast_sigmoid", "contrast_rows", "contrast_total"]
     simulated.launches.clear()
     supcon_loss(image, query_labels=torch.arange(40) // 2).backward()
-    assert kernels(simulated) == [
+    assert kernel_names(simulated) == [
         "contrast_read",
         "supcon_finish",
         "contrast_total",

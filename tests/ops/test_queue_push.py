@@ -227,7 +227,7 @@ def test_numpy_arrays_change_in_place() -> None:
 def test_returns_the_queue(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch's in-place functions do; for an array, a tensor on the same memory."""
     if not compiled:
-        monkeypatch.setattr(_library, "kernels", lambda device, cpu_only="": None)
+        monkeypatch.setattr(_library, "kernels", lambda device: None)
     queue, cursor, _ = new_queue(4, 2, torch.device("cpu"))
     for count in (0, 1):
         assert queue_push_(queue, cursor, torch.ones(count, 2)) is queue

@@ -420,6 +420,6 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
 }  // namespace maskco
 
 MASKCO_LIBRARY_IMPL(MASKCO_NAMESPACE, CPU, m) {
-  m.impl("info_nce_fwd", TORCH_BOX((&maskco::info_nce_fwd<&maskco::forward, true>)));
-  m.impl("info_nce_bwd_keys", TORCH_BOX((&maskco::info_nce_bwd_keys<&maskco::backward_keys, true>)));
+  m.impl("info_nce_fwd", TORCH_BOX(&maskco::info_nce_fwd<&maskco::forward>));
+  m.impl("info_nce_bwd_keys", TORCH_BOX(&maskco::info_nce_bwd_keys<&maskco::backward_keys>));
 }

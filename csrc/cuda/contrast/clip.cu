@@ -39,8 +39,8 @@ ClipForward forward(const ClipCall& call, int64_t kept) {
                columns > 0 ? device_ptr<Acc>(column_own) : nullptr, lines);
   const auto pairs = pairs_of<Acc>(call, device_ptr<const Acc>(own_logit));
   const ReadSums<Acc> sums =
-      read_pairs<Tile>(query, call.keys, call.scale, pairs, call.columns, device_ptr<const Acc>(own_logit),
-                       call.columns ? device_ptr<const Acc>(column_own) : nullptr, totals > 0);
+      read_pairs<Tile, Acc>(query, call.keys, call.scale, pairs, call.columns, device_ptr<const Acc>(own_logit),
+                            call.columns ? device_ptr<const Acc>(column_own) : nullptr, totals > 0);
 
   const Tensor loss = new_tensor<Acc>(query, {n}), parts = new_tensor<Acc>(query, {2, n});
   const Tensor row_rank = new_tensor<int64_t>(query, {padded}), column_rank = new_tensor<int64_t>(query, {columns});
@@ -76,8 +76,9 @@ Gradients backward(const ClipCall& call, const ClipSaved& saved, const Upstream<
                call.smoothing, device_scalar<Acc>(call.scale), optional_ptr<Acc>(unit),
                device_ptr<const Acc>(saved.parts), row_upstream, column_upstream, row_weights.made(),
                column_weights.made(), device_ptr<Acc>(own_weight));
-  return weigh_pairs<Tile>(query, call.keys, call.scale, pairs_of<Acc>(call, device_ptr<const Acc>(saved.own_logit)),
-                           row_weights, column_weights, device_ptr<const Acc>(own_weight), unit, need, dtype);
+  return weigh_pairs<Tile, Acc>(query, call.keys, call.scale,
+                                pairs_of<Acc>(call, device_ptr<const Acc>(saved.own_logit)), row_weights,
+                                column_weights, device_ptr<const Acc>(own_weight), unit, need, dtype);
 }
 
 template <class Tile>

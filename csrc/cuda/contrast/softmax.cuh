@@ -6,6 +6,12 @@
 
 namespace maskco {
 
+// Own logits come back from the backward pass in natural units: so every pass has the same number.
+template <typename Acc>
+__device__ __forceinline__ Acc in_base2(Acc natural) {
+  return times(natural, static_cast<Acc>(kLog2E));
+}
+
 // Which pairs count.
 template <typename Acc>
 struct SoftmaxPairs {
@@ -13,16 +19,20 @@ struct SoftmaxPairs {
   int64_t own;                         // key i + own is query i's own
   const int64_t *query_ids, *key_ids;  // [N], [K], or null
   bool ids_exclude;                    // pairs of one id do not count, or else they are the positives
+  const int64_t* valid;                // one element: how many keys there are; or null
   bool with_margin;                    // keys whose logit exceeds own logit + margin · scale do not count
   double margin;
-  const Acc* own_logit;  // [N], natural; null where no query has an own key
-};
+  const Acc* own_logit;  // [N], natural; null where nobody asks
 
-// Own logits come back from the backward pass in natural units: so every pass has the same number.
-template <typename Acc>
-__device__ __forceinline__ Acc in_base2(Acc natural) {
-  return times(natural, static_cast<Acc>(kLog2E));
-}
+  __device__ __forceinline__ int64_t keys(int64_t count) const {
+    return valid == nullptr || *valid >= count ? count : *valid < 0 ? 0 : *valid;
+  }
+  // whether the margin takes a key with this logit out, given the query's own; all times `scale`
+  __device__ __forceinline__ bool too_similar(Acc logit, Acc own, Acc scale) const {
+    const Acc sign = scale < 0 ? -1 : 1;
+    return with_margin && logit * sign > (own + static_cast<Acc>(margin) * scale) * sign;
+  }
+};
 
 // One side's sums, in as many parts as blocks have shared it. [P, size] each.
 template <typename Acc>
@@ -88,18 +98,16 @@ struct SoftmaxTile {
       Tile::for_each_logit([&](int block, int j, int i) {
         if (same_id(block, j, i)) s[block][j][i] = none;
       });
-    if (pairs.with_margin) {
-      const Acc above = static_cast<Acc>(pairs.margin) * scale, sign = scale < 0 ? -1 : 1;
+    if (pairs.with_margin)
       Tile::for_each_row([&](int block, int half) {
-        const Acc own_logit = has_row(block, half) ? in_base2(pairs.own_logit[row(block, half)]) : Acc(0);
-        const Acc ceiling = (own_logit + above) * sign;
+        if (!has_row(block, half)) return;
+        const Acc own_logit = in_base2(pairs.own_logit[row(block, half)]);
 #pragma unroll
         for (int j = 0; j < Tile::kColumnBlocks; j++)
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; i++)
-            if (s[block][j][i] * sign > ceiling) s[block][j][i] = none;
+            if (pairs.too_similar(s[block][j][i], own_logit, scale)) s[block][j][i] = none;
       });
-    }
   }
 };
 
@@ -125,9 +133,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<ReadShared<Tile>*>(memory);
   const Acc scale = natural_scale.get() * static_cast<Acc>(kLog2E), none = -static_cast<Acc>(INFINITY);
+  const int64_t num_keys = pairs.keys(keys.count);
 
   Tile::sweep(shared.stages, query, keys, size, [&](int64_t first_row, int64_t first_column, auto& s) {
-    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, keys.count};
+    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, num_keys};
     Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
     tile.exclude(s, scale);
 
@@ -259,10 +268,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   using Acc = typename Tile::Acc;
   extern __shared__ __align__(128) char memory[];
   const Acc scale = natural_scale.get() * static_cast<Acc>(kLog2E), none = -static_cast<Acc>(INFINITY);
+  const int64_t num_keys = pairs.keys(keys.count);
   double products = 0;
 
   Tile::sweep(memory, query, keys, size, [&](int64_t first_row, int64_t first_column, auto& s) {
-    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, keys.count};
+    const SoftmaxTile<Tile> tile{pairs, first_row, first_column, query.count, num_keys};
     Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
     tile.exclude(s, scale);
     Acc product = 0;

@@ -19,14 +19,20 @@
 
 namespace maskco {
 
-// f(LogitTile) for the dtype. Warps of 64 x 32 logits keep 64 in registers (with three terms 128), and load a fragment
-// of each side for every four, or two, products.
+// Warps of 64 x 32 logits keep 64 of them in registers, and load a fragment of each side for every four, or two,
+// products. (Three terms would spill so: they keep twice as many.)
+using Float16Tile = LogitTile<HalfProduct<__half>, 2, 4, 4, 4, 1>;
+using BFloat16Tile = LogitTile<HalfProduct<__nv_bfloat16>, 2, 4, 4, 4, 1>;
+using Float32Tile = LogitTile<Tf32Product<3>, 2, 4, 2, 4, 1>;
+using Float64Tile = LogitTile<DoubleProduct, 2, 4, 2, 2, 1>;
+
+// f(LogitTile) for the dtype
 template <class F>
 auto dispatch_tile(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Half) return f(LogitTile<HalfProduct<__half>, 2, 4, 4, 4, 1>{});
-  if (dtype == ScalarType::BFloat16) return f(LogitTile<HalfProduct<__nv_bfloat16>, 2, 4, 4, 4, 1>{});
-  if (dtype == ScalarType::Double) return f(LogitTile<DoubleProduct, 2, 4, 2, 2, 1>{});
-  return f(LogitTile<Tf32Product<3>, 2, 4, 4, 4, 1>{});
+  if (dtype == ScalarType::Half) return f(Float16Tile());
+  if (dtype == ScalarType::BFloat16) return f(BFloat16Tile());
+  if (dtype == ScalarType::Double) return f(Float64Tile());
+  return f(Float32Tile());
 }
 
 template <class T>
@@ -198,6 +204,7 @@ PairGradients gradients_of(const Tensor& query, const Tensor& keys, Needed need,
   const PairGradients out{gradient(need.query ? n : 0), gradient(need.keys ? k : 0)};
   const auto multiply = [&](const Tensor& to, const Tensor& weights, const Tensor& features) {
     if (dtype == features.scalar_type() && !unit) return mm_out(to, weights, features);
+    if (dtype == scalar_type_of<Acc> && !unit) return wide_mm_out(to, weights, features);
     const Tensor sums = new_tensor<Acc>(query, {to.size(0), c});
     wide_mm_out(sums, weights, features);
     convert_sums<Acc>(sums, unit, false, to);

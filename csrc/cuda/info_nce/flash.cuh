@@ -12,8 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/info_nce/flash_tile.cuh"
 #include "cuda/common/products.cuh"
+#include "cuda/info_nce/flash_tile.cuh"
 #include "cuda/info_nce/rows.cuh"
 
 namespace maskco {

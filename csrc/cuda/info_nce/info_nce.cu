@@ -8,7 +8,7 @@ namespace {
 InfoNCEResults forward(const InfoNCEForwardCall& call) {
   check_on_device(call.query, call.query, "query");
   DeviceGuard guard(call.query);
-  const bool flash = (call.queue || call.in_batch) &&
+  const bool flash = (call.queue || call.in_batch) && !call.decoupled && !call.margin &&
                      flash_takes(call.query, &call.positive, call.queue ? &call.queue->rows : nullptr);
   return flash ? flash_forward(call) : general_forward(call);
 }
@@ -16,7 +16,7 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
 Tensor backward_keys(const InfoNCEKeysCall& call) {
   check_on_device(call.query, call.query, "query");
   DeviceGuard guard(call.query);
-  const bool flash = call.aligned && flash_takes(call.query, nullptr, &call.keys.rows);
+  const bool flash = call.aligned && !call.margin && flash_takes(call.query, nullptr, &call.keys.rows);
   return flash ? flash_backward_keys(call) : general_backward_keys(call);
 }
 
