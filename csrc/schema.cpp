@@ -30,56 +30,51 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
   // logits of the first `kept` queries are kept for the backward pass: of all, or of a multiple of 128.
   m.def(
       "clip_loss_fwd(Tensor query, Tensor keys, int own, Tensor? query_ids, Tensor? key_ids, float scale, Tensor? "
-      "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, SymInt kept) -> (Tensor loss, "
-      "Tensor "
-      "parts, Tensor own_logit, Tensor row_rank, Tensor column_rank, Tensor row_sums, Tensor column_sums, Tensor "
-      "row_totals, Tensor column_totals, Tensor logits)");
+      "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, SymInt kept, bool allow_tf32=False) "
+      "-> (Tensor loss, Tensor parts, Tensor own_logit, Tensor row_rank, Tensor column_rank, Tensor row_sums, Tensor "
+      "column_sums, Tensor row_totals, Tensor column_totals, Tensor logits)");
   m.def(
       "clip_loss_bwd(Tensor row_upstream, Tensor column_upstream, Tensor query, Tensor keys, int own, Tensor? "
       "query_ids, Tensor? key_ids, float scale, Tensor? scale_tensor, bool columns, float smoothing, bool decoupled, "
       "float? margin, Tensor parts, Tensor own_logit, Tensor column_own, Tensor row_sums, Tensor column_sums, Tensor "
-      "row_totals, Tensor "
-      "column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale) -> (Tensor grad_query, Tensor "
-      "grad_keys, Tensor grad_scale)");
+      "row_totals, Tensor column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale, bool "
+      "allow_tf32=False) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
 
   // `sums` as normaliser, [2, N rounded up]. Key i + own is query i itself. `symmetric`: keys and queries are the same,
   // and grad_query is the gradient of both roles.
   m.def(
       "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
-      "Tensor? scale_tensor, bool symmetric, SymInt kept) -> (Tensor loss, Tensor lse, Tensor positive_logit, Tensor "
-      "positives, Tensor "
-      "sums, Tensor logits)");
+      "Tensor? scale_tensor, bool symmetric, SymInt kept, bool allow_tf32=False) -> (Tensor loss, Tensor lse, Tensor "
+      "positive_logit, Tensor positives, Tensor sums, Tensor logits)");
   m.def(
       "supcon_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, "
       "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool symmetric, bool "
-      "need_query, bool "
-      "need_keys, bool need_scale) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
+      "need_query, bool need_keys, bool need_scale, bool allow_tf32=False) -> (Tensor grad_query, Tensor grad_keys, "
+      "Tensor grad_scale)");
   // Each query's loss; or, as <op>_sum, the sum of all times `factor`, with its gradients as far as they are needed. Of
   // float16 these are float32: their upstream gradient is still to come.
   m.def(
       "siglip_loss_fwd(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
-      "bias_tensor) -> Tensor loss");
+      "bias_tensor, bool allow_tf32=False) -> Tensor loss");
   m.def(
       "siglip_loss_bwd(Tensor grad_loss, Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float "
-      "bias, Tensor? bias_tensor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor "
-      "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
+      "bias, Tensor? bias_tensor, bool need_query, bool need_keys, bool need_scale, bool need_bias, bool "
+      "allow_tf32=False) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
   m.def(
       "siglip_loss_sum(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
-      "bias_tensor, float factor, bool need_query, bool need_keys, bool need_scale, bool need_bias) -> (Tensor loss, "
-      "Tensor "
-      "grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
+      "bias_tensor, float factor, bool need_query, bool need_keys, bool need_scale, bool need_bias, bool "
+      "allow_tf32=False) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor grad_bias)");
 
   m.def(
       "clip_loss_sum(Tensor query, Tensor keys, Tensor? ids, float scale, Tensor? scale_tensor, bool columns, float "
       "smoothing, bool decoupled, float? margin, float factor, bool need_query, bool need_keys, bool need_scale, "
-      "SymInt kept, bool stats) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor "
-      "statistics, "
-      "Tensor ranks)");
+      "SymInt kept, bool stats, bool allow_tf32=False) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor "
+      "grad_scale, Tensor statistics, Tensor ranks)");
   m.def(
       "supcon_loss_sum(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
-      "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, "
-      "SymInt kept) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor lse, Tensor "
-      "positive_logit, Tensor positives)");
+      "Tensor? scale_tensor, bool symmetric, float factor, bool need_query, bool need_keys, bool need_scale, SymInt "
+      "kept, bool allow_tf32=False) -> (Tensor loss, Tensor grad_query, Tensor grad_keys, Tensor grad_scale, Tensor "
+      "lse, Tensor positive_logit, Tensor positives)");
 
   m.def(
       "box_pool_fwd(Tensor features, Tensor boxes, float spatial_scale, int output_height, int output_width, "

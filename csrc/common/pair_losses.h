@@ -61,6 +61,7 @@ struct ClipCall {
   double smoothing;  // label_smoothing
   bool decoupled;    // the own pair is not in the sum
   std::optional<double> margin;
+  bool allow_tf32;  // products of float32 by CUDA's kernels; ATen's follow torch's own setting
 
   ClipCall slice(int64_t first, int64_t count) const {
     ClipCall part = *this;
@@ -114,9 +115,10 @@ using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class Device>
 ClipForward clip_loss_fwd(const Tensor& query, const Tensor& keys, int64_t own, const std::optional<Tensor>& query_ids,
                           const std::optional<Tensor>& key_ids, double scale, const std::optional<Tensor>& scale_tensor,
-                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, int64_t kept) {
-  const ClipCall call{query,   keys,      own,       query_ids, key_ids, {scale, scale_tensor},
-                      columns, smoothing, decoupled, margin};
+                          bool columns, double smoothing, bool decoupled, std::optional<double> margin, int64_t kept,
+                          bool allow_tf32) {
+  const ClipCall call{query,   keys,      own,       query_ids, key_ids,   {scale, scale_tensor},
+                      columns, smoothing, decoupled, margin,    allow_tf32};
   call.check();
   return Device::forward(call, kept);
 }
@@ -128,9 +130,9 @@ Gradients clip_loss_bwd(const Tensor& row_upstream, const Tensor& column_upstrea
                         bool columns, double smoothing, bool decoupled, std::optional<double> margin,
                         const Tensor& parts, const Tensor& own_logit, const Tensor& column_own, const Tensor& row_sums,
                         const Tensor& column_sums, const Tensor& row_totals, const Tensor& column_totals,
-                        const Tensor& logits, bool need_query, bool need_keys, bool need_scale) {
-  const ClipCall call{query,   keys,      own,       query_ids, key_ids, {scale, scale_tensor},
-                      columns, smoothing, decoupled, margin};
+                        const Tensor& logits, bool need_query, bool need_keys, bool need_scale, bool allow_tf32) {
+  const ClipCall call{query,   keys,      own,       query_ids, key_ids,   {scale, scale_tensor},
+                      columns, smoothing, decoupled, margin,    allow_tf32};
   const ClipSaved saved{row_upstream, column_upstream, parts,      own_logit,     column_own,
                         row_sums,     column_sums,     row_totals, column_totals, logits};
   call.check();
@@ -142,8 +144,9 @@ template <class Device>
 ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::optional<Tensor>& ids, double scale,
                       const std::optional<Tensor>& scale_tensor, bool columns, double smoothing, bool decoupled,
                       std::optional<double> margin, double factor, bool need_query, bool need_keys, bool need_scale,
-                      int64_t kept, bool stats) {
-  const ClipCall call{query, keys, 0, ids, ids, {scale, scale_tensor}, columns, smoothing, decoupled, margin};
+                      int64_t kept, bool stats, bool allow_tf32) {
+  const ClipCall call{query,   keys,      0,         ids,    ids,       {scale, scale_tensor},
+                      columns, smoothing, decoupled, margin, allow_tf32};
   call.check();
   check_size(keys, 0, query.size(0), "keys");
   return Device::sum(call, factor, {need_query, need_keys, need_scale}, kept, stats);
@@ -155,7 +158,8 @@ struct SupConCall {
   Tensor query, keys, query_labels, key_labels;  // [N, C], [K, C], [N], [K]
   std::optional<int64_t> own;                    // key i + own is query i itself, and no key of it
   ScaleArgument scale;
-  bool symmetric;  // the keys are the queries, whose gradient is that of both roles
+  bool symmetric;   // the keys are the queries, whose gradient is that of both roles
+  bool allow_tf32;  // as in ClipCall
 
   void check() const {
     check_dim(query, 2, "query");
@@ -182,8 +186,9 @@ using SupConSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 template <class Device>
 SupConForward supcon_loss_fwd(const Tensor& query, const Tensor& keys, const Tensor& query_labels,
                               const Tensor& key_labels, std::optional<int64_t> own, double scale,
-                              const std::optional<Tensor>& scale_tensor, bool symmetric, int64_t kept) {
-  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+                              const std::optional<Tensor>& scale_tensor, bool symmetric, int64_t kept,
+                              bool allow_tf32) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric, allow_tf32};
   call.check();
   return Device::forward(call, kept);
 }
@@ -192,8 +197,9 @@ template <class Device>
 Gradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys, const Tensor& query_labels,
                           const Tensor& key_labels, std::optional<int64_t> own, double scale,
                           const std::optional<Tensor>& scale_tensor, const Tensor& positives, const Tensor& sums,
-                          const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale) {
-  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+                          const Tensor& logits, bool symmetric, bool need_query, bool need_keys, bool need_scale,
+                          bool allow_tf32) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric, allow_tf32};
   call.check();
   check_rows(grad_loss, query, "grad_loss");
   check_ids(positives, query.size(0), query, "positives");
@@ -205,9 +211,9 @@ Gradients supcon_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Te
 template <class Device>
 SupConSum supcon_loss_sum(const Tensor& query, const Tensor& keys, const Tensor& query_labels, const Tensor& key_labels,
                           std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
-                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale,
-                          int64_t kept) {
-  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric};
+                          bool symmetric, double factor, bool need_query, bool need_keys, bool need_scale, int64_t kept,
+                          bool allow_tf32) {
+  const SupConCall call{query, keys, query_labels, key_labels, own, {scale, scale_tensor}, symmetric, allow_tf32};
   call.check();
   return Device::sum(call, factor, {need_query, need_keys, need_scale}, kept);
 }
@@ -218,6 +224,7 @@ struct SigLipCall {
   Tensor query, keys;          // [N, C], [K, C]
   std::optional<int64_t> own;  // key i + own is query i's own
   ScaleArgument scale, bias;   // the bias to the power of 1
+  bool allow_tf32;             // as in ClipCall
 
   void check() const {
     check_dim(query, 2, "query");
@@ -235,9 +242,9 @@ using SigLipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>
 Tensor siglip_loss_fwd(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
-                       const std::optional<Tensor>& scale_tensor, double bias,
-                       const std::optional<Tensor>& bias_tensor) {
-  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+                       const std::optional<Tensor>& scale_tensor, double bias, const std::optional<Tensor>& bias_tensor,
+                       bool allow_tf32) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}, allow_tf32};
   call.check();
   return Device::forward(call);
 }
@@ -246,8 +253,8 @@ template <class Device>
 SigLipGradients siglip_loss_bwd(const Tensor& grad_loss, const Tensor& query, const Tensor& keys,
                                 std::optional<int64_t> own, double scale, const std::optional<Tensor>& scale_tensor,
                                 double bias, const std::optional<Tensor>& bias_tensor, bool need_query, bool need_keys,
-                                bool need_scale, bool need_bias) {
-  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+                                bool need_scale, bool need_bias, bool allow_tf32) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}, allow_tf32};
   call.check();
   check_rows(grad_loss, query, "grad_loss");
   return Device::backward(call, grad_loss, {need_query, need_keys, need_scale, need_bias});
@@ -257,8 +264,8 @@ template <class Device>
 SigLipSum siglip_loss_sum(const Tensor& query, const Tensor& keys, std::optional<int64_t> own, double scale,
                           const std::optional<Tensor>& scale_tensor, double bias,
                           const std::optional<Tensor>& bias_tensor, double factor, bool need_query, bool need_keys,
-                          bool need_scale, bool need_bias) {
-  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}};
+                          bool need_scale, bool need_bias, bool allow_tf32) {
+  const SigLipCall call{query, keys, own, {scale, scale_tensor}, {bias, bias_tensor}, allow_tf32};
   call.check();
   return Device::sum(call, factor, {need_query, need_keys, need_scale, need_bias});
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskco.nn.ranks import Layout, gather_parts, gather_rows, joined, scatter_sum
 from maskco.ops import _library
-from maskco.ops._contrast import kept_rows, refuse_double_backward, scalar_of
+from maskco.ops._contrast import allow_tf32, kept_rows, refuse_double_backward, scalar_of
 from maskco.ops._inputs import refuse_transforms
 
 LN2 = math.log(2)  # the kernels' sums are in units of log 2
@@ -62,9 +62,10 @@ class _GatheredClip(torch.autograd.Function):
         texts = gather_parts(text, layout.lengths)
         kept = kept_rows(torch.ops.maskco, n, len(texts), image, some=True) if any(ctx.needs_input_grad) else 0
         ctx.options = True, smoothing, False, None  # both directions; neither decoupled nor with a margin
+        ctx.allow_tf32 = allow_tf32()
         call = image, texts, own.start, ids, all_ids, scale, scale_tensor, *ctx.options
         _, parts, own_logit, _, _, row_sums, column_sums, row_totals, column_totals, logits = (
-            torch.ops.maskco.clip_loss_fwd(*call, kept)
+            torch.ops.maskco.clip_loss_fwd(*call, kept, ctx.allow_tf32)
         )
         own_of_rows = own_logit[0, :n]
         own_of_columns = gather_parts(own_of_rows, layout.lengths)
@@ -94,7 +95,9 @@ class _GatheredClip(torch.autograd.Function):
         need_scale = scale_tensor is not None and ctx.needs_input_grad[5]
         call = image, texts, layout.start, ids, all_ids, ctx.scale, scale_tensor, *ctx.options
         needed = ctx.needs_input_grad[0], layout.needs_grad, need_scale
-        grad_image, grad_texts, grad_scale = torch.ops.maskco.clip_loss_bwd(rows, columns, *call, *saved, *needed)
+        grad_image, grad_texts, grad_scale = torch.ops.maskco.clip_loss_bwd(
+            rows, columns, *call, *saved, *needed, ctx.allow_tf32
+        )
         return (
             grad_image if needed[0] else None,
             scatter_sum(grad_texts, layout.lengths) if layout.needs_grad else None,

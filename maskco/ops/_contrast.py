@@ -124,6 +124,16 @@ def kept_rows(ops: Any, n: int, k: int, features: Tensor, *, some: bool = False)
     return room // row // 128 * 128 if some else 0
 
 
+def allow_tf32() -> bool:
+    """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
+# torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
+vars(allow_tf32)["_dynamo_marked_constant"] = True
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

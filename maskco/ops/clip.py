@@ -11,6 +11,7 @@ from torch import Tensor
 from maskco.ops import _library, reference
 from maskco.ops._contrast import (
     accumulation_dtype,
+    allow_tf32,
     check_features,
     check_ids,
     check_nonzero,
@@ -179,12 +180,13 @@ def pair_losses(
     needed = [in_vmap or needs_grad(t) for t in inputs]
     kept = kept_rows(ops, n, n, query, some=columns) if any(needed) else 0
     options = (*scale, columns, smoothing, decoupled, margin)
+    tf32 = allow_tf32()
     if reduction != "none":
-        arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats)
+        arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats, tf32)
         loss, statistics, ranks = with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
         return loss, statistics, ranks
     loss, _, own, rank, column_rank, row_sums, column_sums, *_ = ops.clip_loss_fwd(
-        query, keys, 0, ids, ids, *options, kept
+        query, keys, 0, ids, ids, *options, kept, tf32
     )
     if not stats:
         return loss, own, rank
@@ -193,7 +195,9 @@ def pair_losses(
     return loss, torch.cat([own[:, :n], row_sums[:, :n], column_sums]), torch.stack([rank[:n], column_rank])
 
 
-def _fake_fwd(query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, kept):
+def _fake_fwd(
+    query, keys, own, query_ids, key_ids, scale, tensor, columns, smoothing, decoupled, margin, kept, tf32=False
+):
     refuse_forward_mode("clip_loss")
     n, k, rows = query.shape[0], keys.shape[0], padded(query.shape[0])
     dtype = accumulation_dtype(query)
@@ -216,7 +220,7 @@ def _fake_sum(query, keys, ids, scale, tensor, columns, smoothing, decoupled, ma
 
 
 def _fake_bwd(row_upstream, column_upstream, query, keys, *rest):
-    need_query, need_keys, need_scale = rest[-3:]
+    need_query, need_keys, need_scale = rest[17:20]
     return (
         query.new_empty((query.shape[0] if need_query else 0, query.shape[1])),
         keys.new_empty((keys.shape[0] if need_keys else 0, keys.shape[1])),
@@ -232,6 +236,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(query, keys, query_ids, key_ids, tensor, parts, own_logit, *sums)
     ctx.own, ctx.scale = inputs[2], inputs[5]
     ctx.options = inputs[7:11]  # columns, smoothing, decoupled, margin
+    ctx.allow_tf32 = inputs[12]
 
 
 def register(namespace: str) -> None:
@@ -240,7 +245,7 @@ def register(namespace: str) -> None:
 
     def backward(ctx, grad_loss, *_):
         refuse_double_backward("clip_loss")
-        grads: list[Tensor | None] = [None] * 12
+        grads: list[Tensor | None] = [None] * 13
         if grad_loss is None:
             return tuple(grads)
         query, keys, query_ids, key_ids, tensor, *saved = ctx.saved_tensors
@@ -266,6 +271,7 @@ def register(namespace: str) -> None:
             need_query,
             need_keys,
             need_scale,
+            ctx.allow_tf32,
         )
         grads[0] = grad_query if need_query else None
         grads[1] = grad_keys if need_keys else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from maskco.ops import _library, reference
 from maskco.ops._contrast import (
     accumulation_dtype,
+    allow_tf32,
     check_ids,
     check_nonzero,
     check_reduction,
@@ -160,7 +161,7 @@ def info_nce(
             scalar,
             temperature_tensor,
             need_grad,
-            _allow_tf32(),
+            allow_tf32(),
             bool(decoupled),
             margin,
         )
@@ -219,16 +220,6 @@ def _check_valid(
     check_dtype(valid, INTEGERS, "valid")
     check_device(valid, queue, "valid", "queue")
     return queue, queue_ids, valid.to(torch.int64)
-
-
-def _allow_tf32() -> bool:
-    """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-# torch.compile guards this setting in any case, but cannot trace how it is read. The same as decorating with
-# torch.compiler.assume_constant_result, which would take seconds of import time for torch._dynamo.
-vars(_allow_tf32)["_dynamo_marked_constant"] = True
 
 
 def _fake_fwd(

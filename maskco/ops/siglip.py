@@ -8,6 +8,7 @@ from torch import Tensor
 from maskco.ops import _library, reference
 from maskco.ops._contrast import (
     accumulation_dtype,
+    allow_tf32,
     check_features,
     check_nonzero,
     check_reduction,
@@ -80,10 +81,10 @@ def siglip_loss(
         return loss if reduction == "none" else loss.sum() * factor
     in_vmap = refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
     if reduction == "none":
-        return ops.siglip_loss_fwd(image, text, offset, *scale, *bias)
+        return ops.siglip_loss_fwd(image, text, offset, *scale, *bias, allow_tf32())
     inputs = (image, text, scale[1], bias[1])
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    arguments = (image, text, offset, *scale, *bias, factor, *needed)
+    arguments = (image, text, offset, *scale, *bias, factor, *needed, allow_tf32())
     return with_gradients(ops.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)[0]
 
 
@@ -93,16 +94,16 @@ def _fake_fwd(query, *_):
 
 
 def _fake_bwd(grad_loss, query, keys, own, scale, scale_tensor, bias, bias_tensor, *needed):
-    return tuple(t.to(query.dtype) if i < 2 else t for i, t in enumerate(fake_gradients(query, keys, needed)))
+    return tuple(t.to(query.dtype) if i < 2 else t for i, t in enumerate(fake_gradients(query, keys, needed[:4])))
 
 
 def _fake_sum(query, keys, own, scale, scale_tensor, bias, bias_tensor, factor, *needed):
     refuse_forward_mode("siglip_loss")
-    return (query.new_empty((), dtype=accumulation_dtype(query)), *fake_gradients(query, keys, needed))
+    return (query.new_empty((), dtype=accumulation_dtype(query)), *fake_gradients(query, keys, needed[:4]))
 
 
 def _setup_rows(ctx, inputs, output) -> None:
-    query, keys, ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor = inputs
+    query, keys, ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor, ctx.allow_tf32 = inputs
     ctx.save_for_backward(query, keys, scale_tensor, bias_tensor)
 
 
@@ -118,8 +119,8 @@ def register(namespace: str) -> None:
         query, keys, scale_tensor, bias_tensor = ctx.saved_tensors
         needed = [ctx.needs_input_grad[at] for at in _DIFFERENTIABLE]
         options = (ctx.own, ctx.scale, scale_tensor, ctx.bias, bias_tensor)
-        found = ops.siglip_loss_bwd(grad_loss.contiguous(), query, keys, *options, *needed)
-        grads: list[Tensor | None] = [None] * 7
+        found = ops.siglip_loss_bwd(grad_loss.contiguous(), query, keys, *options, *needed, ctx.allow_tf32)
+        grads: list[Tensor | None] = [None] * 8
         for at, grad, need in zip(_DIFFERENTIABLE, found, needed, strict=True):
             if need:
                 grads[at] = grad if at < 2 else grad.reshape(())

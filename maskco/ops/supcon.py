@@ -11,6 +11,7 @@ from torch import Tensor
 from maskco.ops import _library, reference
 from maskco.ops._contrast import (
     accumulation_dtype,
+    allow_tf32,
     check_features,
     check_ids,
     check_nonzero,
@@ -134,12 +135,12 @@ def _compiled(
     kept = kept_rows(ops, query.shape[0], others.shape[0], query, some=True) if any(needed) else 0
     arguments = (query, others, query_labels, labels, own, *scale, symmetric)
     if reduction == "none":
-        return ops.supcon_loss_fwd(*arguments, kept)
-    options = (mean_factor(query.shape[0], reduction), *needed, kept)
+        return ops.supcon_loss_fwd(*arguments, kept, allow_tf32())
+    options = (mean_factor(query.shape[0], reduction), *needed, kept, allow_tf32())
     return with_gradients(ops.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
 
 
-def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, kept):
+def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, kept, tf32=False):
     refuse_forward_mode("supcon_loss")
     n, rows, dtype = query.shape[0], padded(query.shape[0]), accumulation_dtype(query)
     loss, lse, positive = (query.new_empty(n, dtype=dtype) for _ in range(3))
@@ -148,7 +149,7 @@ def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetr
 
 
 def _fake_bwd(grad_loss, query, keys, query_labels, key_labels, own, *rest):
-    symmetric, need_query, need_keys, need_scale = rest[-4:]
+    symmetric, need_query, need_keys, need_scale = rest[5:9]
     return (
         query.new_empty((query.shape[0] if need_query else 0, query.shape[1])),
         keys.new_empty((keys.shape[0] if need_keys and not symmetric else 0, keys.shape[1])),
@@ -164,7 +165,7 @@ def _fake_sum(query, keys, query_labels, key_labels, own, scale, tensor, symmetr
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, keys, query_labels, key_labels, ctx.own, ctx.scale, tensor, ctx.symmetric, _ = inputs
+    query, keys, query_labels, key_labels, ctx.own, ctx.scale, tensor, ctx.symmetric, _, ctx.allow_tf32 = inputs
     _, _, _, positives, sums, logits = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -177,7 +178,7 @@ def register(namespace: str) -> None:
 
     def backward(ctx, grad_loss, *_):
         refuse_double_backward("supcon_loss")
-        grads: list[Tensor | None] = [None] * 9
+        grads: list[Tensor | None] = [None] * 10
         if grad_loss is None:
             return tuple(grads)
         *features, tensor, positives, sums, logits = ctx.saved_tensors
@@ -196,6 +197,7 @@ def register(namespace: str) -> None:
             need_query,
             need_keys,
             need_scale,
+            ctx.allow_tf32,
         )
         grads[0] = grad_query if need_query else None
         grads[1] = grad_keys if need_keys and not ctx.symmetric else None

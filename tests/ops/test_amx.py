@@ -37,7 +37,7 @@ def products(model, monkeypatch):
 def dtype(request, monkeypatch) -> torch.dtype:
     """bfloat16, or float32 under torch.set_float32_matmul_precision("high")."""
     if request.param == "high":
-        monkeypatch.setattr(importlib.import_module("maskco.ops.contrastive"), "_allow_tf32", lambda: True)
+        monkeypatch.setattr(importlib.import_module("maskco.ops.contrastive"), "allow_tf32", lambda: True)
     return torch.float32 if request.param == "high" else torch.bfloat16
 
 

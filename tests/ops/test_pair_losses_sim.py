@@ -5,6 +5,8 @@ Values, gradients and the contract that all devices share: test_pair_losses.py, 
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from pair_cases import CLIP, LOSSES, SIGLIP, SUPCON, check, make, run
@@ -90,6 +92,23 @@ def test_any_order_of_warps_and_any_gpu_gives_the_same_bits(device, loss, dtype)
         with ptxsim.device(arch, strict=True, schedule=schedule):
             result = run(loss.op, loss, case, loss.features)
         assert all(torch.equal(result[name], expected[name]) for name in expected)
+
+
+@every_loss
+def test_one_term_of_tf32_where_torch_allows_it(device, loss, monkeypatch, simulated):
+    """As in plain torch with its factors rounded to TF32: a tenth of a percent, and no more."""
+    torch.manual_seed(0)
+    case = make(loss, 140, 72, 90)
+    exact = run(loss.op, loss, case, loss.features)
+    simulated.launches.clear()
+    module = importlib.import_module(loss.op.__module__)
+    monkeypatch.setattr(module, "allow_tf32", lambda: True)
+    found = run(loss.op, loss, case, loss.features)
+    sweeps = [launch.kernel for launch in simulated.launches if "LogitTile" in launch.kernel]
+    assert sweeps and all("Tf32Product<1>" in kernel for kernel in sweeps)
+    for name in ("loss", *(f"grad_{feature}" for feature in loss.features)):
+        error = (found[name] - exact[name]).abs().max() / exact[name].abs().max()
+        assert 0 < error < 2e-3, name
 
 
 def test_float16_weights_keep_their_precision_however_small(device):

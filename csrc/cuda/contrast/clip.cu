@@ -127,12 +127,12 @@ ClipSum sum(const ClipCall& call, double factor, Needed need, bool stats) {
 struct CudaClip {
   static ClipForward forward(const ClipCall& call, int64_t kept) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(),
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
                          [&](auto tile) { return maskco::forward<decltype(tile)>(call, kept); });
   }
   static Gradients backward(const ClipCall& call, const ClipSaved& saved, Needed need) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(), [&](auto tile) {
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32, [&](auto tile) {
       using Acc = typename decltype(tile)::Acc;
       return maskco::backward<decltype(tile)>(call, saved, upstream_of<Acc>(saved.row_upstream),
                                               upstream_of<Acc>(saved.column_upstream), need, call.query.scalar_type());
@@ -141,7 +141,7 @@ struct CudaClip {
   static ClipSum sum(const ClipCall& call, double factor, Needed need, int64_t kept, bool stats) {
     const DeviceGuard guard(call.query);
     check_no_logits(kept);
-    return dispatch_tile(call.query.scalar_type(),
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
                          [&](auto tile) { return maskco::sum<decltype(tile)>(call, factor, need, stats); });
   }
 };

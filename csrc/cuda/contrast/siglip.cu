@@ -54,7 +54,7 @@ SigLipSum compute(const SigLipCall& call, const Upstream<typename Tile::Acc>& up
 struct CudaSigLip {
   static Tensor forward(const SigLipCall& call) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(), [&](auto tile) {
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32, [&](auto tile) {
       using Tile = decltype(tile);
       const auto upstream = uniform_upstream<typename Tile::Acc>(1);
       return std::get<0>(compute<Tile>(call, upstream, true, {}, call.query.scalar_type()));
@@ -62,7 +62,7 @@ struct CudaSigLip {
   }
   static SigLipGradients backward(const SigLipCall& call, const Tensor& grad_loss, Needed need) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(), [&](auto tile) -> SigLipGradients {
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32, [&](auto tile) -> SigLipGradients {
       using Tile = decltype(tile);
       const auto upstream = upstream_of<typename Tile::Acc>(grad_loss);
       const auto [losses, grad_query, grad_keys, grad_scale, grad_bias] =
@@ -72,7 +72,7 @@ struct CudaSigLip {
   }
   static SigLipSum sum(const SigLipCall& call, double factor, Needed need) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(), [&](auto tile) {
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32, [&](auto tile) {
       using Tile = decltype(tile);
       using Acc = typename Tile::Acc;
       SigLipSum result = compute<Tile>(call, uniform_upstream<Acc>(factor), true, need, gradient_type(call.query));

@@ -47,14 +47,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
       if (row >= query.count) return;
       const Acc of_row = weigh ? factor * upstream.get(row) : Acc(0);
 #pragma unroll
-      for (int j = 0; j < Tile::kColumnBlocks; j++) {
-        Acc pair[2];
+      for (int j = 0; j < Tile::kColumnBlocks; j += 2) {
+        Acc four[4];
         const int64_t first = first_column + Tile::column(j, 0);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          pair[i] = 0;
+        for (int i = 0; i < 4; i++) {
+          four[i] = 0;
           if (first + i >= keys.count) continue;
-          const Acc logit = times(s[block][j][2 * half + i], scale);
+          const Acc logit = times(s[block][j + i / 2][2 * half + i % 2], scale);
           const bool together = pairs.has_own && first + i == row + pairs.own;
           const Acc sign = together ? -1 : 1, z = (logit + bias) * sign;
           const Acc e = exp2_of(z > 0 ? -z : z);
@@ -62,11 +62,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
           const Acc w = (z > 0 ? Acc(1) : e) / (e + 1) * sign * of_row;
           sum += w;
           product += w * logit;
-          pair[i] = w;
+          four[i] = w;
         }
-        if (weights != nullptr && first < width)
-          *reinterpret_cast<Pack<typename Tile::T, 2>*>(weights + row * width + first) = {
-              convert<typename Tile::T>(pair[0]), convert<typename Tile::T>(pair[1])};
+        if (weights != nullptr) Tile::store(weights + row * width, first, width, four);
       }
     });
     products += product;

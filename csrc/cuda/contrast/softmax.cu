@@ -66,6 +66,7 @@ Gradients weigh_pairs(const Tensor& query, const Tensor& keys, const ScaleArgume
 MASKCO_SWEEPS(Float16Tile, float)
 MASKCO_SWEEPS(BFloat16Tile, float)
 MASKCO_SWEEPS(Float32Tile, float)
+MASKCO_SWEEPS(Tf32Tile, float)
 MASKCO_SWEEPS(Float64Tile, double)
 #undef MASKCO_SWEEPS
 

@@ -281,14 +281,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
       return exp2_of(behind > 0 ? Acc(0) : behind) * side.weight[line];
     };
 #pragma unroll
-    for (int j = 0; j < Tile::kColumnBlocks; j++)
+    for (int first = 0; first < Tile::kColumnBlocks; first += 2)
       Tile::for_each_row([&](int block, int half) {
         if (!tile.has_row(block, half)) return;
         const int64_t row = tile.row(block, half);
-        Acc pair[2];
+        Acc four[4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int at = 2 * half + i;
+        for (int i = 0; i < 4; i++) {
+          const int j = first + i / 2, at = 2 * half + i % 2;
           const Acc logit = s[block][j][at];
           const int64_t column = tile.column(j, at);
           Acc w = 0;
@@ -304,12 +304,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
               if (along != nullptr && logit != none) product += w * logit;
             }
           }
-          pair[i] = w;
+          four[i] = w;
         }
-        const int64_t column = tile.column(j, 0);
-        if (weights != nullptr && column < width)
-          *reinterpret_cast<Pack<typename Tile::T, 2>*>(weights + row * width + column) = {
-              convert<typename Tile::T>(pair[0]), convert<typename Tile::T>(pair[1])};
+        if (weights != nullptr) Tile::store(weights + row * width, tile.column(first, 0), width, four);
       });
     products += product;
   });

@@ -65,12 +65,12 @@ SupConSum sum(const SupConCall& call, double factor, Needed need) {
 struct CudaSupCon {
   static SupConForward forward(const SupConCall& call, int64_t kept) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(),
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
                          [&](auto tile) { return maskco::forward<decltype(tile)>(call, kept); });
   }
   static Gradients backward(const SupConCall& call, const SupConSaved& saved, Needed need) {
     const DeviceGuard guard(call.query);
-    return dispatch_tile(call.query.scalar_type(), [&](auto tile) {
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32, [&](auto tile) {
       return maskco::backward<decltype(tile)>(call, saved.positives, saved.sums,
                                               upstream_of<typename decltype(tile)::Acc>(saved.grad_loss), need,
                                               call.query.scalar_type());
@@ -79,7 +79,7 @@ struct CudaSupCon {
   static SupConSum sum(const SupConCall& call, double factor, Needed need, int64_t kept) {
     const DeviceGuard guard(call.query);
     check_no_logits(kept);
-    return dispatch_tile(call.query.scalar_type(),
+    return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
                          [&](auto tile) { return maskco::sum<decltype(tile)>(call, factor, need); });
   }
 };

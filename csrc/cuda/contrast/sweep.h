@@ -24,15 +24,16 @@ namespace maskco {
 using Float16Tile = LogitTile<HalfProduct<__half>, 2, 4, 4, 4, 1>;
 using BFloat16Tile = LogitTile<HalfProduct<__nv_bfloat16>, 2, 4, 4, 4, 1>;
 using Float32Tile = LogitTile<Tf32Product<3>, 2, 4, 2, 4, 1>;
+using Tf32Tile = LogitTile<Tf32Product<1>, 2, 4, 4, 4, 1>;
 using Float64Tile = LogitTile<DoubleProduct, 2, 4, 2, 2, 1>;
 
 // f(LogitTile) for the dtype
 template <class F>
-auto dispatch_tile(ScalarType dtype, const F& f) {
+auto dispatch_tile(ScalarType dtype, bool allow_tf32, const F& f) {
   if (dtype == ScalarType::Half) return f(Float16Tile());
   if (dtype == ScalarType::BFloat16) return f(BFloat16Tile());
   if (dtype == ScalarType::Double) return f(Float64Tile());
-  return f(Float32Tile());
+  return allow_tf32 ? f(Tf32Tile()) : f(Float32Tile());
 }
 
 template <class T>

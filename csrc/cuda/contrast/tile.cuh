@@ -72,15 +72,21 @@ struct LogitTile {
   static constexpr int kWarpRows = 16 * kRowBlocks, kWarpColumns = 8 * kColumnBlocks;
   static constexpr int kRows = kWarpsDown * kWarpRows, kColumns = kWarpsAcross * kWarpColumns;
   static_assert(kRows + kColumns <= kThreads);  // a thread for each row and each column
+  static_assert(kColumnBlocks % 2 == 0);
 
-  // ---- chunks of channels in shared memory, swizzled so that ldmatrix of eight rows meets each bank once
+  // ---- chunks of channels in shared memory, swizzled so that ldmatrix of eight rows, or columns, meets each bank once
   static constexpr int kRowBytes = 128, kStages = 2, kPieces = kRowBytes / 16, kElements = 16 / sizeof(T);
   static constexpr int kChunk = kRowBytes / sizeof(T);  // channels
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
 
-  __device__ __forceinline__ static int offset(int row, int piece) { return row * kRowBytes + 16 * (piece ^ row % 8); }
+  __device__ __forceinline__ static int row_offset(int row, int piece) {
+    return row * kRowBytes + 16 * (piece ^ row % 8);
+  }
+  __device__ __forceinline__ static int column_offset(int column, int piece) {  // (columns 0, 1, 4, 5, .., or 2, 3, ..)
+    return column * kRowBytes + 16 * (piece ^ (column % 2 + column / 4 % 4 * 2));
+  }
   // Channels `channel` .. of the rows from `first` on; zeros beyond the last of either.
-  template <int kTileRows>
+  template <int kTileRows, int (*kOffset)(int, int)>
   __device__ __forceinline__ static void load(char* tile, const PairRows<T>& from, int64_t first, int channel) {
     static_assert(kTileRows % (kThreads / kPieces) == 0);
     const int row = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
@@ -88,7 +94,7 @@ struct LogitTile {
 #pragma unroll
     for (int pass = 0; pass < kTileRows; pass += kThreads / kPieces) {
       const int64_t r = first + pass + row;
-      char* to = tile + offset(pass + row, piece);
+      char* to = tile + kOffset(pass + row, piece);
       const T* source = from.rows + r * from.row_stride + c * from.stride;
       if (from.aligned) {
         const bool inside = r < from.count && c < from.channels;
@@ -102,7 +108,8 @@ struct LogitTile {
     }
   }
 
-  // ---- what a thread holds: per block of 16 rows, rows g and g + 8 (`half`), of each 8 columns two
+  // ---- what a thread holds: per block of 16 rows, rows g and g + 8 (`half`), and of each 16 columns four that follow
+  // one another: two of the block of columns j, two of j + 1. (So the columns of a block are 0, 1, 4, 5, .. of 16.)
   using Logits = Acc[kRowBlocks][kColumnBlocks][4];
   using PerRow = Acc[kRowBlocks][2];
   using PerColumn = Acc[kColumnBlocks][2];
@@ -112,7 +119,7 @@ struct LogitTile {
     return warp_down() * kWarpRows + 16 * block + 8 * half + threadIdx.x % 32 / 4;
   }
   __device__ __forceinline__ static int column(int j, int i) {
-    return warp_across() * kWarpColumns + 8 * j + threadIdx.x % 4 * 2 + i % 2;
+    return warp_across() * kWarpColumns + 16 * (j / 2) + threadIdx.x % 4 * 4 + 2 * (j % 2) + i % 2;
   }
   template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
   __device__ __forceinline__ static void for_each_logit(const Body& body) {
@@ -141,16 +148,17 @@ struct LogitTile {
   // s (and `rest`, of three terms) += rows · columnsᵀ of a chunk
   __device__ __forceinline__ static void multiply(Logits& s, Logits& rest, const char* rows, const char* columns) {
     if constexpr (std::is_same_v<T, double>) {
-      const auto at = [](const char* tile, int r, int c) {
-        return *reinterpret_cast<const double*>(tile + offset(r, c / 2) + c % 2 * 8);
+      const auto at = [](const char* tile, int offset, int c) {
+        return *reinterpret_cast<const double*>(tile + offset + c % 2 * 8);
       };
 #pragma unroll 1
       for (int c = 0; c < kChunk; c++) {
         PerRow a;
-        for_each_row([&](int block, int half) { a[block][half] = at(rows, row(block, half), c); });
+        for_each_row([&](int block, int half) { a[block][half] = at(rows, row_offset(row(block, half), c / 2), c); });
 #pragma unroll
         for (int j = 0; j < kColumnBlocks; j++) {
-          const double b[2] = {at(columns, column(j, 0), c), at(columns, column(j, 1), c)};
+          const double b[2] = {at(columns, column_offset(column(j, 0), c / 2), c),
+                               at(columns, column_offset(column(j, 1), c / 2), c)};
           for_each_row([&](int block, int half) {
             for (int i = 0; i < 2; i++) s[block][j][2 * half + i] += a[block][half] * b[i];
           });
@@ -158,9 +166,10 @@ struct LogitTile {
       }
     } else {
       const int lane = threadIdx.x % 32;
-      const uint32_t a_at = shared_address(rows) + offset(warp_down() * kWarpRows + lane % 16, lane / 16);
+      const uint32_t a_at = shared_address(rows) + row_offset(warp_down() * kWarpRows + lane % 16, lane / 16);
       const uint32_t b_at =
-          shared_address(columns) + offset(warp_across() * kWarpColumns + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+          shared_address(columns) +
+          column_offset(warp_across() * kWarpColumns + lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2, lane / 8 % 2);
 #pragma unroll
       for (int step = 0; step < kRowBytes / 32; step++) {  // (two pieces further on: in the swizzle, one XOR)
         typename Product::template Operand<4> a[kRowBlocks];
@@ -209,8 +218,9 @@ struct LogitTile {
     const auto load_next = [&](int to) {
       if (next.column < column_end) {
         char* tile = stages + to * kStageBytes;
-        load<kRows>(tile, rows, int64_t(next.row) * kRows, next.chunk * kChunk);
-        load<kColumns>(tile + kRows * kRowBytes, columns, int64_t(next.column) * kColumns, next.chunk * kChunk);
+        load<kRows, &row_offset>(tile, rows, int64_t(next.row) * kRows, next.chunk * kChunk);
+        load<kColumns, &column_offset>(tile + kRows * kRowBytes, columns, int64_t(next.column) * kColumns,
+                                       next.chunk * kChunk);
         if (++next.chunk == chunks) {
           next.chunk = 0;
           if (++next.row == row_end) {
@@ -240,6 +250,13 @@ struct LogitTile {
           });
         body(int64_t(row) * kRows, int64_t(column) * kColumns, s);
       }
+  }
+
+  // Four elements of a row that has `width` of them, a multiple of four.
+  __device__ __forceinline__ static void store(T* row, int64_t column, int64_t width, const Acc (&four)[4]) {
+    if (column >= width) return;
+    const Pack<T, 4> pack{convert<T>(four[0]), convert<T>(four[1]), convert<T>(four[2]), convert<T>(four[3])};
+    *reinterpret_cast<Pack<T, 4>*>(row + column) = pack;
   }
 
   // ---- reductions over a tile, in a fixed order. A warp's part is in `parts` afterwards, for the block to see after

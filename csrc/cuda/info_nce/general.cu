@@ -121,10 +121,12 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
 }  // namespace
 
 InfoNCEResults general_forward(const InfoNCEForwardCall& call) {
-  return dispatch_tile(call.query.scalar_type(), [&](auto tile) { return forward<decltype(tile)>(call); });
+  return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
+                       [&](auto tile) { return forward<decltype(tile)>(call); });
 }
 Tensor general_backward_keys(const InfoNCEKeysCall& call) {
-  return dispatch_tile(call.query.scalar_type(), [&](auto tile) { return backward_keys<decltype(tile)>(call); });
+  return dispatch_tile(call.query.scalar_type(), call.allow_tf32,
+                       [&](auto tile) { return backward_keys<decltype(tile)>(call); });
 }
 
 }  // namespace maskco
