@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.contrast import LOSSES
+from benchmarks.contrast import make_inputs as pair_inputs
 from benchmarks.info_nce import TEMPERATURE, make_inputs
 from benchmarks.region_pool import LAYOUTS, STRIDE, box_inputs, label_inputs, mask_inputs
 from maskco.ops import _library, box_pool, info_nce, masked_pool, queue_push_
@@ -27,14 +29,17 @@ sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]  # the simulator, and the op
 
 Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16")
+PAIR_LOSSES = ("clip", "siglip", "supcon")
+ONCE_A_LINE = ("own", "finish", "weights", "total", "rows", "gradient")  # of kernels around the sweeps
 
 
 @dataclass(frozen=True)
 class Case:
     """A case of the benchmarks, and the part of it that is simulated."""
 
-    kind: str  # boxes, soft masks, labels, queue, info_nce
-    full: tuple[int, ...]  # features [B, C, H, W]; of a queue keys, rows, channels; of info_nce N, K (0: in batch), C
+    kind: str  # boxes, soft masks, labels, queue, info_nce, or a loss over all pairs
+    # features [B, C, H, W]; of a queue keys, rows, channels; of info_nce N, K (0: in batch), C; of all pairs N, C
+    full: tuple[int, ...]
     part: tuple[int, ...]
     regions: int
     sms: int  # that the part is cut for
@@ -44,7 +49,7 @@ class Case:
     @property
     def name(self) -> str:
         size = "×".join(map(str, self.full))
-        if self.kind in ("queue", "info_nce"):
+        if self.kind in ("queue", "info_nce", *PAIR_LOSSES):
             return f"{self.kind}, {size}, {self.dtype}"
         return f"{self.regions} {self.kind}, {size} {self.layout}, {self.dtype}"
 
@@ -54,8 +59,12 @@ class Case:
             return self.full[0] / self.part[0]
         if self.kind == "info_nce":
             (n, k, _), (part_n, part_k, _) = self.full, self.part
-            once_a_query = any(name in kernel for name in ("combine", "sum_splits", "start", "finish"))
+            once_a_query = any(name in kernel for name in ("combine", "sum_splits", *ONCE_A_LINE))
             return n / part_n * (1 if once_a_query else (k or n) / (part_k or part_n))
+        if self.kind in PAIR_LOSSES:
+            if "convert" in kernel:  # of slabs: products has them
+                return 0
+            return (self.full[0] / self.part[0]) ** (1 if any(name in kernel for name in ONCE_A_LINE) else 2)
         return math.prod(self.full) / math.prod(self.part)
 
 
@@ -73,7 +82,11 @@ def all_cases() -> list[Case]:
     ]
     return [
         *(Case("info_nce", full, part, 0, sms, dtype) for full, part, sms in contrastive for dtype in DTYPES),
-        Case("info_nce", (256, 65536, 100), (256, 4096, 100), 0, 108),  # the general path
+        Case("info_nce", (256, 65536, 320), (256, 4096, 320), 0, 108),  # the general path
+        Case("info_nce", (256, 65536, 512), (256, 2048, 512), 0, 108, "bfloat16"),
+        # blocks of as many tiles as in full size: one SM's
+        *(Case(loss, (65536, 512), (1024, 512), 0, 1, "bfloat16") for loss in PAIR_LOSSES),
+        Case("clip", (4096, 512), (512, 512), 0, 1),
         *(Case(*case, dtype, layout) for case in regional for layout in LAYOUTS for dtype in DTYPES),
         *(Case("queue", (256, 65536, 128), (256, 1024, 128), 0, 108, dtype) for dtype in DTYPES),
     ]
@@ -98,7 +111,8 @@ def simulate(case: Case) -> list[Row]:
     - `asked_bytes`: what these kernels have to ask for, as their blocks are cut, if nothing is asked for in vain,
     - `full_bytes`: what the case in full size has to read and write, once, whatever the implementation.
     """
-    return {"queue": _simulate_queue, "info_nce": _simulate_info_nce}.get(case.kind, _simulate_regions)(case)
+    kinds = {"queue": _simulate_queue, "info_nce": _simulate_info_nce} | dict.fromkeys(PAIR_LOSSES, _simulate_pairs)
+    return kinds.get(case.kind, _simulate_regions)(case)
 
 
 def _launches(case: Case, body: Callable[[], Any]) -> tuple[list[Any], Any]:
@@ -159,12 +173,46 @@ def _simulate_info_nce(case: Case) -> list[Row]:
     own = (k or n) * c * query.element_size()  # the keys' is in their dtype
     full = {"forward": rows + n * OUTPUT_BYTES, "gradient": rows + n * OUTPUT_BYTES + gradient_bytes}
     full["keys"] = n * c * query.element_size() + 2 * own + 2 * 4 * n  # lse and upstream gradients too
+    products = [] if "flash" in forward[0].kernel else [product(n, k or n, c, query.element_size())]
     return [
-        summary(case, on, launches, _asked(on, launches, query, keys), full[on])
+        summary(case, on, launches, _asked(on, launches, query, keys), full[on], products if on != "forward" else [])
         for on, launches in (("forward", forward), ("gradient", gradient), ("keys", backward))
     ]
 
 
+def _simulate_pairs(case: Case) -> list[Row]:
+    """The mean loss without gradient, and with all gradients."""
+    loss = next(loss for loss in LOSSES if loss.name == case.kind)
+    n, c = case.part
+    inputs = pair_inputs(case.kind, n, c, torch.device("cpu"), getattr(torch, case.dtype))
+    forward, _ = _launches(case, lambda: loss.ours(**inputs))
+    leaves = {name: value.requires_grad_() if name in loss.wrt else value for name, value in inputs.items()}
+    gradient, _ = _launches(case, lambda: loss.ours(**leaves))
+    features = [inputs[name] for name in loss.wrt if inputs[name].dim() == 2]
+    size = features[0].element_size()
+    sides = 1 if case.kind == "supcon" else 2  # supcon: of one batch, whose pairs weigh both directions at once
+    products = [product(case.full[0], case.full[0], c, size)] * sides
+    if sides == 2:
+        products += slab_sums(case.full[0], c, size)
+    full = sides * case.full[0] * c * size
+    return [
+        summary(case, "forward", forward, _asked_by_sweeps(forward, n, n, c, size), full),
+        summary(case, "gradient", gradient, _asked_by_sweeps(gradient, n, n, c, size), 2 * full, products),
+    ]
+
+
+def product(n: int, k: int, c: int, size: int) -> Row:
+    """cuBLAS's, of weights [N, K] with features [K, C], in full size. It is not simulated."""
+    return {"kind": "tf32" if size == 4 else "16", "flops": 2 * n * k * c, "bytes": (n * k + (n + k) * c) * size}
+
+
+def slab_sums(n: int, c: int, size: int) -> list[Row]:
+    """The keys' gradient is added up slab by slab, in float32: cuBLAS writes a slab's, which is read and added."""
+    slabs = -(-n * n * size // SLAB_BYTES)
+    return [{"kind": "16", "flops": 0, "bytes": 16 * n * c * slabs}] if slabs > 1 else []
+
+
+SLAB_BYTES = 108 * 2**21  # of weights, on an A100: csrc/cuda/contrast/sweep.h
 OUTPUT_BYTES = 3 * 4 + 8  # of a query: loss, lse, positive_logit, rank
 
 
@@ -178,17 +226,39 @@ def _asked(on: str, launches: Sequence[Any], query: Tensor, keys: Tensor) -> int
     if "flash" in launches[0].kernel:  # each split reads its queries and their positives; its state is 16 bytes a query
         asked = splits * 2 * size_of(query) + columns * size_of(keys) + 2 * splits * n * 16 + n * OUTPUT_BYTES
         return asked + (2 * splits * sums + size_of(query) + sums if on == "gradient" else 0)
-    # The general path, whose products are not counted: logits are read for the maximum, read again and written.
-    if on == "keys":
-        return 2 * 4 * n * k + 8 * n
-    return 2 * size_of(query) + 3 * 4 * n * k + n * OUTPUT_BYTES + (7 * sums if on == "gradient" else 0)
+    around = size_of(query) + 3 * sums if on == "gradient" else 0
+    return _asked_by_sweeps(launches, n, k, query.shape[1], query.element_size()) + around
+
+
+def _asked_by_sweeps(launches: Sequence[Any], n: int, k: int, c: int, size: int) -> int:
+    """Bytes that sweeps over all pairs have to ask for: each tile's features, weights where they are stored, and own
+    logits. Of a tile's lines, whose sums are added to in place, some tens of bytes each."""
+    asked = 2 * n * c * size * any("own_kernel" in launch.kernel for launch in launches)
+    for launch in launches:
+        found = re.search(r"LogitTile<.*>?, (\d+), (\d+), (\d+), (\d+), \d+>", launch.kernel)
+        if found is None:
+            continue
+        down, across, row_blocks, column_blocks = map(int, found.groups())
+        row_tiles, column_tiles = -(-n // (16 * down * row_blocks)), -(-k // (8 * across * column_blocks))
+        lines = column_tiles * n + row_tiles * k  # of all tiles
+        asked += lines * c * size + 32 * lines
+        if "read" not in launch.kernel:
+            asked += n * k * size
+    return asked
 
 
 def size_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def summary(case: Case, on: str, launches: Sequence[Any], asked_bytes: int, full_bytes: float) -> Row:
+def summary(
+    case: Case,
+    on: str,
+    launches: Sequence[Any],
+    asked_bytes: int,
+    full_bytes: float,
+    products: Sequence[Row] = (),
+) -> Row:
     """The counts of all launches together, without the polls of a grid barrier: how many there are says nothing."""
     reports = [launch.report for launch in launches]
     accesses = [a for r in reports for a in global_accesses(r)]
@@ -207,6 +277,7 @@ def summary(case: Case, on: str, launches: Sequence[Any], asked_bytes: int, full
         "coalescing": round(least_sectors / sectors, 3),
         "bank_conflicts": round(wavefronts / least_wavefronts, 3) if least_wavefronts else 1.0,
         "kernels": [counts(case, x) for x in launches],
+        "products": list(products),
     }
 
 

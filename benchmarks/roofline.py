@@ -1,9 +1,9 @@
 """A roofline of the CUDA kernels from benchmarks/results/cuda_static.json. PREDICTED, never measured.
 
 Each kernel's simulated counts, scaled to the case's full size, at 80% of what each part of a GPU reaches: the slowest
-part bounds its time. An op takes the sum of its kernels, or what memory takes for the bytes that have to move.
-Launches, some microseconds each, cuBLAS's products (of the general path) and all latencies are left out. Instructions
-are PTX's, without moves.
+part bounds its time, and so it is with cuBLAS's products, of which only sizes are known. An op takes the sum of its
+kernels and products, or what memory takes for the bytes that have to move. Launches, some microseconds each, and all
+latencies are left out. Instructions are PTX's, without moves.
 
 python -m benchmarks.roofline [FILE]      prints the table that stands in benchmarks/README.md
 """
@@ -65,6 +65,9 @@ def predict(row: Row) -> Row:
     for name, gpu in GPUS.items():
         times = [max((time, part) for part, time in seconds(kernel, gpu).items()) for kernel in row["kernels"]]
         memory = row["full_bytes"] / gpu["memory"] / REACHED
+        times += [
+            (max(p["flops"] / gpu[p["kind"]], p["bytes"] / gpu["memory"]) / REACHED, "cuBLAS") for p in row["products"]
+        ]
         total, bound = max((sum(time for time, _ in times), max(times)[1]), (memory, "memory"))
         prediction[name] = {"us": float(f"{total * 1e6:.3g}"), "bound": bound}
     return prediction
@@ -75,7 +78,8 @@ def table(results: Row) -> str:
     lines = ["| case | pass | MB | Gop, of tensor cores | " + " | ".join(f"{gpu}: µs, bound" for gpu in GPUS) + " |"]
     lines.append("|---" * (4 + len(GPUS)) + "|")
     for row, prediction in zip(results["cases"], results["predictions"], strict=True):
-        tensor = sum(k["scale"] * sum(k["tensor_flops"].values()) for k in row["kernels"]) / 1e9
+        tensor = sum(k["scale"] * sum(k["tensor_flops"].values()) for k in row["kernels"])
+        tensor = (tensor + sum(product["flops"] for product in row["products"])) / 1e9
         times = " | ".join(f"{prediction[gpu]['us']:g}, {prediction[gpu]['bound']}" for gpu in GPUS)
         operations = f"{tensor:.3g}" if tensor else ""
         lines.append(f"| {row['case']} | {row['pass']} | {row['full_bytes'] / 1e6:.3g} | {operations} | {times} |")

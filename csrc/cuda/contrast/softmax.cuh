@@ -72,14 +72,34 @@ struct SoftmaxTile {
   __device__ __forceinline__ bool is_own(int block, int j, int i) const {
     return pairs.own_excluded && column(j, i) == row(block, i / 2) + pairs.own;
   }
-  __device__ __forceinline__ bool same_id(int block, int j, int i) const {
-    return has_row(block, i / 2) && has_column(j, i) &&
-           pairs.query_ids[row(block, i / 2)] == pairs.key_ids[column(j, i)];
+  // body(block, j, i, whether the pair has one id); an id is loaded once
+  template <typename Body>
+  __device__ __forceinline__ void for_each_id(const Body& body) const {
+    int64_t of_row[Tile::kRowBlocks][2];
+    Tile::for_each_row([&](int block, int half) {
+      of_row[block][half] = has_row(block, half) ? pairs.query_ids[row(block, half)] : 0;
+    });
+    Tile::for_each_column([&](int j, int i) {
+      const int64_t of_column = has_column(j, i) ? pairs.key_ids[column(j, i)] : 0;
+      Tile::for_each_row([&](int block, int half) {
+        const bool there = has_row(block, half) && has_column(j, i);
+        body(block, j, 2 * half + i, there && of_row[block][half] == of_column);
+      });
+    });
   }
-  // whether a logit is part of totals and shares
-  __device__ __forceinline__ bool counts(int block, int j, int i, Acc s) const {
-    if (pairs.key_ids != nullptr && !pairs.ids_exclude) return same_id(block, j, i) && !is_own(block, j, i);
-    return s != -static_cast<Acc>(INFINITY);
+  __device__ __forceinline__ bool has_labels() const { return pairs.key_ids != nullptr && !pairs.ids_exclude; }
+  // body(block, j, i) of logits that totals and shares are made of: all that count, or the positives
+  template <typename Body>
+  __device__ __forceinline__ void for_each_counting(const typename Tile::Logits& s, const Body& body) const {
+    if (has_labels()) {
+      for_each_id([&](int block, int j, int i, bool same) {
+        if (same && !is_own(block, j, i)) body(block, j, i);
+      });
+    } else {
+      Tile::for_each_logit([&](int block, int j, int i) {
+        if (s[block][j][i] != -static_cast<Acc>(INFINITY)) body(block, j, i);
+      });
+    }
   }
 
   // Pairs that do not count get the logit -inf.
@@ -95,8 +115,8 @@ struct SoftmaxTile {
         if (is_own(block, j, i)) s[block][j][i] = none;
       });
     if (pairs.key_ids != nullptr && pairs.ids_exclude)
-      Tile::for_each_logit([&](int block, int j, int i) {
-        if (same_id(block, j, i)) s[block][j][i] = none;
+      for_each_id([&](int block, int j, int i, bool same) {
+        if (same) s[block][j][i] = none;
       });
     if (pairs.with_margin)
       Tile::for_each_row([&](int block, int half) {
@@ -210,23 +230,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     }
     if (row_sums.total != nullptr) {
       typename Tile::PerRow total = {}, count = {};
-      Tile::for_each_logit([&](int block, int j, int i) {
-        const bool counts = tile.counts(block, j, i, s[block][j][i]);
-        total[block][i / 2] += counts ? s[block][j][i] : Acc(0);
-        count[block][i / 2] += counts;
+      typename Tile::PerColumn column_total = {}, column_count = {};
+      tile.for_each_counting(s, [&](int block, int j, int i) {
+        total[block][i / 2] += s[block][j][i];
+        count[block][i / 2] += 1;
+        column_total[j][i % 2] += s[block][j][i];
+        column_count[j][i % 2] += 1;
       });
       Tile::reduce_rows(total, shared.row_parts[2], Plus());
       Tile::reduce_rows(count, shared.row_parts[3], Plus());
-    }
-    if (has_columns && column_sums.total != nullptr) {
-      typename Tile::PerColumn total = {}, count = {};
-      Tile::for_each_logit([&](int block, int j, int i) {
-        const bool counts = tile.counts(block, j, i, s[block][j][i]);
-        total[j][i % 2] += counts ? s[block][j][i] : Acc(0);
-        count[j][i % 2] += counts;
-      });
-      Tile::reduce_columns(total, shared.column_parts[2], Plus());
-      Tile::reduce_columns(count, shared.column_parts[3], Plus());
+      if (has_columns) {
+        Tile::reduce_columns(column_total, shared.column_parts[2], Plus());
+        Tile::reduce_columns(column_count, shared.column_parts[3], Plus());
+      }
     }
     __syncthreads();
 
@@ -276,38 +292,55 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
     tile.exclude(s, scale);
     Acc product = 0;
-    const auto weigh = [&](Acc logit, const SideWeights<Acc>& side, int64_t line) {
-      const Acc behind = logit - side.shift[line];  // (above 0 only if a GPU rounds a · b unlike b · a)
-      return exp2_of(behind > 0 ? Acc(0) : behind) * side.weight[line];
+    struct Line {
+      Acc shift, weight, share;
+      int64_t label;
+    };
+    const bool labels = rows.share != nullptr && tile.has_labels();
+    const auto line_of = [&](const SideWeights<Acc>& side, const int64_t* ids, bool there, int64_t line) {
+      Line out{0, 0, 0, 0};
+      if (there && labels) out.label = ids[line];
+      if (!there || side.weight == nullptr) return out;
+      out.shift = side.shift[line];
+      out.weight = side.weight[line];
+      if (side.share != nullptr) out.share = side.share[line];
+      return out;
+    };
+    const auto weigh = [](Acc logit, const Line& line) {
+      const Acc behind = logit - line.shift;  // (above 0 only if a GPU rounds a · b unlike b · a)
+      return exp2_of(behind > 0 ? Acc(0) : behind) * line.weight;
     };
 #pragma unroll
-    for (int first = 0; first < Tile::kColumnBlocks; first += 2)
+    for (int first = 0; first < Tile::kColumnBlocks; first += 2) {
+      Line of_column[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        of_column[i] =
+            line_of(columns, pairs.key_ids, tile.has_column(first + i / 2, i), tile.column(first + i / 2, i));
       Tile::for_each_row([&](int block, int half) {
         if (!tile.has_row(block, half)) return;
         const int64_t row = tile.row(block, half);
+        const Line of_row = line_of(rows, pairs.query_ids, true, row);
         Acc four[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int j = first + i / 2, at = 2 * half + i % 2;
           const Acc logit = s[block][j][at];
-          const int64_t column = tile.column(j, at);
           Acc w = 0;
-          if (tile.has_column(j, at)) {
-            if (tile.is_own(block, j, at)) {
-              w = own_weight != nullptr ? own_weight[row] : Acc(0);
-              if (along != nullptr && w != 0) product += w * in_base2(pairs.own_logit[row]);
-            } else {
-              w = weigh(logit, rows, row);
-              if (columns.weight != nullptr) w += weigh(logit, columns, column);
-              if (rows.share != nullptr && tile.counts(block, j, at, logit))
-                w -= rows.share[row] + (columns.share != nullptr ? columns.share[column] : Acc(0));
-              if (along != nullptr && logit != none) product += w * logit;
-            }
+          if (tile.is_own(block, j, at)) {
+            w = own_weight != nullptr ? own_weight[row] : Acc(0);
+            if (along != nullptr && w != 0) product += w * in_base2(pairs.own_logit[row]);
+          } else if (tile.has_column(j, at)) {
+            w = weigh(logit, of_row);
+            if (columns.weight != nullptr) w += weigh(logit, of_column[i]);
+            if (labels ? of_row.label == of_column[i].label : logit != none) w -= of_row.share + of_column[i].share;
+            if (along != nullptr && logit != none) product += w * logit;
           }
           four[i] = w;
         }
         if (weights != nullptr) Tile::store(weights + row * width, tile.column(first, 0), width, four);
       });
+    }
     products += product;
   });
   if (along == nullptr) return;

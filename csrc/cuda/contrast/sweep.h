@@ -152,7 +152,7 @@ void convert_sums(const Tensor& from, const std::optional<Tensor>& unit, bool ad
 // Slabs of queries whose weights stand in memory together, and a sweep for each.
 template <class Tile>
 struct Slabs {
-  static constexpr int64_t kBytesPerSm = 1 << 20;  // so that each slab is work for the whole GPU
+  static constexpr int64_t kBytesPerSm = 2 << 20;  // so that each slab is work for the whole GPU
 
   int64_t n, k, width, rows;  // width: of a row of weights, K rounded up; rows: of a slab
   bool stored;

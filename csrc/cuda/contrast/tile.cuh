@@ -256,7 +256,10 @@ struct LogitTile {
   __device__ __forceinline__ static void store(T* row, int64_t column, int64_t width, const Acc (&four)[4]) {
     if (column >= width) return;
     const Pack<T, 4> pack{convert<T>(four[0]), convert<T>(four[1]), convert<T>(four[2]), convert<T>(four[3])};
-    *reinterpret_cast<Pack<T, 4>*>(row + column) = pack;
+    using Vector = std::conditional_t<sizeof(pack) == 8, uint2, uint4>;  // (elements would be stored one by one)
+#pragma unroll
+    for (size_t i = 0; i < sizeof(pack) / sizeof(Vector); i++)
+      reinterpret_cast<Vector*>(row + column)[i] = reinterpret_cast<const Vector*>(&pack)[i];
   }
 
   // ---- reductions over a tile, in a fixed order. A warp's part is in `parts` afterwards, for the block to see after
