@@ -124,6 +124,7 @@ def info_nce(
         if margin != margin:
             raise ValueError(f"margin must be a number, got {margin}")
     ops = _library.kernels(query.device)
+    variant = decoupled or margin is not None  # (which CUDA's kernels for a queue do not know)
     if ops is None:
         loss, lse, positive_logit, rank = reference.info_nce(
             query,
@@ -138,7 +139,7 @@ def info_nce(
             decoupled=decoupled,
             margin=margin,
         )
-    elif ops is torch.ops.maskco and query.device.type == "cpu" and in_batch and queue is local_negatives is None:
+    elif in_batch and queue is local_negatives is None and (_library.keep_logits(ops, query.device) or variant):
         scale, decoupled = inverse((scalar, temperature_tensor)), bool(decoupled)
         pairs = ops, query, positive, query_ids, scale
         loss, stats = all_pairs(*pairs, reduction, decoupled=decoupled, margin=margin, stats=return_stats)

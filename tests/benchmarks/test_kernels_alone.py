@@ -15,11 +15,15 @@ import pytest
 from benchmarks import cupy_example
 
 FLASH = "maskco::Flash<maskco::Tf32Product<3>, 64, 4, 2, 32, 2>"
+TILE = "maskco::LogitTile<maskco::HalfProduct<__nv_bfloat16>, 2, 4, 4, 4, 1>"
 INSTANCES = {
     "cuda/region_pool/pool.cuh": "maskco::pool_kernel<float, float, maskco::MaskWeights<float, float>>",
     "cuda/region_pool/spread.cuh": "maskco::label_spread_kernel<float, __nv_bfloat16>",
     "cuda/queue/queue.cuh": cupy_example.KERNEL,
-    "cuda/info_nce/general.cuh": "maskco::info_nce_start_kernel<__half, float>",
+    "cuda/contrast/softmax.cuh": f"maskco::contrast_weigh_kernel<{TILE}>",
+    "cuda/contrast/sigmoid.cuh": f"maskco::contrast_sigmoid_kernel<{TILE}>",
+    "cuda/contrast/finish.cuh": "maskco::clip_finish_kernel<float>",
+    "cuda/info_nce/general.cuh": "maskco::info_nce_gradient_kernel<__half, float>",
     "cuda/info_nce/flash.cuh": f"maskco::info_nce_flash_kernel<{FLASH}, true>",
     "cuda/info_nce/combine.cuh": "maskco::info_nce_combine_kernel<__nv_bfloat16>",
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskco.ops import box_pool, info_nce, masked_pool, queue_push_
+from maskco.ops import box_pool, clip_loss, info_nce, masked_pool, queue_push_, siglip_loss, supcon_loss
 
 pytestmark = [pytest.mark.cuda, pytest.mark.parametrize("device", [pytest.param("cuda")], indirect=True)]
 
@@ -24,17 +24,34 @@ def unit(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) 
     return F.normalize(torch.randn(shape, device=device), dim=-1).to(dtype)
 
 
-def contrast(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[list[Tensor], Step]:
+def contrast(device: torch.device, dtype: torch.dtype, channels: int, **options: bool) -> tuple[list[Tensor], Step]:
     query, positive = unit(64, channels, device=device, dtype=dtype), unit(64, channels, device=device, dtype=dtype)
     queue = unit(1000, channels, device=device, dtype=dtype)
     valid, tau = torch.tensor(900, device=device), torch.tensor(0.1, device=device)
     inputs = [query.requires_grad_(), positive, queue.requires_grad_()]
 
     def step() -> list[Tensor]:
-        loss = info_nce(*inputs, valid=valid, temperature=tau)
+        loss = info_nce(*inputs, valid=valid, temperature=tau, **options)
         return [loss.detach(), *torch.autograd.grad(loss, (query, queue))]
 
     return inputs, step
+
+
+def pairs(
+    device: torch.device, dtype: torch.dtype, op: Callable[..., Tensor], **options: float
+) -> tuple[list[Tensor], Step]:
+    first, second = (unit(200, 96, device=device, dtype=dtype).requires_grad_() for _ in range(2))
+    scale = torch.tensor(10.0, device=device, requires_grad=True)
+    arguments = {"logit_scale": scale, **options}
+    if op is supcon_loss:
+        labels = torch.arange(200, device=device) // 4
+        arguments = {"query_labels": labels, "key_labels": labels, "temperature": scale}
+
+    def step() -> list[Tensor]:
+        loss = op(first, second, **arguments)
+        return [loss.detach(), *torch.autograd.grad(loss, (first, second, scale))]
+
+    return [first, second], step
 
 
 def pool(device: torch.device, dtype: torch.dtype, kind: str) -> tuple[list[Tensor], Step]:
@@ -74,6 +91,10 @@ OPS = {
     "info_nce, float32": lambda device: contrast(device, torch.float32, 128),
     "info_nce, bfloat16": lambda device: contrast(device, torch.bfloat16, 128),
     "info_nce, general path": lambda device: contrast(device, torch.float32, 100),
+    "info_nce, decoupled": lambda device: contrast(device, torch.bfloat16, 384, decoupled=True),
+    "clip_loss": lambda device: pairs(device, torch.bfloat16, clip_loss),
+    "siglip_loss": lambda device: pairs(device, torch.float16, siglip_loss, logit_bias=-10.0),
+    "supcon_loss": lambda device: pairs(device, torch.float32, supcon_loss),
     "box_pool": lambda device: pool(device, torch.float32, "boxes"),
     "masked_pool, masks": lambda device: pool(device, torch.bfloat16, "masks"),
     "masked_pool, labels": lambda device: pool(device, torch.float32, "labels"),
