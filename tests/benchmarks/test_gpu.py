@@ -12,7 +12,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import contrast, counters, flash_shapes, gpu, harness, info_nce, queue, region_pool, tables, timing
+from benchmarks import (
+    contrast,
+    counters,
+    flash_shapes,
+    gpu,
+    harness,
+    info_nce,
+    queue,
+    region_pool,
+    tables,
+    timing,
+    train_step,
+)
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Passes
 from benchmarks.gpu import Command, Options, run_step
 from benchmarks.table import END
@@ -102,7 +114,12 @@ def test_the_commands_are_ones_that_the_programs_take(tmp_path: Path, monkeypatc
         with pytest.raises(Parsed):
             harness.main(module.__name__, module.cases)
     (tmp_path / "run").mkdir()
-    for command in gpu.train(Options("train", out=tmp_path))[1:]:
+    step, *runs = gpu.train(Options("train", out=tmp_path))
+    chosen = gpu.tyro.cli(train_step.Options, args=step.words[3:])
+    assert (chosen.device, chosen.amp, chosen.augment, chosen.batch_size) == ("cuda", "bf16", "device", 256)
+    counted = gpu.tyro.cli(counters.Options, args=gpu.bench(Options("bench"))[-1].words[3:])
+    assert counted.json == ROOT / "benchmarks/results/counters_cuda.json"
+    for command in runs:
         words = list(command.words[3:])
         gpu.tyro.cli(maskco_commands(words), args=words, console_outputs=False)
 
@@ -215,6 +232,19 @@ def test_a_failure_of_ncu_is_told(code: int, out: str, message: str, monkeypatch
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stdout=out, stderr=""))
     with pytest.raises(UserError, match=message):
         counters.measure("float32")
+
+
+def test_counters_that_may_not_be_read_do_not_fail_the_step(monkeypatch, capsys, tmp_path) -> None:
+    def denied(dtype: str) -> list:
+        raise counters.Denied("ncu may not read them")
+
+    monkeypatch.setattr(counters, "measure", denied)
+    monkeypatch.setattr(harness, "check_device", lambda name: None)
+    monkeypatch.setattr(harness, "metadata", lambda options: {})
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(sys, "argv", ["counters", "--json", str(tmp_path / "counters_cuda.json")])
+    counters.main()
+    assert capsys.readouterr().out == "nothing was measured: ncu may not read them\n" and not list(tmp_path.iterdir())
 
 
 def pages(root: Path) -> Path:
