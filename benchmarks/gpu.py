@@ -34,9 +34,7 @@ from maskco.errors import ConfigError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = (sys.executable, "-m")
 MOST_WORKERS = 14  # loading processes
-SHORT = (
-    "(test_cuda or test_equals or test_values_and_gradients or queue_push) and not graph"  # every op, a third of all
-)
+SHORT = "test_cuda or test_equals or test_values_and_gradients or queue_push"  # every op, a third of all tests
 # Without torch's caching allocator every tensor has bounds of its own. Graphs cannot be captured without it.
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "MASKCO_REQUIRE_CUDA": "1"}
 KERNELS = {"MASKCO_REQUIRE_KERNELS": "1"}  # or else plain torch would be timed under our name
@@ -61,7 +59,7 @@ class Options:
     only: str = ""
     """Run only the tests that match this expression, as pytest -k does."""
     data: str = "demo"
-    """Folder of images for the timed training step, or "demo"."""
+    """Folder of images for the timed training step, from the checkout's root, or "demo"."""
     batch_size: int = 256
     """Images of the timed training step. Choose fewer if the GPU's memory is too small."""
 
@@ -71,20 +69,20 @@ def test(options: Options) -> list[Command]:
     pytest = (*PYTHON, "pytest", "tests/ops", "-q", "--device", options.device, *chosen)
     if options.device == "sim":
         return [Command("tests", pytest, environment={"MASKCO_REQUIRE_SIM": "1"})]
-    short = f"({SHORT}) and ({options.only})" if options.only else SHORT
     return [
         Command("tests", pytest, 300, {"MASKCO_REQUIRE_CUDA": "1"}),
-        sanitizer("memcheck", short, 240),
+        sanitizer("memcheck", options.only or SHORT, 240),
     ]
 
 
 def sanitize(options: Options) -> list[Command]:
-    return [sanitizer(tool, "not graph") for tool in ("memcheck", "racecheck", "synccheck")]
+    return [sanitizer(tool, options.only) for tool in ("memcheck", "racecheck", "synccheck")]
 
 
 def sanitizer(tool: str, tests: str, limit: int | None = None) -> Command:
     checked = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1")
-    pytest = (*PYTHON, "pytest", "tests/ops", "-q", "--device", "cuda", "-k", tests, "--timeout", "0")
+    chosen = f"({tests}) and not graph" if tests else "not graph"
+    pytest = (*PYTHON, "pytest", "tests/ops", "-q", "--device", "cuda", "-k", chosen, "--timeout", "0")
     return Command(tool, (*checked, *pytest), limit, SANITIZED, needs="compute-sanitizer")
 
 

@@ -97,6 +97,8 @@ def test_the_commands_of_the_steps() -> None:
     tests, memcheck = steps["test"]
     assert tests.words[2:] == ("pytest", "tests/ops", "-q", "--device", "cuda")
     assert tests.environment == {"MASKCO_REQUIRE_CUDA": "1"}
+    assert memcheck.words[memcheck.words.index("-k") + 1] == f"({gpu.SHORT}) and not graph"
+    assert all("not graph" in command.words for command in steps["sanitize"])
     assert memcheck.words[0] == memcheck.needs == "compute-sanitizer" and steps["bench"][-1].needs == "ncu"
     (simulated,) = gpu.test(Options("test", device="sim", only="queue"))
     assert simulated.words[-4:] == ("--device", "sim", "-k", "queue")
