@@ -1,7 +1,10 @@
 # make demo    a venv, an editable install, then: pretrain on the demo scenes, evaluate, report (CPU is enough)
 # make test    the test suite, but for the tests marked slow, which .ci/run runs as well
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
-# make sanitize     the tests marked cuda under compute-sanitizer (needs a GPU)
+# make gpu     gpu-test, gpu-bench and gpu-train: under ten minutes each, after the build (needs a GPU and nvcc)
+# make gpu-test     the ops' tests on the GPU, some of them under compute-sanitizer;   make sanitize    all of them
+# make gpu-bench    the benchmarks on the GPU, into benchmarks/results and the tables of the READMEs
+# make gpu-train    the parts of a training step, and a short run in bfloat16
 # make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 # make aarch64     the CPU ops for aarch64, cross-compiled and their tests emulated (see .ci/aarch64 for what it needs)
 # make bench   every benchmark, into benchmarks/results: about an hour and a half on an otherwise idle machine
@@ -17,7 +20,7 @@ CSRC := $(shell git ls-files 'csrc/*' 'cmake/*' CMakeLists.txt pyproject.toml 2>
 
 OPS := info_nce region_pool queue contrast
 
-.PHONY: demo test simulator sanitize asan aarch64 bench docs lint format clean
+.PHONY: demo test simulator gpu gpu-test gpu-bench gpu-train sanitize asan aarch64 bench docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
@@ -28,12 +31,17 @@ test: $(INSTALLED)
 simulator: $(INSTALLED)
 	$(BIN)/python -m pytest tests/ptxsim
 
-# (without torch's caching allocator, so that every tensor has bounds of its own; graphs cannot be captured without it)
-sanitize: $(INSTALLED)
-	for tool in memcheck racecheck synccheck; do \
-		MASKCO_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-			$(BIN)/python -m pytest tests/ops -m cuda -k 'not graph' --timeout 0 || exit; \
-	done
+gpu:
+	for step in test bench train; do $(MAKE) gpu-$$step || exit; done
+
+# (the build takes minutes, so a missing GPU is noticed before)
+gpu-test gpu-bench gpu-train sanitize: export MASKCO_CUDA := ON
+gpu-test gpu-bench gpu-train sanitize: export CUDAARCHS ?= native
+gpu-test gpu-bench gpu-train sanitize:
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "error: nvidia-smi lists no GPU. Install NVIDIA's driver" >&2; exit 1; }
+	$(MAKE) $(if $(filter gpu-bench,$@),$(VENV)/peers,$(VENV)/installed-ON-$(or $(MASKCO_WERROR),OFF))
+	$(BIN)/python -m benchmarks.gpu $(@:gpu-%=%)
+	$(if $(filter gpu-bench gpu-train,$@),$(BIN)/python -m benchmarks.tables)
 
 # A second environment that sees all packages of the first. Not what measures memory, nor what torch.compile compiles,
 # which is torch's. Python itself leaks by design.
@@ -57,7 +65,7 @@ bench: $(VENV)/peers
 		$(BIN)/python -m benchmarks.$$op --keep-freed --json benchmarks/results/$${op}_cpu_kept.json || exit; \
 	done
 	$(BIN)/python -m benchmarks.plot $(OPS:%=benchmarks/results/%_cpu.json) benchmarks/results/contrast_cpu_kept.json
-	$(BIN)/python -m benchmarks.table benchmarks/results/contrast_cpu_kept.json --docs benchmarks/README.md
+	$(BIN)/python -m benchmarks.tables
 
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import maskco
 from benchmarks.cases import ALSO_QUICK, BACKWARD, BOTH, FORWARD, OURS
+from benchmarks.harness import check_device
 from benchmarks.harness import main as harness_main
 from benchmarks.info_nce import OURS_HERE, PRODUCTS, with_queue
 from maskco.console import one_line_errors
-from maskco.devices import usable_device
 from maskco.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +69,7 @@ def main() -> None:
     for shape in options.shapes:
         if not re.fullmatch(r"[24]:\d+:\d+x\d+x\d+x\d+", shape):
             raise ConfigError(f"shapes must be like 2:128:8x1x64x1, got {shape!r}")
-    usable_device(options.device)
+    check_device(options.device)
 
     print(f"{'shape':<20} {'dtype':<9} {'forward':>8} {'backward':>8} {'both':>8}   ms")
     for size, channels in dict.fromkeys(tuple(shape.split(":")[:2]) for shape in options.shapes):

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import maskco
 from benchmarks import table
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Inputs, Passes, Target
 from benchmarks.memory import PeakMemory, Peaks, keep_freed_memory
-from benchmarks.timing import clock, time_passes
+from benchmarks.timing import best_ms, time_passes
 from maskco.console import one_line_errors
 from maskco.devices import usable_device
 from maskco.errors import ConfigError
@@ -96,6 +97,8 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
                 f"one core's multiply-adds: at most {meta['multiply_add_gflops']} GFLOP/s in float32; "
                 f"torch.mm on {meta['threads']}: {meta['mm_gflops']}"
             )
+        if meta["ceilings"]:
+            print(table.ceilings_line(meta["ceilings"]))
         rows = run(module, cases(), options)
         if options.json is not None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,16 @@ def check_options(options: Any) -> None:
     check_bounds(options, *BOUNDS)
     if options.device not in ("cpu", "cuda"):
         raise ConfigError(f"device must be cpu or cuda, got {options.device!r}: CUDA_VISIBLE_DEVICES chooses the GPU")
-    usable_device(options.device)
+    check_device(options.device)
+
+
+def check_device(name: str) -> None:
+    """Raises ConfigError if torch cannot compute on this device, with what to do."""
+    try:
+        usable_device(name)
+    except ConfigError as error:
+        problem = str(error).partition(": ")[0]
+        raise ConfigError(f"{problem}. Check that nvidia-smi lists a GPU and that torch is a CUDA build") from error
 
 
 def check_bounds(options: Any, *names: str) -> None:
@@ -272,8 +284,9 @@ def metadata(options: Options) -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
-        "mm_gflops": _mm_gflops(device),
+        "mm_gflops": _mm_gflops(device) if device.type == "cpu" else None,
         "multiply_add_gflops": _multiply_add_gflops() if device.type == "cpu" else None,
+        "ceilings": ceilings(device) if device.type == "cuda" else None,
         "repeats": options.repeats,
         "quick": options.quick,
         "keep_freed": options.keep_freed,
@@ -282,16 +295,33 @@ def metadata(options: Options) -> dict[str, Any]:
     }
 
 
-def _mm_gflops(device: torch.device, size: int = 1024, repeats: int = 20) -> float:
-    """GFLOP/s of the fastest of some float32 products [size, size] @ [size, size]: what torch's mm can do here."""
-    mark, elapsed = clock(device)
-    a, b = torch.randn(2, size, size, device=device)
-    out, best = torch.empty_like(a), float("inf")
-    for _ in range(repeats):
-        start = mark()
-        torch.mm(a, b, out=out)
-        best = min(best, elapsed(start, mark()))
+def _mm_gflops(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """GFLOP/s of the fastest of some products [size, size] @ [size, size]: what torch's mm can do here."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = best_ms(partial(torch.mm, a, b, out=torch.empty_like(a)), device, 20)
     return round(2 * size**3 / best / 1e6, 1)
+
+
+def ceilings(device: torch.device, size: int = 8192, mib: int = 1024) -> dict[str, float]:
+    """What a GPU reaches: a copy of so many MiB, in GB/s read and written, and products of square matrices, in TFLOP/s.
+
+    TF32 is what torch takes for float32 under `set_float32_matmul_precision("high")`.
+    """
+    source = torch.empty(mib << 20, dtype=torch.uint8, device=device)
+    copied = best_ms(partial(torch.empty_like(source).copy_, source), device, 20)
+    found = {"copy_gbs": round(2 * source.nbytes / copied / 1e6, 1)}
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, dtype, precision in (
+            ("bf16_tflops", torch.bfloat16, before),
+            ("tf32_tflops", torch.float32, "high"),
+            ("float32_tflops", torch.float32, "highest"),
+        ):
+            torch.set_float32_matmul_precision(precision)
+            found[name] = round(_mm_gflops(device, dtype, size) / 1e3, 2)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return found
 
 
 def _multiply_add_gflops() -> float | None:

@@ -1,12 +1,14 @@
 """Prints the rows of a benchmark as a table of at most 120 columns, and reads what it wrote.
 
-python -m benchmarks.table RESULT.json                   # what the run printed
-python -m benchmarks.table RESULT.json --docs PAGE.md    # puts the table over N into a page, between its marks
+python -m benchmarks.table RESULT.json
+
+`benchmarks.tables` puts tables into the pages.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +22,7 @@ from maskco.errors import ConfigError
 from maskco.files import write_atomically
 
 Row = dict[str, Any]
-START, END = "<!-- made by benchmarks.table from {} -->", "<!-- end -->"
+START, END = "<!-- made by benchmarks.tables from {} -->", "<!-- end -->"
 COLUMNS = f"{'pass':<7} {'ms':>9} {'p20 – p80':>19} {'GFLOP/s':>8} {'peak MiB':>9} {'ours/this':>9}  target"
 SHORT = {
     "ratio": "",
@@ -35,6 +37,12 @@ PASS = {"forward": "fwd", "backward": "bwd", "forward+backward": "both"}
 
 def print_heading(device: str, threads: int) -> None:
     print(f"{device}, {threads} thread{'s' * (threads != 1)}; median time and peak memory above the inputs")
+
+
+def ceilings_line(found: dict[str, float]) -> str:
+    """What a GPU reaches, see `harness.ceilings`."""
+    products = ", ".join(f"{found[f'{kind}_tflops']:g} in {kind}" for kind in ("bf16", "tf32", "float32"))
+    return f"a copy reaches {found['copy_gbs']:g} GB/s, cuBLAS's products {products} TFLOP/s"
 
 
 def with_dtype(row: Row) -> str:
@@ -94,17 +102,12 @@ def read_results(path: Path, *parts: str) -> Row:
 class Options:
     result: Annotated[Path, tyro.conf.Positional]
     """JSON file written by a benchmark."""
-    docs: Path | None = None
-    """Put the table of all losses over N into this page, in place of the one there."""
 
 
 def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, prog="python -m benchmarks.table")
         result = read_results(options.result, "meta", "rows")
-        if options.docs is not None:
-            fill(options.docs, START.format(options.result.as_posix()), over_rows(result))
-            return
         print_heading(result["meta"]["device"], result["meta"]["threads"])
         for _, rows in groupby(result["rows"], key=lambda row: row["case"]):
             print_case(list(rows))
@@ -132,10 +135,22 @@ def over_rows(result: Row) -> str:
         )
         memory = "" if most is None else _judged(most["beyond_gradients_mib"], most, "beyond_gradients_mib", 1)
         lines.append([*map(str, key), *(ratios.get(n, "") for n in sizes), memory])
+    return f"{where(result)}:\n\n{markdown(lines)}"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; the second line is the ruler."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(result: Row) -> str:
+    """The device and what else decides about times there."""
     meta = result["meta"]
+    with_torch = f"torch {meta['versions']['torch']}"
+    if result["rows"][0].get("device") == "cuda":
+        return f"{meta['device']}, {with_torch}"
     kept = "freed memory kept" if meta["keep_freed"] else "freed memory given back"
-    where = f"{meta['device']}, {meta['threads']} threads, torch {meta['versions']['torch']}, {kept}"
-    return "\n".join([f"{where}:", "", *(f"| {' | '.join(line)} |" for line in lines)])
+    return f"{meta['device']}, {meta['threads']} threads, {with_torch}, {kept}"
 
 
 def _judged(value: float, row: Row, metric: str, digits: int = 2) -> str:

@@ -215,7 +215,7 @@ def test_a_device_that_is_not_there_is_one_line(module: str, device: str, monkey
 @pytest.mark.parametrize("options", [["--threads=0"], ["--threads=1000000000"], ["--repeats=0"], ["--case=nothing"]])
 def test_numbers_out_of_bounds_are_one_line(options: list[str], monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["queue", *options])
-    monkeypatch.setattr(harness, "metadata", lambda options: {"multiply_add_gflops": None})
+    monkeypatch.setattr(harness, "metadata", lambda options: {"multiply_add_gflops": None, "ceilings": None})
     with pytest.raises(SystemExit) as stopped:
         harness.main("benchmarks.queue", list)
     error = capsys.readouterr().err
