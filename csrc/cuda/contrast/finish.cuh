@@ -42,7 +42,7 @@ struct LineSums {
 
 // `start`: a logit that counts for the maximum and not in the sum.
 template <typename Acc>
-__device__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int parts, int64_t line, Acc start) {
+__device__ __forceinline__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int parts, int64_t line, Acc start) {
   LineSums<Acc> all{start, 0, 0, 0, 0};
   for (int part = 0; part < parts; part++) all.max = Larger()(all.max, sums.max[part * sums.size + line]);
   for (int part = 0; part < parts; part++) {
@@ -61,7 +61,7 @@ __device__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int parts, int64_t 
 // Log of the sum of all less the own logit, natural, and the sum, times 2^-max. `sum` is that of all but the own one:
 // so a loss near 0 keeps its precision. Decoupled, the own one is not in it at all; of no negatives the loss is 0 then.
 template <typename Acc>
-__device__ Acc cross_entropy(Acc own, Acc max, Acc sum, bool decoupled, Acc* total) {
+__device__ __forceinline__ Acc cross_entropy(Acc own, Acc max, Acc sum, bool decoupled, Acc* total) {
   const Acc behind = (max - own) * Acc(kLn2);  // NaN, and so the loss, with an infinite own logit
   if (decoupled) {
     *total = sum;
@@ -73,7 +73,7 @@ __device__ Acc cross_entropy(Acc own, Acc max, Acc sum, bool decoupled, Acc* tot
 
 // What a weight is made of: weights of lines whose largest logit is infinite are NaN.
 template <typename Acc>
-__device__ Acc weight_of(Acc upstream, Acc max, Acc total) {
+__device__ __forceinline__ Acc weight_of(Acc upstream, Acc max, Acc total) {
   if (max == Acc(INFINITY)) return Acc(NAN);
   return total == 0 ? Acc(0) : upstream / total;
 }
@@ -103,9 +103,10 @@ struct ClipSide {
   }
 };
 
-// A thread for row i and column i. `both`: column i's queries are all here, and its own one is query i.
+// A thread for row i and column i. `both`: column i's queries are all here, and its own one is query i. (Three blocks
+// an SM: left alone, ptxas for 12.0 spills for the sake of a fourth.)
 template <typename Acc>
-__global__ void __launch_bounds__(kLineThreads)
+__global__ void __launch_bounds__(kLineThreads, 3)
     clip_finish_kernel(PartialSums<Acc> row_parts, int num_row_parts, PartialSums<Acc> column_parts,
                        int num_column_parts, ClipSide<Acc> rows, ClipSide<Acc> columns, bool both, bool decoupled,
                        double smoothing, int64_t n,

@@ -252,14 +252,19 @@ struct LogitTile {
       }
   }
 
-  // Four elements of a row that has `width` of them, a multiple of four.
+  // Four elements of a row that has `width` of them, a multiple of four. (As vectors by name: a copy of a struct would
+  // be stored one element after the other.)
   __device__ __forceinline__ static void store(T* row, int64_t column, int64_t width, const Acc (&four)[4]) {
     if (column >= width) return;
-    const Pack<T, 4> pack{convert<T>(four[0]), convert<T>(four[1]), convert<T>(four[2]), convert<T>(four[3])};
-    using Vector = std::conditional_t<sizeof(pack) == 8, uint2, uint4>;  // (elements would be stored one by one)
-#pragma unroll
-    for (size_t i = 0; i < sizeof(pack) / sizeof(Vector); i++)
-      reinterpret_cast<Vector*>(row + column)[i] = reinterpret_cast<const Vector*>(&pack)[i];
+    if constexpr (sizeof(T) == 2) {
+      *reinterpret_cast<uint2*>(row + column) =
+          make_uint2(Product::pack(four[0], four[1]), Product::pack(four[2], four[3]));
+    } else if constexpr (sizeof(T) == 4) {
+      *reinterpret_cast<float4*>(row + column) = make_float4(four[0], four[1], four[2], four[3]);
+    } else {
+      reinterpret_cast<double2*>(row + column)[0] = make_double2(four[0], four[1]);
+      reinterpret_cast<double2*>(row + column)[1] = make_double2(four[2], four[3]);
+    }
   }
 
   // ---- reductions over a tile, in a fixed order. A warp's part is in `parts` afterwards, for the block to see after
