@@ -17,6 +17,18 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return y;
 }
 
+// ---- several elements at once into global memory (of a struct's copy nvcc makes a store for each element) ----
+
+__device__ __forceinline__ void store_global(void* to, uint2 x) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, float4 x) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, double2 x) {
+  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(x.x), "d"(x.y) : "memory");
+}
+
 // ---- shared memory, and copies into it that do not wait ----
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {

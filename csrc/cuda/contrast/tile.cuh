@@ -252,18 +252,16 @@ struct LogitTile {
       }
   }
 
-  // Four elements of a row that has `width` of them, a multiple of four. (As vectors by name: a copy of a struct would
-  // be stored one element after the other.)
+  // Four elements of a row that has `width` of them, a multiple of four.
   __device__ __forceinline__ static void store(T* row, int64_t column, int64_t width, const Acc (&four)[4]) {
     if (column >= width) return;
     if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<uint2*>(row + column) =
-          make_uint2(Product::pack(four[0], four[1]), Product::pack(four[2], four[3]));
+      store_global(row + column, make_uint2(Product::pack(four[0], four[1]), Product::pack(four[2], four[3])));
     } else if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<float4*>(row + column) = make_float4(four[0], four[1], four[2], four[3]);
+      store_global(row + column, make_float4(four[0], four[1], four[2], four[3]));
     } else {
-      reinterpret_cast<double2*>(row + column)[0] = make_double2(four[0], four[1]);
-      reinterpret_cast<double2*>(row + column)[1] = make_double2(four[2], four[3]);
+      store_global(row + column, make_double2(four[0], four[1]));
+      store_global(row + column + 2, make_double2(four[2], four[3]));
     }
   }
 
