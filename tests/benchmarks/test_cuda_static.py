@@ -161,6 +161,8 @@ def test_tensor_instructions_count_in_the_loop_over_tiles_alone():
 
 def test_the_slowest_part_bounds_a_prediction():
     kernel = {"scale": 2, "sectors": 0, "tensor_flops": {"16": 312e6}, "flops": 0, "instructions": 0}
-    row = {"case": "", "pass": "", "full_bytes": 0, "kernels": [kernel | {"shared_wavefronts": 0}] * 2}
+    row = {"case": "", "pass": "", "full_bytes": 0, "kernels": [kernel | {"shared_wavefronts": 0}] * 2, "products": []}
     assert roofline.predict(row)["A100"] == {"us": 5.0, "bound": "tensor cores"}  # 2 · 2 · 1 µs / 0.8
     assert roofline.predict(row | {"full_bytes": 1.8e9})["A100"] == {"us": 1250.0, "bound": "memory"}
+    product = {"kind": "16", "flops": 312e6, "bytes": 1.8e8}  # 1 µs of tensor cores, 100 of memory
+    assert roofline.predict(row | {"products": [product]})["A100"] == {"us": 130.0, "bound": "cuBLAS"}
