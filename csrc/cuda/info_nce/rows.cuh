@@ -31,7 +31,7 @@ struct Results {
   Acc* positive_logit;  // [N]
   int64_t* rank;        // [N]: negatives with a larger logit than the positive's
   Acc* grad_query;      // [N, C] or null; until the end the sums of weight · key over the negatives
-  Acc* normaliser;      // [2, N]: maximum, and sum of e^(s - max) (flash kernels: of base 2)
+  Acc* normaliser;      // [2, N]: maximum, and sum of 2^(s - max), of logits in units of log 2
   Acc* local_share;     // [N, M]: softmax; until the end the logits (flash kernels: the weights)
 };
 
