@@ -124,7 +124,7 @@ def info_nce(
         if margin != margin:
             raise ValueError(f"margin must be a number, got {margin}")
     ops = _library.kernels(query.device)
-    variant = decoupled or margin is not None  # (which CUDA's kernels for a queue do not know)
+    variant = decoupled or margin is not None  # (CUDA's flash kernels know neither)
     if ops is None:
         loss, lse, positive_logit, rank = reference.info_nce(
             query,
@@ -283,12 +283,12 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(query, positive, *saved_rows, *saved_queue)
     ctx.in_batch, ctx.temperature, ctx.allow_tf32 = in_batch, temperature, tf32
     ctx.decoupled, ctx.margin = decoupled, margin
-    plain = not decoupled and margin is None  # (CUDA's tensor-core kernels know neither)
+    plain = not decoupled and margin is None  # (else the forward pass did not take CUDA's flash kernels)
     ctx.aligned = plain and all(_aligned_rows(t) for t in (query, positive, queue) if t is not None)
 
 
 def _aligned_rows(features: Tensor) -> bool:
-    """Whether each row starts at a 16-byte boundary, as CUDA's tensor-core kernels want. (Allocations do.)"""
+    """Whether each row starts at a 16-byte boundary, as CUDA's flash kernels want. (Allocations do.)"""
     size = features.element_size()
     return features.stride(1) == 1 and not (features.stride(0) * size % 16 or features.storage_offset() * size % 16)
 
