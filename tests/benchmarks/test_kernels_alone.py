@@ -24,7 +24,8 @@ INSTANCES = {
     "cuda/contrast/sigmoid.cuh": f"maskco::contrast_sigmoid_kernel<{TILE}>",
     "cuda/contrast/finish.cuh": "maskco::clip_finish_kernel<float>",
     "cuda/info_nce/general.cuh": "maskco::info_nce_gradient_kernel<__half, float>",
-    "cuda/info_nce/flash.cuh": f"maskco::info_nce_flash_kernel<{FLASH}, true>",
+    "cuda/info_nce/flash_queries.cuh": f"maskco::info_nce_flash_kernel<{FLASH}, true>",
+    "cuda/info_nce/flash_keys.cuh": f"maskco::info_nce_flash_keys_kernel<{FLASH}>",
     "cuda/info_nce/combine.cuh": "maskco::info_nce_combine_kernel<__nv_bfloat16>",
 }
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

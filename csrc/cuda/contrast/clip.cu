@@ -51,7 +51,7 @@ ClipForward forward(const ClipCall& call, int64_t kept) {
                               device_ptr<Acc>(own_logit), padded};
   const ClipSide<Acc> of_columns{device_ptr<Acc>(column_sums), device_ptr<int64_t>(column_rank),
                                  sums_ptr<Acc>(column_totals), device_ptr<Acc>(column_own), columns};
-  launch_lines(lines, query, &clip_finish_kernel<Acc>, sums.rows.view(), static_cast<int>(sums.rows.parts),
+  launch_lines(32 * lines, query, &clip_finish_kernel<Acc>, sums.rows.view(), static_cast<int>(sums.rows.parts),
                sums.columns.view(), static_cast<int>(sums.columns.parts), of_rows, of_columns, call.columns && n == k,
                call.decoupled, call.smoothing, n, device_ptr<Acc>(loss), device_ptr<Acc>(parts));
   return {loss,     parts,       own_logit,  row_rank,      column_rank,

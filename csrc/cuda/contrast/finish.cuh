@@ -6,8 +6,16 @@
 namespace maskco {
 
 constexpr int kLineThreads = 256;
+constexpr int kTotalThreads = 1024;  // of kernels of one block
 
 __device__ __forceinline__ int64_t line_index() { return int64_t(blockIdx.x) * kLineThreads + threadIdx.x; }
+
+// All lanes' values, reduced, in each of them.
+template <typename T, typename Op>
+__device__ __forceinline__ T warp_reduce(T value, const Op& op) {
+  for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(0xffffffff, value, offset));
+  return value;
+}
 
 // Each query's logit with its own key, natural. A warp a line.
 template <typename T, typename Acc>
@@ -24,7 +32,7 @@ __global__ void __launch_bounds__(kLineThreads)
     for (int c = threadIdx.x % 32; c < query.channels; c += 32)
       sum += convert<Acc>(a[c * query.stride]) * convert<Acc>(b[c * keys.stride]);
   }
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
+  sum = warp_reduce(sum, Plus());
   if (threadIdx.x % 32 != 0) return;
   const Acc logit = times(times(sum, scale.get() * Acc(kLog2E)), Acc(kLn2));
   if (i < rows) of_query[i] = logit;
@@ -40,12 +48,15 @@ struct LineSums {
   int64_t rank;
 };
 
-// `start`: a logit that counts for the maximum and not in the sum.
+// By a warp together: a line of few queries and many keys has thousands of parts. `start`: a logit that counts for the
+// maximum and not in the sum.
 template <typename Acc>
 __device__ __forceinline__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int parts, int64_t line, Acc start) {
   LineSums<Acc> all{start, 0, 0, 0, 0};
-  for (int part = 0; part < parts; part++) all.max = Larger()(all.max, sums.max[part * sums.size + line]);
-  for (int part = 0; part < parts; part++) {
+  const int lane = threadIdx.x % 32;
+  for (int part = lane; part < parts; part += 32) all.max = Larger()(all.max, sums.max[part * sums.size + line]);
+  all.max = warp_reduce(all.max, Larger());
+  for (int part = lane; part < parts; part += 32) {
     const int64_t entry = part * sums.size + line;
     const Acc sum = sums.sum[entry];
     all.sum += sum == 0 ? Acc(0) : sum * exp2(shift_of(sums.max[entry]) - shift_of(all.max));
@@ -54,6 +65,12 @@ __device__ __forceinline__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int
       all.total += sums.total[entry];
       all.count += sums.count[entry];
     }
+  }
+  all.sum = warp_reduce(all.sum, Plus());
+  if (sums.rank != nullptr) all.rank = warp_reduce(all.rank, Plus());
+  if (sums.total != nullptr) {
+    all.total = warp_reduce(all.total, Plus());
+    all.count = warp_reduce(all.count, Plus());
   }
   return all;
 }
@@ -103,7 +120,7 @@ struct ClipSide {
   }
 };
 
-// A thread for row i and column i. `both`: column i's queries are all here, and its own one is query i. (Three blocks
+// A warp for row i and column i. `both`: column i's queries are all here, and its own one is query i. (Three blocks
 // an SM: left alone, ptxas for 12.0 spills for the sake of a fourth.)
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads, 3)
@@ -112,25 +129,27 @@ __global__ void __launch_bounds__(kLineThreads, 3)
                        double smoothing, int64_t n,
                        Acc* loss,     // [N]
                        Acc* parts) {  // [2, N]: cross-entropies
-  const int64_t i = line_index();
+  const int64_t i = line_index() / 32;
+  const bool first = threadIdx.x % 32 == 0;  // of the lanes, which all have the same
   const auto finish = [&](const PartialSums<Acc>& from, int num_parts, const ClipSide<Acc>& side, Acc* part) {
     if (i >= from.size) {  // padding
-      side.store(i, {0, 0, 0, 0, 0});
+      if (first) side.store(i, {0, 0, 0, 0, 0});
       return Acc(0);
     }
     const Acc own = in_base2(side.own_logit[i]);
     const LineSums<Acc> all = merge(from, num_parts, i, decoupled ? -Acc(INFINITY) : own);
-    side.store(i, all);
+    if (first) side.store(i, all);
     if (part == nullptr) return Acc(0);
     Acc total;
-    *part = cross_entropy(own, all.max, all.sum, decoupled, &total);
-    if (side.totals == nullptr) return *part;
-    return *part + Acc(smoothing) * Acc(kLn2) * (own - (all.total + own) / (all.count + 1));
+    const Acc entropy = cross_entropy(own, all.max, all.sum, decoupled, &total);
+    if (first) *part = entropy;
+    if (side.totals == nullptr) return entropy;
+    return entropy + Acc(smoothing) * Acc(kLn2) * (own - (all.total + own) / (all.count + 1));
   };
   Acc of_row = 0, of_column = 0;
   if (i < rows.size) of_row = finish(row_parts, num_row_parts, rows, parts + i);
   if (i < columns.size) of_column = finish(column_parts, num_column_parts, columns, both ? parts + n + i : nullptr);
-  if (i >= n) return;
+  if (i >= n || !first) return;
   if (!both) parts[n + i] = 0;
   loss[i] = both ? (of_row + of_column) / 2 : of_row;
 }
@@ -181,19 +200,22 @@ __global__ void __launch_bounds__(kLineThreads)
 
 // ---- supcon_loss ----
 
+// A warp a row.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads) supcon_finish_kernel(PartialSums<Acc> parts, int num_parts,
                                                                      Acc* sums,     // [2, rows]
                                                                      int64_t rows,  // N rounded up
                                                                      Acc* loss, Acc* lse, Acc* positive_logit,  // [N]
                                                                      int64_t* positives) {                      // [N]
-  const int64_t i = line_index();
+  const int64_t i = line_index() / 32;
+  const bool first = threadIdx.x % 32 == 0;
   if (i >= rows) return;
   if (i >= parts.size) {  // padding
-    sums[i] = sums[rows + i] = 0;
+    if (first) sums[i] = sums[rows + i] = 0;
     return;
   }
   const LineSums<Acc> all = merge(parts, num_parts, i, -Acc(INFINITY));
+  if (!first) return;
   const Acc ln2 = Acc(kLn2), mean = all.count > 0 ? all.total / all.count : Acc(0);
   sums[i] = all.max;
   sums[rows + i] = all.sum;
@@ -221,29 +243,30 @@ __global__ void __launch_bounds__(kLineThreads) supcon_weights_kernel(const Acc*
 
 // ---- all ----
 
-// Each row's parts [P, N] -> [N].
+// Each row's parts [P, N] -> [N]. A warp a row.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads) contrast_rows_kernel(const Acc* parts,  // [P, N]
                                                                      int num_parts,
                                                                      Acc* out,  // [N]
                                                                      int64_t n) {
-  const int64_t i = line_index();
+  const int64_t i = line_index() / 32;
   if (i >= n) return;
   Acc sum = 0;
-  for (int part = 0; part < num_parts; part++) sum += parts[part * n + i];
-  out[i] = sum;
+  for (int part = threadIdx.x % 32; part < num_parts; part += 32) sum += parts[part * n + i];
+  sum = warp_reduce(sum, Plus());
+  if (threadIdx.x % 32 == 0) out[i] = sum;
 }
 
 // factor · unit · scale^power times the sum of all values. One block.
 template <typename Value, typename Acc>
-__global__ void __launch_bounds__(kLineThreads)
+__global__ void __launch_bounds__(kTotalThreads)
     contrast_total_kernel(const Value* values,  // [count]
                           int64_t count, double factor, int power, DeviceScalar<Acc> scale,
                           const Acc* unit,  // one element, or null: 1
                           Acc* out) {       // one element
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kLineThreads) sum += values[i];
-  double total = block_total<kLineThreads>(sum);
+  for (int64_t i = threadIdx.x; i < count; i += kTotalThreads) sum += values[i];
+  double total = block_total<kTotalThreads>(sum);
   if (threadIdx.x != 0) return;
   total *= factor;
   if (unit != nullptr) total *= *unit;
@@ -254,19 +277,19 @@ __global__ void __launch_bounds__(kLineThreads)
 // What weights in float16 are in units of, so that the largest of them are near its largest number: |scale| times the
 // largest upstream gradient, times 2^-14. One block.
 template <typename Acc>
-__global__ void __launch_bounds__(kLineThreads)
+__global__ void __launch_bounds__(kTotalThreads)
     contrast_unit_kernel(Upstream<Acc> rows, int64_t num_rows, Upstream<Acc> columns, int64_t num_columns,
                          DeviceScalar<Acc> scale,
                          Acc* unit) {  // one element
-  __shared__ Acc parts[kLineThreads / 32];
+  __shared__ Acc parts[kTotalThreads / 32];
   Acc most = 0;
-  for (int64_t i = threadIdx.x; i < num_rows; i += kLineThreads) most = Larger()(most, fabs(rows.get(i)));
-  for (int64_t i = threadIdx.x; i < num_columns; i += kLineThreads) most = Larger()(most, fabs(columns.get(i)));
-  for (int offset = 16; offset > 0; offset /= 2) most = Larger()(most, __shfl_xor_sync(0xffffffff, most, offset));
+  for (int64_t i = threadIdx.x; i < num_rows; i += kTotalThreads) most = Larger()(most, fabs(rows.get(i)));
+  for (int64_t i = threadIdx.x; i < num_columns; i += kTotalThreads) most = Larger()(most, fabs(columns.get(i)));
+  most = warp_reduce(most, Larger());
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = most;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kLineThreads / 32; warp++) most = Larger()(most, parts[warp]);
+  for (int warp = 1; warp < kTotalThreads / 32; warp++) most = Larger()(most, parts[warp]);
   most *= fabs(scale.get()) * Acc(1.0 / (1 << 14));
   *unit = most == 0 ? Acc(1) : most;
 }

@@ -40,7 +40,7 @@ SigLipSum compute(const SigLipCall& call, const Upstream<typename Tile::Acc>& up
         need.bias ? device_ptr<double>(sums) + slab.block : nullptr);
     check_cuda(cudaGetLastError(), "contrast: sigmoid");
     if (want_losses)
-      launch_lines(slab.count, query, &contrast_rows_kernel<Acc>, device_ptr<const Acc>(row_parts),
+      launch_lines(32 * slab.count, query, &contrast_rows_kernel<Acc>, device_ptr<const Acc>(row_parts),
                    static_cast<int>(parts), device_ptr<Acc>(losses) + slab.first, slab.count);
   });
   const Tensor grad_scale = new_tensor<Acc>(query, {need.scale ? 1 : 0});

@@ -25,7 +25,7 @@ SupConForward forward(const SupConCall& call, int64_t kept) {
   const Tensor loss = new_tensor<Acc>(query, {n}), lse = new_tensor<Acc>(query, {n});
   const Tensor positive_logit = new_tensor<Acc>(query, {n}), positives = new_tensor<int64_t>(query, {n});
   const Tensor sums = new_tensor<Acc>(query, {2, padded});
-  launch_lines(padded, query, &supcon_finish_kernel<Acc>, parts.rows.view(), static_cast<int>(parts.rows.parts),
+  launch_lines(32 * padded, query, &supcon_finish_kernel<Acc>, parts.rows.view(), static_cast<int>(parts.rows.parts),
                device_ptr<Acc>(sums), padded, device_ptr<Acc>(loss), device_ptr<Acc>(lse),
                device_ptr<Acc>(positive_logit), device_ptr<int64_t>(positives));
   return {loss, lse, positive_logit, positives, sums, no_logits<Acc>(query, call.keys.size(0), kept)};

@@ -120,7 +120,7 @@ void allow_shared_memory(Kernel* kernel, size_t bytes) {
 template <class Value, class Acc>
 void total_of(const Tensor& values, double factor, int power, const ScaleArgument& scale,
               const std::optional<Tensor>& unit, const Tensor& out) {
-  contrast_total_kernel<Value, Acc><<<1, kLineThreads, 0, current_stream(values)>>>(
+  contrast_total_kernel<Value, Acc><<<1, kTotalThreads, 0, current_stream(values)>>>(
       device_ptr<const Value>(values), values.numel(), factor, power, device_scalar<Acc>(scale),
       optional_ptr<Acc>(unit), device_ptr<Acc>(out));
   check_cuda(cudaGetLastError(), "contrast: total");
@@ -132,7 +132,7 @@ std::optional<Tensor> weight_unit(const Tensor& query, const Upstream<Acc>& rows
                                   const Upstream<Acc>& columns, int64_t num_columns, const ScaleArgument& scale) {
   if (query.scalar_type() != ScalarType::Half) return std::nullopt;
   const Tensor unit = new_tensor<Acc>(query, {1});
-  contrast_unit_kernel<Acc><<<1, kLineThreads, 0, current_stream(query)>>>(
+  contrast_unit_kernel<Acc><<<1, kTotalThreads, 0, current_stream(query)>>>(
       rows, num_rows, columns, num_columns, device_scalar<Acc>(scale), device_ptr<Acc>(unit));
   check_cuda(cudaGetLastError(), "contrast: unit");
   return unit;

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "cuda/common/convert.cuh"
-#include "cuda/common/products.cuh"
+#include "cuda/common/fragments.cuh"
 #include "cuda/common/ptx.cuh"
 
 namespace maskco {
@@ -61,14 +61,16 @@ struct Rectangle {
   int rows, columns;
 };
 
-template <typename Product_, int kWarpsDown_, int kWarpsAcross_, int kRowBlocks_, int kColumnBlocks_, int kBlocksPerSm_>
-struct LogitTile {
+template <typename Product_, int kWarpsDown_, int kWarpsAcross_, int kRowBlocks, int kColumnBlocks, int kBlocksPerSm_>
+struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBlocks, kColumnBlocks> {
   using Product = Product_;
   using T = typename Product::element;
   using Acc = accumulator_t<T>;
+  using Warp = Fragments<Acc, kRowBlocks, kColumnBlocks>;
+  using typename Warp::Logits, typename Warp::PerColumn, typename Warp::PerRow;
+  using Warp::for_each_column, Warp::for_each_logit, Warp::for_each_row;
   static constexpr int kWarpsDown = kWarpsDown_, kWarpsAcross = kWarpsAcross_, kBlocksPerSm = kBlocksPerSm_;
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
-  static constexpr int kRowBlocks = kRowBlocks_, kColumnBlocks = kColumnBlocks_;  // a warp's, of 16 rows, of 8 columns
   static constexpr int kWarpRows = 16 * kRowBlocks, kWarpColumns = 8 * kColumnBlocks;
   static constexpr int kRows = kWarpsDown * kWarpRows, kColumns = kWarpsAcross * kWarpColumns;
   static_assert(kRows + kColumns <= kThreads);  // a thread for each row and each column
@@ -108,11 +110,8 @@ struct LogitTile {
     }
   }
 
-  // ---- what a thread holds: per block of 16 rows, rows g and g + 8 (`half`), and of each 16 columns four that follow
-  // one another: two of the block of columns j, two of j + 1. (So the columns of a block are 0, 1, 4, 5, .. of 16.)
-  using Logits = Acc[kRowBlocks][kColumnBlocks][4];
-  using PerRow = Acc[kRowBlocks][2];
-  using PerColumn = Acc[kColumnBlocks][2];
+  // ---- where a lane's fragments are: of each 16 columns it holds four that follow one another, two of the block of
+  // columns j, two of j + 1. (So the columns of a block are 0, 1, 4, 5, .. of 16.)
   __device__ __forceinline__ static int warp_down() { return threadIdx.x / 32 / kWarpsAcross; }
   __device__ __forceinline__ static int warp_across() { return threadIdx.x / 32 % kWarpsAcross; }
   __device__ __forceinline__ static int row(int block, int half) {
@@ -120,29 +119,6 @@ struct LogitTile {
   }
   __device__ __forceinline__ static int column(int j, int i) {
     return warp_across() * kWarpColumns + 16 * (j / 2) + threadIdx.x % 4 * 4 + 2 * (j % 2) + i % 2;
-  }
-  template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
-  __device__ __forceinline__ static void for_each_logit(const Body& body) {
-#pragma unroll
-    for (int j = 0; j < kColumnBlocks; j++)
-#pragma unroll
-      for (int block = 0; block < kRowBlocks; block++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) body(block, j, i);
-  }
-  template <typename Body>  // body(block, half)
-  __device__ __forceinline__ static void for_each_row(const Body& body) {
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; block++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) body(block, half);
-  }
-  template <typename Body>  // body(block, i)
-  __device__ __forceinline__ static void for_each_column(const Body& body) {
-#pragma unroll
-    for (int j = 0; j < kColumnBlocks; j++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) body(j, i);
   }
 
   // s (and `rest`, of three terms) += rows · columnsᵀ of a chunk
@@ -188,14 +164,7 @@ struct LogitTile {
 #pragma unroll
           for (int block = 0; block < kRowBlocks; block++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-              if constexpr (Product::kTerms == 3) {
-                Product::add_rest(rest[block][j + i], a[block], b[i]);
-                Product::add_high(s[block][j + i], a[block], b[i]);
-              } else {
-                Product::add(s[block][j + i], a[block], b[i]);
-              }
-            }
+            for (int i = 0; i < 2; i++) Warp::template add_product<Product>(s, rest, block, j + i, a[block], b[i]);
         }
       }
     }
@@ -244,10 +213,7 @@ struct LogitTile {
           multiply(s, rest, tile, tile + kRows * kRowBytes);
           stage = 1 - stage;
         }
-        if constexpr (Product::kTerms == 3)
-          for_each_logit([&](int block, int j, int i) {
-            if (!isinf(s[block][j][i])) s[block][j][i] += rest[block][j][i];
-          });
+        Warp::template add_rest<Product>(s, rest);
         body(int64_t(row) * kRows, int64_t(column) * kColumns, s);
       }
   }

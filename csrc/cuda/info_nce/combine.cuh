@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/info_nce/flash.cuh"
+#include "cuda/info_nce/flash_queries.cuh"
 #include "cuda/info_nce/rows.cuh"
 
 namespace maskco {

@@ -1,15 +1,33 @@
 // InfoNCE on tensor cores, host side: which features the kernels take, two launches each way (one for the keys'
 // gradient where the keys alone fill the GPU).
+#include <cstddef>
 #include <limits>
 #include <utility>
 
 #include "cuda/info_nce/combine.cuh"
-#include "cuda/info_nce/flash.cuh"
+#include "cuda/info_nce/flash_keys.cuh"
+#include "cuda/info_nce/flash_queries.cuh"
 #include "cuda/info_nce/heuristics.h"
 #include "cuda/info_nce/paths.h"
 
 namespace maskco {
 namespace {
+
+// Flash as the table has its entry for a GPU.
+template <FlashGpu gpu, typename Product, int kEntry>
+struct FlashOn {
+  static constexpr FlashEntry kOf = kFlashTable[kEntry];
+  static constexpr FlashShape kShape = flash_shape(gpu, kOf);
+  using type = Flash<Product, kOf.channels, kShape.warps, kShape.row_blocks, kShape.columns, kShape.blocks_per_sm>;
+  static constexpr int kBytes = flash_shared_bytes(kOf.element_size, kOf.channels, kShape);
+  static_assert(sizeof(FlashQueriesShared<type>) <= kBytes && sizeof(FlashKeysShared<type>) <= kBytes);
+  static_assert(kBytes <= flash_shared_limit(gpu));
+};
+
+template <class Shared>
+constexpr size_t shared_bytes(bool with_ids) {
+  return with_ids ? sizeof(Shared) : offsetof(Shared, column_ids);
+}
 
 // f(Flash) as the table has it for the current device, if the entry is the one for `channels`
 template <class Product, int kEntry, class F>
@@ -92,7 +110,7 @@ InfoNCEResults flash_forward(const InfoNCEForwardCall& call) {
     using F = decltype(flash);
     using T = typename F::T;
     const auto kernel = call.need_grad ? &info_nce_flash_kernel<F, true> : &info_nce_flash_kernel<F, false>;
-    const size_t bytes = shared_bytes<FlashForwardShared<F>>(call.query_ids.has_value());
+    const size_t bytes = shared_bytes<FlashQueriesShared<F>>(call.query_ids.has_value());
     allow_shared_memory(kernel, bytes);
     const unsigned row_blocks = grid_size(n, F::kRows);
     const int64_t tiles = ceil_div(call.queue ? call.queue->rows.size(0) : 0, F::kColumns) +

@@ -1,9 +1,10 @@
-// What the flash kernels of flash.cuh are made of: tiles in shared memory, the two products of a tile, and the running
+// What the main loop of flash.cuh is made of: tiles in shared memory, the two products of a tile, and the running
 // maximum between them. "Rows" stay with a block, "columns" stream past them.
 #pragma once
 #include <cstdint>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/fragments.cuh"
 #include "cuda/common/ptx.cuh"
 #include "cuda/info_nce/shapes.h"
 
@@ -12,12 +13,15 @@ namespace maskco {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // (the last four parameters: a FlashShape)
-template <typename Product, int kChannels_, int kWarps, int kRowBlocks_, int kColumns_, int kBlocksPerSm_>
-struct Flash {
+template <typename Product, int kChannels_, int kWarps, int kRowBlocks, int kColumns_, int kBlocksPerSm_>
+struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
   using T = typename Product::element;
+  using Warp = Fragments<float, kRowBlocks, kColumns_ / 8>;
+  using typename Warp::Logits, typename Warp::PerRow;
+  using Warp::for_each_logit, Warp::for_each_row, Warp::kColumnBlocks;
   static constexpr int kChannels = kChannels_, kThreads = 32 * kWarps, kBlocksPerSm = kBlocksPerSm_;
-  static constexpr int kRowBlocks = kRowBlocks_, kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kWarps;
-  static constexpr int kColumns = kColumns_, kColumnBlocks = kColumns / 8, kChannelBlocks = kChannels / 8;
+  static constexpr int kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kWarps;
+  static constexpr int kColumns = kColumns_, kChannelBlocks = kChannels / 8;
 
   // ---- tiles in shared memory: rows of 16-byte chunks, swizzled so that neither ldmatrix of eight rows nor the
   // strided loads below meet in a bank (128 bytes are all banks; a row of 64 or 192 bytes covers them twice in turn)
@@ -62,32 +66,13 @@ struct Flash {
     }
   }
 
-  // ---- what a thread holds: per block of 16 rows, rows g and g + 8 (`half`), of each 8 columns two
-  using Logits = float[kRowBlocks][kColumnBlocks][4];
+  // ---- where a lane's fragments are, of each 8 columns two
   using Sums = float[kRowBlocks][kChannelBlocks][4];
-  using PerRow = float[kRowBlocks][2];
   __device__ __forceinline__ static int warp_row() { return threadIdx.x / 32 * kWarpRows; }
   __device__ __forceinline__ static int row(int block, int half) {
     return warp_row() + 16 * block + 8 * half + threadIdx.x % 32 / 4;
   }
   __device__ __forceinline__ static int column(int block, int i) { return 8 * block + threadIdx.x % 4 * 2 + i % 2; }
-
-  template <typename Body>  // body(block, half)
-  __device__ __forceinline__ static void for_each_row(const Body& body) {
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; block++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) body(block, half);
-  }
-  template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
-  __device__ __forceinline__ static void for_each_logit(const Body& body) {
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; block++)
-#pragma unroll
-      for (int j = 0; j < kColumnBlocks; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) body(block, j, i);
-  }
 
   // A lane's part, of kLanes that share it, of a tile's row · a row in global memory.
   template <int kLanes>
@@ -160,21 +145,12 @@ struct Flash {
 #pragma unroll
         for (int block = 0; block < kRowBlocks; block++) {
 #pragma unroll
-          for (int i = 0; i < 2; i++) {
-            if constexpr (Product::kTerms == 3) {
-              Product::template add_rest<kSwapped>(rest[block][j + i], a[block], b[i]);
-              Product::add_high(s[block][j + i], a[block], b[i]);
-            } else {
-              Product::add(s[block][j + i], a[block], b[i]);
-            }
-          }
+          for (int i = 0; i < 2; i++)
+            Warp::template add_product<Product, kSwapped>(s, rest, block, j + i, a[block], b[i]);
         }
       }
     }
-    if constexpr (Product::kTerms == 3)
-      for_each_logit([&](int block, int j, int i) {
-        if (!isinf(s[block][j][i])) s[block][j][i] += rest[block][j][i];
-      });
+    Warp::template add_rest<Product>(s, rest);
   }
 
   // o += weights · columns. What a lane holds of the weights is its part of an operand.

@@ -17,14 +17,8 @@ __global__ void __launch_bounds__(kLineThreads)
   Acc sum = partial_dot<Acc>(query.rows + i * query.row_stride, query.stride,
                              local.rows + i * local.query_stride + m * local.row_stride, local.stride, query.channels,
                              threadIdx.x % 32, 32);
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
+  sum = warp_reduce(sum, Plus());
   if (threadIdx.x % 32 == 0) logits[entry] = times(sum, scale);
-}
-
-template <typename T, typename Op>
-__device__ T warp_reduce(T value, const Op& op) {
-  for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(0xffffffff, value, offset));
-  return value;
 }
 
 // A warp a query: its sums over queue, batch and local negatives become loss, log-sum-exp and rank, and what weights

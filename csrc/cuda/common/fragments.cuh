@@ -1,0 +1,63 @@
+// What a warp's lanes hold of a tile that tensor cores make, and what is done with each element of it.
+#pragma once
+#include "cuda/common/products.cuh"
+
+namespace maskco {
+
+// Blocks of 16 rows and of 8 columns; of each pair of blocks a lane holds four elements: two of row g, two of g + 8
+// (`half`), for lane = 4 g + t.
+template <typename Acc, int kRowBlocks_, int kColumnBlocks_>
+struct Fragments {
+  static constexpr int kRowBlocks = kRowBlocks_, kColumnBlocks = kColumnBlocks_;
+  using Logits = Acc[kRowBlocks][kColumnBlocks][4];
+  using PerRow = Acc[kRowBlocks][2];
+  using PerColumn = Acc[kColumnBlocks][2];
+
+  template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
+  __device__ __forceinline__ static void for_each_logit(const Body& body) {
+#pragma unroll
+    for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+      for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) body(block, j, i);
+  }
+  template <typename Body>  // body(block, half)
+  __device__ __forceinline__ static void for_each_row(const Body& body) {
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) body(block, half);
+  }
+  template <typename Body>  // body(block, i)
+  __device__ __forceinline__ static void for_each_column(const Body& body) {
+#pragma unroll
+    for (int j = 0; j < kColumnBlocks; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) body(j, i);
+  }
+
+  // A step of s += a · bᵀ. Of three terms the small ones go into `rest`: an infinite factor makes them NaN.
+  // `kSwapped`: rounded as with a and b in changed places.
+  template <typename Product, bool kSwapped = false>
+  __device__ __forceinline__ static void add_product(Logits& s, Logits& rest, int block, int j,
+                                                     const typename Product::template Operand<4>& a,
+                                                     const typename Product::template Operand<2>& b) {
+    if constexpr (Product::kTerms == 3) {
+      Product::template add_rest<kSwapped>(rest[block][j], a, b);
+      Product::add_high(s[block][j], a, b);
+    } else {
+      Product::add(s[block][j], a, b);
+    }
+  }
+  // .. and its end: infinite where a factor is.
+  template <typename Product>
+  __device__ __forceinline__ static void add_rest(Logits& s, const Logits& rest) {
+    if constexpr (Product::kTerms == 3)
+      for_each_logit([&](int block, int j, int i) {
+        if (!isinf(s[block][j][i])) s[block][j][i] += rest[block][j][i];
+      });
+  }
+};
+
+}  // namespace maskco
