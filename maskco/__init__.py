@@ -1,4 +1,4 @@
-"""Fused ops for contrastive learning (`maskco.ops`), and MaskCo: pretraining by contrastive mask prediction."""
+"""Fused ops for contrastive learning (`maskco.ops`), and pretraining with MaskCo (contrastive mask prediction)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that the methods are made of, each usable alone. Torch is all they need, but for encoders, which need timm."""
+"""Modules that the methods are built from, each usable alone. They need only torch. Encoders also need timm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Encoders are imported when first asked for: timm and torchvision take longer to import than torch."""
+    """Imports encoders on first use, since timm and torchvision take longer to import than torch."""
     if name in ("Encoder", "create_encoder"):
         return getattr(importlib.import_module("maskco.nn.encoder"), name)
     raise AttributeError(f"module 'maskco.nn' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How many dimensions embeddings use. Needs torch alone."""
+"""How many dimensions embeddings use. Needs only torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch import Tensor
 
 @torch.no_grad()
 def effective_rank(embeddings: Tensor) -> float:
-    """RankMe (Garrido et al., arXiv 2210.02885): exp of the entropy of the singular values, divided by their sum.
+    """RankMe: how many dimensions embeddings [N, D] use (Garrido et al., arXiv 2210.02885).
 
-    It is D where embeddings [N, D] fill all dimensions alike, and 1 where they lie on one line. It cannot exceed N, so
-    compare it between equal N, of several times D. NaN if embeddings are not finite. Waits for the device.
+    It is the exponential of the entropy of the normalised singular values. It is D if embeddings fill all
+    dimensions alike, and 1 if they lie on one line. It cannot exceed N, so compare it between equal N of several times
+    D. It is NaN if embeddings are not finite. The call waits for the device.
 
-    The same as this, by a product of D × D that costs far less::
+    Equivalent plain torch, where this function uses a product of D × D that costs far less::
 
         p = torch.linalg.svdvals(embeddings)
         p = p / p.sum()

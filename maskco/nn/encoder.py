@@ -1,4 +1,4 @@
-"""Encoders: any timm backbone, cut at one stage, as a module that turns images into one feature map. Needs timm."""
+"""Encoders: any timm backbone, cut at one stage, as a module from images to one feature map. Needs timm."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ class DownloadError(ValueError):
 
 
 class Encoder(nn.Module):
-    """A backbone whose last feature map is the output: [B, 3, H, W] -> [B, channels, H / stride, W / stride].
+    """Wraps a backbone as a module from images to its last feature map.
+
+    Images [B, 3, H, W] become [B, channels, H / stride, W / stride].
 
     Args:
         backbone: a module that returns a feature map, or a list whose last item is one (timm's `features_only`).
         channels: channels of that map.
         stride: image pixels per feature pixel.
-        channels_last: the backbone returns [B, H, W, C], as Swin does, and the map has to be turned.
-        image_size: the only side in pixels that the backbone takes (ViT); None: any.
-        padding: pixels of 0 (the mean color) around the image, left and top, then right and bottom. Backbones whose
-            convolutions do not pad (Inception) need them for a map that covers the whole image; see `same_padding`.
+        channels_last: whether the backbone returns [B, H, W, C], as Swin does. The map is then permuted.
+        image_size: the only side in pixels that the backbone accepts, as for ViT. None accepts any.
+        padding: pixels of 0 (the mean color) around the image: left and top, then right and bottom. Backbones whose
+            convolutions do not pad (Inception) need it for a map that covers the whole image. See `same_padding`.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class Source(NamedTuple):
-    """What timm builds for a name."""
+    """What timm builds for an encoder's name."""
 
     architecture: str  # one that timm has built in, perhaps with a tag
     config: dict[str, Any]  # timm's `pretrained_cfg`: mean, std, input_size, fixed_input_size …
@@ -72,9 +74,10 @@ class Source(NamedTuple):
 
 
 def resolve(name: str) -> Source:
-    """Looks up a name of timm's, or the config.json of `hf-hub:USER/NAME` or `local-dir:FOLDER`.
+    """Looks up a timm name, or reads the config.json of `hf-hub:USER/NAME` or `local-dir:FOLDER`.
 
-    Raises ValueError: an unknown name (nearest names are suggested), or no such repository or folder.
+    Raises:
+        ValueError: an unknown name, or no such repository or folder. The message suggests the nearest names.
     """
     name = name.removeprefix("timm/")
     if ":" in name:
@@ -102,7 +105,7 @@ def resolve(name: str) -> Source:
 
 
 def _unread(error: Exception) -> str:
-    """Why the hub, or a folder, gave no config.json of timm's."""
+    """Why timm's config.json could not be read from the hub or a folder."""
     kinds = {each.__name__ for each in type(error).__mro__}  # (names: the client's modules move between versions)
     if "LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError):
         return "the hub cannot be reached: go online once"
@@ -121,22 +124,24 @@ def create_encoder(
     image_size: int | None = None,
     pretrained: bool = False,
 ) -> Encoder:
-    """An encoder from timm's name for it, for example "resnet50", "convnext_tiny" or "vit_small_patch16_224".
+    """Creates an encoder from a timm name such as "resnet50", "convnext_tiny" or "vit_small_patch16_224".
 
-    Fresh weights are timm's, but for residual branches that would begin at zero: they begin as in MoCo v2's ResNets.
+    Fresh weights are initialised as in timm, with one exception. timm starts some residual branches at or near
+    zero. Here they start as in MoCo v2's ResNets.
 
     Args:
-        name: a name that `timm.list_models()` lists; `timm/…` and tags such as `resnet50.a1_in1k` work too, and
-            `hf-hub:USER/NAME` and `local-dir:FOLDER`, of which config.json is read.
-        stage: which of the backbone's feature maps to use, counted as timm's `out_indices`; -1 is the last. None: the
-            one that a model on the hub was saved for, else the last.
-        output_stride: dilate the last stages so that no map is coarser than this (convolutional backbones: 8, 16, 32).
-        image_size: side of the images in pixels; only backbones with fixed input size (ViT, Swin) look at it.
-        pretrained: start from timm's weights, which are downloaded.
+        name: a name that `timm.list_models()` lists, also as `timm/…` or with a tag such as `resnet50.a1_in1k`. Or
+            `hf-hub:USER/NAME` or `local-dir:FOLDER`, whose config.json is read.
+        stage: which of the backbone's feature maps to use, numbered as timm's `out_indices`. -1 is the last. None uses
+            the map that a model on the hub was saved for, else the last.
+        output_stride: dilate the last stages so that no map is coarser than this. Convolutional backbones take 8, 16
+            or 32.
+        image_size: side of the images in pixels. Only backbones with a fixed input size (ViT, Swin) use it.
+        pretrained: download timm's weights and start from them.
 
     Raises:
-        ValueError: unknown name (nearest names are suggested), or a backbone that has no such feature map.
-        DownloadError: a ValueError; the weights could not be downloaded.
+        ValueError: an unknown name, or a backbone without such a feature map. The message suggests the nearest names.
+        DownloadError: the weights could not be downloaded. It is a ValueError.
     """
     name = name.removeprefix("timm/")
     source = resolve(name)
@@ -177,9 +182,9 @@ PROBE = 256  # side in pixels that backbones of any input size take
 def same_padding(encoder: Encoder) -> tuple[int, int]:
     """The `padding` with which an encoder's map has size / stride cells, cell i around pixel (i + 1/2) · stride.
 
-    (0, 0) where the map has as many already, rounded up or down, or where the backbone fails at the probed size. A
-    chain of convolutions without padding gives n cells from K + (n - 1) · stride pixels, cell i around K / 2 + i ·
-    stride, so K - stride pixels are missing. The map's sizes show K, on the meta device, without numbers.
+    It is (0, 0) if the map already has that many cells, rounded up or down, or if the backbone fails at the probed
+    size. A chain of convolutions without padding gives n cells from K + (n - 1) · stride pixels. Cell i is around
+    pixel K / 2 + i · stride, so K - stride pixels are missing. K is found from the map's sizes, on the meta device.
     """
     stride = encoder.stride
     tensors = (*encoder.parameters(), *encoder.buffers())
@@ -205,11 +210,11 @@ SMALL = 1e-2  # layer scales begin at 1e-6 to 1e-4 as timm has them
 
 
 def _begin_branches(backbone: nn.Module) -> None:
-    """Sets to 1 what lets residual branches begin at nothing, and blocks as the identity: norms at the end of branches,
-    which timm sets to 0, and layer scales, which it sets to 1e-6 or so.
+    """Initialises to 1 the weights that make fresh residual blocks start as the identity.
 
-    From nothing, deep networks and long supervised schedules of large batches do better. MoCo v2's ResNets, which are
-    torchvision's, do not begin so, and short runs pay for it: benchmarks/results/claims_tries.json (norms).
+    These are norms at the end of branches, which timm sets to 0, and layer scales, which it sets to about 1e-6. Such a
+    start helps deep networks and long supervised schedules with large batches. It costs short runs accuracy:
+    benchmarks/results/claims_tries.json (norms). MoCo v2's ResNets, which are torchvision's, do not start so.
     """
     for module in backbone.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():
@@ -222,13 +227,14 @@ def _begin_branches(backbone: nn.Module) -> None:
 
 
 def map_scale(features: Tensor, images: Tensor, stride: int) -> float:
-    """Feature pixels per image pixel, for `ops.box_pool`: 1 / stride, if the map is of the size that this means.
+    """Feature pixels per image pixel, for `ops.box_pool`: 1 / stride, after a check of the map's size.
 
     Args:
         features: [B, C, h, w], the encoder's map of images [B, 3, H, W].
 
     Raises:
-        ValueError: h or w is not H / stride or W / stride, rounded down or up. The text lacks its subject.
+        ValueError: h or w is not H / stride or W / stride, rounded down or up. The caller adds the encoder's name to
+            the message.
     """
     found, sides = features.shape[-2:], images.shape[-2:]
     if all(side // stride <= size <= -(-side // stride) for size, side in zip(found, sides, strict=True)):
@@ -240,7 +246,7 @@ def map_scale(features: Tensor, images: Tensor, stride: int) -> float:
 
 
 def as_encoder(encoder: str | nn.Module) -> Encoder:
-    """A name becomes `create_encoder(name)`; a module is taken as it is if it says `.channels` and `.stride`."""
+    """Turns a name into `create_encoder(name)`. A module is used as it is, if it has `.channels` and `.stride`."""
     if isinstance(encoder, str):
         return create_encoder(encoder)
     if not isinstance(encoder, nn.Module):

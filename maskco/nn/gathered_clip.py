@@ -1,7 +1,7 @@
-"""CLIP's losses of pairs that lie on several ranks.
+"""CLIP's loss for pairs on several ranks.
 
 Each rank contrasts its own images with the texts of all ranks, in one sweep. This gives all sums of its images, and its
-share of each text's sums. Ranks add up the shares, so that no logit is computed twice.
+share of each text's sums. Ranks add up the shares, so no logit is computed twice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def clip_losses(
     of_images: Layout,
     of_texts: Layout,
 ) -> Tensor:
-    """The losses of this rank's pairs among those of all ranks [n]: the mean of both directions.
+    """The losses [n] of this rank's pairs among the pairs of all ranks: the mean of both directions.
 
     Args:
         image, text: [n, C], of one dtype.
         ids: [n] int64.
-        scale: (a number, None) or (1.0, a tensor [] in the dtype that sums run in).
+        scale: (a number, None) or (1.0, a tensor [] in the dtype of the sums).
     """
     refuse_transforms("clip_loss", image, text, scale[1])
     image, text = joined(image, of_images), joined(text, of_texts)
@@ -111,7 +111,7 @@ class _GatheredClip(torch.autograd.Function):
 
 
 def _add_sums(sums: Tensor) -> Tensor:
-    """Each rank's largest logits and sums of 2^(s - largest) [2, N] -> those of all ranks."""
+    """Merges each rank's largest logits and sums of 2^(s - largest), [2, N], over all ranks."""
     largest = sums[0].clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     factor = torch.where(sums[0] == largest, 1, torch.exp2(sums[0] - largest))  # (Inf - Inf would be NaN)
@@ -130,7 +130,7 @@ def _plain(
     of_images: Layout,
     of_texts: Layout,
 ) -> Tensor:
-    """The same in plain torch, where no kernels are: own rows against all of the other side, in both directions."""
+    """The same in plain torch, without kernels: own rows against all rows of the other side, in both directions."""
     images, texts = gather_rows(image, of_images), gather_rows(text, of_texts)
     row = torch.arange(len(image), device=image.device)
     own = torch.zeros(len(image), len(images), dtype=torch.bool, device=image.device)

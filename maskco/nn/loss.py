@@ -1,4 +1,4 @@
-"""`ops.info_nce` as a module, for code that builds its losses as modules."""
+"""`ops.info_nce` as a module."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from maskco.nn.queue import FeatureQueue
 
 
 class InfoNCE(nn.Module):
-    """Contrast each query with its positive against negatives; see `maskco.ops.info_nce`.
+    """The InfoNCE loss of queries and their positives against negatives. See `maskco.ops.info_nce`.
+
+    The options `decoupled` and `margin` exist in `maskco.ops.info_nce` only.
 
     Args:
-        temperature: divides the dot products; 0.2 is MoCo v2's. A parameter is learned.
+        temperature: divides the dot products. 0.2 is MoCo v2's. A parameter is learned.
         reduction: "mean", "sum" or "none".
     """
 
@@ -36,17 +38,19 @@ class InfoNCE(nn.Module):
     ) -> Tensor | tuple[Tensor, ops.InfoNCEStats]:
         """The loss, [] or [N], or (loss, InfoNCEStats). Arguments and errors are those of `maskco.ops.info_nce`.
 
-        A `FeatureQueue` brings its own ids, which count once `query_ids` are given, and its own number of valid rows.
+        A `FeatureQueue` has its own ids and its own number of valid rows. The ids are used if you give `query_ids`.
 
         Args:
             query, positive: [N, C].
             queue: [K, C], or a FeatureQueue.
             local_negatives: [N, M, C].
+            in_batch: the other queries' positives are negatives too.
             query_ids, queue_ids: [N] and [K] integers.
-            valid: how many rows of the queue count: an int, or a tensor with one element.
+            valid: how many rows of the queue count. An int, or a tensor with one element.
+            return_stats: also return the `InfoNCEStats`.
 
         Raises:
-            ValueError: `queue_ids` or `valid` next to a FeatureQueue that has its own.
+            ValueError: `queue_ids` or `valid` is given, and the FeatureQueue has its own.
         """
         if isinstance(queue, FeatureQueue):
             if valid is not None or (queue_ids is not None and queue.ids is not None):

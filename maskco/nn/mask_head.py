@@ -1,7 +1,7 @@
-"""Mask prediction heads: predict a masked region's features from what surrounds it.
+"""Mask prediction heads: they predict a masked region's features from its surroundings.
 
-The paper calls this head the key to its success but what is known of it here names neither type, depth nor width:
-all three heads, and every default, are ours.
+The paper calls this head the key to its success. What we know of it names neither type, depth nor width. So all three
+heads, and every default, are ours.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 def create_mask_head(kind: str, channels: int, *, depth: int = 3) -> nn.Module:
-    """A head [B, C, h, w] -> [B, C, h, w].
+    """Creates a mask prediction head, a module from feature maps [B, C, h, w] to [B, C, h, w].
 
     Args:
-        kind: "conv", "attention", or "none" (the identity, for the ablation without a head).
+        kind: "conv", "attention" or "none". "none" is the identity, for the ablation without a head.
         channels: C.
         depth: number of blocks.
 
@@ -33,16 +33,17 @@ def create_mask_head(kind: str, channels: int, *, depth: int = 3) -> nn.Module:
 
 
 class ConvMaskHead(nn.Sequential):
-    """Residual bottlenecks with dilations 1, 2, 4, 1, 2, … so that few blocks see across the whole masked region."""
+    """Residual bottlenecks with dilations 1, 2, 4, 1, 2, …, so that few blocks cover the whole masked region."""
 
     def __init__(self, channels: int, *, depth: int = 3) -> None:
         super().__init__(*(DilatedBottleneck(channels, dilation=2 ** (block % 3)) for block in range(depth)))
 
 
 class DilatedBottleneck(nn.Module):
-    """x + BN(1×1(ReLU(BN(3×3 dilated(ReLU(BN(1×1(x)))))))), a quarter of the channels inside, at most `max_width`.
+    """A residual bottleneck block: x + BN(1×1(ReLU(BN(3×3 dilated(ReLU(BN(1×1(x)))))))).
 
-    With 96, three blocks on ResNet-50's 2048 channels cost 1.5% of a training step at 224 pixels; with 512, 10%.
+    It has a quarter of the channels inside, at most `max_width`. With 96, three blocks on ResNet-50's 2048 channels
+    cost 1.5% of a training step at 224 pixels. With 512 they cost 10%.
     """
 
     def __init__(self, channels: int, *, dilation: int, max_width: int = 96) -> None:
@@ -66,9 +67,9 @@ class DilatedBottleneck(nn.Module):
 
 
 class AttentionMaskHead(nn.Module):
-    """Transformer blocks over the map's pixels, at most 512 wide, added to the map they started from.
+    """Transformer blocks over the map's pixels, at most 512 wide. Their output is added to the input map.
 
-    Positions are 2D sines and cosines made for the map at hand, so any map size works.
+    Positions are 2D sines and cosines, computed for the size of each map. So any map size works.
     """
 
     def __init__(self, channels: int, *, depth: int = 3, max_width: int = 512) -> None:
@@ -104,7 +105,10 @@ class AttentionMaskHead(nn.Module):
 
 
 def sin_cos_positions(height: int, width: int, channels: int, *, device: torch.device | None = None) -> Tensor:
-    """[height * width, channels] float32: half of the channels tell the row, half the column. channels % 4 == 0."""
+    """Sin-cos positions [height * width, channels], float32.
+
+    Half of the channels encode the row, half the column. `channels` must be a multiple of 4.
+    """
     quarter = channels // 4
     frequency = torch.exp(torch.arange(quarter, device=device) * (-math.log(10000.0) / quarter))
     row = torch.arange(height, device=device)[:, None] * frequency  # [h, C / 4]

@@ -1,4 +1,4 @@
-"""The momentum (key) side: a slow copy of the online modules, and how a batch goes through it."""
+"""The momentum (key) side: a slow copy of the online modules, and its forward passes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def momentum_copy(module: Module) -> Module:
-    """A copy with equal values whose parameters take no gradient."""
+    """A deep copy of a module whose parameters require no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> None:
-    """Moves the target's parameters towards the online ones, in place: MoCo's momentum update, EMA.
+    """MoCo's momentum update (EMA): moves the target's parameters towards the online ones, in place.
 
-    The same as this, in one call for all parameters::
+    Equivalent plain torch, where this function makes one call for all parameters::
 
         for p, q in zip(target.parameters(), online.parameters()):
             p.mul_(momentum).add_(q, alpha=1 - momentum)
 
-    Buffers are left alone: in MoCo, and here, the key side's batch norms keep running statistics of their own batches,
-    which are whole views while the query side's are masked ones.
+    Buffers do not change. In MoCo, and here, the key side's batch norms keep running statistics of their own batches.
+    In MaskCo these are whole views, and the query side's are masked views.
 
     Args:
         online: the module that learns.
         target: its `momentum_copy`.
-        momentum: 0 copies the online parameters, 1 changes nothing; MoCo's is 0.999.
+        momentum: 0 copies the online parameters, 1 changes nothing. MoCo's is 0.999.
 
     Raises:
         ValueError: the modules have different numbers of parameters.
@@ -53,14 +53,14 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
 def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group_size: int) -> Tensor:
     """`forward(images)`, but in shuffled groups of about `group_size` images that share no batch statistics.
 
-    A query and its key in the same batch give each other away through the batch norms' statistics. MoCo shuffles keys
-    between its GPUs (32 images on each), so that key and query are normalised in different company. This is the same
-    on one device; `shuffled_across_ranks` is for several.
+    If a query and its key are in the same batch, batch statistics leak which key belongs to it. MoCo shuffles keys
+    between its GPUs, with 32 images on each. Key and query are then normalised with different images. This function
+    does the same on one device. `shuffled_across_ranks` is for several devices.
 
     Args:
         forward: [b, ...] → [b, ...], called once for each group.
         images: [B, ...].
-        group_size: 0, or more than half of B, makes one group.
+        group_size: images of a group. 0, or more than half of B, makes one group.
 
     Returns:
         [B, ...] in the order of the images.
@@ -75,14 +75,17 @@ def forward_in_groups(forward: Callable[[Tensor], Tensor], images: Tensor, group
 
 @torch.no_grad()
 def shuffled_across_ranks(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`forward(*inputs)`, but each rank works on rows drawn from all ranks; outputs return to where the rows came from.
+    """`forward(*inputs)`, but each rank computes rows drawn from all ranks. Outputs return to the rank of their input.
 
-    MoCo's shuffled batch norm (He et al., arXiv 1911.05722, section 3.3): a key is normalised in other company than its
-    query even where a rank has too few images for groups. All rows of all inputs travel, the outputs travel back.
+    This is MoCo's shuffled batch norm (He et al., arXiv 1911.05722, section 3.3). A key is normalised with other images
+    than its query, even if a rank has too few images for groups. All inputs and outputs are sent between ranks.
 
     Args:
-        inputs: [B, ...] each; memory formats are kept. B may differ between ranks, not between inputs.
+        inputs: [B, ...] each. Memory formats are kept. B may differ between ranks, but not between inputs.
         forward: gives [B, ...] without gradient. On one rank it is called with the inputs themselves.
+
+    Returns:
+        [B, ...] in the order of this rank's inputs.
     """
     if world_size() == 1:
         return forward(*inputs)

@@ -1,4 +1,4 @@
-"""The losses over all pairs as modules: CLIP, SigLIP, SupCon, of one rank's batch or of all ranks' batches."""
+"""The losses over all pairs as modules: CLIP, SigLIP and SupCon, on one rank's batch or on those of all ranks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from maskco.ops._inputs import FLOATS, as_float, as_tensor, check_dtype
 
 
 class ClipLoss(nn.Module):
-    """CLIP's symmetric cross-entropy, with open_clip's order of arguments; see `maskco.ops.clip_loss`.
+    """CLIP's symmetric cross-entropy, with open_clip's order of arguments. See `maskco.ops.clip_loss`.
 
-    With `gather=True` it is the loss of the batches of all ranks, as one process would have it. Ranks may have
-    different numbers of pairs, or none. All of them must call it, and run the backward pass.
+    With `gather=True` it is the loss of all ranks' pairs, as one process would compute it. Ranks may have different
+    numbers of pairs, or none. All ranks must call it, and run the backward pass.
 
-    - The value is the same on every rank. Its gradients are one process's times the number of ranks, which
-      DistributedDataParallel divides by: it averages them over ranks. All ranks must weigh the loss alike.
-    - With reduction "none" each rank gets the losses of its own pairs. Gradients are those of the sum of what all
-      ranks make of them. So the mean of each rank's losses does as "mean" does, where ranks have equally many pairs.
+    - The value is the same on every rank. Gradients are those of one process, times the number of ranks.
+      DistributedDataParallel divides by that number when it averages. All ranks must weigh the loss alike.
+    - With reduction "none" each rank gets the losses of its own pairs. Gradients are those of the sum of all ranks'
+      results. So if ranks have equally many pairs, the mean of each rank's losses is equivalent to "mean".
 
     Args:
-        gather: contrast with the pairs of all ranks. Without a process group it changes nothing.
-        label_smoothing: as in F.cross_entropy, over the pairs that count.
+        gather: contrast with the pairs of all ranks. Without a process group it has no effect.
+        label_smoothing: as in F.cross_entropy, over the pairs that are not excluded.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -58,11 +58,11 @@ class ClipLoss(nn.Module):
             image_features, text_features: [N, C]. Normalise them first, as CLIP does.
             logit_scale: multiplies the dot products. A tensor with one element gets a gradient.
             ids: [N] integers. Pairs with equal ids are not negatives of each other, on any rank.
-            return_stats: also return the `ClipStats`. Not with gather=True.
+            return_stats: also return the `ClipStats`. It does not work with gather=True.
 
         Raises:
-            TypeError, ValueError: as `maskco.ops.clip_loss`, and return_stats with gather=True.
-            RankError: on the other ranks, where one rank's arguments are bad, or ranks' arguments do not fit together.
+            TypeError, ValueError: as in `maskco.ops.clip_loss`, and for return_stats with gather=True.
+            RankError: another rank's arguments are invalid, or the ranks' arguments do not fit together.
         """
 
         def check() -> tuple[Tensor | None, ...]:
@@ -87,11 +87,11 @@ class ClipLoss(nn.Module):
 
 
 class SigLipLoss(nn.Module):
-    """SigLIP's pairwise sigmoid loss, with open_clip's order of arguments; see `maskco.ops.siglip_loss`.
+    """SigLIP's pairwise sigmoid loss, with open_clip's order of arguments. See `maskco.ops.siglip_loss`.
 
     Args:
-        gather: contrast with the texts of all ranks; see `ClipLoss`.
-        reduction: "mean" over the N images, "sum", or "none": each image's sum over all texts.
+        gather: contrast with the texts of all ranks, as in `ClipLoss`.
+        reduction: "mean" over the N images, "sum" or "none". "none" gives each image's sum over all texts.
 
     Raises:
         ValueError: an unknown reduction.
@@ -118,8 +118,8 @@ class SigLipLoss(nn.Module):
             logit_bias: added to each logit. A tensor with one element gets a gradient.
 
         Raises:
-            TypeError, ValueError: as `maskco.ops.siglip_loss`, and where the numbers of images and texts differ.
-            RankError: on the other ranks, where one rank's arguments are bad, or ranks' arguments do not fit together.
+            TypeError, ValueError: as in `maskco.ops.siglip_loss`, and if the numbers of images and texts differ.
+            RankError: another rank's arguments are invalid, or the ranks' arguments do not fit together.
         """
 
         def check() -> tuple[Tensor, Tensor]:
@@ -144,13 +144,13 @@ class SigLipLoss(nn.Module):
 
 
 class SupConLoss(nn.Module):
-    """The supervised contrastive loss, which takes what SupContrast's and pytorch-metric-learning's take.
+    """The supervised contrastive loss, with the arguments of SupContrast and of pytorch-metric-learning.
 
     See `maskco.ops.supcon_loss`. A row without positives has loss 0, and counts in the mean.
 
     Args:
         temperature: divides the dot products. A parameter is learned.
-        gather: contrast with the features of all ranks; see `ClipLoss`.
+        gather: contrast with the features of all ranks, as in `ClipLoss`.
         reduction: "mean" over all rows, "sum" or "none".
 
     Raises:
@@ -179,16 +179,16 @@ class SupConLoss(nn.Module):
         then the second, and so on. Losses and stats have this order. With gather=True they are those of this rank.
 
         Args:
-            features: [N, C] with labels, or [B, V, C]: V views of each image. Dimensions after the second are
-                flattened. Normalise them first if you mean cosine similarity.
-            labels: [N] or [B] integers. None: each image is a class of its own, whose views are the positives.
-            ref_features: [K, C], what rows are contrasted with. None: all other rows.
+            features: [N, C] with labels, or [B, V, C] with V views of each image. Dimensions after the second are
+                flattened. Normalise them first for cosine similarity.
+            labels: [N] or [B] integers. With None, each image is its own class, and its views are the positives.
+            ref_features: [K, C], the features to contrast with. With None, these are all other rows.
             ref_labels: [K] integers.
             return_stats: also return the `SupConStats`.
 
         Raises:
-            TypeError, ValueError: as `maskco.ops.supcon_loss`, and labels that are missing.
-            RankError: on the other ranks, where one rank's arguments are bad, or ranks' arguments do not fit together.
+            TypeError, ValueError: as in `maskco.ops.supcon_loss`, and for missing labels.
+            RankError: another rank's arguments are invalid, or the ranks' arguments do not fit together.
         """
 
         def check() -> list[Tensor | None]:
@@ -220,7 +220,7 @@ class SupConLoss(nn.Module):
         return loss if stats is None else (loss, stats)
 
     def _checked(self, features: Any, labels: Any, ref_features: Any, ref_labels: Any) -> list[Tensor | None]:
-        """The arguments as tensors, features and references of one dtype and labels int64."""
+        """The arguments as checked tensors: features and references of one dtype, labels int64."""
         features = as_tensor(features, "features")
         if features.dim() < 2:
             raise ValueError(f"features must have shape [N, C] or [B, V, C], got {list(features.shape)}")
@@ -247,7 +247,7 @@ class SupConLoss(nn.Module):
 
 
 def _pairs(image_features: Any, text_features: Any) -> tuple[Tensor, Tensor]:
-    """Features of as many images as texts, of one dtype."""
+    """Both features, checked: as many images as texts, of one dtype."""
     image, text = as_tensor(image_features, "image_features"), as_tensor(text_features, "text_features")
     check_features(image, ("N", "C"), "image_features", image, "image_features")
     check_features(text, tuple(image.shape), "text_features", image, "image_features")
@@ -256,7 +256,7 @@ def _pairs(image_features: Any, text_features: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rows(features: Tensor, labels: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
-    """[N, C] or [B, V, …] and the images' labels -> [N, C] and [N]. Without labels images are numbered from `first`."""
+    """Features as rows [N, C], and their labels [N]. Without labels, images are numbered from `first`."""
     if features.dim() == 2:
         assert labels is not None
         return features, labels
@@ -266,7 +266,7 @@ def _rows(features: Tensor, labels: Tensor | None, first: int) -> tuple[Tensor, 
 
 
 def _over_ranks(losses: Tensor, reduction: str, count: int) -> Tensor:
-    """This rank's losses [n], or their sum [], of `count` on all ranks -> the loss of all ranks, or [n] for "none"."""
+    """The loss of all ranks from this rank's losses [n] or their sum []. "none" returns [n]. All ranks have `count`."""
     if reduction == "none":
         return losses
     total = sum_over_ranks(losses.sum())

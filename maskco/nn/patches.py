@@ -1,4 +1,4 @@
-"""The patches that vision transformers embed: where an encoder does so, and a learned token in place of hidden ones."""
+"""Patches of vision transformers: where an encoder embeds them, and a learned token for hidden patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class PatchEmbedding(NamedTuple):
-    """timm's `patch_embed` in an encoder."""
+    """The patch embedding of an encoder, timm's `patch_embed`."""
 
     module: nn.Module  # images [B, 3, H, W] -> tokens [B, N, C], [B, h, w, C] or [B, C, h, w]
     projection: nn.Conv2d
@@ -19,7 +19,7 @@ class PatchEmbedding(NamedTuple):
 
 
 def patch_embedding(encoder: nn.Module) -> PatchEmbedding | None:
-    """Where an encoder embeds square patches, as ViT, Swin, Hiera and their kin do; None: nowhere."""
+    """The patch embedding of an encoder with square patches, such as ViT, Swin or Hiera. None if there is none."""
     for name, module in encoder.named_modules():
         if name.rpartition(".")[2] == "patch_embed":
             projection = getattr(module, "proj", None)
@@ -30,13 +30,14 @@ def patch_embedding(encoder: nn.Module) -> PatchEmbedding | None:
 
 @contextmanager
 def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> Iterator[None]:
-    """While it lasts, hidden patches are embedded as `token`. Positions are added later and stay.
+    """A context in which hidden patches are embedded as `token`. Positions are added later, as usual.
 
     Args:
         hidden: bool [B, h, w].
         token: [C].
 
-    Raises ValueError, in the encoder's forward pass, if it embeds another number of patches, or in another form.
+    Raises:
+        ValueError: in the encoder's forward pass, if it embeds another number of patches, or in another form.
     """
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -53,9 +54,10 @@ def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> 
 
 
 def by_token(hidden: Tensor, token: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Which patches are hidden [B, h, w], and the token [C], in forms that broadcast to the tokens.
+    """The mask of hidden patches [B, h, w] and the token [C], reshaped to broadcast to the tokens.
 
-    Raises ValueError if the tokens are of none of the forms that `PatchEmbedding` names.
+    Raises:
+        ValueError: the tokens have none of the forms that `PatchEmbedding` names.
     """
     (batch, height, width), channels, token = hidden.shape, len(token), token.to(tokens.dtype)
     forms = {

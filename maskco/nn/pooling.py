@@ -1,4 +1,4 @@
-"""`ops.box_pool` and `ops.masked_pool` as modules; they hold no parameters."""
+"""`ops.box_pool` and `ops.masked_pool` as modules without parameters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from maskco.ops._inputs import as_float, as_int, as_pair
 
 
 class BoxPool(nn.Module):
-    """The mean of a RoIAlign grid, without the grid: [B, C, H, W] and boxes → [R, C]; see `maskco.ops.box_pool`.
+    """The mean feature of every box, as of a RoIAlign grid but without the grid. See `maskco.ops.box_pool`.
 
-    Arguments are in the order of `torchvision.ops.RoIAlign`. `aligned` is on by default, and `sampling_ratio` has a
-    default.
+    Features [B, C, H, W] and boxes become [R, C]. Arguments have the order of `torchvision.ops.RoIAlign`. Unlike
+    there, `aligned` is true by default, and `sampling_ratio` has a default.
 
     Raises:
-        TypeError, ValueError: an argument that is no number, or not one or two integers; names it.
+        TypeError, ValueError: an argument is not a number, or not one or two integers. The message names it.
     """
 
     def __init__(
@@ -31,11 +31,12 @@ class BoxPool(nn.Module):
         self.aligned = aligned
 
     def forward(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """The mean feature of every box, [R, C]; errors are those of `maskco.ops.box_pool`.
+        """The mean feature of every box, [R, C]. Errors are those of `maskco.ops.box_pool`.
 
         Args:
             features: [B, C, H, W].
-            boxes: [R, 5] of (image index, x1, y1, x2, y2), or a list of one [Ri, 4] for each image, in image pixels.
+            boxes: [R, 5] rows (image index, x1, y1, x2, y2), or a list with one [Ri, 4] for each image. Coordinates are
+                in image pixels.
         """
         return ops.box_pool(
             features,
@@ -54,10 +55,10 @@ class BoxPool(nn.Module):
 
 
 class MaskedPool(nn.Module):
-    """The mean (or sum) of the features under each mask: → [B, R, C]; see `maskco.ops.masked_pool`.
+    """The mean (or sum) of the features under each mask, [B, R, C]. See `maskco.ops.masked_pool`.
 
     Args:
-        num_regions: how many labels there are, for label maps; None for masks.
+        num_regions: the number of labels, for label maps. None for masks.
         reduction: "mean" or "sum".
     """
 
@@ -67,11 +68,11 @@ class MaskedPool(nn.Module):
         self.reduction = reduction
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """The mean or sum under every mask, [B, R, C]; errors are those of `maskco.ops.masked_pool`.
+        """The mean or sum under every mask, [B, R, C]. Errors are those of `maskco.ops.masked_pool`.
 
         Args:
             features: [B, C, H, W].
-            masks: [B, R, H, W], soft or bool, or labels [B, H, W].
+            masks: soft or bool masks [B, R, H, W], or labels [B, H, W].
         """
         return ops.masked_pool(features, masks, num_regions=self.num_regions, reduction=self.reduction)
 

@@ -10,12 +10,13 @@ Projection = Literal["moco_v2", "moco_v3"]
 
 
 class ProjectionHead(nn.Sequential):
-    """[N, in_channels] -> [N, dim]. The caller normalises, so that the method shows it.
+    """An MLP from features [N, in_channels] to embeddings [N, dim]. It does not normalise them.
 
     Args:
-        hidden: width of the hidden layers; default: `in_channels`, as MoCo v2's (2048 for a ResNet-50).
-        kind: "moco_v2": linear, ReLU, linear. "moco_v3": three linear layers without bias, a batch norm after each, the
-            last without scale and shift (Chen et al., arXiv 2104.02057, whose hidden width is 4096). It needs N > 1.
+        hidden: width of the hidden layers. The default is `in_channels`, as in MoCo v2 (2048 for a ResNet-50).
+        kind: "moco_v2" is linear, ReLU, linear. "moco_v3" has three linear layers without bias, with a batch norm after
+            each (Chen et al., arXiv 2104.02057). The last batch norm has no scale and shift. It needs N > 1. The
+            paper's hidden width is 4096.
     """
 
     def __init__(

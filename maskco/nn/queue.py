@@ -1,4 +1,4 @@
-"""The queue of keys from earlier steps, which are the negatives of the next ones."""
+"""The queue of keys from earlier steps. They are the negatives of later steps."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from maskco.ops._inputs import as_int
 
 
 class FeatureQueue(nn.Module):
-    """The keys of earlier steps in a ring of `size` rows; `maskco.ops.queue_push_` as a module.
+    """A MoCo queue: a ring buffer of the keys of earlier steps. See `maskco.ops.queue_push_`.
 
-    All of it is in persistent buffers, so a resumed run continues bit for bit:
+    All state is in persistent buffers, so a resumed run continues bit for bit:
 
-    - features: [size, dim]. Random unit vectors at first. `valid` says how many rows hold keys.
-    - ids: [size] int64, -1 in rows that were never written; None without `ids=True`.
+    - features: [size, dim]. They start as random unit vectors. `valid` says how many rows hold keys.
+    - ids: [size] int64, with -1 in rows that were never written. None without `ids=True`.
     - cursor: [2] int64 on the device: the next row to write, and how many rows hold keys.
 
     Args:
         size: number of rows, K.
         dim: channels of a key, C.
-        dtype: of the features; keys are cast while they are written. bfloat16 halves memory and traffic.
-        ids: also keep one id per key, so that `info_nce` can leave out keys of the query's own image.
-        overflow: what a push past the last row does: "wrap" around, "truncate", or "error"; see `queue_push_`.
+        dtype: dtype of the features. Keys are cast while they are written. bfloat16 halves memory and traffic.
+        ids: also keep one id for each key, so that `info_nce` can exclude keys of the query's own image.
+        overflow: what a push past the last row does: "wrap", "truncate" or "error", as in `queue_push_`.
 
     Raises:
-        TypeError: `size` or `dim` is no integer.
+        TypeError: `size` or `dim` is not an integer.
         ValueError: `size` or `dim` is below 1, or `overflow` is unknown.
     """
 
@@ -52,24 +52,24 @@ class FeatureQueue(nn.Module):
 
     @property
     def valid(self) -> Tensor:
-        """How many rows hold keys: a 0-d int64 view of the cursor, on the device, so that asking costs no sync."""
+        """How many rows hold keys, as a 0-d int64 view of the cursor. It is on the device, so no sync is needed."""
         return self.cursor[1]
 
     @torch.no_grad()
     def push(self, keys: Tensor, ids: Tensor | None = None, *, normalize: bool = False, gather: bool = True) -> None:
-        """Writes the keys of all ranks, in rank order, behind the newest rows. No gradient flows.
+        """Writes the keys of all ranks, in rank order, after the newest rows. No gradient flows.
 
         Args:
             keys: [B, dim] of any float dtype. B may differ between ranks, and be 0.
             ids: [B] integers, for a queue with ids.
-            normalize: divide each key by its L2 norm while it is written, as `F.normalize(keys, dim=1)`.
-            gather: False writes this rank's keys alone, so that each rank has a queue of its own.
+            normalize: divide each key by its L2 norm while it is written, as `F.normalize(keys, dim=1)` does.
+            gather: write the keys of all ranks. False writes only this rank's keys, so each rank has its own queue.
 
         Raises:
-            ValueError: ids given to a queue without ids, or missing for one that keeps them. Shapes, devices or, with
-                overflow="error", a B that do not fit.
+            ValueError: ids for a queue without ids, or no ids for a queue with ids. A shape or device that does not
+                fit. With overflow="error", a B that does not divide the size.
             TypeError: a wrong dtype.
-            RankError: on every rank alike, where ranks bring keys or ids of different dtypes or row sizes.
+            RankError: keys or ids have different dtypes or row sizes on different ranks. All ranks raise it.
         """
         all_keys, all_ids = gather_together(keys.detach(), ids) if gather else (keys.detach(), ids)
         if (ids is None) != (self.ids is None):

@@ -1,6 +1,6 @@
-"""What ranks tell each other: rows gathered in rank order, and which of them are one's own. Needs torch alone.
+"""Collectives between ranks: rows gathered in rank order, and each rank's share of them. Needs only torch.
 
-Without a process group each function gives back what it got.
+Without a process group each function returns its input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rank() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this rank works as a single process would, and waits for no other."""
+    """A context in which this rank works as a single process, and waits for no other rank."""
     token = _alone.set(True)
     try:
         yield
@@ -43,7 +43,7 @@ def alone() -> Iterator[None]:
 
 
 def agree(*values: int) -> list[int]:
-    """The largest of each value over all ranks, over the CPU: no GPU is waited for."""
+    """The maximum of each value over all ranks. It goes over the CPU, so no rank waits for a GPU."""
     if world_size() == 1:
         return list(values)
     largest = torch.tensor(values, dtype=torch.long)
@@ -52,7 +52,7 @@ def agree(*values: int) -> list[int]:
 
 
 def join_lists(part: list[T]) -> list[T]:
-    """The lists of all ranks, one behind the other in rank order, over the CPU."""
+    """The lists of all ranks, concatenated in rank order. They go over the CPU."""
     if world_size() == 1:
         return part
     parts: list[list[T]] = [[] for _ in range(world_size())]
@@ -61,12 +61,13 @@ def join_lists(part: list[T]) -> list[T]:
 
 
 def gather_in_rank_order(tensor: Tensor) -> Tensor:
-    """Rows of all ranks, rank 0's first: [B, ...] -> [sum of B, ...], the same on every rank. Carries no gradient.
+    """Gathers the rows of all ranks, rank 0's first: [B, ...] -> [sum of B, ...]. No gradient flows.
 
-    Ranks may bring different numbers of rows, or none. Without a process group the tensor itself comes back.
+    The result is the same on every rank. Ranks may have different numbers of rows, or none. Without a process group the
+    result is the tensor itself.
 
     Raises:
-        RankError: on every rank alike, where ranks bring different dtypes or rows of different sizes.
+        RankError: dtypes or row sizes differ between ranks. All ranks raise it.
     """
     (rows,) = gather_together(tensor)
     assert rows is not None
@@ -75,10 +76,10 @@ def gather_in_rank_order(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_together(*tensors: Tensor | None) -> list[Tensor | None]:
-    """`gather_in_rank_order` of several tensors, of which ranks first compare dtypes and shapes, over the CPU.
+    """`gather_in_rank_order` of several tensors. Ranks first compare dtypes and shapes, over the CPU.
 
-    A rank that raised before a collective would leave the others waiting in it. So None, for what was not given, goes
-    through here too: all ranks must leave out the same.
+    A rank that raises before a collective would leave the others waiting in it. So missing arguments are compared too,
+    as None. All ranks must leave out the same ones.
     """
     if world_size() == 1:
         return list(tensors)
@@ -90,16 +91,16 @@ def gather_together(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 class Layout(NamedTuple):
-    """How the rows of one tensor lie on the ranks."""
+    """How the rows of one tensor are spread over the ranks."""
 
     lengths: list[int]
-    """Rows of each rank."""
+    """Number of rows on each rank."""
     needs_grad: bool
-    """Whether any rank's part does."""
+    """Whether any rank's part requires a gradient."""
 
     @property
     def start(self) -> int:
-        """Rows of the ranks before this one."""
+        """Number of rows on the ranks before this one."""
         return sum(self.lengths[: rank()])
 
     @property
@@ -108,12 +109,16 @@ class Layout(NamedTuple):
 
 
 def compare(check: Callable[[], Sequence[Tensor | None]]) -> tuple[list[Tensor | None], list[Layout | None]]:
-    """What `check` gives on this rank, tensors [B, ...] or None, and how each lies on all ranks.
+    """Runs `check` and compares its tensors over all ranks.
 
-    `check` may raise: the rank's own arguments are bad. The others would wait for it in their next collective.
+    `check` gives tensors [B, ...] or None. It raises if the rank's own arguments are invalid. Without this comparison,
+    the other ranks would then wait in their next collective.
+
+    Returns:
+        The tensors of this rank, and the layout of each over all ranks.
 
     Raises:
-        RankError: where another rank's `check` raises, or ranks bring different dtypes or rows of different sizes.
+        RankError: `check` raised on another rank, or dtypes or row sizes differ between ranks.
     """
     tensors: list[Tensor | None] = []
     failure: Exception | None = None
@@ -149,9 +154,9 @@ def _layout(of_ranks: Sequence[tuple[str, list[int], bool] | None]) -> Layout | 
 
 @torch.no_grad()
 def gather_parts(tensor: Tensor, lengths: list[int]) -> Tensor:
-    """[B, ...] -> [sum of B, ...], without gradient, of parts that ranks have compared already.
+    """Gathers parts that ranks have compared already: [B, ...] -> [sum of B, ...], without gradient.
 
-    Backends want equal shapes, so that shorter parts travel with rows to spare.
+    Backends need equal shapes, so shorter parts are padded.
     """
     most = max(lengths)
     if most == 0:
@@ -166,15 +171,15 @@ def gather_parts(tensor: Tensor, lengths: list[int]) -> Tensor:
 
 @torch.no_grad()
 def own_rows(tensor: Tensor, lengths: list[int] | None = None) -> Tensor:
-    """This rank's share of what `gather_in_rank_order` gave, a view; `lengths`: of all ranks' parts, if not equal."""
+    """This rank's rows in the result of `gather_in_rank_order`, as a view. `lengths` of the parts, if not equal."""
     return tensor.split(lengths or len(tensor) // world_size())[rank()]
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """`gather_in_rank_order` that carries gradients: each rank's rows get the sum of all ranks' gradients for them.
+    """`gather_in_rank_order` with gradients. Each rank's rows get the sum of all ranks' gradients for them.
 
-    All ranks must run the backward pass, too. With gradients averaged over ranks, as DistributedDataParallel does, the
-    mean of the ranks' losses has the gradient that one process with all rows would have.
+    All ranks must run the backward pass too. DistributedDataParallel averages gradients over ranks. The mean of the
+    ranks' losses then has the gradient of one process with all rows.
     """
     if world_size() == 1:
         return tensor
@@ -184,16 +189,16 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def gather_rows(tensor: Tensor, layout: Layout) -> Tensor:
-    """`gather_with_gradient` of parts that ranks have compared already."""
+    """`gather_with_gradient`, for parts that ranks have compared already."""
     if world_size() == 1:
         return tensor
     return _Gather.apply(joined(tensor, layout), layout.lengths)
 
 
 def joined(tensor: Tensor, layout: Layout) -> Tensor:
-    """The tensor, with a gradient where any rank's has one.
+    """The tensor, which requires a gradient if any rank's part does.
 
-    Backward passes meet in collectives. A rank whose own part needs no gradient, as it has no rows, joins them.
+    Backward passes use collectives, so a rank whose own part needs no gradient must join them.
     """
     return tensor.detach().requires_grad_() if layout.needs_grad and not tensor.requires_grad else tensor
 
@@ -211,7 +216,7 @@ class _Gather(torch.autograd.Function):
 
 @torch.no_grad()
 def scatter_sum(gathered: Tensor, lengths: list[int]) -> Tensor:
-    """This rank's rows of the sum over ranks of [sum of B, ...]. Sums of 16-bit numbers run in float32."""
+    """Sums [sum of B, ...] over ranks and returns this rank's rows. 16-bit numbers are summed in float32."""
     wide = torch.promote_types(gathered.dtype, torch.float32)
     total = gathered.to(wide, memory_format=torch.contiguous_format, copy=True)  # (others may hold it too)
     dist.all_reduce(total)
@@ -221,8 +226,8 @@ def scatter_sum(gathered: Tensor, lengths: list[int]) -> Tensor:
 def sum_over_ranks(share: Tensor) -> Tensor:
     """The sum of all ranks' shares, the same on every rank.
 
-    Its gradient is that of this rank's share times the number of ranks: gradients averaged over ranks, as
-    DistributedDataParallel does, are those of one process. So all ranks must weigh the sum alike.
+    Its gradient is that of this rank's share, times the number of ranks. DistributedDataParallel averages gradients,
+    and the average is the gradient of one process. So all ranks must weigh the sum alike.
     """
     return share if world_size() == 1 else _SumOverRanks.apply(share)
 

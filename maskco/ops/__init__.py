@@ -1,4 +1,4 @@
-"""Fused ops for contrastive learning, for CPU and CUDA tensors; usable without the rest of the package."""
+"""Fused ops for contrastive learning on CPU and CUDA tensors. They work without the rest of the package."""
 
 from maskco.ops.clip import ClipStats, clip_loss
 from maskco.ops.contrastive import InfoNCEStats, info_nce

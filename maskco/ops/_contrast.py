@@ -1,4 +1,4 @@
-"""What the contrastive losses do with their arguments: features of one dtype, ids, scales, reductions."""
+"""Argument handling that the contrastive losses share: dtypes of features, ids, scales, reductions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_features(value: Tensor, shape: tuple[int | str, ...], name: str, like:
 
 
 def check_ids(ids: Any, count: int, like: Tensor, name: str, like_name: str) -> Tensor:
-    """[count] integers as the kernels take them."""
+    """Ids [count] of any integer dtype, checked, as contiguous int64."""
     ids = as_tensor(ids, name)
     check_shape(ids, (count,), name)
     check_dtype(ids, INTEGERS, name)
@@ -40,7 +40,7 @@ def check_ids(ids: Any, count: int, like: Tensor, name: str, like_name: str) -> 
 
 
 def one_dtype(features: dict[str, Tensor | None], first: Tensor, leader: Tensor | None = None) -> list[Tensor | None]:
-    """The features in one dtype: under autocast that of the leader, or else the widest; mixed ones raise elsewhere."""
+    """The features in one dtype: under autocast the leader's or the widest. Without autocast, mixed dtypes raise."""
     dtypes = {t.dtype for t in features.values() if t is not None}
     if len(dtypes) == 1:
         return list(features.values())
@@ -53,7 +53,7 @@ def one_dtype(features: dict[str, Tensor | None], first: Tensor, leader: Tensor 
 
 
 def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
-    """(the float, None), or (the power 1.0, the tensor in the dtype that sums run in)"""
+    """(the float, None), or (the power 1.0, the tensor in the dtype of the sums)."""
     if is_number(value):
         return float(as_float(value, name)), None
     value = as_tensor(value, name)
@@ -66,7 +66,7 @@ def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tup
 
 
 def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
-    """`check_scalar` of what logits are divided or multiplied by."""
+    """`check_scalar` for a temperature or scale, which must not be 0."""
     number, tensor = check_scalar(value, features, name, like_name)
     if tensor is None and (not number or math.isnan(number)):
         raise ValueError(f"{name} must be a number other than 0, got {value}")
@@ -74,7 +74,7 @@ def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tu
 
 
 def inverse(scalar: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
-    """A temperature as a scale: the float, or the tensor and the power that it is taken to."""
+    """A temperature as a scale: the inverse float, or the tensor with the power -1."""
     number, tensor = scalar
     return (1 / number, None) if tensor is None else (-1.0, tensor)
 
@@ -108,11 +108,11 @@ def padded(n: int) -> int:
 
 
 def kept_rows(ops: Any, n: int, k: int, features: Tensor, *, some: bool = False) -> int:
-    """The first queries, whose logits are kept for the backward pass: faster than to compute them again.
+    """How many of the first queries have their logits kept for the backward pass.
 
-    All, or none, or with `some` as many as there is room for. 16 MiB hold the logits of 2048 pairs in float32, and with
-    the rest of a call's memory stay below 32. Gradients in bfloat16, and many channels, need more of the rest. CUDA's
-    kernels keep none.
+    Keeping logits is faster than computing them again. The result is all or none, or with `some` as many as fit. 16 MiB
+    hold the logits of 2048 pairs in float32. With the rest of a call's memory that stays below 32 MiB. bfloat16
+    gradients, and many channels, need more for the rest. CUDA kernels keep none.
     """
     if not _library.keep_logits(ops, features.device):
         return 0
@@ -125,7 +125,7 @@ def kept_rows(ops: Any, n: int, k: int, features: Tensor, *, some: bool = False)
 
 
 def allow_tf32() -> bool:
-    """torch.set_float32_matmul_precision("high"), or one of its newer or older names."""
+    """Whether TF32 is allowed, by torch.set_float32_matmul_precision("high") or the newer and older settings."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
@@ -139,12 +139,12 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def mean_factor(count: int, reduction: str) -> float:
-    """What the sum of `count` losses is multiplied by."""
+    """The factor for the sum of `count` losses that gives the reduced loss."""
     return 1 / max(count, 1) if reduction == "mean" else 1.0
 
 
 class _Ready(torch.autograd.Function):
-    """A loss whose gradients come with it. Torch's own registration would cost more than a small batch's loss."""
+    """A loss whose op also returns the gradients. torch.library's autograd would cost more than a small loss."""
 
     @staticmethod
     def forward(ctx, op, arguments, stats, *inputs):
@@ -162,7 +162,7 @@ class _Ready(torch.autograd.Function):
 
 
 def _is_one(number: Tensor) -> bool:
-    """Whether a tensor [] holds a 1, where looking is allowed and waits for nothing."""
+    """Whether a tensor [] holds a 1. False where reading it would not be allowed, or would wait for a device."""
     if type(number) is not Tensor or number.device.type != "cpu" or torch.compiler.is_compiling():
         return False  # (among others a fake tensor)
     if functorch.is_batchedtensor(number) or functorch.is_legacy_batchedtensor(number):
@@ -171,7 +171,7 @@ def _is_one(number: Tensor) -> bool:
 
 
 def _scaled(ctx, grad_loss: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
-    """The ready gradients times their upstream one (None: 1): of both features, then of scalars."""
+    """The saved gradients times the upstream gradient (None: 1). Those of both features come first, then of scalars."""
     refuse_double_backward("this loss")
     grads: list[Tensor | None] = [None] * len(needed)
     for at, (grad, need) in enumerate(zip(ctx.saved_tensors, needed, strict=True)):
@@ -182,7 +182,7 @@ def _scaled(ctx, grad_loss: Tensor | None, needed: Sequence[bool]) -> list[Tenso
 
 
 def with_gradients(op: Any, arguments: tuple, *inputs: Tensor | None, in_vmap: bool = False) -> list[Tensor]:
-    """The outputs of an <op>_sum but the gradients of `inputs`, which autograd gets: the loss, and statistics."""
+    """The loss and statistics of an <op>_sum. Its gradients for `inputs` go to autograd."""
     if in_vmap or torch.compiler.is_compiling() or not needs_grad(*inputs):
         loss, *rest = op(*arguments)
         return [loss, *rest[len(inputs) :]]
@@ -191,7 +191,7 @@ def with_gradients(op: Any, arguments: tuple, *inputs: Tensor | None, in_vmap: b
 
 
 def register_sum(namespace: str, name: str, fake: Callable, with_gradient: Sequence[int]) -> None:
-    """Fake kernel and gradients of an <op>_sum, for torch.compile; `with_gradient`: which arguments get one."""
+    """Registers fake kernel and gradients of an <op>_sum. `with_gradient`: positions of arguments with gradients."""
 
     def setup_context(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(*output[1:])
@@ -212,7 +212,7 @@ def register_sum(namespace: str, name: str, fake: Callable, with_gradient: Seque
 
 
 def fake_gradients(query: Tensor, keys: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    """As an <op>_sum gives them: of the query, of the keys, and of scalars, each if it is needed."""
+    """Empty gradients of the shapes that an <op>_sum returns: for query, keys and scalars, where needed."""
     features = torch.float32 if query.dtype == torch.float16 else query.dtype
     rows = [t.shape[0] if need else 0 for t, need in zip((query, keys), needed, strict=False)]
     found = [query.new_empty((count, query.shape[1]), dtype=features) for count in rows]
@@ -221,6 +221,9 @@ def fake_gradients(query: Tensor, keys: Tensor, needed: Sequence[bool]) -> list[
 
 
 def refuse_double_backward(op: str) -> None:
-    """In a backward pass: what the forward pass kept would count as constants, and a second derivative be wrong."""
+    """Raises in a backward pass with create_graph=True.
+
+    Values kept by the forward pass would count as constants, so the second derivative would be wrong.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(f"{op} has no second derivative; call backward without create_graph=True")

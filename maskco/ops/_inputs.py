@@ -1,5 +1,4 @@
-"""What every op does with its arguments first: DLPack, NumPy numbers, checks with the argument's name, dtypes under
-autocast."""
+"""Argument handling that all ops share: DLPack, NumPy numbers, autocast, and checks that name the argument."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def is_number(value: Any) -> bool:
-    """Numbers of Python and NumPy, and arrays without dimensions on the CPU; neither tensors nor bools."""
+    """Whether it is a number of Python or NumPy, or a CPU array without dimensions. Tensors and bools are not."""
     if isinstance(value, (int, float)):
         return not isinstance(value, bool)
     if isinstance(value, Tensor) or hasattr(value, "__cuda_array_interface__"):
@@ -34,7 +33,7 @@ def is_number(value: Any) -> bool:
 
 
 def as_float(value: Any, name: str) -> float:
-    """A float of any number, such as NumPy's, or of a tensor with one element."""
+    """A float from any number, such as NumPy's, or from a tensor with one element."""
     if type(value) in (float, int):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -45,7 +44,7 @@ def as_float(value: Any, name: str) -> float:
 
 
 def as_int(value: Any, name: str) -> int:
-    """An int of any whole number's type, such as NumPy's integers; a float raises, 7.0 too."""
+    """An int from any integer type, such as NumPy's. Floats raise TypeError, even 7.0."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]  # (a SymInt is torch.compile's int)
     try:
@@ -57,7 +56,7 @@ def as_int(value: Any, name: str) -> int:
 
 
 def as_pair(value: Any, name: str) -> tuple[int, int]:
-    """(height, width) of one integer for both, or of any sequence of two."""
+    """(height, width) from one integer for both, or from any sequence of two."""
     if type(value) is int:
         return value, value
     if not (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1):
@@ -69,7 +68,7 @@ def as_pair(value: Any, name: str) -> tuple[int, int]:
 
 
 def check_shape(value: Tensor, shape: tuple[int | str, ...], name: str) -> None:
-    """Raises ValueError unless `value` has the shape; a str is a dimension of any size, its name shown in the error."""
+    """Raises ValueError unless `value` has the shape. A str is a dimension of any size, and names it in the error."""
     fits = value.dim() == len(shape)
     if fits:
         for got, want in zip(value.shape, shape, strict=True):
@@ -95,10 +94,10 @@ def autocast_on(value: Tensor) -> bool:
 
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> bool:
-    """Whether a torch.func transform or forward-mode AD is at work; a RuntimeError where it differentiates a tensor.
+    """Whether a torch.func transform or forward-mode AD is active. Raises RuntimeError if it differentiates a tensor.
 
-    The compiled ops have gradients for `backward` and `torch.autograd.grad` alone. Torch would give forward mode a
-    tangent of 0, without an error. (torch.compile cannot trace the question: see `refuse_forward_mode`.)
+    The compiled ops have gradients only for `backward` and `torch.autograd.grad`. In forward mode torch would silently
+    give a tangent of 0. torch.compile cannot trace this check: see `refuse_forward_mode`.
     """
     if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and functorch.peek_interpreter_stack() is None):
         return False
@@ -108,7 +107,7 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> bool:
 
 
 def refuse_forward_mode(op: str) -> None:
-    """For fake kernels, which see what torch.compile traces: raises where forward-mode AD is at work at all."""
+    """Raises if forward-mode AD is active at all. For fake kernels, which run when torch.compile traces."""
     if forward_ad._current_level >= 0:
         raise RuntimeError(_no_transform(op))
 

@@ -1,7 +1,7 @@
-"""Loads the compiled ops and says which implementation a device gets.
+"""Loads the compiled ops and chooses the implementation for a device.
 
-`_C` (schemas, CPU) must load; `_C_cuda` is loaded where it was built and torch has CUDA. Tensors on a device without
-compiled kernels run the plain-torch reference after one warning, or raise if MASKCO_REQUIRE_KERNELS=1.
+`_C` (schemas, CPU) must load. `_C_cuda` is loaded if it was built and torch has CUDA. On a device without compiled
+kernels, the plain-torch reference runs after one warning. With MASKCO_REQUIRE_KERNELS=1 this is an error instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _load_cpu() -> ModuleType:
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:
-    """The CUDA module, or None and why not."""
+    """The CUDA module or None, and its status in words."""
     if importlib.util.find_spec("maskco._C_cuda") is None:
         return None, _C.build_info()["cuda"]
     if torch.version.cuda is None:
@@ -53,7 +53,7 @@ _C_cuda, cuda_status = _load_cuda()
 
 
 def kernels(device: torch.device) -> Any | None:
-    """The namespace of compiled ops for tensors on `device`, or None where the reference has to do."""
+    """The namespace of compiled ops for tensors on `device`, or None if the reference has to run."""
     if device.type in ("cpu", "meta"):
         return torch.ops.maskco
     if device.type == "cuda" and _C_cuda is not None and (torch.compiler.is_compiling() or _runs_on(device.index)):
@@ -65,13 +65,13 @@ def kernels(device: torch.device) -> Any | None:
 
 
 def keep_logits(ops: Any, device: torch.device) -> bool:
-    """Whether these ops can keep logits for the backward pass: the CPU's."""
+    """Whether these ops can keep logits for the backward pass. Only those of the CPU can."""
     return ops is torch.ops.maskco and device.type in ("cpu", "meta")
 
 
 @functools.cache
 def _runs_on(index: int | None) -> bool:
-    """Whether the CUDA kernels were built for this GPU. Without a GPU (fake tensors): yes."""
+    """Whether the CUDA kernels were built for this GPU. True without a GPU, for fake tensors."""
     if _C_cuda is None:
         return False
     if not torch.cuda.is_available():
@@ -81,8 +81,11 @@ def _runs_on(index: int | None) -> bool:
 
 
 def _arch_runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Of an entry in CMake's notation: "90-real" is machine code, which serves its major version from its minor on,
-    "90-virtual" is PTX, which the driver compiles for this and all later GPUs, "90" is both."""
+    """Whether code for an architecture in CMake's notation runs on a GPU of this compute capability.
+
+    "90-real" is machine code, for GPUs of the same major version and this minor version or later. "90-virtual" is PTX,
+    which the driver compiles for this and all later GPUs. "90" is both.
+    """
     found = re.fullmatch(r"(\d+)(\d)(-real)?(-virtual)?", arch)
     if found is None:  # "native", "all", "90a"
         return True
@@ -103,7 +106,7 @@ def _missing(device_type: str) -> str:
 
 
 def build_info() -> dict[str, str]:
-    """What was built, with what and why, and what of it runs here (`maskco info` prints it)."""
+    """What was built, with which tools and why, and what runs on this machine. `maskco info` prints it."""
     info = dict(_C.build_info()) | (dict(_C_cuda.build_info()) if _C_cuda is not None else {})
     info["torch_running"] = torch.__version__
     info["cuda_kernels"] = cuda_status

@@ -1,4 +1,4 @@
-"""CLIP's loss, both directions from one stream over all pairs."""
+"""CLIP's loss. One sweep over all pairs gives both directions."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from maskco.ops._inputs import as_float, as_tensor, refuse_forward_mode, refuse_
 
 
 class ClipStats(NamedTuple):
-    """Statistics of the same pass; all [N], without gradient, float32 (float64 for float64 inputs)."""
+    """Statistics from the same pass. All are [N], without gradient, float32 (float64 for float64 inputs)."""
 
     image_lse: Tensor
-    """Log of the sum of exp(logit) over each image's texts."""
+    """Logsumexp of each image's logits over the texts."""
     text_lse: Tensor
-    """Log of the sum of exp(logit) over each text's images."""
+    """Logsumexp of each text's logits over the images."""
     positive_logit: Tensor
-    """image · text of the pair, times the scale."""
+    """The logit of each pair: image · text, times the scale."""
     image_rank: Tensor
-    """int64: texts with a larger logit than the image's own. 0 is a correct top-1 retrieval."""
+    """int64, number of texts with a larger logit than the image's own. 0 is a correct top-1 retrieval."""
     text_rank: Tensor
-    """int64: images with a larger logit than the text's own."""
+    """int64, number of images with a larger logit than the text's own."""
 
 
 def clip_loss(
@@ -60,36 +60,37 @@ def clip_loss(
 ) -> Tensor | tuple[Tensor, ClipStats]:
     """CLIP's symmetric cross-entropy (Radford et al., 2021), without a tensor of all logits.
 
-    The same as this, but `logits` is not allocated for large N::
+    Equivalent plain torch, whose `logits` this op does not allocate for large N::
 
         logits = logit_scale * image @ text.T                # [N, N]
         labels = torch.arange(N)
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
-    Row i of `image` and row i of `text` are a pair. One sweep over all pairs gives the loss, one more all gradients.
+    Row i of `image` and row i of `text` are a pair. One sweep over all pairs gives the loss, and one more gives all
+    gradients.
 
     Args:
         image, text: [N, C], float32, float64, float16 or bfloat16. Normalise them first, as CLIP does.
-        temperature: divides the dot products; default 0.07. A float, or a tensor with one element.
-        logit_scale: multiplies the dot products, in place of a temperature. A tensor gets a gradient. CLIP's
-            parameter is the logarithm of this scale: pass `log_scale.exp()`.
-        ids: [N] integers. Pairs with equal ids are not negatives of each other, such as copies of one caption.
-        label_smoothing: as in F.cross_entropy, over the pairs that count.
+        temperature: divides the dot products, by default 0.07. A float, or a tensor with one element.
+        logit_scale: multiplies the dot products, instead of a temperature. A tensor gets a gradient. CLIP's parameter
+            is the logarithm of this scale, so pass `log_scale.exp()`.
+        ids: [N] integers. Pairs with equal ids, such as copies of one caption, are not negatives of each other.
+        label_smoothing: as in F.cross_entropy, over the pairs that are not excluded.
         reduction: "mean", "sum" or "none". The mean over no pairs is 0.
         return_stats: also return the `ClipStats`.
 
-    Both must have one dtype; under autocast the narrower one is widened. Sums run in float32 (float64 for float64).
-    Gradients reach both features and the scale. Bit for bit repeatable. There is no second derivative and no
-    forward-mode one.
+    Both must have one dtype. Autocast widens the narrower one. Sums run in float32 (float64 for float64 inputs).
+    Gradients reach both features and the scale. Results are repeatable bit for bit. There is no second derivative and
+    no forward-mode derivative.
 
     Returns:
-        The loss, [] or [N] (the mean of both directions for each pair), float32 (float64 for float64 inputs), or
-        (loss, ClipStats).
+        The loss, or (loss, ClipStats). The loss is [], or [N] with the mean of both directions for each pair. It is
+        float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError: dtypes that are not supported, or mixed.
-        ValueError: shapes, devices or options that do not fit. The message names the argument.
-        RuntimeError: a backward pass with create_graph=True; forward-mode AD and torch.func's gradients.
+        TypeError: an unsupported dtype, or mixed dtypes.
+        ValueError: a shape, device or option that does not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True, forward-mode AD, or a gradient of torch.func.
     """
     image, text = as_tensor(image, "image"), as_tensor(text, "text")
     check_features(image, ("N", "C"), "image", image, "image")
@@ -135,9 +136,9 @@ def all_pairs(
     margin: float | None,
     stats: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """`info_nce` in one batch without other negatives: the loss, reduced, and lse, positive_logit and rank [N].
+    """`info_nce` in one batch without other negatives: the reduced loss, and lse, positive_logit and rank [N].
 
-    Unless the stats are wanted, they are only placeholders.
+    Without `stats`, the last three are placeholders.
     """
     features = ops, "info_nce", query, positive
     loss, statistics, ranks = pair_losses(
@@ -150,7 +151,7 @@ def all_pairs(
 
 
 def _lse(own: Tensor | None, largest: Tensor, total: Tensor) -> Tensor:
-    """[N], natural: of the own logit and of all others, whose sum is `total`, times 2 to the power of `largest`."""
+    """Natural logsumexp [N] of the own logit and of all others, whose sum is `total` times 2^`largest`."""
     others = largest * math.log(2) + total.log()
     return others if own is None else torch.logaddexp(own, others)
 
@@ -170,10 +171,10 @@ def pair_losses(
     margin: float | None = None,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The compiled op: the loss, reduced.
+    """Runs the compiled op. Returns the reduced loss, statistics [5, N] and ranks [2, N].
 
-    Then, if the stats are wanted, own logits, the largest logit (in units of log 2) and the sum of each row, those of
-    each column [5, N], and ranks of rows and of columns [2, N].
+    The statistics are own logits, the largest logit (in units of log 2) and the sum of each row, and those of each
+    column. The ranks are those of rows and columns. Without `stats`, both are placeholders.
     """
     n, inputs = query.shape[0], (query, keys, scale[1])
     in_vmap = refuse_transforms(op, *inputs)
@@ -240,7 +241,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def register(namespace: str) -> None:
-    """Fake kernels and gradients of the op in `namespace`."""
+    """Registers fake kernels and gradients of the op in `namespace`."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad_loss, *_):

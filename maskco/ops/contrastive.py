@@ -1,4 +1,4 @@
-"""InfoNCE against a queue, in-batch and local negatives, streamed: no [N, K] tensor, loss and gradient in one pass."""
+"""InfoNCE against a queue, in-batch and local negatives. One pass gives loss and gradient, without an [N, K] tensor."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from maskco.ops.clip import all_pairs
 
 
 class InfoNCEStats(NamedTuple):
-    """What the pass knows beside the loss; all [N], without gradient, float32 (float64 for float64 inputs)."""
+    """Statistics from the same pass. All are [N], without gradient, float32 (float64 for float64 inputs)."""
 
     lse: Tensor
-    """Log of the sum over the positive and all negatives of exp(logit)."""
+    """Logsumexp of the logits of the positive and all negatives."""
     positive_logit: Tensor
-    """query · positive / temperature."""
+    """The logit of the positive: query · positive / temperature."""
     rank: Tensor
-    """int64: negatives with a larger logit than the positive's; 0 is a right answer, < 5 a top-5 one. Logits that are
-    equal up to rounding may count either way."""
+    """int64, number of negatives with a larger logit than the positive's. 0 is a top-1 hit, below 5 a top-5 hit. Logits
+    that are equal up to rounding may count either way."""
 
 
 def info_nce(
@@ -65,48 +65,57 @@ def info_nce(
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020), without a tensor of all logits.
 
-    The same as this, but `logits` is never allocated::
+    Equivalent plain torch, whose `logits` this op never allocates::
 
         negatives = query @ queue.T                          # [N, K]; also local, in-batch
         logits = torch.cat([(query * positive).sum(1, keepdim=True), negatives], 1) / temperature
         loss = F.cross_entropy(logits, torch.zeros(N, dtype=torch.long), reduction=reduction)
 
-    With gradients the loss costs two matrix products, without one; extra memory does not grow with K.
+    The loss alone costs one matrix product, and the loss with gradients two. Extra memory does not grow with K.
 
     Args:
-        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first if you mean cosine similarity.
+        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first for cosine similarity.
         positive: [N, C], the key of each query.
-        queue: [K, C] negatives shared by all queries; any strides (a transposed [C, K] buffer is not copied).
-        local_negatives: [N, M, C] negatives of each query's own, such as other regions of its image.
+        queue: [K, C], negatives shared by all queries, with any strides. A transposed [C, K] buffer is not copied.
+        local_negatives: [N, M, C], negatives of each query alone, such as other regions of its image.
         in_batch: the other queries' positives are negatives too (SimCLR, CLIP).
-        query_ids, queue_ids: [N] and [K] integers. A key with the query's id is not a negative of it; with `in_batch`
-            that goes for the other queries' positives as well (then `query_ids` alone is enough).
-        valid: only the first `valid` rows of the queue count: an int, or an integer tensor with one element on the
-            queue's device, which is read there. Rows beyond may hold anything.
-        temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
+        query_ids, queue_ids: [N] and [K] integers. A key with the query's id is not its negative. With `in_batch` this
+            holds for the other queries' positives too, and `query_ids` alone is enough.
+        valid: only the first `valid` rows of the queue count. Rows beyond may hold anything. An int, or an integer
+            tensor with one element on the queue's device. The tensor is read there.
+        temperature: divides the dot products. A float, or a tensor with one element, which then gets a gradient. It may
+            be negative, but not 0.
         decoupled: leave the positive out of the sum (DCL, Yeh et al., 2022). The loss may then be negative. It is 0 for
             a query without negatives.
-        margin: keys whose dot product with the query exceeds the positive's by more than this are no negatives of it:
-            they may be positives that nobody labelled. No gradient flows through the choice.
+        margin: a key is not a negative if its dot product with the query exceeds the positive's by more than this. Such
+            keys may be positives without a label. No gradient flows through the choice.
         reduction: "mean", "sum" or "none". The mean over no queries is 0.
         return_stats: also return the `InfoNCEStats`.
 
-    Inputs may be anything with `__dlpack__`. Sums run in float32 (float64 for float64), and so do products of float32,
-    unless torch.set_float32_matmul_precision allows TF32; on CUDA the softmax weights of 16-bit keys have 16 bits, too.
-    All float inputs must have one dtype; under autocast they follow the queue (which is thus never copied), or else the
-    widest of them. Gradients reach every float input that requires them; one for the queue costs a second pass, which
-    reads it again. Pushing new keys into a queue without gradient between loss and backward does not change any
-    gradient. Bit for bit repeatable. There is no second derivative and no forward-mode one; `torch.func.vmap` works.
+    Dtypes and inputs:
+
+    - Inputs may be tensors, or arrays with `__dlpack__`.
+    - All float inputs must have one dtype. Autocast converts them to the queue's dtype, and so never copies the queue.
+      Without a queue it converts them to the widest dtype.
+    - Sums run in float32 (float64 for float64 inputs). Products of float32 do too, unless
+      torch.set_float32_matmul_precision allows TF32. On CUDA the softmax weights of 16-bit keys are rounded to 16 bits.
+
+    Gradients:
+
+    - Every float input that requires a gradient gets one. A gradient for the queue costs a second pass over the queue.
+    - You may push new keys into a queue without gradient between loss and backward. No gradient changes.
+    - Results are repeatable bit for bit.
+    - There is no second derivative and no forward-mode derivative. `torch.func.vmap` works.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, InfoNCEStats).
 
     Raises:
-        TypeError: dtypes that are not supported, or mixed.
-        ValueError: shapes, devices, `valid`, `temperature` or `reduction` that do not fit; names the argument.
-        RuntimeError: on the CPU, a tensor `valid` outside of the queue (on CUDA, where looking would mean to wait, it
-            is clamped); a backward pass with create_graph=True; forward-mode AD and torch.func's gradients, for which
-            there is `maskco.ops.reference.info_nce`.
+        TypeError: an unsupported dtype, or mixed dtypes.
+        ValueError: a shape, device or option that does not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True, forward-mode AD, or a gradient of torch.func.
+            `maskco.ops.reference.info_nce` supports these. On the CPU also a tensor `valid` outside the queue. CUDA
+            clamps `valid`, since a check would wait for the device.
     """
     query, positive = as_tensor(query, "query"), as_tensor(positive, "positive")
     queue = None if queue is None else as_tensor(queue, "queue")
@@ -205,7 +214,7 @@ def _check_ids(
 def _check_valid(
     queue: Tensor | None, queue_ids: Tensor | None, valid: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """An int shortens the queue here; a tensor stays on its device, so that nothing waits for it."""
+    """Applies an int `valid` by shortening the queue. A tensor stays on its device, so that nothing waits for it."""
     if valid is None:
         return queue, queue_ids, None
     if queue is None:
@@ -288,13 +297,13 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _aligned_rows(features: Tensor) -> bool:
-    """Whether each row starts at a 16-byte boundary, as CUDA's flash kernels want. (Allocations do.)"""
+    """Whether each row starts at a 16-byte boundary, as CUDA's flash kernels need. Allocations do."""
     size = features.element_size()
     return features.stride(1) == 1 and not (features.stride(0) * size % 16 or features.storage_offset() * size % 16)
 
 
 def register(namespace: str) -> None:
-    """Fake kernels and gradients of the ops in `namespace` ("maskco", or the simulated device's in tests)."""
+    """Registers fake kernels and gradients of the ops in `namespace`: "maskco", or the simulated device's in tests."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad_loss, *_):

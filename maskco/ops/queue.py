@@ -1,6 +1,6 @@
-"""The feature queue (MoCo's dictionary of negatives) as one op: normalise, cast and write keys in place, on the device.
+"""The feature queue (MoCo's dictionary of negatives). One op normalises, casts and writes keys in place, on the device.
 
-Forward only: keys are constants to the loss, so no gradient goes through a queue.
+It has no gradient, since keys are constants to the loss.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ def queue_push_(
     queue_ids: Any | None = None,
     overflow: str = "wrap",
 ) -> Tensor:
-    """Writes `keys` into `queue` behind the newest rows, in place and without waiting for the device.
+    """Writes keys into a ring-buffer queue after its newest rows, in place and without waiting for the device.
 
-    The same as this, in one launch and for any B::
+    Equivalent plain torch, where the op takes one launch and any B::
 
         rows = (cursor[0] + torch.arange(B)) % K
         queue[rows] = (F.normalize(keys, dim=1) if normalize else keys).to(queue.dtype)
         queue_ids[rows] = ids
         cursor.copy_(torch.stack([(cursor[0] + B) % K, (cursor[1] + B).clamp(max=K)]))
 
-    Inputs are tensors, or anything with `__dlpack__` (NumPy on the CPU, CuPy), which is then changed in place too.
+    Inputs are tensors, or arrays with `__dlpack__` (NumPy on the CPU, CuPy). Arrays are changed in place too.
 
     Args:
-        queue: [K, C] float32, float64, float16 or bfloat16, any strides: a ring of rows. It must not require grad.
-        cursor: [2] int64 on the queue's device: (next row to write, number of rows written so far, at most K).
-            Start with zeros; the op advances it.
-        keys: [B, C] of any float dtype (cast while writing), any B, also 0 or more than K: then the last K are kept.
-            Taken as constants: no gradient flows.
-        normalize: divide each key by its L2 norm, `torch.nn.functional.normalize(keys, dim=1)` with eps 1e-12,
-            computed in float32 (float64 for float64 keys).
-        ids: [B] integers, an identity per key (for example of its image), written to `queue_ids`.
+        queue: [K, C], float32, float64, float16 or bfloat16, with any strides. It must not require grad.
+        cursor: [2] int64 on the queue's device: the next row to write, and the number of rows written so far, at most
+            K. Start with zeros. The op advances it.
+        keys: [B, C], of any float dtype. They are cast while they are written. B may be 0. If it exceeds K, the last K
+            keys are kept. Keys are constants, and no gradient flows to them.
+        normalize: divide each key by its L2 norm, as `torch.nn.functional.normalize(keys, dim=1)` with eps 1e-12 does.
+            The norm is computed in float32 (float64 for float64 keys).
+        ids: [B] integers, an identity for each key, for example of its image. They are written to `queue_ids`.
         queue_ids: [K] int64. Give both or neither.
-        overflow: what happens to keys that pass the queue's end. "wrap" goes on at row 0. "truncate" drops them, and
-            the next push starts at row 0. "error" (MoCo's assertion) wants B to divide K, so that full batches end
-            where the queue does.
+        overflow: what happens to keys that pass the queue's end. "wrap" continues at row 0. "truncate" drops them, and
+            the next push starts at row 0. "error" (MoCo's assertion) requires that B divides K, so that full batches
+            end where the queue does.
 
     Returns:
         The queue, as torch's in-place functions do. For an array it is a tensor on the array's memory.
 
     Raises:
-        ValueError: wrong shapes, devices or strides, one of `ids` and `queue_ids` alone, or with "error" a B that does
-            not divide K.
+        ValueError: a shape, device or stride does not fit, only one of `ids` and `queue_ids` is given, or with "error"
+            B does not divide K.
         TypeError: a wrong dtype.
-        RuntimeError: the queue requires grad, or it or the keys have a forward-mode tangent (detach them); or, on the
-            CPU, the cursor is outside of the queue (on CUDA, where looking would mean to wait, its row is taken modulo
-            K and its count clamped).
+        RuntimeError: the queue requires grad, or the queue or keys have a forward-mode tangent. Detach them. On the CPU
+            also a cursor outside the queue. CUDA takes its row modulo K and clamps its count, since a check would wait
+            for the device.
     """
     queue, cursor, keys = as_tensor(queue, "queue"), as_tensor(cursor, "cursor"), as_tensor(keys, "keys")
     check_dtype(queue, FLOATS, "queue")
@@ -125,7 +125,7 @@ def queue_push_(
 
 
 def register(namespace: str) -> None:
-    """The Python half of torch.ops.<namespace>.queue_push_: its fake kernel (it returns nothing)."""
+    """Registers the fake kernel of torch.ops.<namespace>.queue_push_, which returns nothing."""
 
     @torch.library.register_fake(f"{namespace}::queue_push_")
     def _(queue, cursor, keys, normalize, ids, queue_ids, wrap):

@@ -1,8 +1,8 @@
-"""The ops in plain torch: the specification, the oracle of the tests, and what runs where no kernel was built.
+"""The ops in plain torch. They are the specification, the tests compare with them, and they run without kernels.
 
-Every function here has the signature and the meaning of its namesake in `maskco.ops`, and is written to be read, not to
-be fast: `info_nce` makes the whole [N, K] logit matrix, `box_pool` samples every point of its RoIAlign grid.
-Arguments are taken as checked.
+Each function is the readable version of its namesake in `maskco.ops`, not a fast one. `info_nce` makes the whole [N, K]
+logit matrix, and `box_pool` samples every point of its RoIAlign grid. Losses take fewer options than their namesakes
+and return unreduced values. Arguments are not checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def _full_precision(function: Callable) -> Callable:
-    """Autocast would run products in 16 bits that are meant in float32."""
+    """Disables autocast, which would run float32 products in 16 bits."""
 
     @functools.wraps(function)
     def run(*args, **options):
@@ -43,7 +43,7 @@ def info_nce(
     decoupled: bool = False,
     margin: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns, per query: loss [N], lse [N], positive_logit [N] (all differentiable) and rank [N] (int64)."""
+    """Loss, lse and positive_logit of each query, [N] and differentiable, and rank, [N] int64."""
     n = query.shape[0]
     wide = torch.promote_types(query.dtype, torch.float32)
     query, positive = query.to(wide), positive.to(wide)
@@ -85,7 +85,7 @@ def clip_loss(
     ids: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns, per pair [N]: loss, image_lse, text_lse, positive_logit (all differentiable), image_rank, text_rank."""
+    """Loss, image_lse, text_lse and positive_logit of each pair, differentiable, then both ranks. All [N]."""
     wide = torch.promote_types(image.dtype, torch.float32)
     logits = image.to(wide) @ text.to(wide).T * scale  # [N, N]
     own = torch.eye(len(image), dtype=torch.bool, device=image.device)
@@ -111,7 +111,7 @@ def clip_loss(
 def siglip_loss(
     image: Tensor, text: Tensor, *, scale: float | Tensor, bias: float | Tensor, offset: int | None = 0
 ) -> Tensor:
-    """Returns the loss of each image, a sum over all texts [N]."""
+    """The loss of each image [N], summed over all texts."""
     wide = torch.promote_types(image.dtype, torch.float32)
     logits = image.to(wide) @ text.to(wide).T * scale + bias  # [N, M]
     sign = -torch.ones_like(logits)
@@ -132,7 +132,7 @@ def supcon_loss(
     offset: int | None = None,
     temperature: float | Tensor = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns, per query [N]: loss, lse, the mean logit of its positives (all differentiable), and how many it has."""
+    """Loss, lse and the mean logit of the positives of each query, differentiable, and their number. All [N]."""
     wide = torch.promote_types(query.dtype, torch.float32)
     query = query.to(wide)
     others = query if keys is None else keys.to(wide)
@@ -165,7 +165,7 @@ def box_pool(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Tensor:
-    """The mean of a RoIAlign grid: `torchvision.ops.roi_align(...).mean((-2, -1))`, point by point."""
+    """The mean of a RoIAlign grid [R, C], as `torchvision.ops.roi_align(...).mean((-2, -1))`, point by point."""
     wide = torch.promote_types(features.dtype, torch.float32)
     height, width = features.shape[-2:]
     down, across = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
@@ -189,9 +189,9 @@ def box_pool(
 def _samples(
     start: Tensor, end: Tensor, size: int, scale: float, count: int, sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """The feature rows (or columns) that a RoI's sample points touch, and each one's share of the mean.
+    """The feature rows (or columns) that a RoI's sample points touch, and the share of each in the mean.
 
-    A sample point lies between two rows and takes from both; points more than a whole pixel outside count as zero.
+    A sample point lies between two rows and takes from both. Points more than a whole pixel outside count as zero.
     """
     offset = 0.5 if aligned else 0.0
     start, end = start * scale - offset, end * scale - offset
@@ -210,7 +210,7 @@ def _samples(
 
 @_full_precision
 def masked_pool(features: Tensor, masks: Tensor, *, num_regions: int | None = None, reduction: str = "mean") -> Tensor:
-    """Region means or sums. Float masks weigh (0 * NaN is NaN); bool masks and labels choose."""
+    """Region means or sums [B, R, C]. Float masks weigh pixels (0 * NaN is NaN). Bool masks and labels choose them."""
     wide = torch.promote_types(features.dtype, torch.float32)
     pixels = features.to(wide)
     if num_regions is not None:  # labels [B, H, W]
@@ -236,7 +236,7 @@ def queue_push_(
     queue_ids: Tensor | None = None,
     overflow: str = "wrap",
 ) -> Tensor:
-    """Writes `keys` behind the newest rows and returns the queue. "truncate" drops keys that pass the queue's end."""
+    """Writes `keys` after the newest rows and returns the queue. "truncate" drops keys that pass the queue's end."""
     size, count = queue.shape[0], keys.shape[0]
     if size == 0 or count == 0:
         return queue

@@ -1,8 +1,8 @@
 """Region pooling: the mean feature of boxes (`box_pool`), and means or sums under masks or labels (`masked_pool`).
 
-Every pooling is a weighted sum of feature pixels. For a box the weights are a product of row and column weights, so no
-[R, C, P, P] tensor of samples is made and only pixels inside the box are read. Backward gathers, image by image, what
-each pixel owes to the regions that cover it: deterministic, without atomics.
+Every pooling is a weighted sum of feature pixels. A box's weights are a product of row and column weights. So there is
+no [R, C, P, P] tensor of samples, and only pixels inside the box are read. In the backward pass each pixel sums the
+gradients of the regions that cover it. That is deterministic and needs no atomics.
 """
 
 from __future__ import annotations
@@ -43,27 +43,33 @@ def box_pool(
     """The mean feature of every box: `torchvision.ops.roi_align(...).mean((-2, -1))`, without its [R, C, P, P] tensor.
 
     Args:
-        features: [B, C, H, W], float32, float64, float16 or bfloat16, of any strides; sums run in float32 (or float64).
-        boxes: [R, 5] rows (image index, x1, y1, x2, y2) or a list of [Ri, 4], one for every image, in image pixels;
-            float32 or the features' dtype. No gradient flows to the boxes (nor does it in torchvision). A 16-bit dtype
-            can't hold every image index: give float32 or the list.
-        spatial_scale: feature pixels per image pixel, as 1/32 for a stride of 32.
-        output_size: RoIAlign's grid of bins: one number for both sides, or (height, width).
-        sampling_ratio: sample points of a bin along each axis; 0 or less: adaptive, about one for every feature pixel.
+        features: [B, C, H, W], float32, float64, float16 or bfloat16, with any strides.
+        boxes: [R, 5] rows (image index, x1, y1, x2, y2), or a list with one [Ri, 4] for each image. Coordinates are in
+            image pixels. The dtype is float32 or the features'. A 16-bit dtype cannot hold every image index, so use
+            float32 or the list there. No gradient flows to the boxes, as in torchvision.
+        spatial_scale: feature pixels per image pixel, for example 1/32 for a stride of 32.
+        output_size: RoIAlign's grid of bins, as one number for both sides or (height, width).
+        sampling_ratio: sample points of a bin along each axis. 0 or less is adaptive: about one for each feature pixel.
         aligned: shift by half a pixel, so that pixel centres agree (torchvision's `aligned=True`). Without it a box is
             at least one feature pixel wide and high.
 
     Returns:
-        [R, C] in the features' dtype, in the order of the boxes (of the list, image by image).
+        [R, C] in the features' dtype, in the order of the boxes. Boxes of a list are in the order of the images. Sums
+        run in float32 (float64 for float64 features).
 
-    Points more than a pixel outside the map count as zero; a box with a NaN or Inf gives a row of NaN. With
-    `aligned=True` an inverted box (x2 < x1) is sampled backwards, and with adaptive sampling gives zeros.
-    NaN in a feature that a box samples reaches its row, and no other.
+    Special cases:
+
+    - Points more than a pixel outside the map count as zero.
+    - A box with a NaN or Inf gives a row of NaN.
+    - With `aligned=True` an inverted box (x2 < x1) is sampled backwards. With adaptive sampling it gives zeros.
+    - NaN in a feature reaches the rows of boxes that sample it, and no others.
 
     Raises:
-        TypeError: wrong dtypes. ValueError: wrong shapes, devices or options.
-        RuntimeError: an image index out of range (CPU; on CUDA its row is NaN, as looking would stall the device); the
-            gradient of the gradient; forward-mode AD and torch.func's gradients (see `maskco.ops.reference`).
+        TypeError: a wrong dtype.
+        ValueError: a shape, device or option that does not fit.
+        RuntimeError: a second derivative, forward-mode AD, or a gradient of torch.func. `maskco.ops.reference.box_pool`
+            supports these. On the CPU also an image index out of range. CUDA gives such a box a row of NaN, since a
+            check would wait for the device.
     """
     features = as_tensor(features, "features")
     check_shape(features, ("B", "C", "H", "W"), "features")
@@ -91,7 +97,7 @@ def box_pool(
 
 
 def _rois(features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-    """[R, 5] from either form."""
+    """The boxes as [R, 5], from either form."""
     listed = isinstance(boxes, list | tuple)
     if listed and len(boxes) != features.shape[0]:
         raise ValueError(f"boxes must list one [Ri, 4] for each of the {features.shape[0]} images, got {len(boxes)}")
@@ -118,27 +124,28 @@ def masked_pool(
 ) -> Tensor:
     """The mean (or sum) of the features under every mask, or over every label of a label map.
 
-    Equivalent to `einsum("bchw,brhw->brc", features, masks)`, divided by each mask's sum for a mean; label maps never
+    Equivalent to `einsum("bchw,brhw->brc", features, masks)`, divided by each mask's sum for a mean. Label maps never
     become one-hot.
 
     Args:
-        features: [B, C, H, W], float32, float64, float16 or bfloat16, of any strides; sums run in float32 (or float64).
-        masks: [B, R, H, W], soft masks in the features' dtype (they get gradients too; under autocast any float dtype)
-            or bool; or with `num_regions` a label map [B, H, W] of an integer dtype. A label outside [0, num_regions)
-            is in no region (the usual ignore index).
-        num_regions: R, the number of labels; leave it out for masks.
+        features: [B, C, H, W], float32, float64, float16 or bfloat16, with any strides.
+        masks: soft or bool masks [B, R, H, W], or with `num_regions` a label map [B, H, W] of an integer dtype. Soft
+            masks have the features' dtype, or under autocast any float dtype, and get gradients too. A label outside
+            [0, num_regions), such as an ignore index, belongs to no region.
+        num_regions: R, the number of labels. Leave it out for masks.
         reduction: "mean" (Σ mask · feature / Σ mask) or "sum".
 
     Returns:
         [B, R, C] in the features' dtype. A mask whose sum is 0, or a label that does not occur, has the mean 0 and
-        gives no gradient.
+        gives no gradient. Sums run in float32 (float64 for float64 features).
 
-    Bool masks and labels choose pixels: NaN elsewhere stays out. Soft masks weigh: 0 · NaN is NaN.
+    Bool masks and labels choose pixels, so NaN in other pixels has no effect. Soft masks weigh pixels: 0 · NaN is NaN.
 
     Raises:
-        TypeError: wrong dtypes. ValueError: wrong shapes, devices or options.
-        RuntimeError: the gradient of the gradient; forward-mode AD and torch.func's gradients (see
-            `maskco.ops.reference`).
+        TypeError: a wrong dtype.
+        ValueError: a shape, device or option that does not fit.
+        RuntimeError: a second derivative, forward-mode AD, or a gradient of torch.func.
+            `maskco.ops.reference.masked_pool` supports these.
     """
     features, masks = as_tensor(features, "features"), as_tensor(masks, "masks")
     check_shape(features, ("B", "C", "H", "W"), "features")
@@ -168,7 +175,7 @@ def masked_pool(
 
 
 def _channels_last(features: Tensor) -> bool:
-    """The layout of the features' gradient: theirs."""
+    """Whether the features are channels_last. Their gradient gets the same layout."""
     return features.shape[1] > 1 and features.stride(1) == 1
 
 
@@ -182,7 +189,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def register(namespace: str) -> None:
-    """Gives the compiled ops of a namespace their fake kernels and gradients."""
+    """Registers fake kernels and gradients of the ops in `namespace`."""
     ops = getattr(torch.ops, namespace)
 
     @torch.library.register_fake(f"{namespace}::box_pool_fwd")

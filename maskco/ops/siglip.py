@@ -1,4 +1,4 @@
-"""SigLIP's loss: no normaliser, so loss and all gradients come from one stream over all pairs."""
+"""SigLIP's loss. It has no normaliser, so one sweep over all pairs gives the loss and all gradients."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def siglip_loss(
 ) -> Tensor:
     """The pairwise sigmoid loss (SigLIP, Zhai et al., 2023), without a tensor of all logits.
 
-    The same as this, but `logits` is never allocated::
+    Equivalent plain torch, whose `logits` this op never allocates::
 
         logits = logit_scale * image @ text.T + logit_bias   # [N, M]
-        labels = 2 * torch.eye(N) - 1                        # 1: a pair, -1: not
+        labels = 2 * torch.eye(N) - 1                        # 1: a pair, -1: no pair
         loss = -F.logsigmoid(labels * logits).sum() / N
 
     With the default reduction one sweep over all pairs gives the loss and every gradient.
@@ -48,22 +48,22 @@ def siglip_loss(
         image: [N, C], float32, float64, float16 or bfloat16. Normalise it first, as SigLIP does.
         text: [M, C].
         logit_scale: multiplies the dot products. A float, or a tensor with one element, which gets a gradient. SigLIP
-            learns its logarithm: pass `log_scale.exp()`.
+            learns its logarithm, so pass `log_scale.exp()`.
         logit_bias: added to each logit. A float, or a tensor with one element, which gets a gradient.
-        offset: row 0 of `image` belongs to row `offset` of `text`, row 1 to the next, and so on. None: no image
-            belongs to any of these texts, as in blocks of texts from other ranks.
-        reduction: "mean" over the N images, "sum", or "none": each image's sum over all texts.
+        offset: row 0 of `image` belongs to row `offset` of `text`, row 1 to the next row, and so on. With None, no
+            image belongs to any of these texts, as in blocks of texts from other ranks.
+        reduction: "mean" over the N images, "sum" or "none". "none" gives each image's sum over all texts.
 
-    Both must have one dtype; under autocast the narrower one is widened. Sums run in float32 (float64 for float64).
-    Bit for bit repeatable. There is no second derivative and no forward-mode one.
+    Both must have one dtype. Autocast widens the narrower one. Sums run in float32 (float64 for float64 inputs).
+    Results are repeatable bit for bit. There is no second derivative and no forward-mode derivative.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError: dtypes that are not supported, or mixed.
-        ValueError: shapes, devices or options that do not fit. The message names the argument.
-        RuntimeError: a backward pass with create_graph=True; forward-mode AD and torch.func's gradients.
+        TypeError: an unsupported dtype, or mixed dtypes.
+        ValueError: a shape, device or option that does not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True, forward-mode AD, or a gradient of torch.func.
     """
     image, text = as_tensor(image, "image"), as_tensor(text, "text")
     check_features(image, ("N", "C"), "image", image, "image")
@@ -111,7 +111,7 @@ _DIFFERENTIABLE = (0, 1, 4, 6)  # query, keys, scale_tensor, bias_tensor
 
 
 def register(namespace: str) -> None:
-    """Fake kernels and gradients of the ops in `namespace`."""
+    """Registers fake kernels and gradients of the ops in `namespace`."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad_loss) -> tuple[Tensor | None, ...]:

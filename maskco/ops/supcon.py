@@ -1,4 +1,4 @@
-"""Supervised contrast: every key with the query's label is a positive."""
+"""The supervised contrastive loss. Every key with the query's label is a positive."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from maskco.ops._inputs import as_int, as_tensor, refuse_forward_mode, refuse_tr
 
 
 class SupConStats(NamedTuple):
-    """Statistics of the same pass; all [N], without gradient, float32 (float64 for float64 inputs)."""
+    """Statistics from the same pass. All are [N], without gradient, float32 (float64 for float64 inputs)."""
 
     lse: Tensor
-    """Log of the sum of exp(logit) over all keys but the query itself; -inf where there is none."""
+    """Logsumexp of the logits over all keys except the query itself. -inf if there is no such key."""
     positive_logit: Tensor
-    """The mean logit of the positives; 0 where there is none."""
+    """The mean logit of the positives. 0 if there are none."""
     positives: Tensor
-    """int64: how many keys share the query's label. Rows with 0 have loss 0 and gradient 0."""
+    """int64, number of other keys with the query's label. Rows with 0 have loss 0 and gradient 0."""
 
 
 def supcon_loss(
@@ -55,7 +55,7 @@ def supcon_loss(
 ) -> Tensor | tuple[Tensor, SupConStats]:
     """The supervised contrastive loss (SupCon, Khosla et al., 2020, L_out), without a tensor of all logits.
 
-    The same as this, but `logits` is not allocated for large N::
+    Equivalent plain torch, whose `logits` this op does not allocate for large N::
 
         logits = query @ query.T / temperature                               # [N, N]
         logits.fill_diagonal_(-inf)
@@ -64,28 +64,29 @@ def supcon_loss(
         loss = -(log_prob * positive).sum(1) / positive.sum(1)               # a row without positives has loss 0
 
     Args:
-        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first if you mean cosine similarity.
-        keys: [K, C], such as a memory bank, or the features of all ranks. None: the queries themselves, each of which
-            is contrasted with all others.
+        query: [N, C], float32, float64, float16 or bfloat16. Normalise it first for cosine similarity.
+        keys: [K, C], such as a memory bank, or the features of all ranks. With None, each query is contrasted with all
+            other queries.
         query_labels: [N] integers.
         key_labels: [K] integers, with `keys`.
-        offset: row `offset` of `keys` is query 0 itself, the next row query 1, and so on. A query is no key of itself.
-            None: the queries are not among the keys.
-        temperature: a float, or a tensor with one element, which then gets a gradient. Negative is legal, 0 is not.
+        offset: row `offset` of `keys` is query 0 itself, the next row is query 1, and so on. A query is not its own
+            key. With None, the queries are not among the keys.
+        temperature: divides the dot products. A float, or a tensor with one element, which then gets a gradient. It may
+            be negative, but not 0.
         reduction: "mean" over all N rows, "sum" or "none".
         return_stats: also return the `SupConStats`.
 
-    Both must have one dtype; under autocast the narrower one is widened. Sums run in float32 (float64 for float64).
-    Gradients reach both features and the temperature. Bit for bit repeatable. There is no second derivative and no
-    forward-mode one.
+    Queries and keys must have one dtype. Autocast widens the narrower one. Sums run in float32
+    (float64 for float64 inputs). Gradients reach both features and the temperature. Results are repeatable bit
+    for bit. There is no second derivative and no forward-mode derivative.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, SupConStats).
 
     Raises:
-        TypeError: dtypes that are not supported, or mixed.
-        ValueError: shapes, devices or options that do not fit. The message names the argument.
-        RuntimeError: a backward pass with create_graph=True; forward-mode AD and torch.func's gradients.
+        TypeError: an unsupported dtype, or mixed dtypes.
+        ValueError: a shape, device or option that does not fit. The message names the argument.
+        RuntimeError: a backward pass with create_graph=True, forward-mode AD, or a gradient of torch.func.
     """
     query = as_tensor(query, "query")
     check_features(query, ("N", "C"), "query", query, "query")
@@ -125,7 +126,7 @@ def _compiled(
     scale: tuple[float, Tensor | None],
     reduction: str,
 ) -> Sequence[Tensor]:
-    """The loss, reduced, and the stats."""
+    """Runs the compiled op. Returns the reduced loss, then the stats."""
     symmetric = keys is None
     others = query.detach() if keys is None else keys  # (then the first holds both gradients)
     labels, own = (query_labels, 0) if symmetric else (key_labels, offset)
@@ -173,7 +174,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def register(namespace: str) -> None:
-    """Fake kernels and gradients of the op in `namespace`."""
+    """Registers fake kernels and gradients of the op in `namespace`."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad_loss, *_):
