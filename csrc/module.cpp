@@ -1,5 +1,5 @@
-// The Python module object of `_C` and of `_C_cuda`: build facts, and what they meet here. Importing it registers the
-// ops it is linked with.
+// The Python module of `_C` and of `_C_cuda`: facts about the build and this machine. Importing it registers the ops
+// that it is linked with.
 #include <pybind11/pybind11.h>
 
 #include "cpu/common/instruction_set.h"

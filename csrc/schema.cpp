@@ -1,12 +1,15 @@
-// The schemas of every op, and the only place where they stand. What the arguments mean: maskco/ops/*.py.
+// The schemas of all ops. They are written nowhere else. maskco/ops/*.py documents the public arguments.
 //
-// <op>_fwd and <op>_bwd compute; autograd, fake kernels and argument checks are in Python. `need_grad` asks
-// info_nce_fwd for grad_query, the gradient of each query's own loss, which the same pass yields; it is [0, C]
-// otherwise. `normaliser` [2, N] is each softmax's largest logit, in the device's own unit, and the sum of
-// e^(logit - it): apart, because their log-sum-exp in one number would be rounded by more than e^x bears. `local_share`
-// [N, M] is the softmax of the local negatives. `aligned`: whether the rows of all shared features of the forward pass
-// start at 16-byte boundaries, so that both passes choose the same kernels and round logits alike (CUDA only).
-// `allow_tf32`: products of float32 may round their factors, on tensor cores or, to two bfloat16, with AMX.
+// <op>_fwd and <op>_bwd compute. Autograd, fake kernels and argument checks are in Python. Further arguments and
+// results:
+// - `need_grad` asks info_nce_fwd for grad_query, the gradient of each query's own loss. The same pass computes it.
+//   Otherwise it is [0, C].
+// - `normaliser` [2, N] is each softmax's largest logit, in the device's own unit, and the sum of e^(logit - largest).
+//   As one number, their log-sum-exp would be rounded too coarsely for e^x.
+// - `local_share` [N, M] is the softmax of the local negatives.
+// - `aligned` says whether the rows of all shared features of the forward pass start at 16-byte boundaries. Then both
+//   passes choose the same kernels and round logits alike. CUDA only.
+// - `allow_tf32` lets float32 products round their factors: to TF32 on tensor cores, to two bfloat16 with AMX.
 #include "common/library.h"
 
 MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
@@ -16,18 +19,18 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "bool need_grad, bool allow_tf32, bool decoupled=False, float? margin=None) -> (Tensor loss, Tensor lse, Tensor "
       "positive_logit, Tensor rank, Tensor "
       "grad_query, Tensor normaliser, Tensor local_share)");
-  // The gradient for keys[K, C] that all queries share: the queue, or with `in_batch` the positives (own ones left
-  // out).
+  // The gradient of keys [K, C] that all queries share: the queue, or with `in_batch` the positives, where own ones are
+  // left out.
   m.def(
       "info_nce_bwd_keys(Tensor grad_loss, Tensor normaliser, Tensor query, Tensor keys, bool in_batch, "
       "Tensor? query_ids, Tensor? key_ids, Tensor? valid, float temperature, Tensor? temperature_tensor, bool aligned, "
       "bool allow_tf32, float? margin=None, Tensor? positive_logit=None) -> Tensor grad_keys");
 
-  // `scale`: the scale, or with `scale_tensor` the power that the tensor is taken to: 1, or -1 for a temperature.
+  // `scale` is the scale. With `scale_tensor` it is the power of that tensor: 1, or -1 for a temperature.
 
-  // Cross-entropies of query i and key i + own among all pairs, over rows and (`columns`) over columns. `parts` [2, N]
-  // are theirs; `row_sums` and `column_sums` as normaliser; `totals` are sums and numbers of logits, for smoothing. The
-  // logits of the first `kept` queries are kept for the backward pass: of all, or of a multiple of 128.
+  // Cross-entropies of query i and key i + own among all pairs, over rows and with `columns` over columns. `parts` [2,
+  // N] has both. `row_sums` and `column_sums` are like `normaliser`. `totals` has sums and numbers of logits, for label
+  // smoothing. The backward pass gets the logits of the first `kept` queries: all, or a multiple of 128.
   m.def(
       "clip_loss_fwd(Tensor query, Tensor keys, int own, Tensor? query_ids, Tensor? key_ids, float scale, Tensor? "
       "scale_tensor, bool columns, float smoothing, bool decoupled, float? margin, SymInt kept, bool allow_tf32=False) "
@@ -40,8 +43,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "row_totals, Tensor column_totals, Tensor logits, bool need_query, bool need_keys, bool need_scale, bool "
       "allow_tf32=False) -> (Tensor grad_query, Tensor grad_keys, Tensor grad_scale)");
 
-  // `sums` as normaliser, [2, N rounded up]. Key i + own is query i itself. `symmetric`: keys and queries are the same,
-  // and grad_query is the gradient of both roles.
+  // `sums` [2, N rounded up] is like `normaliser`. Key i + own is query i itself. With `symmetric`, keys and queries
+  // are the same, and grad_query is the gradient of both roles.
   m.def(
       "supcon_loss_fwd(Tensor query, Tensor keys, Tensor query_labels, Tensor key_labels, int? own, float scale, "
       "Tensor? scale_tensor, bool symmetric, SymInt kept, bool allow_tf32=False) -> (Tensor loss, Tensor lse, Tensor "
@@ -51,8 +54,8 @@ MASKCO_LIBRARY(MASKCO_NAMESPACE, m) {
       "float scale, Tensor? scale_tensor, Tensor positives, Tensor sums, Tensor logits, bool symmetric, bool "
       "need_query, bool need_keys, bool need_scale, bool allow_tf32=False) -> (Tensor grad_query, Tensor grad_keys, "
       "Tensor grad_scale)");
-  // Each query's loss; or, as <op>_sum, the sum of all times `factor`, with its gradients as far as they are needed. Of
-  // float16 these are float32: their upstream gradient is still to come.
+  // <op>_fwd gives each query's loss. <op>_sum gives the sum of all losses times `factor`, and the gradients that are
+  // needed. For float16 features these are float32, since they are not multiplied by the upstream gradient yet.
   m.def(
       "siglip_loss_fwd(Tensor query, Tensor keys, int? own, float scale, Tensor? scale_tensor, float bias, Tensor? "
       "bias_tensor, bool allow_tf32=False) -> Tensor loss");

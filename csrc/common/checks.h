@@ -1,5 +1,5 @@
-// What every host function checks. Python has checked shapes and types with full messages already; these guard direct
-// callers of torch.ops.maskco.*.
+// Checks of every host function. Python has already checked shapes and types, with full messages. These checks guard
+// direct callers of torch.ops.maskco.*.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -30,7 +30,7 @@ inline void check_floating(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(is_floating(t), name, " must be float32, float64, float16 or bfloat16, got ",
                   torch::headeronly::toString(t.scalar_type()));
 }
-// what sums run in: float64 for float64, float32 for all else
+// The dtype of sums: float64 for float64, else float32.
 inline ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

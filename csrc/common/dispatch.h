@@ -1,4 +1,4 @@
-// From a tensor's dtype to the C++ type of its elements. The half types are the caller's: torch's own on the CPU,
+// From a tensor's dtype to the C++ type of its elements. The caller names the half types: torch's own on the CPU,
 // __half and __nv_bfloat16 in CUDA code.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
@@ -11,7 +11,7 @@ struct TypeTag {
   using type = T;
 };
 
-// f(TypeTag<T>) for the dtype's T
+// Calls f(TypeTag<T>) for the dtype's T.
 template <class Half, class BFloat16, class F>
 auto dispatch_floating(torch::headeronly::ScalarType dtype, F&& f) {
   using torch::headeronly::ScalarType;

@@ -1,5 +1,5 @@
-// What info_nce's host functions take and return on any device, and check before they compute. The ops' argument lists
-// are spelled out in schema.cpp and at the end of this file, and nowhere else in C++.
+// Arguments, results and checks of info_nce's host functions, the same on all devices. In C++ the ops' argument lists
+// are written out only in schema.cpp and at the end of this file.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,19 +14,19 @@ namespace maskco {
 // Keys that all queries share: the queue, or the positives of the batch.
 struct InfoNCEKeys {
   Tensor rows;                  // [K, C]
-  std::optional<Tensor> ids;    // [K] int64: a key with the query's id is no negative of it
+  std::optional<Tensor> ids;    // [K] int64: a key with the query's id is not its negative
   std::optional<Tensor> valid;  // one int64: how many rows hold keys
-  bool own;                     // key i is query i's own positive, and no negative of it
+  bool own;                     // key i is query i's own positive, and not its negative
 };
 
-// What both passes take. Features are of one dtype and have any strides.
+// Arguments of both passes. Features have one dtype and any strides.
 struct InfoNCECall {
   Tensor query;                     // [N, C]
   std::optional<Tensor> query_ids;  // [N] int64
   double temperature;
-  std::optional<Tensor> temperature_tensor;  // one element in the type that sums run in; replaces temperature
-  bool allow_tf32;               // products of float32 by flash or AMX kernels; ATen's follow torch's own setting
-  std::optional<double> margin;  // keys more similar than the positive by more than this are no negatives
+  std::optional<Tensor> temperature_tensor;  // one element in the dtype of sums, replaces temperature
+  bool allow_tf32;               // for float32 products of flash or AMX kernels (ATen's follow torch's own setting)
+  std::optional<double> margin;  // keys more similar than the positive by more than this are not negatives
 };
 
 struct InfoNCEForwardCall : InfoNCECall {
@@ -41,16 +41,16 @@ struct InfoNCEForwardCall : InfoNCECall {
   InfoNCEKeys batch() const { return {positive, query_ids, std::nullopt, true}; }
 };
 
-// The gradient for keys themselves.
+// Arguments for the gradient of the keys.
 struct InfoNCEKeysCall : InfoNCECall {
   Tensor grad_loss;   // [N]
   Tensor normaliser;  // [2, N], of the forward pass
   InfoNCEKeys keys;
-  bool aligned;                          // as all shared features were in the forward pass: then its kernels are taken
+  bool aligned;                          // as in the forward pass, to choose the same kernels
   std::optional<Tensor> positive_logit;  // [N], for the margin
 };
 
-// Of the forward pass, in the type that sums run in; uninitialised at first.
+// Results of the forward pass, in the dtype of sums. They start uninitialised.
 struct InfoNCEResults {
   Tensor loss, lse, positive_logit;  // [N]
   Tensor rank;                       // [N] int64
@@ -100,7 +100,7 @@ inline void check_scalar(const std::optional<Tensor>& t, ScalarType dtype, const
   check_dtype(*t, dtype, name);
   check_same_device(*t, query, name);
 }
-// one number per query, in the type that sums run in
+// One number for each query, in the dtype of sums.
 inline void check_rows(const Tensor& t, const Tensor& query, const char* name) {
   check_dim(t, 1, name);
   check_size(t, 0, query.size(0), name);

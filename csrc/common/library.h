@@ -1,6 +1,6 @@
-// The namespace the ops are registered in, and torch's registration macros with their arguments expanded first.
-// Builds for tests register their ops for CPU tensors, each in a namespace of its own: the simulated CUDA device's
-// (-DPTXSIM), and the CPU ops with a model of AMX's tile registers (-DMASKCO_AMX_MODEL).
+// The namespace of the ops, and torch's registration macros with their arguments expanded first. Two builds for tests
+// register their ops for CPU tensors in their own namespaces: the simulated CUDA device (-DPTXSIM), and the CPU ops
+// with a model of AMX's tile registers (-DMASKCO_AMX_MODEL).
 #pragma once
 #include <torch/csrc/stable/library.h>
 

@@ -1,7 +1,7 @@
-// What the host functions of the losses over all pairs take and return on any device, and check before they compute.
-// The ops' argument lists are spelled out in schema.cpp and here, and nowhere else in C++.
+// Arguments, results and checks of the host functions of the losses over all pairs, the same on all devices. In C++ the
+// ops' argument lists are written out only in schema.cpp and here.
 //
-// Each op is a template over what computes it: a struct with static forward, backward and sum.
+// Each op is a template over a struct that computes it, with static functions forward, backward and sum.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,10 +15,10 @@
 
 namespace maskco {
 
-// Rows of what a forward pass keeps for the backward pass, as the CPU's kernels lay them out.
+// Number of rows in values that a forward pass keeps for the backward pass. The CPU's kernels pad them.
 constexpr int64_t padded_rows(int64_t n) { return (n + 31) / 32 * 32; }
 
-// What a forward pass gave, in the type that sums run in, comes back to the backward pass as it was.
+// Checks that the backward pass gets a result of the forward pass unchanged, in the dtype of sums.
 inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, const Tensor& features,
                        const char* name) {
   check_dim(t, static_cast<int64_t>(sizes.size()), name);
@@ -29,16 +29,16 @@ inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, co
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 
-// Of gradients that are ready before their upstream gradient is known: float16 could not bear that yet.
+// Dtype of gradients that are computed before their upstream gradient is known. float16 could overflow or underflow.
 inline ScalarType gradient_type(const Tensor& features) {
   const ScalarType dtype = features.scalar_type();
   return dtype == ScalarType::Half ? ScalarType::Float : dtype;
 }
 
-// A number, or the one in a tensor to the power of the number: 1, or -1 for a temperature.
+// A scale: a number, or a tensor raised to the power `number`, which is 1, or -1 for a temperature.
 struct ScaleArgument {
   double number;
-  std::optional<Tensor> tensor;  // one element, in the type that sums run in
+  std::optional<Tensor> tensor;  // one element, in the dtype of sums
 };
 
 struct Needed {
@@ -47,7 +47,7 @@ struct Needed {
   bool any() const { return query || keys || scale || bias; }
 };
 
-// For the query, the keys, the scale [1]; empty where not needed.
+// Gradients of the query, the keys and the scale [1]. Those that are not needed are empty.
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 // ---- clip_loss ----
@@ -57,11 +57,11 @@ struct ClipCall {
   int64_t own;         // key i + own is query i's own
   std::optional<Tensor> query_ids, key_ids;
   ScaleArgument scale;
-  bool columns;      // also over each key's queries
+  bool columns;      // whether to sum over each key's queries too
   double smoothing;  // label_smoothing
-  bool decoupled;    // the own pair is not in the sum
+  bool decoupled;    // whether to leave the own pair out of the sum
   std::optional<double> margin;
-  bool allow_tf32;  // products of float32 by CUDA's kernels; ATen's follow torch's own setting
+  bool allow_tf32;  // for float32 products of CUDA's kernels (ATen's follow torch's own setting)
 
   ClipCall slice(int64_t first, int64_t count) const {
     ClipCall part = *this;
@@ -86,8 +86,8 @@ struct ClipCall {
 // up], column_sums [2, K], row_totals, column_totals, logits
 using ClipForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The same on the way back, and each loss's upstream gradient [N], [K]. `column_own`: the logit of each key's own pair
-// [K], which is not here where its query is another rank's.
+// Values saved for the backward pass, and the upstream gradients of rows [N] and columns [K]. `column_own` has the
+// logit of each key's own pair [K]. The forward pass on this rank does not know it if its query is on another rank.
 struct ClipSaved {
   Tensor row_upstream, column_upstream, parts, own_logit, column_own;
   Tensor row_sums, column_sums, row_totals, column_totals, logits;
@@ -108,8 +108,8 @@ struct ClipSaved {
   }
 };
 
-// loss [], times `factor`, and its gradients as far as they are needed; with `stats` own_logit, the largest logit and
-// the sum of each row, those of each column [5, N], and the ranks of rows and columns [2, N]
+// The loss [] times `factor`, and the gradients that are needed. With `stats` also statistics [5, N]: own_logit, the
+// largest logit and the sum of each row, and those of each column. Then the ranks of rows and columns [2, N].
 using ClipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>
@@ -156,9 +156,9 @@ ClipSum clip_loss_sum(const Tensor& query, const Tensor& keys, const std::option
 
 struct SupConCall {
   Tensor query, keys, query_labels, key_labels;  // [N, C], [K, C], [N], [K]
-  std::optional<int64_t> own;                    // key i + own is query i itself, and no key of it
+  std::optional<int64_t> own;                    // key i + own is query i itself, which it is not contrasted with
   ScaleArgument scale;
-  bool symmetric;   // the keys are the queries, whose gradient is that of both roles
+  bool symmetric;   // the keys are the queries, and get one gradient for both roles
   bool allow_tf32;  // as in ClipCall
 
   void check() const {
@@ -172,15 +172,15 @@ struct SupConCall {
   }
 };
 
-// loss, lse, mean logit and number of positives [N]; the largest logit and the sum of all [2, N rounded up]; the
-// logits, where they are kept
+// loss, lse, mean logit and number of positives [N], the largest logit and the sum of each row [2, N rounded up], and
+// the kept logits
 using SupConForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct SupConSaved {
   Tensor grad_loss, positives, sums, logits;
 };
 
-// loss [], times `factor`, with its gradients as far as they are needed; lse, positive_logit, positives as forward
+// The loss [] times `factor`, the gradients that are needed, and lse, positive_logit and positives as in forward.
 using SupConSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>
@@ -223,7 +223,7 @@ SupConSum supcon_loss_sum(const Tensor& query, const Tensor& keys, const Tensor&
 struct SigLipCall {
   Tensor query, keys;          // [N, C], [K, C]
   std::optional<int64_t> own;  // key i + own is query i's own
-  ScaleArgument scale, bias;   // the bias to the power of 1
+  ScaleArgument scale, bias;   // the bias has the power 1
   bool allow_tf32;             // as in ClipCall
 
   void check() const {
@@ -235,9 +235,9 @@ struct SigLipCall {
   }
 };
 
-// For the query, the keys, the scale [1], the bias [1]; empty where not needed.
+// Gradients of the query, the keys, the scale [1] and the bias [1]. Those that are not needed are empty.
 using SigLipGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-// The loss [], and these.
+// The loss [] and these gradients.
 using SigLipSum = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>

@@ -1,4 +1,4 @@
-// What queue_push_ checks before it writes, on any device, and the copy that keys inside of the queue need.
+// Checks of queue_push_ before it writes, the same on all devices, and the copy that keys inside the queue need.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 
 namespace maskco {
 
-// whether the two ranges of memory meet (the elements of interleaved views may still be apart)
+// Whether the memory ranges overlap. (Interleaved views may overlap and share no element.)
 inline bool shares_memory(const Tensor& a, const Tensor& b) {
   auto begin = [](const Tensor& t) { return static_cast<const char*>(t.data_ptr()); };
   auto end = [&](const Tensor& t) {
@@ -20,7 +20,7 @@ inline bool shares_memory(const Tensor& a, const Tensor& b) {
   return a.numel() && b.numel() && begin(a) < end(b) && begin(b) < end(a);
 }
 
-// Rows are written in any order, so what is read must not change meanwhile.
+// A copy if it shares memory with `written`: rows are written in any order, and must not change what is read.
 inline Tensor apart_from(const Tensor& t, const Tensor& written) {
   return shares_memory(t, written) ? torch::stable::clone(t) : t;
 }

@@ -1,4 +1,4 @@
-// What box_pool's and masked_pool's host functions check before they compute, on any device.
+// Checks of box_pool's and masked_pool's host functions, the same on all devices.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -17,7 +17,7 @@ inline void check_feature_map(const Tensor& features) {  // [B, C, H, W]
   check_floating(features, "features");
   check_dim(features, 4, "features");
 }
-// grad_output of dim dimensions, its last the channels of features of this size
+// grad_output has `dim` dimensions. The last one is the channels of features of this size.
 inline void check_region_gradient(const Tensor& grad_output, int64_t dim, const std::vector<int64_t>& feature_size) {
   check_floating(grad_output, "grad_output");
   check_dim(grad_output, dim, "grad_output");
@@ -58,7 +58,7 @@ inline void check_masks(const Tensor& masks, const Tensor& first, const std::vec
       "masks must have the features' batch, height and width");
   check_beside(masks, first, "masks");
 }
-// area [B, R] as masked_pool_fwd made it
+// area [B, R], as masked_pool_fwd returns it.
 inline void check_area(const Tensor& area, const Tensor& grad_output) {
   check_dim(area, 2, "area");
   check_dtype(area, accumulation_type(grad_output), "area");

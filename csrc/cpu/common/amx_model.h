@@ -1,4 +1,4 @@
-// What AMX's instructions do, in plain C++, for tests on CPUs that do not have them: tests/ops/test_amx.py.
+// AMX's instructions in plain C++, for tests on CPUs without AMX (tests/ops/test_amx.py).
 #pragma once
 #include <atomic>
 #include <cfloat>
@@ -29,8 +29,8 @@ struct AmxModel {
     for (int r = 0; r < kTileRows; r++)
       std::memcpy(static_cast<char*>(to) + r * row_bytes, tile(kFrom)[r], sizeof(Row));
   }
-  // As Intel's manual has it: a sum of the pairs' first halves and one of their second halves, both by fused
-  // multiplications and additions; then the sum of both is added. Denormal numbers are 0, before and after.
+  // This follows Intel's manual. The pairs' first halves and second halves have one sum each, by fused multiply-adds.
+  // Then both sums are added. Denormal numbers are 0, in inputs and results.
   template <int kSums, int kA, int kB>
   MASKCO_AMX_TARGET static void multiply() {
     const Row *a = tile(kA), *b = tile(kB);

@@ -1,4 +1,4 @@
-// A register tile made of AMX's tile registers: pairs of bfloat16, 2 x 2 registers of 16 x 16 sums.
+// A register tile in AMX's tile registers, for pairs of bfloat16: 2 x 2 registers of 16 x 16 sums.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -13,8 +13,8 @@ namespace maskco {
 
 constexpr int64_t kTileRows = 16;  // of a register, each of 16 float sums or 16 pairs: 64 bytes
 
-// The instructions, on the registers with these numbers. (As intrinsics they could not be inlined into a function whose
-// target is set by attribute; compilers do not know that the registers hold anything, so all are volatile.)
+// The instructions, on the registers with these numbers. Intrinsics could not be inlined into a function whose target
+// is set by attribute. All are volatile, since compilers do not know that the registers hold values.
 struct AmxUnit {
   static MASKCO_INLINE void configure() {
     struct {
@@ -45,8 +45,8 @@ struct AmxUnit {
   }
 };
 
-// c[32, 32] = or += a[32, depth] b[depth, 32], as RegisterTile does it; a's operands lie one after the other. A
-// register is added to in sums of 32 products, so a long sum need not be cut. Configure the registers first.
+// c[32, 32] = or += a[32, depth] b[depth, 32], as in RegisterTile. The operands of a are contiguous. Each instruction
+// adds sums of 32 products to a register, so a long sum need not be cut. Configure the registers first.
 template <class Unit, int kParts_ = 1>
 struct AmxTile {
   using T = float;
@@ -59,7 +59,7 @@ struct AmxTile {
   static constexpr int kRows = 2 * kTileRows;
   static constexpr int kColumns = 2 * kTileRows;
 
-  // The registers, for as long as it lives; they belong to its thread.
+  // The registers, configured while this object lives. They belong to its thread.
   struct Registers {
     Registers() { Unit::configure(); }
     ~Registers() { Unit::release(); }
@@ -85,8 +85,7 @@ struct AmxTile {
     int64_t k = 0;
     for (; k + kStep <= depth; k += kStep) step(a + k, a_row, b + k * b_depth, b_depth);
     if (k < depth) {
-      // fewer operands than a register's rows are long: with zeros behind them, since what follows in memory may be
-      // NaN, or not there
+      // Fewer operands than a register's row: pad with zeros. The memory after them may hold NaN, or may not exist.
       alignas(64) Operand last_a[kRows * kStep], last_b[kStep * kColumns];
       for (int64_t r = 0; r < kRows; r++)
         for (int64_t x = 0; x < kStep; x++) last_a[r * kStep + x] = x < depth - k ? a[r * a_row + k + x] : 0;

@@ -1,8 +1,8 @@
-// Which instruction set the kernels run with: the best that the CPU has, or less where ATEN_CPU_CAPABILITY (default,
-// avx2 or avx512: torch's own variable) says so. ATen knows no name above avx512, since its products with AMX are
-// oneDNN's; so what switches AMX off there does it here: a ONEDNN_MAX_CPU_ISA without it, such as AVX512_CORE_BF16.
+// Which instruction set the kernels use: the best that the CPU has, or less if ATEN_CPU_CAPABILITY says so. That is
+// torch's own variable, with the values default, avx2 or avx512. ATen has no name above avx512, since its AMX products
+// are oneDNN's. So AMX is disabled as in oneDNN: by a ONEDNN_MAX_CPU_ISA without it, such as AVX512_CORE_BF16.
 #pragma once
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 11  // whose assemblers know it
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 11  // whose assemblers support AMX
 #define MASKCO_AMX
 #include <cpuid.h>
 #include <strings.h>
@@ -13,10 +13,10 @@
 #include <cstdlib>
 #include <cstring>
 
-// Function attributes for these.
+// Function attributes for the instruction sets.
 #if defined(__x86_64__)
 #define MASKCO_AVX2 __attribute__((target("arch=x86-64-v3")))
-#if defined(__clang__)  // which halves vectors of 64 bytes unless told that they are wanted
+#if defined(__clang__)  // it splits vectors of 64 bytes unless told otherwise
 #define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
 #else
 #define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))
@@ -29,8 +29,8 @@ namespace maskco {
 enum class InstructionSet { Baseline, Avx2, Avx512, Avx512Bf16, Amx };
 
 #ifdef MASKCO_AMX
-// Whether the CPU multiplies tiles of bfloat16, and the kernel lets this process: the tiles are 8 KiB more of each
-// thread's state, which have to be asked for.
+// Whether the CPU multiplies tiles of bfloat16, and Linux lets this process use them. The tiles add 8 KiB to each
+// thread's state, so a process has to request them.
 inline bool amx_is_there() {
   constexpr unsigned kBits = 1 << 22 | 1 << 24;  // AMX-BF16, AMX-TILE
   unsigned eax, ebx, ecx, edx;

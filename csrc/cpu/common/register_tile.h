@@ -6,7 +6,7 @@
 
 namespace maskco {
 
-// How one step of a product adds to its sums: a multiplication of floats or doubles,
+// One step of a product, which adds to its sums. Here: a multiplication of floats or doubles.
 template <class T_, int kBytes>
 struct MultiplyAdd {
   using T = T_;
@@ -16,8 +16,8 @@ struct MultiplyAdd {
   static MASKCO_INLINE void add(Vector& sum, Operand x, const Vector& row) { sum += x * row; }
 };
 
-// or of pairs of bfloat16 (AVX512_BF16; an instruction, since its intrinsic cannot be inlined into a function whose
-// target is set by attribute; Clang refuses the instruction here for the same reason).
+// One step for pairs of bfloat16 (AVX512_BF16). It is inline assembly, since the intrinsic cannot be inlined into a
+// function whose target is set by attribute. Clang refuses the instruction here for the same reason.
 #if defined(__x86_64__) && !defined(__clang__)
 #define MASKCO_BFLOAT16_PAIRS
 struct MultiplyAddPairs {
@@ -26,7 +26,7 @@ struct MultiplyAddPairs {
   static constexpr int kDepth = 2;
   using Vector = Lanes<int32_t, 64>::Vector;
   static MASKCO_INLINE void add(Lanes<float, 64>::Vector& sum, Operand x, const Vector& row) {
-    auto in_register = sum;  // (as an operand of the instruction, an element of an array would stay in memory)
+    auto in_register = sum;  // (an array element as the operand would stay in memory)
     asm("vdpbf16ps %2, %1, %0" : "+v"(in_register) : "v"(row), "v"(Vector{} + x));
     sum = in_register;
   }
@@ -34,16 +34,16 @@ struct MultiplyAddPairs {
 #endif
 
 // c[kRows, kColumns] = or += a[kRows, depth] b[depth, kColumns], with the whole product in registers. It is added to c
-// in the end, so that a long sum cut into several calls has the small rounding error of a blocked one.
+// at the end. So a long sum that is cut into several calls has the small rounding error of a blocked sum.
 template <class Step, int kVectorBytes, int kRows_, int kVectors>
 struct RegisterTile {
   using T = typename Step::T;
   using Operand = typename Step::Operand;
   using Lane = Lanes<T, kVectorBytes>;
   static constexpr int kDepth = Step::kDepth;
-  static constexpr int kParts = 1;         // operands that stand for one: see operands.h
+  static constexpr int kParts = 1;         // operands that represent one number: see operands.h
   static constexpr bool kStrided = true;   // a_depth may be any
-  static constexpr int64_t kLongest = 64;  // sum: of factors that are all positive, a longer one rounds visibly more
+  static constexpr int64_t kLongest = 64;  // sum: a longer sum of positive factors rounds noticeably more
   static constexpr int kRows = kRows_;
   static constexpr int kColumns = kVectors * Lane::kCount;
 

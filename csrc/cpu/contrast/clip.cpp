@@ -1,5 +1,5 @@
-// Cross-entropy of all pairs, over each query's keys and, for CLIP, over each key's queries: one sweep for the sums of
-// both directions, one more for all gradients.
+// Cross-entropy of all pairs, over each query's keys and, for CLIP, over each key's queries. One sweep computes the
+// sums of both directions, and a second one all gradients.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -17,8 +17,9 @@ namespace {
 template <class T>
 using ClipKernels = SweepKernels<T, SoftmaxPairs<T>>;
 
-// One side's softmax: the largest logit and the sum of all but the own pair's, in units of log 2, how many logits are
-// larger than the own one, and the sum and number of logits for label smoothing. [N rounded up] or [K] each, or none.
+// One side's softmax, [N rounded up] or [K] each, or empty. It has the largest logit and the sum of all logits but the
+// own pair's, in units of log 2. It also has the number of logits that are larger than the own one, and the sum and
+// number of logits for label smoothing.
 template <class T>
 struct ClipSide {
   std::vector<T> own_logit, max, sum, total, count;
@@ -44,11 +45,11 @@ struct ClipSide {
   }
 };
 
-// What the passes share. Parts are the cross-entropies of rows and columns.
+// State that the passes share. Parts are the cross-entropies of rows and columns.
 template <class T>
 struct ClipState {
   ClipSide<T> rows, columns;
-  std::vector<T> loss, row_part, column_part;  // [N]; the last is none, but where each key's queries are all here
+  std::vector<T> loss, row_part, column_part;  // [N]; the last is empty unless all queries of each key are here
 };
 
 template <class T>
@@ -90,7 +91,7 @@ ClipState<T> forward(const ClipCall& call, const ClipKernels<T>& kernels, const 
   policy.columns = state.columns.side();
   read_pairs(f, kernels, scale, policy, logits);
 
-  const bool both = call.columns && f.n == f.k;  // else a key's queries are not all here
+  const bool both = call.columns && f.n == f.k;  // else some queries of a key are on other ranks
   state.loss.resize(f.n);
   state.row_part.resize(f.n);
   state.column_part.resize(both ? f.n : 0);
@@ -108,12 +109,12 @@ ClipState<T> forward(const ClipCall& call, const ClipKernels<T>& kernels, const 
   return state;
 }
 
-// What the weights of one side are made of: weight · 2^(s - shift), less share.
+// Factors of one side's weights: weight · 2^(s - shift) - share.
 template <class T>
 struct Weights {
   std::vector<T> shift, weight, share;
 
-  // upstream(i): of the loss of i
+  // upstream(i) is the upstream gradient of loss i.
   template <class F>
   Weights(const ClipSide<T>& side, int64_t size, T smoothing, bool decoupled, T scale, const F& upstream)
       : shift(side.max.size()), weight(shift.size()), share(side.count.size()) {
@@ -132,8 +133,8 @@ struct Weights {
   }
 };
 
-// Adds to both gradients, and returns the sum of weights times logits, of which the scale's is made.
-// row_upstream(i), column_upstream(j): dL/d(cross-entropy) of query i and key j
+// Adds to both gradients. Returns the sum of weights times logits, from which the scale's gradient follows.
+// row_upstream(i) and column_upstream(j) are dL/d(cross-entropy) of query i and key j.
 template <class T, class Rows, class Columns>
 double backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairFeatures<T>& f,
                 const ClipState<T>& state, const Tensor& logits, Needed need, const Rows& row_upstream,
@@ -149,7 +150,7 @@ double backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairF
   rows.give(policy.rows);
   columns.give(policy.columns);
 
-  // The own pair's share of the sum less 1, which is e^-loss - 1 without a rounding of 1; and smoothing.
+  // The own pair's softmax less 1, which is e^-loss - 1 without cancellation, plus smoothing.
   const auto own_weight = [&](const Weights<T>& side, T upstream, T part, int64_t i) {
     const T less_one = call.decoupled ? T(side.weight[i] == 0 ? 0 : -1) : std::expm1(-part);
     return natural * upstream * (less_one + smoothing) - (side.share.empty() ? T(0) : side.share[i]);
@@ -169,7 +170,7 @@ double backward(const ClipCall& call, const ClipKernels<T>& kernels, const PairF
 
 // ---- as tensors: one loss for each query, and what the backward pass wants back
 
-// [rows of `size`], one behind the other; columns of logits in natural units
+// [rows of `size`], concatenated. Logits are converted to natural units.
 template <class T>
 Tensor rows_of(const Tensor& like, std::initializer_list<const std::vector<T>*> rows, int64_t size, T factor = 1) {
   const Tensor out = torch::stable::new_empty(like, {static_cast<int64_t>(rows.size()), size}, scalar_type_of<T>);

@@ -1,4 +1,4 @@
-// Features of both sides of all pairs on the way into a sweep, and their gradients on the way out.
+// Features of both sides of all pairs for a sweep, and their gradients from it.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,21 +25,21 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-// a contiguous copy in T, or the tensor itself where it is one already
+// A contiguous tensor in T: the tensor itself if it is one already, else a copy.
 template <class T>
 Tensor as_contiguous(const Tensor& t) {
   constexpr ScalarType dtype = scalar_type_of<T>;
   return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
-// How many items of so many elements are worth a thread.
+// How many items of `elements` elements are worth a thread.
 inline int64_t grain(int64_t elements) { return 1 + (1 << 14) / (elements + 1); }
 
 template <class T>
 struct PairFeatures {
-  Tensor query, keys;              // [N, C], [K, C]; contiguous, in T, or bfloat16 where kernels multiply pairs
-  int64_t n, k, c, width, padded;  // C rounded up to a panel, N to what every panel divides
-  int64_t first, all;              // the queries are a slice of so many
+  Tensor query, keys;              // [N, C], [K, C]; contiguous, in T, or bfloat16 if kernels multiply pairs
+  int64_t n, k, c, width, padded;  // C rounded up to a panel, N to a multiple of every panel
+  int64_t first, all;              // the queries are a slice of `all`, from `first` on
   bool bfloat16;
 
   PairFeatures(const Tensor& query_, const Tensor& keys_, int64_t panel, int64_t depth)
@@ -69,7 +69,7 @@ struct PairFeatures {
     return part;
   }
 
-  // f(query's row, keys' row), of pointers to what they are stored as
+  // Calls f(query's row, keys' row) with pointers to the stored type.
   template <class F>
   auto rows(int64_t i, int64_t j, const F& f) const {
     if (bfloat16) return f(data<const c10::BFloat16>(query) + i * c, data<const c10::BFloat16>(keys) + j * c);
@@ -79,7 +79,7 @@ struct PairFeatures {
   // query i · key j
   T dot(int64_t i, int64_t j) const {
     return rows(i, j, [&](const auto* a, const auto* b) {
-      constexpr int64_t kBlock = 256;  // in blocks for the sake of precision, as in panel_logits
+      constexpr int64_t kBlock = 256;  // in blocks for precision, as in panel_logits
       T total = 0;
       for (int64_t first = 0; first < c; first += kBlock) {
         T sum = 0;
@@ -92,7 +92,7 @@ struct PairFeatures {
   }
 };
 
-// One side's gradient, made of sums: in the result itself where that has their layout, else in a buffer.
+// One side's gradient, added up from sums. They are in the result itself if it has their layout, else in a buffer.
 template <class T>
 class GradientSum {
  public:
@@ -103,7 +103,7 @@ class GradientSum {
         result_(torch::stable::new_empty(f.query, {rows_, f.c}, dtype)) {}
 
   bool needed() const { return rows_ > 0; }
-  // To add to, [rows rounded up, width]; null where the gradient is not needed.
+  // The sums to add to, [rows rounded up, width]. Null if the gradient is not needed.
   T* sums() {
     if (rows_ == 0 || sums_) return sums_;
     const int64_t padded = round_up(rows_, 32);
@@ -118,12 +118,12 @@ class GradientSum {
     });
     return sums_;
   }
-  // To write to, without sums.
+  // The result to write to, without sums.
   const Tensor& whole() {
     written_ = true;
     return result_;
   }
-  // In the dtype that was asked for.
+  // The gradient in the requested dtype.
   Tensor result() {
     if (!written_) sums();
     if (!buffer_) return result_;
@@ -156,7 +156,7 @@ class GradientSum {
   bool written_ = false;
 };
 
-// Ids in the form that a policy compares: [padded] each, parts of 32 bits where lanes have so many.
+// Ids in the form that a policy compares, [padded] each. For lanes of 32 bits they are split into two parts.
 template <class T>
 struct LaneIds {
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
@@ -183,13 +183,13 @@ T scalar_value(const ScaleArgument& scale) {
   return scale.number < 0 ? 1 / in_tensor : in_tensor;
 }
 
-// A logit in units of log 2 as it comes back when it is kept in natural ones: so both passes see the same number.
+// A logit in units of log 2, rounded as if it had been stored in natural units. So both passes use the same number.
 template <class T>
 T as_kept(T logit) {
   return logit * T(kLn2) * T(kLog2E);
 }
 
-// Logits, times the scale's sign, above which a key is too similar to be a negative, given each query's own logit.
+// For each query, the logit (times the scale's sign) above which a key is too similar to be a negative.
 template <class T>
 std::vector<T> ceilings(std::optional<double> margin, const T* own_logit, int64_t size, T scale) {
   std::vector<T> out(margin ? size : 0);
@@ -198,12 +198,12 @@ std::vector<T> ceilings(std::optional<double> margin, const T* own_logit, int64_
   return out;
 }
 
-// Log of the sum of all less the own logit, natural, of logits in units of log 2, and the sum, times 2^-max. `sum` is
-// that of all but the own one: so a loss near 0 keeps its precision. Decoupled, the own one is not in it at all; of no
-// negatives the loss is 0 then.
+// The loss, which is the natural logsumexp of all logits less the own logit, and their sum times 2^-max. Logits are in
+// units of log 2. `sum` leaves out the own logit, so that a loss near 0 keeps its precision. If decoupled, no sum
+// contains the own logit, and the loss without negatives is 0.
 template <class T>
 T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
-  const T ln2 = T(kLn2), behind = (max - own) * ln2;  // NaN, and so the loss, with an infinite own logit
+  const T ln2 = T(kLn2), behind = (max - own) * ln2;  // NaN for an infinite own logit, and so is the loss
   if (decoupled) {
     *total = sum;
     return sum == 0 ? T(0) : behind + std::log(sum);
@@ -212,7 +212,7 @@ T cross_entropy(T own, T max, T sum, bool decoupled, T* total) {
   return behind + (behind == 0 ? std::log1p(sum) : std::log(*total));
 }
 
-// A tensor of zeros, in the type that sums run in.
+// A tensor of zeros, in the dtype of sums.
 template <class T>
 Tensor filled(const Tensor& like, int64_t rows, int64_t columns) {
   const Tensor out = torch::stable::new_empty(like, {rows, columns}, scalar_type_of<T>);
@@ -220,7 +220,7 @@ Tensor filled(const Tensor& like, int64_t rows, int64_t columns) {
   return out;
 }
 
-// [N] -> [], times factor
+// The sum of values [N] times `factor`, as a tensor [].
 template <class T>
 Tensor sum_of(const Tensor& rows, double factor) {
   const Tensor out = torch::stable::new_empty(rows, {});
@@ -237,8 +237,8 @@ double total_of(const std::vector<T>& values) {
   return total;
 }
 
-// The gradient [1] of the tensor that scalar_value took the scale from, of the sum of weights times logits in units of
-// log 2; or [0] where it is not needed.
+// The gradient [1] of the scale's tensor, from the sum of weights times logits in units of log 2. It is [0] if it is
+// not needed.
 template <class T>
 Tensor scale_gradient(const Tensor& like, double along, T scale, double power, bool needed) {
   const Tensor out = torch::stable::new_empty(like, {needed ? 1 : 0}, scalar_type_of<T>);

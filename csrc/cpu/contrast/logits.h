@@ -1,4 +1,4 @@
-// Logits of a tile of keys and a panel of queries: the product that every contrastive pass begins with.
+// Logits of a tile of keys and a panel of queries: the first product of every contrastive pass.
 #pragma once
 #include <algorithm>
 
@@ -6,10 +6,10 @@
 
 namespace maskco {
 
-constexpr int64_t kKeyTile = 96;  // keys of one tile: a panel's logits and a few columns of keys fit the first cache
+constexpr int64_t kKeyTile = 96;  // keys of a tile: a panel's logits and a few columns of keys fit the L1 cache
 
-// Brings the next tile of keys into the second-level cache, a few lines with every register tile. Several rows are read
-// at once, a stream each, and end before the hardware has learnt to run ahead of them.
+// Prefetches the next tile of keys into the second-level cache, a few lines with every register tile. The hardware
+// cannot: several rows are read at once, a stream each, and each ends before the prefetcher has detected it.
 struct Ahead {
   const char* next;
   int64_t bytes;  // each time
@@ -27,8 +27,8 @@ struct Ahead {
   }
 };
 
-// logits [n rounded up, panel], in rows of `stride`. Where the query is not scaled already, they are scaled here: then
-// the logit of two rows is the same bit for bit whichever of them is the query, if they have one part.
+// logits [n rounded up, panel], in rows of `stride`. They are scaled here if the query is not scaled already. Then the
+// logit of two rows with one part is the same bit for bit, whichever of them is the query.
 template <class Tile, bool kScaled = Tile::kDepth == 1, class Operand = typename Tile::Operand>
 MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_t n, const Operand* query,
                                 int64_t depth, typename Tile::T scale, typename Tile::T* logits, int64_t stride,
@@ -52,7 +52,7 @@ MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_
       for (int64_t l = 0; l < kPanel; l += Lane::kCount) {
         auto& logit = Lane::at(logits + j * stride + l);
         if constexpr (Tile::kParts == 2) {
-          // (the rests of an infinite sum are NaN, or infinite with either sign)
+          // (the rests of an infinite sum are NaN, or infinite of either sign)
           const auto whole = logit + Lane::at(rests + j * kPanel + l);
           logit = logit - logit == 0 ? whole : logit;
         }

@@ -1,10 +1,10 @@
-// The operands of a contrastive pass's products: keys as they are wherever they can be read in place, else a converted
-// copy of a tile; and the weights.
+// The operands of a contrastive pass's products. Keys are read in place if possible, else from a converted copy of a
+// tile. The weights are here too.
 //
-// Where pairs of bfloat16 stand for float32, a number has two parts: the nearest bfloat16 and what is left of it, in
-// bfloat16 again. Keys are rows [nearest, rest], queries [rest, nearest]. The product of the whole rows is then that of
-// each side's nearest and the other side's rest; nearest times nearest is added to it apart. Only the two rests are not
-// multiplied: 2^-16 of the product or less.
+// With AMX, pairs of bfloat16 may represent float32. A number then has two parts: the nearest bfloat16, and the rest in
+// bfloat16. Keys are rows [nearest, rest], queries [rest, nearest]. The product of the whole rows multiplies each
+// side's nearest by the other side's rest. Nearest times nearest is added separately. Only rest times rest is left out:
+// 2^-16 of the product or less.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -24,24 +24,25 @@ struct Keys {
   int64_t row_stride, column_stride;
   int64_t count;
   const int64_t* ids;  // [count] or null
-  bool own_excluded;   // in-batch: key i is query i's positive
+  bool own_excluded;   // in one batch: key i is query i's positive
 };
 
 MASKCO_INLINE int32_t pair(uint16_t low, uint16_t high) { return static_cast<int32_t>(low | uint32_t(high) << 16); }
 
-// Operands of a row of c elements.
+// Number of operands of a row of c elements.
 template <class Tile>
 MASKCO_INLINE int64_t row_operands(int64_t c) {
   return Tile::kParts * ((c + Tile::kDepth - 1) / Tile::kDepth);
 }
 
-// The bits of the nearest bfloat16, of the two the larger one: the upper half, after half of its last place was added.
+// The bits of the nearest bfloat16, and of two equally near ones the larger: the upper half, after adding half of its
+// last place.
 MASKCO_INLINE uint16_t nearest_bfloat16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   return static_cast<uint16_t>((bits + 0x8000) >> 16);
 }
-MASKCO_INLINE float rest_of(float x, uint16_t nearest) {  // NaN of an infinite x
+MASKCO_INLINE float rest_of(float x, uint16_t nearest) {  // NaN for an infinite x
   const uint32_t bits = uint32_t(nearest) << 16;
   float value;
   std::memcpy(&value, &bits, 4);
@@ -59,7 +60,7 @@ MASKCO_INLINE typename Tile::Operand operand(const Source* row, int64_t stride, 
   }
 }
 
-// rows[n, c] -> out[rows_out, width] operands of two parts, zeros around
+// rows[n, c] -> out[rows_out, width], operands of two parts, padded with zeros.
 template <class Source>
 MASKCO_INLINE void split_rows(const Source* rows, int64_t row_stride, int64_t column_stride, int64_t n, int64_t c,
                               int64_t rows_out, int64_t width, int32_t* out) {
@@ -82,11 +83,11 @@ MASKCO_INLINE void split_rows(const Source* rows, int64_t row_stride, int64_t co
   std::fill(out + n * width, out + rows_out * width, 0);
 }
 
-// rows[n, c] in any strides -> out[rows_out, width] operands, zeros around
+// rows[n, c] with any strides -> out[rows_out, width] operands, padded with zeros.
 template <class Tile, class Source>
 MASKCO_INLINE void copy_rows(const Source* rows, int64_t row_stride, int64_t column_stride, int64_t n, int64_t c,
                              int64_t rows_out, int64_t width, typename Tile::Operand* out) {
-  constexpr int64_t kBlock = 16;  // rows: of column-major keys, the part of a cache line that is read at once
+  constexpr int64_t kBlock = 16;  // rows: the part of a cache line of column-major keys that is read at once
   if (column_stride == 1)
     for (int64_t j = 0; j < n; j++)
       for (int64_t x = 0; x < width; x++) out[j * width + x] = operand<Tile>(rows + j * row_stride, 1, c, x);
@@ -137,7 +138,7 @@ MASKCO_INLINE const typename Tile::Operand* key_rows(const Keys& keys, int64_t f
   return buffer;
 }
 
-// The same keys for the second product, whose depth they are: [n / kDepth, width]. Only pairs need another order.
+// The same keys for the second product, along whose depth they lie: [n / kDepth, width]. Only pairs need another order.
 template <class Tile>
 MASKCO_INLINE const typename Tile::Operand* value_rows(const typename Tile::Operand* tile, int64_t n, int64_t c,
                                                        int64_t width, typename Tile::Operand* buffer,
@@ -158,7 +159,7 @@ MASKCO_INLINE const typename Tile::Operand* value_rows(const typename Tile::Oper
   }
 }
 
-// weights [n, panel] as operands [n / kDepth, panel], in place
+// Converts weights [n, panel] to operands [n / kDepth, panel], in place.
 template <class Tile>
 MASKCO_INLINE const typename Tile::Operand* weight_rows(typename Tile::T* weights, int64_t n) {
   if constexpr (Tile::kDepth == 1) {
@@ -168,7 +169,7 @@ MASKCO_INLINE const typename Tile::Operand* weight_rows(typename Tile::T* weight
     auto* bits = reinterpret_cast<int32_t*>(weights);
     for (int64_t j = 0; j < n; j += 2)
       for (int64_t l = 0; l < Tile::kColumns; l += Bits::kCount) {
-        // the nearest bfloat16 is the upper half of the bits, after half of its last place was added
+        // The nearest bfloat16 is the upper half of the bits, after adding half of its last place.
         const auto even = (Bits::at(bits + j * Tile::kColumns + l) + 0x8000) >> 16;
         const auto odd = Bits::at(bits + (j + 1) * Tile::kColumns + l) + 0x8000;
         Bits::at(bits + j / 2 * Tile::kColumns + l) = (even & 0xffff) | (odd & -0x10000);

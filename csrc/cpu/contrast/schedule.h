@@ -1,8 +1,8 @@
-// Sweeps all pairs with a policy: operands, units, threads, and the kernels of this CPU.
+// Sweeps all pairs with a policy. This file prepares operands, cuts units, runs threads and picks the CPU's kernels.
 //
-// The matrix of pairs is cut into groups of queries by as many ranges of keys. In round r, group u meets range u + r:
-// no two units of a round share a row or a key, so each adds to both gradients in place. The cut depends on the sizes
-// alone and the order of rounds is fixed, so the result does not depend on the threads.
+// The matrix of pairs is cut into groups of queries and as many ranges of keys. In round r, group u is paired with
+// range u + r. No two units of a round share a row or a key, so each adds to both gradients in place. The cut depends
+// on the sizes alone, and the order of rounds is fixed. So the result does not depend on the threads.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,8 +25,8 @@ namespace maskco {
 
 template <class T, class Policy>
 struct SweepKernels {
-  int64_t panel;  // queries of a panel; widths are rounded up to it, too
-  int64_t depth;  // 2 where operands are pairs of bfloat16
+  int64_t panel;  // queries of a panel; widths are rounded up to it too
+  int64_t depth;  // 2 if operands are pairs of bfloat16
   int64_t (*workspace)(int64_t c);
   void (*read)(const Sweep<T>&, const Unit<T>&, const Policy&);
   void (*weigh)(const Sweep<T>&, const Unit<T>&, const Policy&);
@@ -87,7 +87,7 @@ struct SweepAmx {
 };
 #endif
 
-// For sums in T and features of this dtype.
+// The kernels for sums in T and features of this dtype.
 template <class T, class Policy>
 SweepKernels<T, Policy> sweep_kernels([[maybe_unused]] ScalarType dtype) {
 #if defined(__x86_64__)
@@ -110,13 +110,13 @@ SweepKernels<T, Policy> sweep_kernels([[maybe_unused]] ScalarType dtype) {
 
 struct SweepCut {
   int64_t group, groups;  // queries of a group
-  int64_t range, ranges;  // keys of a range; there are as many as groups of a chunk, or more
+  int64_t range, ranges;  // keys of a range; at least as many ranges as groups of a chunk
   int64_t chunk_groups;
 
-  // kSide: groups of a chunk, which is what so many threads can do at once
+  // kSide is the number of groups of a chunk: as many threads can work at once.
   SweepCut(int64_t n, int64_t keys, int64_t c, int64_t kSide = 16) {
-    constexpr double kLeastUnit = 3 << 18;  // multiplications that are worth a thread's turn
-    constexpr int64_t kStep = 32;           // of rows and keys: every panel and register tile divides it
+    constexpr double kLeastUnit = 3 << 18;  // multiplications that are worth a unit of their own
+    constexpr int64_t kStep = 32;           // of rows and keys: a multiple of every panel and register tile
     const int64_t worth = std::lround(std::sqrt(double(n) * double(keys) * double(c) / kLeastUnit));
     const int64_t least = (n + kGroup - 1) / kGroup;
     const int64_t side = std::clamp<int64_t>(std::max(least, worth), 1, kSide);
@@ -128,7 +128,7 @@ struct SweepCut {
   }
 };
 
-// A slice is short: larger groups are worth more to it than more threads.
+// A slice is short, so it gains more from larger groups than from more threads.
 constexpr int64_t kSliceGroups = 8;
 
 template <class T>
@@ -138,7 +138,7 @@ SweepCut cut_of(const PairFeatures<T>& f) {
 
 // ---- the sweep
 
-// A buffer for each thread at work, kept from round to round.
+// A buffer for each working thread, kept from round to round.
 template <class T>
 class Workspaces {
  public:
@@ -161,10 +161,10 @@ class Workspaces {
   std::vector<std::unique_ptr<T[]>> free_;
 };
 
-// rows [rows, c] -> [c rounded up / kPairs, panel] operands of kPairs features each, zeros around
+// rows [rows, c] -> [c rounded up / kPairs, panel] operands of kPairs features each, padded with zeros.
 template <int kPairs, class Value>
 void pack_panel(const Value* from, int64_t rows, int64_t c, int64_t panel, Value* to) {
-  constexpr int64_t kBlock = 16;  // channels: of a row, the part of a cache line that is read at once
+  constexpr int64_t kBlock = 16;  // channels: the part of a cache line of a row that is read at once
   if (rows < panel || c % kPairs) std::fill_n(to, round_up(c, kPairs) * panel, Value(0));
   for (int64_t x0 = 0; x0 < c; x0 += kBlock)
     for (int64_t i = 0; i < rows; i++)
@@ -172,7 +172,8 @@ void pack_panel(const Value* from, int64_t rows, int64_t c, int64_t panel, Value
         to[(x / kPairs * panel + i) * kPairs + x % kPairs] = from[i * c + x];
 }
 
-// Rows as a logit product's second factor: [count rounded up / panel, c / depth, panel] operands, zeros around.
+// Rows as the second factor of a logit product: [count rounded up / panel, c / depth, panel] operands, padded with
+// zeros.
 template <class T>
 void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_t panel, int64_t depth, T* out) {
   const int64_t panels = round_up(count, 32) / panel, size = (f.c + depth - 1) / depth * panel;
@@ -180,7 +181,7 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
     for (int64_t p = begin; p < end; p++) {
       const int64_t row = first + p * panel, rows = std::clamp<int64_t>(f.n - row, 0, panel);
       T* to = out + p * size;
-      const auto* halves = data<const uint16_t>(f.query) + row * f.c;  // (two are as large as a float)
+      const auto* halves = data<const uint16_t>(f.query) + row * f.c;  // (two are one float)
       const bool whole_pairs = f.c % 2 == 0 && reinterpret_cast<uintptr_t>(halves) % 4 == 0;
       if (f.bfloat16 && whole_pairs)
         pack_panel<1>(reinterpret_cast<const int32_t*>(halves), rows, f.c / 2, panel, reinterpret_cast<int32_t*>(to));
@@ -192,14 +193,14 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
   });
 }
 
-// The logits of the first queries, [K, rows], to be kept between the passes.
+// A tensor [K, rows] for the first queries' logits, which is kept between the passes.
 template <class T>
 Tensor logits_to_keep(const PairFeatures<T>& f, int64_t rows) {
   STD_TORCH_CHECK(rows == f.padded || (0 <= rows && rows < f.padded && rows % kGroup == 0), "no group may be cut");
   return torch::stable::new_empty(f.query, {f.k, rows}, scalar_type_of<T>);
 }
 
-// One chunk: its units, round by round.
+// Runs the units of one chunk, round by round.
 template <class T, class Policy>
 void sweep_chunk(const SweepCut& cut, const Sweep<T>& sweep, int64_t count, const Policy& policy,
                  void (*kernel)(const Sweep<T>&, const Unit<T>&, const Policy&), Workspaces<T>& workspaces) {
@@ -217,7 +218,7 @@ void sweep_chunk(const SweepCut& cut, const Sweep<T>& sweep, int64_t count, cons
     });
 }
 
-// All pairs in chunks of queries. `around` gets each chunk's sweep and number of rows, and calls sweep_chunk.
+// Sweeps all pairs in chunks of queries. `around` gets each chunk's sweep and number of rows, and calls sweep_chunk.
 template <class T, class Policy, class F>
 void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale,
                 const Tensor& kept, bool read_kept, const F& around) {
@@ -240,7 +241,7 @@ void for_chunks(const SweepCut& cut, const PairFeatures<T>& f, const SweepKernel
   }
 }
 
-// Every pair is read by the policy. Logits are kept where there is room for them.
+// The policy reads every pair. Logits are kept if there is room for them.
 template <class T, class Policy>
 void read_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
                 const Tensor& logits) {
@@ -251,7 +252,7 @@ void read_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels
   });
 }
 
-// Every pair is weighed by the policy, and both gradients made of the weights by register tiles.
+// The policy weighs every pair. Register tiles compute both gradients from the weights.
 template <class T, class Policy>
 void weigh_in_place(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernels, T scale, const Policy& policy,
                     const Tensor& logits, GradientSum<T>& grad_query, GradientSum<T>& grad_keys) {
@@ -275,14 +276,14 @@ void weigh_in_place(const PairFeatures<T>& f, const SweepKernels<T, Policy>& ker
   });
 }
 
-// The same of bfloat16: a chunk's weights are written as such, and ATen multiplies. Its products are the faster ones,
-// and with AMX several times so; of float32, the register tiles' are as fast and need no memory for weights.
+// The same for bfloat16: a chunk's weights are written in bfloat16, and ATen multiplies them. Its products are faster,
+// with AMX several times. In float32 the register tiles are as fast as ATen, and need no memory for weights.
 template <class Policy>
 void weigh_bfloat16(const PairFeatures<float>& f, const SweepKernels<float, Policy>& kernels, float scale,
                     const Policy& policy, const Tensor& logits, GradientSum<float>& grad_query,
                     GradientSum<float>& grad_keys) {
   constexpr int64_t kWeights = 4 << 20;  // of a chunk: 8 MiB
-  constexpr int64_t kPart = 1 << 20;     // of a chunk's share in the keys' gradient: 2 MiB
+  constexpr int64_t kPart = 1 << 20;     // for a chunk's part of the keys' gradient: 2 MiB
   SweepCut cut = cut_of(f);
   cut.chunk_groups = std::clamp<int64_t>(kWeights / (f.k * cut.group + 1), 1, cut.chunk_groups);
   const int64_t chunk = std::min(cut.chunk_groups * cut.group, f.padded);
@@ -323,13 +324,14 @@ void weigh_pairs(const PairFeatures<T>& f, const SweepKernels<T, Policy>& kernel
   weigh_in_place(f, kernels, scale, policy, logits, grad_query, grad_keys);
 }
 
-// Where each query's weights follow from its own logits, a slice of queries is read, and weighed while its logits are
-// still there: three products instead of four. Rows of a slice, or 0 where too few would fit.
+// The number of rows of a slice, or 0 if too few would fit. If each query's weights follow from its own logits, a slice
+// of queries is read, and weighed while its logits are still in memory. That takes three products instead of four.
 template <class T>
 int64_t slice_rows(const PairFeatures<T>& f) {
-  constexpr int64_t kFloats = 27 << 20, kPairs = 12 << 20;  // bytes, which with the rest of a call keep to 32 MiB
-  constexpr int64_t kStep = 32 * kSliceGroups;              // so that its groups are of one size
-  const int64_t row = f.bfloat16 ? f.k * 6 : (f.k + 2 * f.c) * int64_t(sizeof(T));  // logits and weights; both packings
+  constexpr int64_t kFloats = 27 << 20, kPairs = 12 << 20;  // bytes; with the rest of a call they stay below 32 MiB
+  constexpr int64_t kStep = 32 * kSliceGroups;              // so that its groups have one size
+  // (logits and weights, or both packings)
+  const int64_t row = f.bfloat16 ? f.k * 6 : (f.k + 2 * f.c) * int64_t(sizeof(T));
   return std::min((f.bfloat16 ? kPairs : kFloats) / std::max<int64_t>(row, 1) / kStep, kGroup / 32) * kStep;
 }
 

@@ -1,4 +1,4 @@
-// The sigmoid loss of all pairs (Zhai et al., 2023): nothing is normalised, so one sweep gives loss and all gradients.
+// The sigmoid loss of all pairs (Zhai et al., 2023). Nothing is normalised, so one sweep gives loss and all gradients.
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
@@ -12,8 +12,8 @@
 namespace maskco {
 namespace {
 
-// loss [N]; the gradients for query, keys, scale and bias [1] of the sum of all losses times `factor`, or of their sum
-// weighted by `upstream` [N].
+// The losses [N], and gradients for query, keys, scale and bias [1]. They are gradients of the sum of all losses times
+// `factor`, or of their sum weighted by `upstream` [N].
 using SigLipResult = SigLipSum;
 
 template <class T>
@@ -46,7 +46,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   const Tensor out = torch::stable::new_empty(call.query, {f.n}, scalar_type_of<T>);
   std::copy_n(loss.data(), f.n, data<T>(out));
   const Tensor grad_bias = torch::stable::new_empty(call.query, {need.bias ? 1 : 0}, scalar_type_of<T>);
-  if (need.bias)  // (the weights are times the scale)
+  if (need.bias)  // (the weights contain the scale)
     *data<T>(grad_bias) = static_cast<T>(total_of(bias_gradient) / double(scale));
   const Tensor grad_scale = scale_gradient(call.query, total_of(along), scale, call.scale.number, need.scale);
   return {out, grad_query.result(), grad_keys.result(), grad_scale, grad_bias};

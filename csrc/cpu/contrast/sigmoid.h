@@ -1,20 +1,20 @@
-// The policy of losses that ask of each pair by itself whether it belongs together (SigLIP): no logit is normalised.
+// The policy of losses that classify each pair separately (SigLIP). Logits are not normalised.
 #pragma once
 #include "cpu/contrast/sweep.h"
 
 namespace maskco {
 
-// Pair (i, i + own) belongs together, all others do not: the loss is log(1 + e^-z) of the former, log(1 + e^z) of the
-// latter. Logits are in units of log 2.
+// Pairs (i, i + own) belong together, and have the loss log(1 + e^-z). All others have the loss log(1 + e^z). Logits
+// are in units of log 2.
 template <class T>
 struct SigmoidPairs {
   bool has_own;
   int64_t own;
   T bias;            // added to each logit, in units of log 2
-  const T* factor;   // [N rounded up]: of a row's weights
+  const T* factor;   // [N rounded up]: factor of a row's weights
   T* loss;           // [N rounded up]
-  T* bias_gradient;  // [N rounded up]: each row's sum of weights; null: not asked for
-  T* along;          // [N rounded up]: adds up weight · logit, of which the scale's gradient is made; null
+  T* bias_gradient;  // [N rounded up]: each row's sum of weights; null if not needed
+  T* along;          // [N rounded up]: sum of weight · logit, for the scale's gradient; or null
 
   template <class Tile>
   MASKCO_INLINE void exclude(const Block<T>& block) const {
@@ -45,8 +45,8 @@ struct SigmoidPairs {
       for (int64_t j = 0; j < block.keys; j++) {
         Vector& logit = Lane::at(block.logits + j * block.stride + l);
         const Vector s = logit;
-        Vector sign = Vector{} + 1;                                           // 1: apart; -1: together
-        const int64_t lane = has_own ? block.first_key + j - own - row : -1;  // of the key's own row
+        Vector sign = Vector{} + 1;                                           // 1: no pair; -1: a pair
+        const int64_t lane = has_own ? block.first_key + j - own - row : -1;  // of the row that the key belongs to
         if (0 <= lane && lane < rows) sign[lane] = -1;
         const Vector z = (s + bias) * sign;
         Vector e = z > 0 ? -z : z;

@@ -1,23 +1,23 @@
-// The policy of losses whose logits are normalised: over a query's keys (rows), a key's queries (columns), or both.
+// The policy of losses with normalised logits: over a query's keys (rows), over a key's queries (columns), or both.
 //
-// Sums leave out a query's own key, so that a loss near 0 keeps its precision: who calls adds it. Logits are in units
+// Sums leave out a query's own key, so that a loss near 0 keeps its precision. The caller adds it. Logits are in units
 // of log 2.
 #pragma once
 #include "cpu/contrast/sweep.h"
 
 namespace maskco {
 
-// One side's running softmax, an array each, [N rounded up] or [K].
+// One side's running softmax. Each array is [N rounded up] or [K].
 template <class T>
 struct SoftmaxSide {
   T* max;                 // of all logits so far
   T* sum;                 // of 2^(s - max)
-  int64_t* rank;          // logits larger than own_logit; null where nobody asks
-  const T* own_logit;     // of the query's, or key's, own pair
-  T *total, *count;       // of logits that count; null where nobody asks
-  const T* weight_shift;  // for the weights: max, or 0 where that is infinite
-  const T* weight;        // a pair's weight is weight · 2^(s - weight_shift),
-  const T* share;         // less share, of pairs that share a label, or of all; null: no such term
+  int64_t* rank;          // number of logits larger than own_logit; null if not needed
+  const T* own_logit;     // logit of the query's, or key's, own pair
+  T *total, *count;       // of logits that count; null if not needed
+  const T* weight_shift;  // for the weights: max, or 0 if that is infinite
+  const T* weight;        // a pair's weight is weight · 2^(s - weight_shift) - share
+  const T* share;         // for pairs that share a label, or for all; null: no such term
 };
 
 template <class T>
@@ -26,18 +26,18 @@ struct SoftmaxPairs {
 
   bool own_excluded;
   int64_t own;  // key i + own is query i's own
-  // ids of queries, in as many parts as a lane of T needs to hold 64 bits [N rounded up], and of keys [K]; null: none
+  // Ids of keys [K], and of queries [N rounded up], in as many parts as lanes of T need for 64 bits. Null: no ids.
   const Integer *query_ids, *query_ids_high;
   const int64_t* key_ids;
-  bool ids_exclude;  // pairs of one id do not count, or else they are the positives
-  const T* ceiling;  // [N rounded up]: pairs with a larger logit, times the sign, do not count; null: none
+  bool ids_exclude;  // true: pairs of one id do not count; false: they are the positives
+  const T* ceiling;  // [N rounded up]: pairs with a larger logit, times the sign, do not count; or null
   T ceiling_sign;
   SoftmaxSide<T> rows, columns;
   bool has_columns;
-  const T* own_weight;  // [N rounded up]: of own pairs that are left out of the sums
-  T* along;             // [N rounded up]: adds up weight · logit, of which the scale's gradient is made
+  const T* own_weight;  // [N rounded up]: weights of own pairs, which sums leave out
+  T* along;             // [N rounded up]: sum of weight · logit, for the scale's gradient
 
-  // (not returned: a vector in a return value would make an ABI of it)
+  // (not returned: the ABI of a vector as a return value depends on the target)
   template <class Lane>
   MASKCO_INLINE void same_id(int64_t row, int64_t id, typename Lane::Mask& same) const {
     using Integers = Lanes<Integer, Lane::kBytes>;
@@ -45,8 +45,8 @@ struct SoftmaxPairs {
     if constexpr (sizeof(T) == 4) same &= Integers::at(query_ids_high + row) == static_cast<int32_t>(id >> 32);
   }
 
-  // Which queries share the key's label, but for the query that is the key itself. (Not by its logit of -inf: that of a
-  // positive may be one, too.)
+  // Which queries share the key's label, except the query that is the key itself. (Its logit of -inf does not identify
+  // it: a positive's logit may be -inf too.)
   template <class Lane>
   MASKCO_INLINE void positives(int64_t row, int64_t key, typename Lane::Mask& which) const {
     same_id<Lane>(row, key_ids[key], which);
@@ -82,7 +82,7 @@ struct SoftmaxPairs {
         block.logits[(i - block.first_key) * block.stride + i - own - block.first_row] = none[0];
   }
 
-  // Takes the block into the sums.
+  // Adds the block to the sums.
   template <class Tile>
   MASKCO_INLINE void read(const Block<T>& block) const {
     using Lane = typename Tile::Lane;
@@ -156,7 +156,7 @@ struct SoftmaxPairs {
     for (int64_t v = 0; v < vectors; v++) Lane::at(rows.sum + block.first_row + v * Lane::kCount) = sum[v];
   }
 
-  // Sums and numbers of the logits that count, or of those of one label.
+  // Sums and numbers of the logits that count, or of the logits of one label.
   template <class Lane>
   MASKCO_INLINE void add_totals(const Block<T>& block) const {
     using Vector = typename Lane::Vector;
@@ -182,7 +182,7 @@ struct SoftmaxPairs {
     }
   }
 
-  // Logits become weights.
+  // Turns logits into weights.
   template <class Tile>
   MASKCO_INLINE void weigh(const Block<T>& block) const {
     using Lane = typename Tile::Lane;
@@ -223,7 +223,7 @@ struct SoftmaxPairs {
   }
 
  private:
-  // The block's keys that are the own ones of its queries.
+  // The first of the block's keys that are own keys of its queries.
   MASKCO_INLINE int64_t first_own(const Block<T>& block) const {
     return std::max(block.first_key, block.first_row + own);
   }

@@ -1,4 +1,4 @@
-// Supervised contrast (Khosla et al., 2020): each query against all keys but itself; those of its label are positives.
+// Supervised contrast (Khosla et al., 2020): each query against all keys but itself. Keys of its label are positives.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -54,8 +54,8 @@ SupConForward forward_rows(const SupConCall& call, int64_t kept) {
   return {loss, lse, positive, positives, sums, logits};
 }
 
-// `symmetric`: the keys are the queries, and so the logits are symmetric bit for bit. Each pair's weight holds both
-// directions then, and one product gives the whole gradient, in grad_query.
+// With `symmetric` the keys are the queries, so the logits are symmetric bit for bit. Each pair's weight then holds
+// both directions, and one product gives the whole gradient, in grad_query.
 template <class T>
 Gradients backward_rows(const SupConCall& call, const SupConSaved& saved, ScalarType dtype, Needed need) {
   const auto kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());

@@ -1,15 +1,16 @@
-// All pairs of queries and keys, a block at a time: the pass of the losses that look at a pair from both its sides.
+// All pairs of queries and keys, one block at a time, for losses that use a pair from both sides.
 //
-// A block is a tile of keys times a group of queries, whose logits fit the second-level cache. They come from a matrix
-// product; a policy (softmax.h, sigmoid.h) reads them, or turns them into weights dL/d(query · key) in place; and the
-// weights times the keys and times the queries are added to both gradients. Queries lie across lanes. A loss is a
-// policy.
+// A block is a tile of keys times a group of queries, whose logits fit the second-level cache. A matrix product makes
+// the logits. A policy (softmax.h, sigmoid.h) reads them, or turns them into weights dL/d(query · key) in place. The
+// products of the weights with keys and with queries are added to the two gradients. Queries lie across lanes. Each
+// loss is a policy.
 //
-// A unit, a group against a range of keys, is swept by one thread. It owns what the policy keeps for its rows and for
-// its keys, and both gradients' rows: schedule.h runs at once only units that share neither.
+// One thread sweeps a unit: a group of queries against a range of keys. It owns the policy's state for its rows and
+// keys, and the rows of both gradients. schedule.h runs only units at once that share neither.
 //
-// Where the CPU multiplies pairs of bfloat16, it does so here for the logits, since ATen would round them to bfloat16.
-// Weights are rounded to bfloat16 in any case, so the gradients' products are ATen's: this pass writes the weights.
+// If the CPU multiplies pairs of bfloat16, this pass uses them for the logits, since ATen would round logits to
+// bfloat16. Weights are rounded to bfloat16 in any case. So this pass only writes them, and ATen computes the
+// gradients' products.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -21,8 +22,8 @@ namespace maskco {
 
 constexpr int64_t kGroup = 128;           // queries of a group at most
 constexpr int64_t kBlockKeys = 128;       // keys of a block at most
-constexpr int64_t kFeatures = 256;        // at a time of a gradient: they and a block fit the second-level cache
-constexpr int64_t kStride = kGroup + 16;  // of a block's rows: at a power of two, its columns would share cache sets
+constexpr int64_t kFeatures = 256;        // features of a gradient at a time: they and a block fit the L2 cache
+constexpr int64_t kStride = kGroup + 16;  // of a block's rows: with a power of two, columns would share cache sets
 
 template <class T>
 struct Block {
@@ -32,15 +33,15 @@ struct Block {
   int64_t first_row, rows, lanes;  // lanes: rows, rounded up to a panel
 };
 
-// Logits of the first queries, which are kept from reading to weighing: [K, lanes] of each group, one behind the other,
-// so that those of a block are contiguous. rows: 0 where none are.
+// Logits of the first queries, kept from reading to weighing. Each group has [K, lanes], one group after the other, so
+// that those of a block are contiguous. `rows` is 0 if none are kept.
 template <class T>
 struct Kept {
   T* logits;
   int64_t rows;
 };
 
-// What the units of one chunk of queries have in common. Widths are C rounded up to a panel.
+// State that the units of one chunk of queries share. Widths are C rounded up to a panel.
 template <class T>
 struct Sweep {
   Keys keys;
@@ -48,10 +49,10 @@ struct Sweep {
   T scale;                    // from a product to a logit
   int64_t chunk;              // its first row
   const void* query;          // operands [rows rounded up / panel, C / depth, panel]
-  T *grad_query, *grad_keys;  // [N rounded up, width], [K, width] to add to, or null; not of pairs
-  const T* query_values;      // [width / panel, query_values_rows, panel]: for the keys' gradient
+  T *grad_query, *grad_keys;  // [N rounded up, width], [K, width] to add to, or null; not for pairs
+  const T* query_values;      // [width / panel, query_values_rows, panel], for the keys' gradient
   int64_t query_values_rows;
-  uint16_t* weights;  // of pairs: [K, weights_stride] bfloat16, the chunk's weights
+  uint16_t* weights;  // for pairs: the chunk's weights [K, weights_stride], bfloat16
   int64_t weights_stride;
   Kept<T> kept;
 };
@@ -68,8 +69,8 @@ int64_t sweep_workspace(int64_t c) {
   return kBlockKeys * (kStride + 2 * kFeatures + width) + kGroup * width;
 }
 
-// rows [n, C], `stride` apart -> [width / panel, terms, panel], n of the terms: the second factor of a product whose
-// depth the rows are
+// rows [n, C], `stride` apart -> [width / panel, terms, panel], of which n terms are filled. This is the second factor
+// of a product with the rows along its depth.
 template <class Tile, class T = typename Tile::T>
 MASKCO_INLINE void pack_values(const T* rows, int64_t stride, int64_t n, int64_t c, int64_t width, int64_t terms,
                                T* out) {
@@ -86,7 +87,7 @@ MASKCO_INLINE void pack_values(const T* rows, int64_t stride, int64_t n, int64_t
     }
 }
 
-// weights [keys, kStride] -> [keys, stride], rounded to the nearest bfloat16
+// weights [keys, kStride] -> [keys, stride], rounded to the nearest bfloat16.
 template <class Tile>
 MASKCO_INLINE void round_weights(const typename Tile::T* weights, int64_t keys, int64_t lanes, uint16_t* out,
                                  int64_t stride) {
@@ -95,13 +96,13 @@ MASKCO_INLINE void round_weights(const typename Tile::T* weights, int64_t keys, 
   const auto* bits = reinterpret_cast<const int32_t*>(weights);
   for (int64_t j = 0; j < keys; j++)
     for (int64_t l = 0; l < lanes; l += Bits::kCount) {
-      // the nearest is the upper half of the bits, after half of its last place was added
+      // The nearest bfloat16 is the upper half of the bits, after adding half of its last place.
       const auto upper = (Bits::at(bits + j * kStride + l) + 0x8000) >> 16;
       *reinterpret_cast<Halves*>(out + j * stride + l) = __builtin_convertvector(upper, Halves);
     }
 }
 
-// sums [width / panel, stride, panel] of products are added to rows[n, width], row_stride apart
+// Adds sums of products [width / panel, stride, panel] to rows[n, width], row_stride apart.
 template <class Tile, class T>
 MASKCO_INLINE void add_to_rows(const T* sums, int64_t stride, int64_t n, int64_t width, T* rows, int64_t row_stride) {
   using Lane = typename Tile::Lane;
@@ -113,7 +114,7 @@ MASKCO_INLINE void add_to_rows(const T* sums, int64_t stride, int64_t n, int64_t
 }
 
 // One side's product of a block: out[width / panel, rows_out, panel] = or += weights[rows, terms] values[terms, width].
-// Sums lie in panels, since in rows of 2^k features they would share cache sets.
+// Sums lie in panels. In rows of 2^k features they would share cache sets.
 template <class Tile, class T = typename Tile::T>
 MASKCO_INLINE void multiply_block(const T* weights, int64_t row_stride, int64_t term_stride, int64_t rows,
                                   int64_t terms, const T* values, int64_t values_stride, int64_t width, T* out,

@@ -1,8 +1,8 @@
-// InfoNCE streamed over the keys: loss and gradient in one pass, no [N, K] tensor. The pass itself: stream.h.
+// InfoNCE streamed over the keys: loss and gradient in one pass, without an [N, K] tensor. stream.h has the pass
+// itself.
 //
-// Work is cut into blocks of queries and, where those are few, ranges of keys, each with a running state of its own;
-// the states are merged in a fixed order. The cut depends on the sizes alone, so the result does not depend on the
-// threads.
+// Work is cut into blocks of queries and, if those are few, ranges of keys. Each has its own running state. The states
+// are merged in a fixed order, and the cut depends on the sizes alone. So the result does not depend on the threads.
 #include "common/info_nce.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -26,14 +26,14 @@ namespace {
 
 template <class T>
 struct Kernels {
-  int64_t panel;  // queries of a panel; widths are rounded up to it, too
-  int64_t depth;  // 2 where operands are pairs of bfloat16
-  int64_t parts;  // 2 where these stand for float32
+  int64_t panel;  // queries of a panel; widths are rounded up to it too
+  int64_t depth;  // 2 if operands are pairs of bfloat16
+  int64_t parts;  // 2 if these represent float32
   int64_t (*workspace)(int64_t c);
   void (*forward)(const ForwardPass<T>&);
   void (*key_gradient)(const KeyGradientPass<T>&);
 
-  int64_t operands(int64_t c) const { return parts * ((c + depth - 1) / depth); }  // of a row
+  int64_t operands(int64_t c) const { return parts * ((c + depth - 1) / depth); }  // of one row
 };
 
 #define MASKCO_KERNELS(name, target, bytes, rows, vectors)                                                     \
@@ -82,7 +82,7 @@ struct Amx {
 MASKCO_KERNELS(Baseline, , 16, 4, 4)  // NEON: 16 of 32
 #endif
 
-// For sums in T.
+// The kernels for sums in T.
 template <class T>
 Kernels<T> kernels([[maybe_unused]] const InfoNCECall& call) {
 #if defined(__x86_64__)
@@ -129,13 +129,14 @@ Keys make_keys(const InfoNCEKeys& keys) {
           keys.own};
 }
 
-// A buffer whose memory is not touched before it is used.
+// A buffer whose memory is not initialised.
 template <class T>
 std::unique_ptr<T[]> uninitialised(int64_t n) {
   return std::unique_ptr<T[]>(new T[n]);
 }
 
-// rows [n, c] -> operands [n rounded up / panel, a row's, panel], zeros around; times scale, if they are no pairs
+// rows [n, c] -> operands [n rounded up / panel, operands of a row, panel], padded with zeros. Scaled unless they are
+// pairs.
 template <class T>
 std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, const Kernels<T>& kernel, T scale) {
   const int64_t panel = kernel.panel, panels = round_up(n, kRowStep) / panel, size = kernel.operands(c) * panel;
@@ -146,12 +147,12 @@ std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, const Ker
       const int64_t count = std::clamp<int64_t>(n - p * panel, 0, panel);
       const auto value = [&](int64_t i, int64_t x) { return i < count && x < c ? row[i * c + x] : T(0); };
       T* to = out.get() + p * size;
-      auto* halves = reinterpret_cast<c10::BFloat16*>(to);  // a pair is as large as a float
+      auto* halves = reinterpret_cast<c10::BFloat16*>(to);  // a pair has the size of a float
       if (kernel.parts == 2)
         for (int64_t x = 0; x < round_up(c, 2); x++)
           for (int64_t i = 0; i < panel; i++) {
             c10::BFloat16* rest = halves + (x / 2 * panel + i) * 2 + x % 2;
-            c10::BFloat16& nearest = rest[size];  // (of `size` pairs of both parts, the second half)
+            c10::BFloat16& nearest = rest[size];  // (the second half of the `size` pairs of both parts)
             nearest = static_cast<float>(value(i, x));
             *rest = static_cast<float>(value(i, x)) - static_cast<float>(nearest);
           }
@@ -168,7 +169,7 @@ std::unique_ptr<T[]> query_panels(const T* rows, int64_t n, int64_t c, const Ker
 
 template <class T>
 T dot(const T* a, const T* b, int64_t c) {
-  constexpr int64_t kBlock = 256;  // in blocks for the sake of precision, as in panel_logits
+  constexpr int64_t kBlock = 256;  // in blocks for precision, as in panel_logits
   T total = 0;
   for (int64_t first = 0; first < c; first += kBlock) {
     T sum = 0;
@@ -187,15 +188,15 @@ struct Cut {
   int64_t keys, ranges;  // keys of a range, a multiple of the tile
 
   Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes) {
-    constexpr int64_t kPasses = 16;           // enough that a few threads end together
-    constexpr int64_t kLeastWork = 1 << 20;   // multiplications: a pass should be worth its start and its merge
-    constexpr int64_t kStateBytes = 4 << 20;  // bound on what the ranges' states take together
+    constexpr int64_t kPasses = 16;           // enough that a few threads finish at the same time
+    constexpr int64_t kLeastWork = 1 << 20;   // multiplications that are worth a pass's start and merge
+    constexpr int64_t kStateBytes = 4 << 20;  // limit for the states of all ranges
     blocks = (n + kRowBlock - 1) / kRowBlock;
     const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile, worth = n * key_count * c / kLeastWork;
     ranges = std::min({(kPasses + blocks - 1) / blocks, worth, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
     ranges = std::clamp<int64_t>(ranges, 1, std::max<int64_t>(tiles, 1));
     keys = (tiles + ranges - 1) / ranges * kKeyTile;
-    blocks = std::max(blocks, std::min(kPasses, worth) / ranges);  // few keys: smaller blocks
+    blocks = std::max(blocks, std::min(kPasses, worth) / ranges);  // with few keys, smaller blocks
     rows = round_up((n + blocks - 1) / blocks, kRowStep);
   }
 };
@@ -207,7 +208,7 @@ struct Queries {
   const T* positives;  // [N, C]
   const int64_t* ids;  // [N] or null
   T* local_logits;     // [N, M]
-  T* sums;             // [N, C]: weighted sums of the negatives; null without gradient
+  T* sums;             // [N, C]: weighted sums of the negatives, or null without gradient
   int64_t n, c, m;
   T scale;  // from a product to a logit in units of log 2
   std::optional<double> margin;
@@ -240,7 +241,7 @@ struct Queries {
         rank(padded) {}
 };
 
-// Each query's own keys, with which its state starts: the positive, and local negatives [N, M, C].
+// Starts each query's state with its own keys: the positive, and local negatives [N, M, C].
 template <class T>
 void start(Queries<T>& queries, const T* local_negatives) {
   const int64_t c = queries.c, m = queries.m;
@@ -271,7 +272,7 @@ void start(Queries<T>& queries, const T* local_negatives) {
   });
 }
 
-// Shared keys, cut into passes that run side by side.
+// Streams shared keys, cut into passes that run in parallel.
 template <class T>
 void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
   const int64_t n = queries.n, c = queries.c, padded = queries.padded;
@@ -305,7 +306,7 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
       for (int64_t range = 0; range < cut.ranges; range++) {
         const int64_t at = range * padded + i;
         const T old_max = queries.max[i], max = std::max(range_max[at], old_max);
-        // (equal maxima first: they may be infinite)
+        // (test equality first: maxima may be infinite)
         const T old_share = old_max == max ? T(1) : std::exp2(old_max - max);
         const T new_share = range_max[at] == max ? T(1) : std::exp2(range_max[at] - max);
         queries.max[i] = max;
@@ -329,7 +330,7 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
   const T inverse = T(1) / temperature_value<T>(call);
   if (n == 0) return results;
 
-  // (until the end the shares hold the logits, and the gradient the sums)
+  // (until the end, the shares hold the logits, and the gradient holds the sums)
   Queries<T> queries(data<const T>(query), data<const T>(positive), id_pointer(call.query_ids),
                      data<T>(results.local_share), call.need_grad ? data<T>(results.grad_query) : nullptr, n, c, m,
                      inverse * T(kLog2E), call.margin, call.decoupled);
@@ -348,7 +349,7 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
       const T value = cross_entropy(own, max, sum, call.decoupled, &total);
       out_loss[i] = value;
       out_logit[i] = own * ln2;
-      // (an infinite logit leaves a loss of NaN or inf, but its sum is infinite, too)
+      // (with an infinite logit the loss is NaN or inf, but the sum is infinite too)
       const bool infinite = std::isinf(max) && !std::isnan(sum) && !std::isnan(own);
       out_lse[i] = infinite ? max : max == own ? own * ln2 + value : max * ln2 + std::log(total);
       out_max[i] = max;
@@ -376,13 +377,13 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   const int64_t width = round_up(c, kernel.panel);
   const T scale = inverse * T(kLog2E);
   const auto panels = query_panels(q, n, c, kernel, scale);
-  std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, where whole vectors may not be read of them
+  std::vector<T> wide(c == width ? 0 : n * width, T(0));  // the queries, if whole vectors cannot be read from them
   if (c != width)
     for (int64_t i = 0; i < n; i++) std::copy_n(q + i * c, c, wide.data() + i * width);
   const T *row_max = data<const T>(call.normaliser), *total = row_max + n, *grad_rows = data<const T>(grad_loss);
   std::vector<T> max(round_up(n, kRowStep), T(0)), upstream(max.size(), T(0));
   for (int64_t i = 0; i < n; i++) {
-    max[i] = row_max[i] == -std::numeric_limits<T>::infinity() ? T(0) : row_max[i];  // (decoupled, of no negative)
+    max[i] = row_max[i] == -std::numeric_limits<T>::infinity() ? T(0) : row_max[i];  // (decoupled, without negatives)
     upstream[i] = total[i] == 0 ? T(0) : grad_rows[i] * inverse / total[i];
   }
 
@@ -395,7 +396,7 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + rows * c, T(0));
-  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles, but for AMX
+  constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles, except with AMX
   const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));

@@ -1,13 +1,17 @@
 // The streaming pass of info_nce over one block of queries and one range of keys, by one thread.
 //
-// A tile of keys at a time, and a panel of queries as wide as a few vectors: logits [keys, panel] by a matrix product;
-// then, while they are in the first-level cache, the running maximum, the rank, the weights 2^(s - max) and their sum;
-// then the weights times the same keys. That is attention with keys = values = queue. Queries lie across lanes, so that
-// nothing is summed across a vector and float keys are read where they lie. Logits are in units of log 2: the query is
-// scaled by log2(e) / temperature. Everything is inlined into one function per instruction set (top of info_nce.cpp).
+// It takes one tile of keys at a time, and a panel of queries as wide as a few vectors:
+// - A matrix product makes the logits [keys, panel].
+// - While they are in the first-level cache, the pass updates the running maximum and the rank, and makes the weights
+//   2^(s - max) and their sum.
+// - It multiplies the weights by the same keys.
 //
-// Where the CPU multiplies pairs of bfloat16, bfloat16 keys stay as they are, the weights are rounded to bfloat16, and
-// an "operand" is a pair: two columns of a key in the first product, two keys in the second. With AMX the second
+// That is attention with keys = values = queue. Queries lie across lanes. So nothing is summed across a vector, and
+// float keys are read in place. Logits are in units of log 2: the query is scaled by log2(e) / temperature. Everything
+// is inlined into one function for each instruction set (top of info_nce.cpp).
+//
+// If the CPU multiplies pairs of bfloat16, bfloat16 keys are not converted, and the weights are rounded to bfloat16. An
+// "operand" is then a pair: two columns of a key in the first product, two keys in the second. With AMX the second
 // product is computed transposed (weighted_sums_amx.h), and float32 may have two parts (operands.h).
 #pragma once
 #include <algorithm>
@@ -19,39 +23,39 @@
 
 namespace maskco {
 
-// Running state of some queries, an array each.
+// Running state of some queries, one array each.
 template <class T>
 struct States {
   const T* positive_logit;
-  T* max;         // of the positive's logit and all negatives' so far
-  T* sum;         // of 2^(s - max) over the negatives: without the positive, so that a loss near 0 keeps its precision
-  int64_t* rank;  // negatives with a larger logit than the positive's
+  T* max;         // maximum of the positive's logit and those of all negatives so far
+  T* sum;         // sum of 2^(s - max) over the negatives, without the positive for precision of losses near 0
+  int64_t* rank;  // number of negatives with a larger logit than the positive's
 
   States operator+(int64_t n) const { return {positive_logit + n, max + n, sum + n, rank + n}; }
 };
 
-constexpr int64_t kRowBlock = 256;    // queries of one block: they, their sums and a tile fit a second-level cache
-constexpr int64_t kQueryGroup = 128;  // queries whose logits add to the keys' gradient at once
-constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, which every panel's width divides
+constexpr int64_t kRowBlock = 256;    // queries of a block: they, their sums and a tile fit the L2 cache
+constexpr int64_t kQueryGroup = 128;  // queries that add to the keys' gradient at a time
+constexpr int64_t kRowStep = 32;      // blocks start at multiples of this, a multiple of every panel
 
-// One block of queries against one range of keys. What is "rounded up" is there to be computed, not used.
+// One block of queries against one range of keys. Padding up to sizes "rounded up" is computed, but not used.
 template <class T>
 struct ForwardPass {
   Keys keys;
   int64_t first_key, last_key;
-  const void* query;  // operands [rows rounded up / panel, row_operands(C), panel]; scaled, if they are no pairs
-  T scale;            // of pairs' logits
+  const void* query;  // operands [rows rounded up / panel, row_operands(C), panel]; scaled unless they are pairs
+  T scale;            // for the logits of pairs
   int64_t first_row, rows, c;
   const int64_t* query_ids;  // [N] or null
-  const T* ceiling;          // [N rounded up]: keys with a larger logit, times the sign, are no negatives; null: none
+  const T* ceiling;          // [N rounded up]: keys with a larger logit, times the sign, are not negatives; or null
   T ceiling_sign;
   States<T> states;  // [rows rounded up]
-  T* sums;           // [rows rounded up, C rounded up]: weighted sums of keys; null without gradient
+  T* sums;           // [rows rounded up, C rounded up]: weighted sums of keys, or null without gradient
   T* workspace;      // pass_workspace() elements
 };
 
-// All queries against one range of keys, once more: the keys' gradient. A logit must come out bit for bit as in the
-// forward pass: then no weight 2^(s - max) exceeds 1, however large the logits and their rounding errors are.
+// All queries against one range of keys again, for the keys' gradient. A logit must have the same bits as in the
+// forward pass. Then no weight 2^(s - max) exceeds 1, however large the logits and their rounding errors are.
 template <class T>
 struct KeyGradientPass {
   Keys keys;
@@ -69,13 +73,14 @@ struct KeyGradientPass {
   T* workspace;       // pass_workspace() elements
 };
 
-// logits of some queries, and weights in two parts; a copy of a tile; its pairs in another order, or its gradient
+// Size of: logits of some queries, weights in two parts, a copy of a tile, and its pairs in another order or its
+// gradient.
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
   return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
 }
 
-// Keys first_key .. first_key + n that are not negatives of queries row .. row + lanes get the logit -inf.
+// Sets the logit -inf for keys first_key .. first_key + n that are not negatives of queries row .. row + lanes.
 template <class Pass, class T>
 MASKCO_INLINE void exclude(const Pass& pass, T* logits, int64_t stride, int64_t first_key, int64_t n, int64_t row,
                            int64_t lanes) {
@@ -97,7 +102,7 @@ MASKCO_INLINE void exclude(const Pass& pass, T* logits, int64_t stride, int64_t 
       logits[(i - first_key) * stride + i - row] = none;
 }
 
-// Turns logits[n, panel] into weights 2^(s - max) in place; shrink[panel] are the factors for earlier sums.
+// Turns logits[n, panel] into weights 2^(s - max) in place. shrink[panel] gets the factors for earlier sums.
 template <class Tile, class T>
 MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shrink) {
   using Lane = typename Tile::Lane;
@@ -123,7 +128,7 @@ MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shri
     Lane::exp2(factor);
     Lane::at(shrink + v * Lane::kCount) = factor;
     Lane::at(old) = max[v];
-    // Inf - Inf would be NaN: keys without a logit, or with an infinite one
+    // Inf - Inf would be NaN, for keys without a logit or with an infinite one.
     shift[v] = ((max[v] == infinity) | (max[v] == -infinity)) ? Vector{} : max[v];
     sum[v] = Lane::at(states.sum + v * Lane::kCount) * factor;
     for (int l = 0; l < Lane::kCount; l++) states.rank[v * Lane::kCount + l] -= larger[v][l];

@@ -1,4 +1,4 @@
-// The second product of the streaming pass: sums of the keys, weighted, for every query.
+// The second product of the streaming pass: weighted sums of the keys for every query.
 #pragma once
 #include <algorithm>
 
@@ -6,24 +6,24 @@
 
 namespace maskco {
 
-// For register tiles whose first factor may lie in any direction. Others: weighted_sums_amx.h.
+// For register tiles whose first factor may have any strides. weighted_sums_amx.h has the others.
 template <class Tile, bool kStrided = Tile::kStrided>
 class WeightedSums {
  public:
   using T = typename Tile::T;
   using Operand = typename Tile::Operand;
 
-  // `width`: the C channels, rounded up to a panel; a buffer of [kKeyTile, width].
+  // `width` is C rounded up to a panel. `buffer` is [kKeyTile, width].
   MASKCO_INLINE WeightedSums(int64_t c, int64_t width, Operand* buffer) : c_(c), width_(width), buffer_(buffer) {}
 
-  // A tile of n keys, as key_rows leaves them.
+  // Takes a tile of n keys from key_rows.
   MASKCO_INLINE void take_keys(const Operand* tile, int64_t tile_stride, int64_t n) {
     value_stride_ = tile_stride;
     n_ = n;
     values_ = value_rows<Tile>(tile, n, c_, width_, buffer_, value_stride_);
   }
 
-  // sums[panel, width] = sums · shrink + weights[n, panel]ᵀ keys; the weights are overwritten
+  // sums[panel, width] = sums · shrink + weights[n, panel]ᵀ keys. The weights are overwritten.
   MASKCO_INLINE void add(T* weights, const T* shrink, T* sums) {
     constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
     for (int64_t i = 0; i < kPanel; i++)
@@ -36,7 +36,7 @@ class WeightedSums {
                        (n_ + kDepth - 1) / kDepth, true);
   }
 
-  // Once all keys were added, with a workspace of [panel, width].
+  // Call once all keys were added, with a workspace of [panel, width].
   MASKCO_INLINE void finish(T*, T*) {}
 
  private:

@@ -1,8 +1,10 @@
-// The weights times the keys for register tiles whose first factor must lie along the depth, AMX's. The depth is the
-// keys, along which neither factor lies. Weights of a panel of queries are pairs of keys in rows already, which is how
-// the second factor is wanted; so the product is transposed, sums[C, queries] += keys[C, n] weights[n, queries], and
-// the keys of a tile are turned around once for all queries of a block, a small share of the work whatever C is. To
-// turn the weights instead would cost about as much for every C queries; and sums in panels are rescaled lane by lane.
+// The weights times the keys for AMX, whose first factor must lie along the depth. The depth is the keys, and neither
+// factor lies along it.
+//
+// The weights of a panel of queries are already rows with pairs of keys, as the second factor needs them. So the
+// product is transposed: sums[C, queries] += keys[C, n] weights[n, queries]. The keys of a tile are transposed once for
+// all queries of a block, which is a small part of the work for any C. Transposing the weights instead would cost about
+// as much for every C queries. Also, sums in panels are rescaled lane by lane.
 #pragma once
 #include <algorithm>
 
@@ -14,7 +16,7 @@ namespace maskco {
 
 using TileRow = Lanes<int32_t, 64>;
 
-// 16 rows of 16: each round interleaves the first rows with the last ones
+// Transposes 16 rows of 16. Each round interleaves the first rows with the last ones.
 MASKCO_INLINE void transpose(TileRow::Vector (&rows)[16]) {
   const TileRow::Mask first{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   const TileRow::Mask last{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -39,7 +41,7 @@ class WeightedSums<Tile, false> {
  public:
   MASKCO_INLINE WeightedSums(int64_t c, int64_t width, int32_t* buffer) : c_(c), width_(width), buffer_(buffer) {}
 
-  // (channels up to `width` are zeros, and so are keys up to a multiple of 32: then the tile is a copy)
+  // (Padding of channels up to `width`, and of keys up to a multiple of 32, is zeros. The tile is then a copy.)
   MASKCO_INLINE void take_keys(const int32_t* tile, int64_t row_stride, int64_t n) {
     typedef int16_t Halves __attribute__((vector_size(64), aligned(2), may_alias));
     const Halves low{0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
@@ -69,7 +71,7 @@ class WeightedSums<Tile, false> {
         }
   }
 
-  // sums[width, panel] instead; of weights in parts, as many rows behind them are overwritten, too
+  // sums are [width, panel] here. For weights in parts, as many rows after them are overwritten too.
   MASKCO_INLINE void add(float* weights, const float* shrink, float* sums) {
     bool smaller = false;
     for (int64_t l = 0; l < kPanel; l++) smaller |= shrink[l] != 1;
@@ -107,7 +109,7 @@ class WeightedSums<Tile, false> {
       Tile::multiply(buffer_ + x * kStride, kStride, 1, weights, kPanel, sums + x * kPanel, kPanel, depth, true);
   }
 
-  // weights [n, panel] -> [rest, nearest] of pairs of keys, [2 * pairs, panel]
+  // weights [n, panel] -> [rest, nearest] of pairs of keys, [2 * pairs, panel].
   MASKCO_INLINE void split_weights(const float* weights, int32_t* out) {
     const auto* bits = reinterpret_cast<const int32_t*>(weights);
     for (int64_t j = 0; j < pairs_; j++)
@@ -125,7 +127,7 @@ class WeightedSums<Tile, false> {
   }
 
   const int64_t c_, width_;
-  int32_t* const buffer_;  // [width, kStride]: pairs of keys in as many parts as theirs, [nearest, rest] without a gap
+  int32_t* const buffer_;  // [width, kStride]: pairs of keys, in parts [nearest, rest] without a gap
   int64_t n_ = 0, pairs_ = 0;
 };
 

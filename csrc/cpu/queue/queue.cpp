@@ -1,6 +1,6 @@
-// queue_push_ on the CPU: one pass over the keys that normalises, casts and writes them behind the newest rows.
+// queue_push_ on the CPU: one pass over the keys that normalises, casts and writes them after the newest rows.
 //
-// Rows are independent, and each queue row is written at most once (of B > K keys the last K are kept), so the result
+// Rows are independent, and each queue row is written at most once. If B > K, the last K keys are kept. So the result
 // does not depend on the number of threads.
 #include "common/queue.h"
 
@@ -26,7 +26,7 @@ using torch::headeronly::Half;
 
 constexpr int64_t kElementsPerTask = 1 << 14;  // less is not worth a thread
 
-// 1 / max(|key|, 1e-12), as in torch.nn.functional.normalize
+// 1 / max(|key|, 1e-12), as in torch.nn.functional.normalize.
 template <class Acc, class Key>
 MASKCO_INLINE Acc inverse_norm(const Key* key, int64_t channels, int64_t stride) {
   Acc sum = 0;

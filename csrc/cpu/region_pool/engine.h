@@ -1,6 +1,6 @@
 // Runs the kernels of region pooling over a batch: picks the instruction set, the layout and the tasks. A task is an
-// image, or a range of its channels where images are few; every sum runs within one task and in one order, so results
-// do not depend on the number of threads.
+// image, or a range of its channels if images are few. Every sum runs within one task and in one order, so results do
+// not depend on the number of threads.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -29,12 +29,12 @@ using torch::stable::Tensor;
 template <class S>
 struct RegionKernels {
   using T = typename Accumulator<S>::type;
-  int64_t strip;  // channels that are read and written at a time: rows of sums and of g have a multiple of it
+  int64_t strip;  // channels of a read or write; rows of sums and of g have a multiple of it
   int64_t stage;  // elements
-  // sums[r] += the weighted pixels of the blocks from first up to last
+  // sums[r] += the weighted pixels of blocks first .. last.
   void (*pool)(const WeightsView<T>& weights, const FeatureMap<const S>& x, int64_t first, int64_t last, T* sums,
                int64_t sums_stride);
-  // x[p] = the weighted sum of g[r]; by way of `stage`, if it is not null, past the caches
+  // x[p] = the weighted sum of g[r]. If `stage` is not null, results go through it and bypass the caches.
   void (*spread)(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x, S* stage);
 };
 
@@ -89,7 +89,7 @@ FeatureMap<S> feature_map(const Tensor& t) {  // [B, C, H, W], of the first imag
           {t.size(1), Axis::ONE_STRIDE, 0, t.stride(1)}};
 }
 
-// run(image, first channel, last channel), for every image even where it has no channels
+// Calls run(image, first channel, last channel) for every image, even if there are no channels.
 template <class F>
 void for_each_task(int64_t images, int64_t channels, int64_t work, const F& run) {
   if (images == 0) return;
@@ -104,7 +104,7 @@ void for_each_task(int64_t images, int64_t channels, int64_t work, const F& run)
     }
   };
   if (work < 32768)
-    range(0, tasks);  // not worth a second thread
+    range(0, tasks);  // too little work for a second thread
   else
     torch::stable::parallel_for(0, tasks, 1, range);
 }
@@ -121,15 +121,15 @@ FeatureMap<S> channel_range(FeatureMap<S> x, int64_t image_offset, int64_t first
   return x;
 }
 
-// Of sums and of gradients: whole strips, and a line more, since rows that lie a power of two apart share a few sets of
-// the cache.
+// The stride of rows of sums and gradients: whole strips plus a cache line. Rows that are a power of two apart would
+// share a few cache sets.
 template <class S>
 int64_t row_stride(int64_t channels) {
   return padded(channels, kernels<S>().strip) + 64 / sizeof(typename Accumulator<S>::type);
 }
 
-// For every image: weights by build(image, weights), sums over its pixels, finish(image, first, last, weights, sums,
-// stride) with sums[regions, stride] of the channels from first up to last.
+// For every image, build(image, weights) makes the weights. Then finish(image, first, last, weights, sums, stride) gets
+// the sums over its pixels: sums[regions, stride] of channels first .. last.
 template <class S, class Build, class Finish>
 void pool_regions(int64_t images, int64_t image_stride, const FeatureMap<const S>& x, int64_t work, const Build& build,
                   const Finish& finish) {
@@ -141,7 +141,7 @@ void pool_regions(int64_t images, int64_t image_stride, const FeatureMap<const S
     const int64_t stride = row_stride<S>(last - first), regions = weights.regions();
     Buffer<T> sums(padded(regions, 4) * stride), part;
     const auto channels = channel_range(x, image * image_stride, first, last);
-    // Sums of sums: the error of one long sum in float32 grows with its length.
+    // Sums of sums, since the error of one long sum in float32 grows with its length.
     const int64_t blocks = pixel_blocks(x.pixels.size), chunk = std::max<int64_t>(2048, 8 * regions) / PIXEL_BLOCK;
     for (int64_t b = 0; b < blocks; b += chunk) {
       if (b) part.assign(sums.size(), T(0));
@@ -153,15 +153,15 @@ void pool_regions(int64_t images, int64_t image_stride, const FeatureMap<const S
   });
 }
 
-// The gradient for the features: build(image, weights) as above; fill(image, first, last, g, stride) gives the regions'
-// gradients g[regions, stride]. x: [B, C, H, W], contiguous or channels_last; every element is written.
+// The gradient for the features. build(image, weights) is as above, and fill(image, first, last, g, stride) gives the
+// regions' gradients g[regions, stride]. x is [B, C, H, W], contiguous or channels_last, and every element is written.
 template <class S, class Build, class Fill>
 void spread_regions(const Tensor& x, int64_t work, const Build& build, const Fill& fill) {
   using T = typename Accumulator<S>::type;
   const FeatureMap<S> map = feature_map<S>(x);
   const int64_t pixels = map.pixels.size;
   if (pixels == 0) return;
-  constexpr int64_t CACHE = 8 << 20;  // a gradient of more bytes is gone from it before it is read
+  constexpr int64_t CACHE = 8 << 20;  // a larger gradient leaves the cache before it is read
   const bool stream = x.numel() * int64_t(sizeof(S)) > CACHE;
   for_each_task(x.size(0), x.size(1), work, [&](int64_t image, int64_t first, int64_t last) {
     Weights<T> weights(pixels, ListBy::Pixel);
@@ -175,8 +175,8 @@ void spread_regions(const Tensor& x, int64_t work, const Build& build, const Fil
   });
 }
 
-// The features' gradient, in their layout. Fresh memory of this size costs more in page faults, at 4 KiB each, than in
-// arithmetic; large pages take a quarter of that where the system grants them on request.
+// The features' gradient, in their layout. For fresh memory of this size, page faults of 4 KiB cost more time than the
+// arithmetic. Large pages take a quarter of that, if the system grants them on request.
 Tensor new_features(const Tensor& like, const std::vector<int64_t>& size, bool channels_last) {
   using torch::headeronly::MemoryFormat;
   Tensor t = torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,

@@ -1,25 +1,25 @@
-// The inner loops of region pooling, compiled once per instruction set: engine.h includes this file in a
-// namespace and under a target each, with VECTOR_BYTES set. So no include guard, and nothing here but what must be
-// compiled so.
+// The inner loops of region pooling, compiled once for each instruction set. engine.h includes this file several times,
+// each time in a namespace and for a target, with VECTOR_BYTES set. So it has no include guard, and only code that must
+// be compiled this way.
 //
-// Every loop sees features as rows, pixels by channels, in strips of STRIP channels that stay in registers. Maps whose
-// channels lie side by side are read in place; all others, and 16-bit types, pass through a small tile, which NCHW
-// enters and leaves by a transposition in registers.
+// Every loop works on features as rows, pixels by channels, in strips of STRIP channels that stay in registers. Maps
+// with contiguous channels are read in place. All others, and 16-bit types, pass through a small tile. NCHW is
+// transposed in registers on the way.
 
 #include "cpu/region_pool/vectors.h"
 
-constexpr int ROWS = 4, VECTORS = VECTOR_BYTES == 64 ? 4 : 3;  // of sums that a product keeps in registers
+constexpr int ROWS = 4, VECTORS = VECTOR_BYTES == 64 ? 4 : 3;  // sums that a product keeps in registers
 template <class T>
 constexpr int64_t STRIP = VECTORS * LANES<T>;
 
 struct Tile {
-  int64_t block, pixel, pixels, channel, channels;  // each but the block: first and number
+  int64_t block, pixel, pixels, channel, channels;  // first and number of pixels, first and number of channels
 };
 
 // ---- sums over pixels ----
 
-// The features of a tile as rows, at most STRIP wide: in place, or in `buffer` (where anything may stand behind the
-// last channel).
+// The features of a tile as rows, at most STRIP wide: in place, or in `buffer`. Values after the last channel of
+// `buffer` are undefined.
 template <class S, class T>
 MASKCO_REGION_INLINE const T* read_rows(const FeatureMap<const S>& x, const Tile& t, bool in_place, T* buffer,
                                         int64_t& stride) {
@@ -36,7 +36,7 @@ MASKCO_REGION_INLINE const T* read_rows(const FeatureMap<const S>& x, const Tile
     const int64_t rest = width - c < L ? width - c : L;
     if (x.pixels_side_by_side() && rest == L && count >= L) {
       for (int64_t q = 0; q < count; q += L) {
-        const int64_t from = q + L <= count ? q : count - L;  // the last pixels once more rather than one by one
+        const int64_t from = q + L <= count ? q : count - L;  // the last pixels again, rather than one by one
         Vector<T> rows[L];
         for (int64_t l = 0; l < L; l++) load(x.data + (j + c + l) * x.channels.stride + p + from, rows[l]);
         transpose<T>(rows);
@@ -79,7 +79,7 @@ MASKCO_REGION_INLINE void pool_rows(const WeightsView<T>& weights, const Tile& t
                                     T* sums, int64_t sums_stride) {
   constexpr int64_t L = LANES<T>;
   if (weights.matrix) {
-    for (int64_t r = 0; r < weights.regions; r += ROWS) {  // (both have rows to spare)
+    for (int64_t r = 0; r < weights.regions; r += ROWS) {  // (both have spare rows)
       Vector<T> sum[ROWS][VECTORS];
       for (int i = 0; i < ROWS; i++)
         for (int v = 0; v < VECTORS; v++) load(sums + (r + i) * sums_stride + v * L, sum[i][v]);
@@ -106,7 +106,8 @@ MASKCO_REGION_INLINE void pool_rows(const WeightsView<T>& weights, const Tile& t
   }
 }
 
-// Into the second-level cache. A tile has dozens of rows, more streams than the hardware follows.
+// Prefetches a tile into the second-level cache. It has dozens of rows, more streams than the hardware prefetcher
+// follows.
 template <class S>
 MASKCO_REGION_INLINE void prefetch(const FeatureMap<const S>& x, const Tile& t) {
   constexpr int64_t LINE = 64 / int64_t(sizeof(S));
@@ -126,7 +127,7 @@ static void pool(const WeightsView<T>& weights, const FeatureMap<const S>& x, in
   const int64_t strips = (columns + STRIP<T> - 1) / STRIP<T>, tiles = blocks * strips;
   if (tiles == 0) return;
   const bool across = x.channels_side_by_side();
-  // Rows that lie a power of two apart share a few sets of the cache, and lists read some of them many times.
+  // Rows that are a power of two apart share a few cache sets, and lists read some of them many times.
   const bool in_place = across && (weights.matrix || x.pixels.stride * sizeof(T) % 2048 != 0);
   const auto at = [&](int64_t i) __attribute__((always_inline)) {
     const int64_t b = first + (across ? i / strips : i % blocks), p = b * PIXEL_BLOCK;
@@ -152,7 +153,7 @@ static void pool(const WeightsView<T>& weights, const FeatureMap<const S>& x, in
 
 // ---- the way back ----
 
-// Rows of results: written where they belong, or made in `stage` and streamed there.
+// Rows of results: written in place, or made in `stage` and streamed to their place.
 template <class S>
 struct Output {
   static constexpr int64_t ROWS = 64, COLUMNS = 256;
@@ -175,7 +176,7 @@ MASKCO_REGION_INLINE void write_transposed(const T* rows, int64_t pixels, int64_
   for (int64_t c = 0; c < channels; c += L) {
     if (channels - c >= L && pixels >= L) {
       for (int64_t q = 0; q < pixels; q += L) {
-        const int64_t from = std::min(q, pixels - L);  // the last pixels once more rather than one by one
+        const int64_t from = std::min(q, pixels - L);  // the last pixels again, rather than one by one
         Vector<T> block[L];
         for (int64_t l = 0; l < L; l++) load(rows + (from + l) * STRIP<T> + c, block[l]);
         transpose<T>(block);
@@ -188,7 +189,7 @@ MASKCO_REGION_INLINE void write_transposed(const T* rows, int64_t pixels, int64_
   }
 }
 
-// out[i] = Σ_k a[k, i] b[k], rows of `columns`; b may be read a vector further
+// out[i] = Σ_k a[k, i] b[k], rows of `columns`. Up to a vector past the end of b may be read.
 template <int I, class S, class T>
 MASKCO_REGION_INLINE void product_rows(const T* a, int64_t a_depth, const T* b, int64_t b_depth, int64_t depth, S* out,
                                        int64_t out_row, int64_t columns) {
@@ -221,7 +222,7 @@ MASKCO_REGION_INLINE void product(const T* a, int64_t a_depth, const T* b, int64
   }
 }
 
-// Each pixel gathers from the regions that it belongs to.
+// Each pixel sums over the regions that it belongs to.
 template <class T>
 MASKCO_REGION_INLINE void gather(const WeightsView<T>& weights, int64_t pixel, const T* g, int64_t g_stride,
                                  Vector<T> (&sum)[VECTORS]) {
@@ -272,7 +273,7 @@ MASKCO_REGION_INLINE void gather_columns(const WeightsView<T>& weights, const T*
     }
 }
 
-// x[p] = Σ_r weight[r, p] g[r]; x is contiguous or channels_last. `stage`: see Output.
+// x[p] = Σ_r weight[r, p] g[r]. x is contiguous or channels_last. For `stage` see Output.
 template <class S, class T>
 static void spread(const WeightsView<T>& weights, const T* g, int64_t g_stride, const FeatureMap<S>& x, S* stage) {
   const int64_t pixels = x.pixels.size, columns = x.channels.size;

@@ -1,5 +1,5 @@
-// box_pool and masked_pool on the CPU. Both are sums over features with the weights of each image's regions: here those
-// are made from boxes, masks and label maps (weights.h), and engine.h does the sums.
+// box_pool and masked_pool on the CPU. Both are weighted sums over features, with weights for each image's regions.
+// This file makes the weights from boxes, masks and label maps (weights.h). engine.h computes the sums.
 #include "common/region_pool.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor> masked_pool_fwd(const Tensor& features, const Tensor&
   return {output, area};
 }
 
-// grad_output [B, R, C], divided by the areas for a mean; none for an empty region
+// grad_output [B, R, C], divided by the areas for a mean. An empty region has none.
 template <class S, class T>
 struct RegionGradient {
   const S* data;
@@ -247,8 +247,8 @@ Tensor masked_pool_bwd(const Tensor& grad_output, const Tensor& masks, const Ten
   return grad_features;
 }
 
-// grad_masks[b, r, p] = Σ_c g[b, r, c] (features[b, c, p] - output[b, r, c]), g = grad_output / area for a mean;
-// without the output for a sum. It is the forward pass with channels and pixels in each other's place.
+// grad_masks[b, r, p] = Σ_c g[b, r, c] (features[b, c, p] - output[b, r, c]), with g = grad_output / area for a mean. A
+// sum has g = grad_output and no output term. This is the forward pass with channels and pixels swapped.
 Tensor masked_pool_bwd_masks(const Tensor& grad_output, const Tensor& features, const Tensor& output,
                              const Tensor& area, bool mean) {
   check_masked_pool_bwd_masks(grad_output, features, output, area);

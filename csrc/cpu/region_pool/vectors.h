@@ -1,5 +1,5 @@
-// What kernels.h needs of vectors: loads and stores that convert, a transposition in registers, and stores past
-// the caches. Included by it once per instruction set, so without an include guard.
+// Vector functions for kernels.h: loads and stores that convert, a transposition in registers, and stores that bypass
+// the caches. It includes this file once for each instruction set, so there is no include guard.
 
 template <class T>
 struct VectorOf {
@@ -29,7 +29,8 @@ MASKCO_REGION_INLINE void load(const Half* p, Vector<float>& v) {
   load_bits(p, half);
   const Vector<uint32_t> sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
   const Vector<uint32_t> exponent = magnitude & 0x0f800000u;
-  // normal: the exponent gets the wider bias (Inf and NaN the largest one); subnormal: by a subtraction of floats
+  // Normal numbers: the exponent gets the wider bias, Inf and NaN the largest one. Subnormal ones: by a subtraction of
+  // floats.
   const Vector<uint32_t> special = (Vector<uint32_t>)(exponent == 0x0f800000u) & (112u << 23);
   const Vector<uint32_t> normal = magnitude + (112u << 23) + special;
   const Vector<uint32_t> one = magnitude + (113u << 23);
@@ -55,7 +56,7 @@ MASKCO_REGION_INLINE void store(const Vector<T>& v, S* p, int64_t count = LANES<
   }
 }
 
-// The even (ODD 0) or odd units of UNIT lanes of a, then of b, within each group of GROUP lanes.
+// The even (ODD 0) or odd units of UNIT lanes of a, then of b, in each group of GROUP lanes.
 template <int GROUP, int UNIT, int ODD>
 constexpr int unit_lane(int lane, int lanes) {
   const int unit = lane % GROUP / UNIT, half = GROUP / UNIT / 2;
@@ -64,7 +65,7 @@ constexpr int unit_lane(int lane, int lanes) {
 template <int GROUP, int UNIT, int ODD, class T, size_t... I>
 MASKCO_REGION_INLINE void take_units(const Vector<T>& a, const Vector<T>& b, Vector<T>& out,
                                      std::index_sequence<I...>) {
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // that GCC has only its own older builtin
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // such GCC has only its own older builtin
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef Index Indices __attribute__((vector_size(sizeof(Vector<T>))));
   out = __builtin_shuffle(a, b, Indices{Index(unit_lane<GROUP, UNIT, ODD>(I, LANES<T>))...});
@@ -72,7 +73,7 @@ MASKCO_REGION_INLINE void take_units(const Vector<T>& a, const Vector<T>& b, Vec
   out = __builtin_shufflevector(a, b, unit_lane<GROUP, UNIT, ODD>(I, LANES<T>)...);
 #endif
 }
-// A transposition of N by N units in each group, of N rows that lie STEP apart.
+// Transposes N by N units in each group, for N rows that are STEP apart.
 template <int GROUP, int UNIT, int STEP, class T>
 MASKCO_REGION_INLINE void transpose_units(Vector<T>* rows) {
   constexpr int N = GROUP / UNIT;
@@ -94,7 +95,7 @@ MASKCO_REGION_INLINE void transpose(Vector<T> (&rows)[LANES<T>]) {
     for (int i = 0; i < E; i++) transpose_units<L, E, E, T>(rows + i);
 }
 
-// Copies to memory that nobody reads soon. Ordinary stores fetch each line first, only to overwrite it.
+// Copies to memory that is not read soon. Ordinary stores would fetch each line first, only to overwrite it.
 template <class S>
 MASKCO_REGION_INLINE void stream(const S* from, int64_t count, S* to) {
   const char* source = reinterpret_cast<const char*>(from);
@@ -117,7 +118,7 @@ MASKCO_REGION_INLINE void stream(const S* from, int64_t count, S* to) {
 #endif
   copy(end - target);
 }
-MASKCO_REGION_INLINE void end_streams() {  // before another thread is told that the data is there
+MASKCO_REGION_INLINE void end_streams() {  // call before another thread may read the data
 #if defined(__x86_64__)
   __builtin_ia32_sfence();
 #endif

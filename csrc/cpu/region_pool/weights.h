@@ -1,7 +1,7 @@
 // The weights of one image's regions, made from boxes, masks or label maps, and the features that they weigh.
 //
-// Soft masks weigh every pixel: a matrix. Boxes, bool masks and label maps choose pixels, so there each pixel lists the
-// regions that it belongs to, and NaN in the features (or Inf in a gradient) stays with those.
+// Soft masks weigh every pixel, so their weights are a matrix. Boxes, bool masks and label maps choose pixels. There
+// each pixel lists its regions, so NaN in the features (or Inf in a gradient) reaches only those regions.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -42,36 +42,36 @@ struct FeatureMap {
   bool pixels_side_by_side() const { return pixels.uniform() && channels.uniform() && pixels.stride == 1; }
 };
 
-// Sums run over blocks of so many pixels, of which the last is longer by what is too little for a block of its own.
+// Sums run over blocks of PIXEL_BLOCK pixels. The last block also takes a remainder shorter than SHORTEST_BLOCK.
 constexpr int64_t PIXEL_BLOCK = 32, SHORTEST_BLOCK = 16;
 inline int64_t pixel_blocks(int64_t pixels) {
   return pixels < PIXEL_BLOCK + SHORTEST_BLOCK ? 1 : (pixels - SHORTEST_BLOCK) / PIXEL_BLOCK + 1;
 }
 
-// How weights that choose pixels are listed: for sums over pixels by block of pixels, in runs of one region, whose sum
-// stays in registers; for the way back by pixel.
+// How weights that choose pixels are listed. Sums over pixels list by block of pixels, in runs of one region, whose sum
+// stays in registers. The backward pass lists by pixel.
 enum class ListBy { Block, Pixel };
 
 template <class T>
 struct WeightsView {
   struct Entry {
-    int32_t index;  // of the pixel, where listed by block; else of the region
+    int32_t index;  // of the pixel if listed by block, else of the region
     T weight;       // (8 bytes in float32: masks that overlap have many entries)
   };
   struct Run {
-    int64_t region, begin;  // of its entries; they end where the next run's begin
+    int64_t region, begin;  // of its entries, which end where the next run's begin
   };
   int64_t regions;
-  const T* matrix;       // [regions, pixels], or null; with zeros behind both: see Weights
+  const T* matrix;       // [regions, pixels] or null, padded with zeros: see Weights
   int64_t stride;        // of its rows
-  const int64_t* begin;  // [blocks + 1], into runs; or [pixels + 1], into entries
+  const int64_t* begin;  // [blocks + 1] into runs, or [pixels + 1] into entries
   const Run* runs;
   const Entry* entries;
 };
 
 inline int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// Memory that starts with a cache line: vectors that cross one are read and written in two goes.
+// Memory aligned to a cache line. Vectors that cross a line are read and written in two accesses.
 template <class T>
 struct LineAllocator {
   using value_type = T;
@@ -91,7 +91,7 @@ class Weights {
 
   Weights(int64_t pixels, ListBy order) : pixels_(pixels), order_(order) {}
 
-  // Rows [regions, row_stride()] to be filled; multiples of what the kernels take at a time.
+  // Rows [regions, row_stride()] to fill, padded to multiples of what kernels take at a time.
   T* make_matrix(int64_t regions) {
     regions_ = regions;
     matrix_.assign(padded(regions, 4) * row_stride() + 1, T(0));
@@ -99,8 +99,8 @@ class Weights {
   }
   int64_t row_stride() const { return padded(pixels_, 16); }
 
-  // for_each(visit) calls visit(pixel, region, weight) for all entries, twice; pixels of a region, and regions of a
-  // pixel, ascend.
+  // for_each(visit) calls visit(pixel, region, weight) for all entries, and runs twice. Pixels of a region, and regions
+  // of a pixel, are in ascending order.
   template <class F>
   void list(int64_t regions, const F& for_each) {
     regions_ = regions;
@@ -116,8 +116,8 @@ class Weights {
   }
   int64_t regions() const { return regions_; }
 
-  std::vector<T> totals() const {        // of each region; from a matrix or a list by block
-    std::vector<double> sums(regions_);  // in float32, counting stops at 2^24 pixels
+  std::vector<T> totals() const {        // of each region, from a matrix or a list by block
+    std::vector<double> sums(regions_);  // float32 cannot count beyond 2^24 pixels
     for (int64_t r = 0; r < regions_ && !matrix_.empty(); r++)
       for (int64_t p = 0; p < pixels_; p++) sums[r] += matrix_[r * row_stride() + p];
     for (size_t i = 0; i + 1 < runs_.size(); i++)
@@ -128,7 +128,7 @@ class Weights {
  private:
   template <class F>
   void list_by_pixel(const F& for_each) {
-    begin_.assign(pixels_ + 2, 0);  // one further: the next slot of each pixel becomes the end of its list
+    begin_.assign(pixels_ + 2, 0);  // one longer: each pixel's next slot becomes the end of its list
     for_each([&](int64_t pixel, int64_t, T) { begin_[pixel + 2]++; });
     for (int64_t p = 0; p < pixels_; p++) begin_[p + 2] += begin_[p + 1];
     entries_.resize(begin_[pixels_ + 1]);
@@ -138,7 +138,7 @@ class Weights {
   template <class F>
   void list_by_block(const F& for_each) {
     struct Block {
-      int64_t region = -1, runs = 0, entries = 0;  // the last one's; first the numbers, then the next slots
+      int64_t region = -1, runs = 0, entries = 0;  // the last region; counts, and later next slots
     };
     std::vector<Block> blocks(pixel_blocks(pixels_));
     const auto block_of = [last = int64_t(blocks.size()) - 1, &blocks](int64_t pixel) -> Block& {
@@ -175,7 +175,7 @@ class Weights {
   std::vector<Entry> entries_;
 };
 
-// The rows (or columns) that the sample points of a box touch, ascending, and their shares of the mean.
+// The rows (or columns) that the sample points of a box touch, in ascending order, and their shares of the mean.
 template <class T>
 class AxisWeights {
  public:
