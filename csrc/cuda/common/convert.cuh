@@ -1,4 +1,4 @@
-// Element types: the types that sums run in (float; double for double), conversions, and packs of up to 16 bytes.
+// Element types: the types of sums (double for double, else float), conversions, and packs of up to 16 bytes.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -23,7 +23,7 @@ inline constexpr bool is_half<__half> = true;
 template <>
 inline constexpr bool is_half<__nv_bfloat16> = true;
 
-// (the half types convert to and from float only; that rounds double twice, as torch does)
+// (the half types convert to and from float only, which rounds double twice, as torch does)
 template <typename To, typename From>
 __device__ __forceinline__ To convert(From x) {
   if constexpr (is_half<From> || is_half<To>) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ To convert(From x) {
   }
 }
 
-// What a thread reads or writes at once.
+// The elements that a thread reads or writes at once.
 template <typename S, int kCount>
 struct alignas(sizeof(S) * kCount) Pack {
   S value[kCount];

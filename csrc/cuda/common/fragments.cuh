@@ -1,11 +1,11 @@
-// What a warp's lanes hold of a tile that tensor cores make, and what is done with each element of it.
+// Fragments: the elements of a tensor-core tile that a warp's lanes hold, and loops over them.
 #pragma once
 #include "cuda/common/products.cuh"
 
 namespace maskco {
 
-// Blocks of 16 rows and of 8 columns; of each pair of blocks a lane holds four elements: two of row g, two of g + 8
-// (`half`), for lane = 4 g + t.
+// A tile has blocks of 16 rows and blocks of 8 columns. In each pair of blocks a lane holds four elements: two of row g
+// and two of row g + 8 (`half`), for lane = 4 g + t.
 template <typename Acc, int kRowBlocks_, int kColumnBlocks_>
 struct Fragments {
   static constexpr int kRowBlocks = kRowBlocks_, kColumnBlocks = kColumnBlocks_;
@@ -13,7 +13,7 @@ struct Fragments {
   using PerRow = Acc[kRowBlocks][2];
   using PerColumn = Acc[kColumnBlocks][2];
 
-  template <typename Body>  // body(block of rows, block of columns, i): element i of four, in row i / 2
+  template <typename Body>  // body(block of rows, block of columns, i) for element i of four, in row i / 2
   __device__ __forceinline__ static void for_each_logit(const Body& body) {
 #pragma unroll
     for (int j = 0; j < kColumnBlocks; j++)
@@ -37,8 +37,8 @@ struct Fragments {
       for (int i = 0; i < 2; i++) body(j, i);
   }
 
-  // A step of s += a · bᵀ. Of three terms the small ones go into `rest`: an infinite factor makes them NaN.
-  // `kSwapped`: rounded as with a and b in changed places.
+  // A step of s += a · bᵀ. With three terms, the small ones go into `rest`, since an infinite factor makes them NaN.
+  // With `kSwapped` it rounds as if a and b were swapped.
   template <typename Product, bool kSwapped = false>
   __device__ __forceinline__ static void add_product(Logits& s, Logits& rest, int block, int j,
                                                      const typename Product::template Operand<4>& a,
@@ -50,7 +50,7 @@ struct Fragments {
       Product::add(s[block][j], a, b);
     }
   }
-  // .. and its end: infinite where a factor is.
+  // The last step. The result is infinite where a factor is.
   template <typename Product>
   __device__ __forceinline__ static void add_rest(Logits& s, const Logits& rest) {
     if constexpr (Product::kTerms == 3)

@@ -1,5 +1,6 @@
-// All that differs between the CUDA build and the simulated one, where ops take CPU tensors and launches run compiled
-// PTX on the CPU: namespace, dispatch key, device addresses, stream. Host code uses only these for tensors' memory.
+// All differences between the CUDA build and the simulated build: namespace, dispatch key, device addresses, stream. In
+// the simulated build, ops take CPU tensors and launches run compiled PTX on the CPU. Host code accesses tensors'
+// memory only through these functions.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -23,13 +24,13 @@
 namespace maskco {
 
 #ifdef PTXSIM
-using ptxsim::device_ptr;  // const T: may be read only
+using ptxsim::device_ptr;  // with const T, kernels may only read
 inline bool on_device(const Tensor& t) { return t.is_cpu(); }
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 struct DeviceGuard {
   explicit DeviceGuard(const Tensor&) {}
 };
-// (ATen multiplies 16-bit types into float32 on CUDA alone)
+// (ATen multiplies 16-bit types into float32 on CUDA only)
 inline void wide_mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
   const ScalarType dtype = out.scalar_type();
   mm_out(out, torch::stable::to(a, dtype), torch::stable::to(b, dtype));
@@ -48,13 +49,13 @@ inline cudaStream_t current_stream(const Tensor& t) {
 struct DeviceGuard : torch::stable::accelerator::DeviceGuard {
   explicit DeviceGuard(const Tensor& t) : torch::stable::accelerator::DeviceGuard(t.get_device_index()) {}
 };
-// out = a[N, C] @ b[C, K], in the type that sums run in
+// out = a[N, C] @ b[C, K], in the dtype of sums
 inline void wide_mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
   if (out.scalar_type() == a.scalar_type()) return mm_out(out, a, b);
   std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out.scalar_type()), torch::stable::detail::from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);  // (the same tensor once more, owned by the caller)
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // (the same tensor again, owned by the caller)
 }
 #endif
 
@@ -65,7 +66,7 @@ inline void check_on_device(const Tensor& t, const Tensor& like, const char* nam
   STD_TORCH_CHECK(on_device(t) && t.get_device_index() == like.get_device_index(), name,
                   " must be on the same CUDA device as the first argument");
 }
-// of the current device (cheap: the driver keeps these)
+// An attribute of the current device. The call is cheap, since the driver keeps these.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device), "current device");

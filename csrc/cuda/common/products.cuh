@@ -1,5 +1,4 @@
-// The tensor-core products that kernels are made with: of 16-bit elements, and of float32 by one or three of
-// TF32.
+// The tensor-core products that kernels use: of 16-bit elements, and of float32 by one or three products of TF32.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -50,9 +49,9 @@ struct HalfProduct {  // k = 16
   }
 };
 
-// float32 factors become TF32, with 10 bits of mantissa. kTerms = 3 splits each into a TF32 and the rest, and leaves
-// out only the product of the two rests: nearly all of float32's 23 bits. An infinite factor's rest is NaN, and so are
-// the terms with it: where infinities matter, add the `high` term and the `rest` terms to sums of their own.
+// float32 factors become TF32, with 10 bits of mantissa. kTerms = 3 splits each factor into a TF32 and the rest. It
+// leaves out only the product of two rests, which keeps nearly all of float32's 23 bits. An infinite factor's rest is
+// NaN, and so are the terms with it. If infinities matter, add the `high` term and the `rest` terms to separate sums.
 template <int kTerms_>
 struct Tf32Product {  // k = 8
   using element = float;
@@ -67,7 +66,7 @@ struct Tf32Product {  // k = 8
     for (int i = 0; i < n; i++) {
       if constexpr (kTerms == 1) {
         made.high[i] = round_to_tf32(raw[i]);
-      } else {  // rounds as above in fewer instructions, where a NaN may get lost, but not in the rest
+      } else {  // rounds as above in fewer instructions; the TF32 may lose a NaN, but the rest keeps it
         made.high[i] = (raw[i] + 0x1000) & 0xffffe000;
         made.low[i] = __float_as_uint(__uint_as_float(raw[i]) - __uint_as_float(made.high[i])) & 0xffffe000;
       }
@@ -77,7 +76,7 @@ struct Tf32Product {  // k = 8
   __device__ __forceinline__ static void add_high(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
     multiply_add_tf32(sums, a.high, b.high);
   }
-  // `kSwapped`: rounded as add_rest(sums, b, a) without it
+  // With `kSwapped` it rounds as add_rest(sums, b, a) does without it.
   template <bool kSwapped = false>
   __device__ __forceinline__ static void add_rest(float (&sums)[4], const Operand<4>& a, const Operand<2>& b) {
     if constexpr (kSwapped) multiply_add_tf32(sums, a.high, b.low);

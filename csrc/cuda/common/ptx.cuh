@@ -1,10 +1,11 @@
-// PTX instructions of compute capability 8.0 as functions. No kernel's own ideas here.
+// PTX instructions of compute capability 8.0 as functions, without code of any one kernel.
 #pragma once
 #include <cstdint>
 
 namespace maskco {
 
-// threadIdx.x, read anew: what is computed from it isn't kept across a main loop where registers are scarce.
+// threadIdx.x, read again each time. The compiler then keeps no value computed from it across a main loop, where
+// registers are scarce.
 __device__ __forceinline__ int thread_index() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
@@ -40,7 +41,8 @@ __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   return x;
 }
 
-// kBytes from global to shared memory, both aligned to it. 16 bytes go past the first-level cache.
+// Copies kBytes from global to shared memory. Both addresses are aligned to kBytes. 16 bytes bypass the first-level
+// cache.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
   if constexpr (kBytes == 16) {
@@ -49,7 +51,7 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
   }
 }
-// Where not `inside`, zeros, and nothing is read.
+// The same, but writes zeros and reads nothing unless `inside`.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool inside) {
   const int size = inside ? kBytes : 0;
@@ -61,7 +63,7 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool i
   }
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// until at most kPending of the groups committed last are under way
+// Waits until at most kPending of the last committed groups are in flight.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -69,11 +71,12 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // ---- matrices ----
 //
-// Layout of mma.sync m16n8k*, for lane = 4 g + t: of A [16, k] a lane holds rows g and g + 8, of B [k, 8] column g, and
-// of the sums [16, 8] rows g and g + 8, columns 2 t and 2 t + 1. A step along k is 32 bytes in every type: 16 elements
-// of 16 bits or 8 of 32. So ldmatrix, which moves 8 x 8 matrices of 16 bits, loads either kind alike.
+// Layout of mma.sync m16n8k*, for lane = 4 g + t. A lane holds rows g and g + 8 of A [16, k], and column g of B [k, 8].
+// It holds rows g and g + 8, columns 2 t and 2 t + 1 of the sums [16, 8]. A step along k is 32 bytes in every type: 16
+// elements of 16 bits, or 8 of 32 bits. So ldmatrix, which moves 8 x 8 matrices of 16 bits, loads both kinds in the
+// same way.
 
-// Four 8 x 8 matrices of 16 bits; lane i gives the address of row i % 8 of matrix i / 8.
+// Loads four 8 x 8 matrices of 16 bits. Lane i gives the address of row i % 8 of matrix i / 8.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])

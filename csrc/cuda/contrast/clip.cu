@@ -19,7 +19,7 @@ SoftmaxPairs<Acc> pairs_of(const ClipCall& call, const Acc* own_logit) {
   return pairs;
 }
 
-// [2, size], or nothing where not wanted
+// [2, size], or empty if not needed
 template <class Acc>
 Acc* sums_ptr(const Tensor& t) {
   return t.numel() > 0 ? device_ptr<Acc>(t) : nullptr;

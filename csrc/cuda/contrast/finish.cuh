@@ -1,28 +1,28 @@
-// The small steps around the sweeps over all pairs: own logits, parts merged into losses, what weights are made of,
-// totals, and gradients on their way out. In a fixed order.
+// The small steps around the sweeps over all pairs, each in a fixed order. They compute own logits, merge parts into
+// losses, prepare weights, add up totals, and convert gradients.
 #pragma once
 #include "cuda/contrast/softmax.cuh"
 
 namespace maskco {
 
 constexpr int kLineThreads = 256;
-constexpr int kTotalThreads = 1024;  // of kernels of one block
+constexpr int kTotalThreads = 1024;  // for kernels of one block
 
 __device__ __forceinline__ int64_t line_index() { return int64_t(blockIdx.x) * kLineThreads + threadIdx.x; }
 
-// All lanes' values, reduced, in each of them.
+// Reduces a value over the warp's lanes. All lanes get the result.
 template <typename T, typename Op>
 __device__ __forceinline__ T warp_reduce(T value, const Op& op) {
   for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(0xffffffff, value, offset));
   return value;
 }
 
-// Each query's logit with its own key, natural. A warp a line.
+// Each query's logit with its own key, in natural units. One warp for each line.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kLineThreads)
     contrast_own_kernel(PairRows<T> query, PairRows<T> keys, int64_t own, DeviceScalar<Acc> scale,
                         Acc* of_query,              // [rows]: N, and zeros
-                        int64_t rows, Acc* of_key,  // [K], -inf where no query has the key for its own; or null
+                        int64_t rows, Acc* of_key,  // [K], -inf for keys that are no query's own; or null
                         int64_t lines) {
   const int64_t i = line_index() / 32;
   if (i >= lines) return;
@@ -41,15 +41,15 @@ __global__ void __launch_bounds__(kLineThreads)
   if (i < keys.count && (i < own || i >= own + query.count)) of_key[i] = -Acc(INFINITY);
 }
 
-// One line's sums over all parts.
+// One line's sums, merged over all parts.
 template <typename Acc>
 struct LineSums {
   Acc max, sum, total, count;
   int64_t rank;
 };
 
-// By a warp together: a line of few queries and many keys has thousands of parts. `start`: a logit that counts for the
-// maximum and not in the sum.
+// A whole warp merges a line, since with few queries and many keys a line has thousands of parts. `start` is a logit
+// that counts for the maximum but not for the sum.
 template <typename Acc>
 __device__ __forceinline__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int parts, int64_t line, Acc start) {
   LineSums<Acc> all{start, 0, 0, 0, 0};
@@ -75,11 +75,12 @@ __device__ __forceinline__ LineSums<Acc> merge(const PartialSums<Acc>& sums, int
   return all;
 }
 
-// Log of the sum of all less the own logit, natural, and the sum, times 2^-max. `sum` is that of all but the own one:
-// so a loss near 0 keeps its precision. Decoupled, the own one is not in it at all; of no negatives the loss is 0 then.
+// The loss, which is the natural logsumexp of all logits less the own logit, and their sum times 2^-max. `sum` leaves
+// out the own logit, so that a loss near 0 keeps its precision. If decoupled, no sum contains the own logit, and the
+// loss without negatives is 0.
 template <typename Acc>
 __device__ __forceinline__ Acc cross_entropy(Acc own, Acc max, Acc sum, bool decoupled, Acc* total) {
-  const Acc behind = (max - own) * Acc(kLn2);  // NaN, and so the loss, with an infinite own logit
+  const Acc behind = (max - own) * Acc(kLn2);  // NaN for an infinite own logit, and so is the loss
   if (decoupled) {
     *total = sum;
     return sum == 0 ? Acc(0) : behind + log(sum);
@@ -88,7 +89,7 @@ __device__ __forceinline__ Acc cross_entropy(Acc own, Acc max, Acc sum, bool dec
   return behind + (behind == 0 ? log1p(sum) : log(*total));
 }
 
-// What a weight is made of: weights of lines whose largest logit is infinite are NaN.
+// The factors of a weight. Lines whose largest logit is infinite get NaN.
 template <typename Acc>
 __device__ __forceinline__ Acc weight_of(Acc upstream, Acc max, Acc total) {
   if (max == Acc(INFINITY)) return Acc(NAN);
@@ -97,14 +98,14 @@ __device__ __forceinline__ Acc weight_of(Acc upstream, Acc max, Acc total) {
 
 // ---- clip_loss ----
 
-// One side as the op gives it, and takes it back.
+// One side's results, as the op returns them and as the backward pass gets them.
 template <typename Acc>
 struct ClipSide {
-  Acc* sums;             // [2, size]: largest logits, and sums of 2^(s - it) of all but own pairs
-  int64_t* rank;         // [size]; null on the way back
-  Acc* totals;           // [2, size]: sums and numbers of logits; null without smoothing
+  Acc* sums;             // [2, size]: largest logits, and sums of 2^(s - largest) over all but own pairs
+  int64_t* rank;         // [size]; null in the backward pass
+  Acc* totals;           // [2, size]: sums and numbers of logits, or null without smoothing
   const Acc* own_logit;  // [size], natural
-  int64_t size;          // N rounded up, or K; 0 where the side is not asked for
+  int64_t size;          // N rounded up, or K; 0 if the side is not needed
 
   __device__ LineSums<Acc> line(int64_t i) const {
     const Acc total = totals != nullptr ? totals[i] : 0, count = totals != nullptr ? totals[size + i] : 0;
@@ -120,8 +121,8 @@ struct ClipSide {
   }
 };
 
-// A warp for row i and column i. `both`: column i's queries are all here, and its own one is query i. (Three blocks
-// an SM: left alone, ptxas for 12.0 spills for the sake of a fourth.)
+// One warp for row i and column i. With `both`, all queries of column i are here, and its own query is i. (Three blocks
+// for each SM: without this limit, ptxas for 12.0 spills to fit a fourth.)
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads, 3)
     clip_finish_kernel(PartialSums<Acc> row_parts, int num_row_parts, PartialSums<Acc> column_parts,
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kLineThreads, 3)
                        Acc* loss,     // [N]
                        Acc* parts) {  // [2, N]: cross-entropies
   const int64_t i = line_index() / 32;
-  const bool first = threadIdx.x % 32 == 0;  // of the lanes, which all have the same
+  const bool first = threadIdx.x % 32 == 0;  // one lane writes, since all lanes have the same values
   const auto finish = [&](const PartialSums<Acc>& from, int num_parts, const ClipSide<Acc>& side, Acc* part) {
     if (i >= from.size) {  // padding
       if (first) side.store(i, {0, 0, 0, 0, 0});
@@ -154,14 +155,14 @@ __global__ void __launch_bounds__(kLineThreads, 3)
   loss[i] = both ? (of_row + of_column) / 2 : of_row;
 }
 
-// [N] or [K]; written for the sweep that weighs.
+// One side's factors, [N] or [K], for the sweep that weighs.
 template <typename Acc>
 struct NewWeights {
-  Acc *shift, *weight, *share;  // the last is null without shares
+  Acc *shift, *weight, *share;  // `share` is null without shares
 };
 
-// A thread for row i and column i. An own pair's weight: its share of the sum less 1, which is e^-loss - 1 without a
-// rounding of 1; and smoothing.
+// One thread for row i and column i. An own pair's weight is its softmax less 1, which is e^-loss - 1 without
+// cancellation, plus smoothing.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads)
     clip_weights_kernel(ClipSide<Acc> rows, ClipSide<Acc> columns, int64_t n, int64_t own, bool decoupled,
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kLineThreads)
 
 // ---- supcon_loss ----
 
-// A warp a row.
+// One warp for each row.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads) supcon_finish_kernel(PartialSums<Acc> parts, int num_parts,
                                                                      Acc* sums,     // [2, rows]
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(kLineThreads) supcon_weights_kernel(const Acc*
 
 // ---- all ----
 
-// Each row's parts [P, N] -> [N]. A warp a row.
+// Adds up each row's parts: [P, N] -> [N]. One warp for each row.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads) contrast_rows_kernel(const Acc* parts,  // [P, N]
                                                                      int num_parts,
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(kLineThreads) contrast_rows_kernel(const Acc* 
   if (threadIdx.x % 32 == 0) out[i] = sum;
 }
 
-// factor · unit · scale^power times the sum of all values. One block.
+// The sum of all values times factor · unit · scale^power. Runs as one block.
 template <typename Value, typename Acc>
 __global__ void __launch_bounds__(kTotalThreads)
     contrast_total_kernel(const Value* values,  // [count]
@@ -274,8 +275,8 @@ __global__ void __launch_bounds__(kTotalThreads)
   *out = static_cast<Acc>(total);
 }
 
-// What weights in float16 are in units of, so that the largest of them are near its largest number: |scale| times the
-// largest upstream gradient, times 2^-14. One block.
+// The unit of float16 weights: |scale| times the largest upstream gradient, times 2^-14. The largest weights are then
+// near float16's largest number. Runs as one block.
 template <typename Acc>
 __global__ void __launch_bounds__(kTotalThreads)
     contrast_unit_kernel(Upstream<Acc> rows, int64_t num_rows, Upstream<Acc> columns, int64_t num_columns,
@@ -294,7 +295,7 @@ __global__ void __launch_bounds__(kTotalThreads)
   *unit = most == 0 ? Acc(1) : most;
 }
 
-// Sums on their way into a gradient: to (+)= from · unit.
+// Converts sums to a gradient: to (+)= from · unit.
 template <typename To, typename Acc>
 __global__ void __launch_bounds__(kLineThreads) contrast_convert_kernel(const Acc* from,  // [count]
                                                                         const Acc* unit,  // one element, or null: 1

@@ -1,4 +1,4 @@
-// The sigmoid loss of all pairs on CUDA: nothing is normalised, so one sweep gives losses and weights.
+// The sigmoid loss of all pairs on CUDA. Nothing is normalised, so one sweep gives losses and weights.
 #include "common/library.h"
 #include "cuda/contrast/sigmoid.cuh"
 #include "cuda/contrast/sweep.h"
@@ -6,7 +6,7 @@
 namespace maskco {
 namespace {
 
-// losses [N], or [0] unless wanted, and the gradients of what they add up to with `upstream`
+// The losses [N], or [0] if not needed, and the gradients of their sum weighted by `upstream`.
 template <class Tile>
 SigLipSum compute(const SigLipCall& call, const Upstream<typename Tile::Acc>& upstream, bool want_losses, Needed need,
                   ScalarType dtype) {
@@ -45,7 +45,7 @@ SigLipSum compute(const SigLipCall& call, const Upstream<typename Tile::Acc>& up
   });
   const Tensor grad_scale = new_tensor<Acc>(query, {need.scale ? 1 : 0});
   const Tensor grad_bias = new_tensor<Acc>(query, {need.bias ? 1 : 0});
-  const bool inverse = call.scale.number < 0;  // (logits are in units of log 2, and weights times the scale)
+  const bool inverse = call.scale.number < 0;  // (logits are in units of log 2, and weights contain the scale)
   if (need.scale) total_of<double, Acc>(along, inverse ? -kLn2 : kLn2, inverse ? 0 : -2, call.scale, unit, grad_scale);
   if (need.bias) total_of<double, Acc>(sums, 1, -1, call.scale, unit, grad_bias);
   return {losses, features.query, features.keys, grad_scale, grad_bias};

@@ -1,5 +1,4 @@
-// The loss that asks of each pair by itself whether it belongs together (SigLIP): nothing is normalised, so one sweep
-// gives losses and weights.
+// The loss that classifies each pair separately (SigLIP). Nothing is normalised, so one sweep gives losses and weights.
 #pragma once
 #include "cuda/contrast/tile.cuh"
 
@@ -18,8 +17,8 @@ struct SigmoidShared {
   typename Tile::Acc parts[Tile::kWarpsAcross][Tile::kRows];
 };
 
-// Losses log(1 + e^-z) of pairs that belong together, log(1 + e^z) of all others; weights upstream · scale · d loss / d
-// z / unit.
+// Pairs that belong together have the loss log(1 + e^-z), all others log(1 + e^z). Weights are upstream · scale · d
+// loss / d z / unit.
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     contrast_sigmoid_kernel(PairRows<typename Tile::T> query, PairRows<typename Tile::T> keys,
@@ -28,8 +27,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
                             const typename Tile::Acc* unit,            // one element, or null: 1
                             typename Tile::Acc* losses, int64_t rows,  // [P, rows], or null; P = gridDim.y
                             typename Tile::T* weights, int64_t width,  // [N, width], or null
-                            double* along,                             // [blocks]: of weight · logit, or null
-                            double* total) {                           // [blocks]: of weights, or null
+                            double* along,                             // [blocks]: sums of weight · logit, or null
+                            double* total) {                           // [blocks]: sums of weights, or null
   using Acc = typename Tile::Acc;
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<SigmoidShared<Tile>*>(memory);

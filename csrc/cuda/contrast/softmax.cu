@@ -1,4 +1,4 @@
-// The sweeps of the losses whose logits are normalised: launches, and the only place where their kernels are compiled.
+// Launches the sweeps of losses with normalised logits. Their kernels are compiled in this file only.
 #include "cuda/contrast/softmax.h"
 
 namespace maskco {
@@ -48,7 +48,7 @@ Gradients weigh_pairs(const Tensor& query, const Tensor& keys, const ScaleArgume
   });
   const Tensor grad_scale = new_tensor<Acc>(query, {need.scale ? 1 : 0});
   if (need.scale) {
-    const double ln2 = half ? kLn2 / 2 : kLn2;  // (logits are in units of log 2, and weights times the scale)
+    const double ln2 = half ? kLn2 / 2 : kLn2;  // (logits are in units of log 2, and weights contain the scale)
     const bool inverse = scale.number < 0;
     total_of<double, Acc>(along, inverse ? -ln2 : ln2, inverse ? 0 : -2, scale, unit, grad_scale);
   }

@@ -1,12 +1,12 @@
-// Losses whose logits are normalised, over a query's keys (rows), a key's queries (columns), or both: one sweep for the
-// sums of both directions, one more for all weights. As in csrc/cpu/contrast/softmax.h, sums leave out own pairs, so
-// that a loss near 0 keeps its precision, and logits are in units of log 2.
+// Losses with normalised logits, over a query's keys (rows), a key's queries (columns), or both. One sweep computes the
+// sums of both directions, and a second one all weights. As in csrc/cpu/contrast/softmax.h, sums leave out own pairs,
+// so that a loss near 0 keeps its precision. Logits are in units of log 2.
 #pragma once
 #include "cuda/contrast/tile.cuh"
 
 namespace maskco {
 
-// Own logits come back from the backward pass in natural units: so every pass has the same number.
+// Own logits are stored in natural units, and converted here. So every pass uses the same number.
 template <typename Acc>
 __device__ __forceinline__ Acc in_base2(Acc natural) {
   return times(natural, static_cast<Acc>(kLog2E));
@@ -18,47 +18,47 @@ struct SoftmaxPairs {
   bool own_excluded;
   int64_t own;                         // key i + own is query i's own
   const int64_t *query_ids, *key_ids;  // [N], [K], or null
-  bool ids_exclude;                    // pairs of one id do not count, or else they are the positives
-  const int64_t* valid;                // one element: how many keys there are; or null
+  bool ids_exclude;                    // true: pairs of one id do not count; false: they are the positives
+  const int64_t* valid;                // one element, the number of keys; or null
   bool with_margin;                    // keys whose logit exceeds own logit + margin · scale do not count
   double margin;
-  const Acc* own_logit;  // [N], natural; null where nobody asks
+  const Acc* own_logit;  // [N], natural; null if not needed
 
   __device__ __forceinline__ int64_t keys(int64_t count) const {
     return valid == nullptr || *valid >= count ? count : *valid < 0 ? 0 : *valid;
   }
-  // whether the margin takes a key with this logit out, given the query's own; all times `scale`
+  // Whether the margin excludes a key with this logit, given the query's own logit. Both are times `scale`.
   __device__ __forceinline__ bool too_similar(Acc logit, Acc own, Acc scale) const {
     const Acc sign = scale < 0 ? -1 : 1;
     return with_margin && logit * sign > (own + static_cast<Acc>(margin) * scale) * sign;
   }
 };
 
-// One side's sums, in as many parts as blocks have shared it. [P, size] each.
+// One side's sums, [P, size] each: one part for each block that works on it.
 template <typename Acc>
 struct PartialSums {
   Acc *max, *sum;        // of the logits, and of 2^(s - max)
-  int* rank;             // logits larger than that of the own pair; null where nobody asks
-  Acc *total, *count;    // of logits that count, or of positives; null where nobody asks
+  int* rank;             // number of logits larger than the own pair's; null if not needed
+  Acc *total, *count;    // of logits that count, or of positives; null if not needed
   const Acc* own_logit;  // [size], natural, for the rank
   int64_t size;
 };
 
-// What one side's weights are made of, [size] each: weight · 2^(s - shift), less share, of pairs that count or are
-// positives.
+// One side's factors of weights, [size] each. A weight is weight · 2^(s - shift), less share for pairs that count or
+// for positives.
 template <typename Acc>
 struct SideWeights {
   const Acc *shift, *weight;
   const Acc* share;  // or null
 };
 
-// What is subtracted in the exponent: an infinite maximum makes sums infinite or 0, not NaN.
+// The number to subtract in the exponent. With an infinite maximum, sums then become infinite or 0, not NaN.
 template <typename Acc>
 __device__ __forceinline__ Acc shift_of(Acc max) {
   return isinf(max) ? Acc(0) : max;
 }
 
-// Logits of one tile, times the scale, on their way: the tile's place, and which of its pairs there are.
+// The place of a tile of logits (times the scale), and which of its pairs exist.
 template <typename Tile>
 struct SoftmaxTile {
   using Acc = typename Tile::Acc;
@@ -72,7 +72,7 @@ struct SoftmaxTile {
   __device__ __forceinline__ bool is_own(int block, int j, int i) const {
     return pairs.own_excluded && column(j, i) == row(block, i / 2) + pairs.own;
   }
-  // body(block, j, i, whether the pair has one id); an id is loaded once
+  // Calls body(block, j, i, whether the pair has one id). Each id is loaded once.
   template <typename Body>
   __device__ __forceinline__ void for_each_id(const Body& body) const {
     int64_t of_row[Tile::kRowBlocks][2];
@@ -88,7 +88,7 @@ struct SoftmaxTile {
     });
   }
   __device__ __forceinline__ bool has_labels() const { return pairs.key_ids != nullptr && !pairs.ids_exclude; }
-  // body(block, j, i) of logits that totals and shares are made of: all that count, or the positives
+  // Calls body(block, j, i) for logits that enter totals and shares: all that count, or the positives.
   template <typename Body>
   __device__ __forceinline__ void for_each_counting(const typename Tile::Logits& s, const Body& body) const {
     if (has_labels()) {
@@ -140,9 +140,9 @@ struct ReadShared {
   Acc row_shift[Tile::kRows], column_shift[Tile::kColumns];
 };
 
-// Rows (and columns, with `has_columns`) of all pairs: maxima, sums, ranks, totals. Block (x, y): a rectangle of tiles,
-// whose rows' sums are part y of all, and its columns' part x. What was summed before stands in global memory, which
-// nobody else touches, and a thread for each row and each column adds to it.
+// Maxima, sums, ranks and totals of all rows, and with `has_columns` of all columns. Block (x, y) sweeps a rectangle of
+// tiles. Its rows' sums are part y, and its columns' sums are part x. The block's earlier sums are in global memory
+// that no other block uses. One thread for each row and each column adds to them.
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     contrast_read_kernel(PairRows<typename Tile::T> query, PairRows<typename Tile::T> keys,
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     Tile::for_each_logit([&](int block, int j, int i) { s[block][j][i] = times(s[block][j][i], scale); });
     tile.exclude(s, scale);
 
-    // 1. each side's largest logits
+    // 1. Each side's largest logits.
     {
       typename Tile::PerRow top;
       Tile::for_each_row([&](int block, int half) { top[block][half] = none; });
@@ -176,10 +176,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     }
     __syncthreads();
 
-    // 2. with those of the tiles before
+    // 2. Merge them with those of earlier tiles.
     const bool of_row = threadIdx.x < Tile::kRows;
-    const int own_line = threadIdx.x - (of_row ? 0 : Tile::kRows);  // the row, or column, that is this thread's
-    const auto merge = [&](const auto& body) {  // body(the side, line of all, part, tile's first of it, parts, shift)
+    const int own_line = threadIdx.x - (of_row ? 0 : Tile::kRows);  // this thread's row or column
+    const auto merge = [&](const auto& body) {  // body(side, global line, part, is it the first tile, parts, shift)
       if (of_row) {
         body(row_sums, first_row + own_line, blockIdx.y,
              first_column == int64_t(blockIdx.y) * size.columns * Tile::kColumns, shared.row_parts, shared.row_shift);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     });
     __syncthreads();
 
-    // 3. the tile's sums
+    // 3. The tile's sums.
     {
       typename Tile::PerRow sum = {}, shift;
       Tile::for_each_row([&](int block, int half) { shift[block][half] = shared.row_shift[Tile::row(block, half)]; });
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     }
     __syncthreads();
 
-    // 4. with those of the tiles before
+    // 4. Merge them with those of earlier tiles.
     merge([&](const PartialSums<Acc>& side, int64_t line, unsigned part, bool first, const auto& parts, auto&) {
       if (line >= side.size) return;
       const int64_t entry = part * side.size + line;
@@ -270,15 +270,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   });
 }
 
-// Weights of all pairs of some queries with all keys, and the sum of weights times logits, of which the scale's
-// gradient is made.
+// Weights of all pairs of some queries with all keys, and the sum of weights times logits, for the scale's gradient.
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     contrast_weigh_kernel(PairRows<typename Tile::T> query, PairRows<typename Tile::T> keys,
                           SoftmaxPairs<typename Tile::Acc> pairs, DeviceScalar<typename Tile::Acc> natural_scale,
                           Rectangle size, SideWeights<typename Tile::Acc> rows,
-                          SideWeights<typename Tile::Acc> columns,   // of null where only rows are weighed
-                          const typename Tile::Acc* own_weight,      // [N]: of own pairs, or null
+                          SideWeights<typename Tile::Acc> columns,   // null pointers if only rows are weighed
+                          const typename Tile::Acc* own_weight,      // [N]: weights of own pairs, or null
                           typename Tile::T* weights, int64_t width,  // [N, width], or null
                           double* along) {                           // [blocks], or null
   using Acc = typename Tile::Acc;

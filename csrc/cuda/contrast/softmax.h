@@ -1,11 +1,11 @@
-// Host side of the losses whose logits are normalised. The sweeps themselves are compiled once, in softmax.cu.
+// Host side of the losses with normalised logits. The sweeps themselves are compiled once, in softmax.cu.
 #pragma once
 #include "cuda/contrast/softmax.cuh"
 #include "cuda/contrast/sweep.h"
 
 namespace maskco {
 
-// One side's partial sums, and the memory that they are in.
+// One side's partial sums, and their memory.
 template <class Acc>
 struct PartialBuffers {
   int64_t parts = 0, size = 0;
@@ -36,13 +36,13 @@ struct ReadSums {
   PartialBuffers<Acc> rows, columns;
 };
 
-// The sums of all rows, and with `columns` of all columns. Own logits: null where ranks are not asked for.
+// The sums of all rows, and with `columns` of all columns. Own logits are null if ranks are not needed.
 template <class Tile, class Acc>
 ReadSums<Acc> read_pairs(const Tensor& query, const Tensor& keys, const ScaleArgument& scale,
                          const SoftmaxPairs<Acc>& pairs, bool columns, const Acc* row_own, const Acc* column_own,
                          bool totals);
 
-// One side's weights, and the memory that they are in.
+// One side's weights, and their memory.
 template <class Acc>
 struct WeightBuffers {
   int64_t size;
@@ -62,8 +62,8 @@ struct WeightBuffers {
   }
 };
 
-// The gradients of features and scale. `columns`: of no size where only rows are weighed. `half`: each pair's weight
-// holds both directions, so that of the scale counts half.
+// The gradients of features and scale. `columns` has size 0 if only rows are weighed. With `half`, each pair's weight
+// holds both directions, so it counts half for the scale.
 template <class Tile, class Acc>
 Gradients weigh_pairs(const Tensor& query, const Tensor& keys, const ScaleArgument& scale,
                       const SoftmaxPairs<Acc>& pairs, const WeightBuffers<Acc>& rows, const WeightBuffers<Acc>& columns,

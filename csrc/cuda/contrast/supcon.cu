@@ -1,4 +1,4 @@
-// Supervised contrast on CUDA: each query against all keys but itself; those of its label are positives.
+// Supervised contrast on CUDA: each query against all keys but itself. Keys of its label are positives.
 #include "common/library.h"
 #include "cuda/contrast/softmax.h"
 
@@ -31,7 +31,7 @@ SupConForward forward(const SupConCall& call, int64_t kept) {
   return {loss, lse, positive_logit, positives, sums, no_logits<Acc>(query, call.keys.size(0), kept)};
 }
 
-// Where the keys are the queries, each pair's weight holds both directions, and one product gives the whole gradient.
+// If the keys are the queries, each pair's weight holds both directions, and one product gives the whole gradient.
 template <class Tile>
 Gradients backward(const SupConCall& call, const Tensor& positives, const Tensor& sums,
                    const Upstream<typename Tile::Acc>& upstream, Needed need, ScalarType dtype) {

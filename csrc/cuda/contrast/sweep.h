@@ -1,8 +1,8 @@
 // Host side of the sweeps over all pairs: which tile a dtype gets, how a sweep is cut into blocks, and gradients.
 //
-// Gradients are products of the weights with the features, and those are cuBLAS's: the weights of a slab of queries
-// stand in memory, in the features' dtype, and both gradients take from them. So there are as many products as in plain
-// torch, and for the forward sweep's logits one more.
+// cuBLAS computes the gradients, which are products of the weights with the features. The weights of a slab of queries
+// are in memory, in the features' dtype, and both gradients use them. So there are as many products as in plain torch,
+// and one more for the forward sweep's logits.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,15 +19,15 @@
 
 namespace maskco {
 
-// Warps of 64 x 32 logits keep 64 of them in registers, and load a fragment of each side for every four, or two,
-// products. (Three terms would spill so: they keep twice as many.)
+// A warp's 64 x 32 logits take 64 registers of each thread, and every fragment that it loads serves four products. The
+// three terms of Float32Tile take twice as many registers and would spill, so its fragments of rows serve two.
 using Float16Tile = LogitTile<HalfProduct<__half>, 2, 4, 4, 4, 1>;
 using BFloat16Tile = LogitTile<HalfProduct<__nv_bfloat16>, 2, 4, 4, 4, 1>;
 using Float32Tile = LogitTile<Tf32Product<3>, 2, 4, 2, 4, 1>;
 using Tf32Tile = LogitTile<Tf32Product<1>, 2, 4, 4, 4, 1>;
 using Float64Tile = LogitTile<DoubleProduct, 2, 4, 2, 2, 1>;
 
-// f(LogitTile) for the dtype
+// Calls f(LogitTile) for the dtype.
 template <class F>
 auto dispatch_tile(ScalarType dtype, bool allow_tf32, const F& f) {
   if (dtype == ScalarType::Half) return f(Float16Tile());
@@ -68,7 +68,7 @@ Upstream<Acc> upstream_of(const Tensor& rows) {
   return {0, device_ptr<const Acc>(rows)};
 }
 
-// Blocks of kLineThreads, a thread for each of `count`.
+// Number of blocks of kLineThreads threads, with one thread for each of `count`.
 inline unsigned line_blocks(int64_t count) {
   const int64_t blocks = ceil_div(count, kLineThreads);
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "contrast: ", count, " are more than a grid takes");
@@ -80,7 +80,7 @@ void launch_lines(int64_t count, const Tensor& like, void (*kernel)(Parameters..
   check_cuda(cudaGetLastError(), "contrast");
 }
 
-// Kept logits are the CPU's: here the second sweep computes them again.
+// Only the CPU keeps logits. Here the second sweep computes them again.
 inline void check_no_logits(int64_t kept) { STD_TORCH_CHECK(kept == 0, "kept must be 0 on CUDA, got ", kept); }
 template <class Acc>
 Tensor no_logits(const Tensor& like, int64_t k, int64_t kept) {
@@ -88,7 +88,7 @@ Tensor no_logits(const Tensor& like, int64_t k, int64_t kept) {
   return new_tensor<Acc>(like, {k, 0});
 }
 
-// How a sweep over so many queries and keys is cut.
+// How a sweep over queries and keys is cut into blocks.
 struct SweepCut {
   Rectangle size;
   dim3 grid;
@@ -96,7 +96,8 @@ struct SweepCut {
   int64_t blocks() const { return int64_t(grid.x) * grid.y; }
 };
 
-// Squares of tiles: what a block leaves to be merged is as long as their sides. Two waves of blocks, or a tile a block.
+// Blocks take squares of tiles, since their results to merge are as long as the sides. There are two waves of blocks,
+// or one tile for each block.
 template <class Tile>
 SweepCut sweep_cut(int64_t n, int64_t k) {
   constexpr int64_t kMostTiles = 16;
@@ -126,7 +127,7 @@ void total_of(const Tensor& values, double factor, int power, const ScaleArgumen
   check_cuda(cudaGetLastError(), "contrast: total");
 }
 
-// float16 holds weights in a unit; null for all else.
+// The unit of float16 weights. Null for other dtypes.
 template <class Acc>
 std::optional<Tensor> weight_unit(const Tensor& query, const Upstream<Acc>& rows, int64_t num_rows,
                                   const Upstream<Acc>& columns, int64_t num_columns, const ScaleArgument& scale) {
@@ -138,7 +139,7 @@ std::optional<Tensor> weight_unit(const Tensor& query, const Upstream<Acc>& rows
   return unit;
 }
 
-// Sums in Acc, times the unit, become a gradient in its own dtype, or are added to it.
+// Converts sums in Acc, times the unit, to a gradient in its own dtype, or adds them to it.
 template <class Acc>
 void convert_sums(const Tensor& from, const std::optional<Tensor>& unit, bool add, const Tensor& to) {
   const int64_t count = from.numel();
@@ -149,12 +150,12 @@ void convert_sums(const Tensor& from, const std::optional<Tensor>& unit, bool ad
   });
 }
 
-// Slabs of queries whose weights stand in memory together, and a sweep for each.
+// Slabs of queries, with one sweep for each. The weights of one slab are in memory at a time.
 template <class Tile>
 struct Slabs {
-  static constexpr int64_t kBytesPerSm = 2 << 20;  // so that each slab is work for the whole GPU
+  static constexpr int64_t kBytesPerSm = 2 << 20;  // so that each slab fills the whole GPU
 
-  int64_t n, k, width, rows;  // width: of a row of weights, K rounded up; rows: of a slab
+  int64_t n, k, width, rows;  // width of a row of weights (K rounded up); rows of a slab
   bool stored;
 
   Slabs(int64_t n_, int64_t k_, bool stored_) : n(n_), k(k_), width(ceil_div(k_, 8) * 8), stored(stored_) {
@@ -176,21 +177,21 @@ struct Slabs {
   }
 };
 
-// A slab of it: what a kernel that weighs pairs is given.
+// One slab: arguments of a kernel that weighs pairs.
 template <class T>
 struct Slab {
   int64_t first, count;  // queries
   SweepCut cut;
   T* weights;     // [count, width], or null
   int64_t width;  //
-  int64_t block;  // the sweep's first, of all slabs' blocks
+  int64_t block;  // index of the sweep's first block among all slabs' blocks
 };
 
 struct PairGradients {
-  Tensor query, keys;  // [N, C], [K, C], or [0, C] where not needed
+  Tensor query, keys;  // [N, C], [K, C], or [0, C] if not needed
 };
 
-// The gradients of both features, of `dtype`: products of the weights that weigh(slab) makes.
+// The gradients of both features, in `dtype`: products of the features with the weights that weigh(slab) makes.
 template <class Tile, class Weigh>
 PairGradients gradients_of(const Tensor& query, const Tensor& keys, Needed need, ScalarType dtype,
                            const std::optional<Tensor>& unit, const Weigh& weigh) {

@@ -1,6 +1,6 @@
-// A tile of logits: some rows of one side against some of the other, for any C, dtype and strides. What becomes of the
-// logits is the caller's. A block sweeps a rectangle of such tiles; its channels stream through shared memory in chunks
-// of 128 bytes a row, the next on its way while one is multiplied.
+// A tile of logits: some rows of one side against some rows of the other, for any C, dtype and strides. The caller uses
+// the logits. A block sweeps a rectangle of such tiles. Its channels stream through shared memory in chunks of 128
+// bytes for each row. The next chunk is copied while one is multiplied.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -20,16 +20,16 @@ struct PairRows {
   int64_t row_stride, stride;
   int64_t count;
   int channels;  // C
-  bool aligned;  // to 16 bytes, both where rows start and where they end
+  bool aligned;  // rows start and end at multiples of 16 bytes
 };
 
-// What float64 takes in place of a tensor-core product. (The tile multiplies by itself.)
+// A stand-in for a tensor-core product in float64. (The tile multiplies without it.)
 struct DoubleProduct {
   using element = double;
   static constexpr int kTerms = 1;
 };
 
-// A number, or the one in a tensor, read on the device, to the power of the number: 1, or -1.
+// A scale: a number, or a tensor that is read on the device and raised to the power `number`, 1 or -1.
 template <typename Acc>
 struct DeviceScalar {
   double number;
@@ -41,7 +41,7 @@ struct DeviceScalar {
   }
 };
 
-// What comes back for each loss: a number for all, or [N].
+// The upstream gradient of each loss: one number for all, or [N].
 template <typename Acc>
 struct Upstream {
   double uniform;
@@ -52,11 +52,12 @@ struct Upstream {
 
 __device__ __forceinline__ float exp2_of(float x) { return exp2_approximate(x); }
 __device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
-// (never part of a fused multiply-add: every pass must see the same logit)
+// (never part of a fused multiply-add, since every pass must get the same logit)
 __device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
 
-// Tiles of a block, along each side; a block's own are at blockIdx (x: of queries, y: of keys) times these.
+// Number of tiles of a block, along each side. A block's tiles start at blockIdx (x for queries, y for keys) times
+// these.
 struct Rectangle {
   int rows, columns;
 };
@@ -73,7 +74,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
   static constexpr int kWarpRows = 16 * kRowBlocks, kWarpColumns = 8 * kColumnBlocks;
   static constexpr int kRows = kWarpsDown * kWarpRows, kColumns = kWarpsAcross * kWarpColumns;
-  static_assert(kRows + kColumns <= kThreads);  // a thread for each row and each column
+  static_assert(kRows + kColumns <= kThreads);  // one thread for each row and each column
   static_assert(kColumnBlocks % 2 == 0);
 
   // ---- chunks of channels in shared memory, swizzled so that ldmatrix of eight rows, or columns, meets each bank once
@@ -87,7 +88,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
   __device__ __forceinline__ static int column_offset(int column, int piece) {  // (columns 0, 1, 4, 5, .., or 2, 3, ..)
     return column * kRowBytes + 16 * (piece ^ (column % 2 + column / 4 % 4 * 2));
   }
-  // Channels `channel` .. of the rows from `first` on; zeros beyond the last of either.
+  // Copies channels from `channel` on, of rows from `first` on. Beyond the last row or channel it writes zeros.
   template <int kTileRows, int (*kOffset)(int, int)>
   __device__ __forceinline__ static void load(char* tile, const PairRows<T>& from, int64_t first, int channel) {
     static_assert(kTileRows % (kThreads / kPieces) == 0);
@@ -110,8 +111,9 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
     }
   }
 
-  // ---- where a lane's fragments are: of each 16 columns it holds four that follow one another, two of the block of
-  // columns j, two of j + 1. (So the columns of a block are 0, 1, 4, 5, .. of 16.)
+  // ---- where a lane's fragments are
+  // A lane holds four consecutive columns of each 16: two in the block of columns j, and two in j + 1. (So the columns
+  // of a block are 0, 1, 4, 5, .. of 16.)
   __device__ __forceinline__ static int warp_down() { return threadIdx.x / 32 / kWarpsAcross; }
   __device__ __forceinline__ static int warp_across() { return threadIdx.x / 32 % kWarpsAcross; }
   __device__ __forceinline__ static int row(int block, int half) {
@@ -121,7 +123,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
     return warp_across() * kWarpColumns + 16 * (j / 2) + threadIdx.x % 4 * 4 + 2 * (j % 2) + i % 2;
   }
 
-  // s (and `rest`, of three terms) += rows · columnsᵀ of a chunk
+  // s (and `rest`, for three terms) += rows · columnsᵀ of a chunk.
   __device__ __forceinline__ static void multiply(Logits& s, Logits& rest, const char* rows, const char* columns) {
     if constexpr (std::is_same_v<T, double>) {
       const auto at = [](const char* tile, int offset, int c) {
@@ -147,7 +149,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
           shared_address(columns) +
           column_offset(warp_across() * kWarpColumns + lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2, lane / 8 % 2);
 #pragma unroll
-      for (int step = 0; step < kRowBytes / 32; step++) {  // (two pieces further on: in the swizzle, one XOR)
+      for (int step = 0; step < kRowBytes / 32; step++) {  // (two pieces further, which is one XOR in the swizzle)
         typename Product::template Operand<4> a[kRowBlocks];
 #pragma unroll
         for (int block = 0; block < kRowBlocks; block++) {
@@ -170,8 +172,8 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
     }
   }
 
-  // Calls body(first row, first column, s) for each tile of the block's rectangle: the products of its rows of both
-  // sides. Columns are the outer loop.
+  // Calls body(first row, first column, s) for each tile of the block's rectangle. s has the products of the tile's
+  // rows of both sides. Columns are the outer loop.
   template <typename Body>
   __device__ __forceinline__ static void sweep(char* stages, const PairRows<T>& rows, const PairRows<T>& columns,
                                                Rectangle size, const Body& body) {
@@ -183,7 +185,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
     struct {
       int row, column, chunk;
     } next{row_begin, column_begin, 0};  // to be loaded
-    int stage = 0;                       // that is multiplied next
+    int stage = 0;                       // the stage that is multiplied next
     const auto load_next = [&](int to) {
       if (next.column < column_end) {
         char* tile = stages + to * kStageBytes;
@@ -207,7 +209,8 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
         for_each_logit([&](int block, int j, int i) { s[block][j][i] = rest[block][j][i] = 0; });
         for (int chunk = 0; chunk < chunks; chunk++) {
           wait_for_copies<0>();
-          __syncthreads();  // this chunk is there, and nobody reads the one before, which the next one replaces
+          __syncthreads();  // this chunk has arrived, and no thread reads the previous one, which the next copy
+                            // replaces
           load_next(1 - stage);
           const char* tile = stages + stage * kStageBytes;
           multiply(s, rest, tile, tile + kRows * kRowBytes);
@@ -218,7 +221,7 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
       }
   }
 
-  // Four elements of a row that has `width` of them, a multiple of four.
+  // Stores four elements of a row of `width` elements, a multiple of four.
   __device__ __forceinline__ static void store(T* row, int64_t column, int64_t width, const Acc (&four)[4]) {
     if (column >= width) return;
     if constexpr (sizeof(T) == 2) {
@@ -231,8 +234,8 @@ struct LogitTile : Fragments<accumulator_t<typename Product_::element>, kRowBloc
     }
   }
 
-  // ---- reductions over a tile, in a fixed order. A warp's part is in `parts` afterwards, for the block to see after
-  // the next __syncthreads.
+  // ---- reductions over a tile, in a fixed order
+  // A warp's part is in `parts` afterwards. The block sees it after the next __syncthreads.
   template <typename Op>
   __device__ __forceinline__ static void reduce_rows(PerRow& values, Acc (&parts)[kWarpsAcross][kRows], const Op& op) {
     for_each_row([&](int block, int half) {
@@ -259,12 +262,12 @@ struct Plus {
     return a + b;
   }
 };
-struct Larger {  // (passes over a NaN, which will show in the sums)
+struct Larger {  // (ignores a NaN, which will show in the sums)
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
   __device__ __forceinline__ double operator()(double a, double b) const { return fmax(a, b); }
 };
 
-// The sum of a number from each thread of the block, in thread 0.
+// The sum of a number from each thread of the block. Thread 0 gets it.
 template <int kThreads>
 __device__ double block_total(double value) {
   __shared__ double parts[kThreads / 32];
@@ -273,7 +276,7 @@ __device__ double block_total(double value) {
   __syncthreads();
   double total = 0;
   for (int warp = 0; warp < kThreads / 32; warp++) total += parts[warp];
-  __syncthreads();  // (a further call writes `parts` again)
+  __syncthreads();  // (another call writes `parts` again)
   return total;
 }
 

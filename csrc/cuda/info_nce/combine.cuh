@@ -1,4 +1,4 @@
-// The last step of the flash kernels, which merges what their splits have left, in a fixed order.
+// The last step of the flash kernels: it merges the results of their splits, in a fixed order.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -8,8 +8,8 @@
 
 namespace maskco {
 
-// Forward: each query's splits, local negatives and positive become its loss, log-sum-exp, rank and gradient. One block
-// a query.
+// Forward: merges each query's splits, local negatives and positive into its loss, log-sum-exp, rank and gradient. One
+// block for each query.
 template <typename T>
 __global__ void __launch_bounds__(kInfoNceThreads)
     info_nce_combine_kernel(FlashFeatures<T> query, FlashFeatures<T> positive, LocalNegatives<T> local_negatives,
@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   const T* local = local_negatives.rows + i * local_negatives.query_stride;
   float* weights = results.local_share + i * num_local;
 
-  // The maximum and rank of all, then everything relative to that maximum (base 2, as in the flash kernel).
+  // First the maximum and rank over all parts. Everything else is relative to that maximum (base 2, as in the flash
+  // kernel).
   float max = positive_base2;
   int64_t above = 0;
   const int lane = threadIdx.x % 32;
@@ -75,14 +76,15 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   for (int64_t m = threadIdx.x; m < num_local; m += kInfoNceThreads) weights[m] *= inverse;
   if (results.grad_query == nullptr) return;
 
-  // A team of threads, four channels each, for every so many splits; then the teams' sums.
+  // Each team of threads adds up some of the splits, with four channels for each thread. Then the teams' sums are
+  // added.
   const int team_size = channels / 4, teams = kInfoNceThreads / team_size;
   const int team = threadIdx.x / team_size, member = threadIdx.x % team_size;
   float4 mine = make_float4(0, 0, 0, 0);
-#pragma unroll 8  // loads that do not wait for each other
+#pragma unroll 8  // so that loads do not wait for each other
   for (int split = team; split < (team < teams ? num_splits : 0); split += teams) {
     const float factor = split_scale[split];
-    float4 w = make_float4(0, 0, 0, 0);  // (a split without keys or without weight is not read)
+    float4 w = make_float4(0, 0, 0, 0);  // (splits without keys or without weight are not read)
     if (factor != 0) w = reinterpret_cast<const float4*>(split_sums + (split * n + i) * channels)[member];
     mine.x += w.x * factor, mine.y += w.y * factor, mine.z += w.z * factor, mine.w += w.w * factor;
   }
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   }
 }
 
-// The keys' own gradient: the sum of the splits.
+// The keys' gradient: the sum of the splits.
 template <typename T>
 __global__ void __launch_bounds__(kInfoNceThreads)
     info_nce_sum_splits_kernel(const float* split_gradients,  // [S, E], E a multiple of 4

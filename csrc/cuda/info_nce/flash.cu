@@ -1,5 +1,5 @@
-// InfoNCE on tensor cores, host side: which features the kernels take, two launches each way (one for the keys'
-// gradient where the keys alone fill the GPU).
+// InfoNCE on tensor cores, host side: the choice of features that the kernels take, and their launches. Each pass takes
+// two launches. The keys' gradient takes one if the keys alone fill the GPU.
 #include <cstddef>
 #include <limits>
 #include <utility>
@@ -13,7 +13,7 @@
 namespace maskco {
 namespace {
 
-// Flash as the table has its entry for a GPU.
+// The Flash type of a table entry for a GPU.
 template <FlashGpu gpu, typename Product, int kEntry>
 struct FlashOn {
   static constexpr FlashEntry kOf = kFlashTable[kEntry];
@@ -29,7 +29,7 @@ constexpr size_t shared_bytes(bool with_ids) {
   return with_ids ? sizeof(Shared) : offsetof(Shared, column_ids);
 }
 
-// f(Flash) as the table has it for the current device, if the entry is the one for `channels`
+// Calls f(Flash) with the table's shape for the current device, if the entry is the one for `channels`.
 template <class Product, int kEntry, class F>
 bool try_entry(int64_t channels, const F& f) {
   if constexpr (kFlashTable[kEntry].element_size == sizeof(typename Product::element)) {
@@ -48,7 +48,7 @@ bool try_entries(int64_t channels, const F& f, std::integer_sequence<int, kEntri
   return (try_entry<Product, kEntries>(channels, f) || ...);
 }
 
-// f(Flash) for the dtype and C; false for what there is no kernel for
+// Calls f(Flash) for the dtype and C. Returns false if there is no kernel.
 template <class F>
 bool dispatch_flash(ScalarType dtype, bool allow_tf32, int64_t channels, const F& f) {
   const auto entries = std::make_integer_sequence<int, kFlashEntries>();

@@ -1,11 +1,13 @@
-// InfoNCE on tensor cores, for C of a small list: logits, weights and weighted sums without any of them in memory.
+// InfoNCE on tensor cores, for a short list of C. No logits or weights are ever in global memory.
 //
 // A block keeps 64 or 128 "rows" and streams "columns" past them, in tiles through shared memory. Each tile is loaded
 // once and multiplied twice: S = rows · columnsᵀ, and O += weights(S) · columns. That is flash attention (Dao et al.,
-// 2022) with keys = values. One loop serves both passes, and a policy says what becomes of S: flash_queries.cuh
-// (queries past keys: loss, rank and the queries' gradient), flash_keys.cuh (keys past queries: the keys' own
-// gradient). What differs from attention: the positive and the rank, exclusions, and a short output, so that columns
-// are cut into splits that fill the GPU, and merged afterwards (combine.cuh).
+// 2022) with keys = values. One loop serves both passes, and a policy says what to do with S:
+// - flash_queries.cuh has queries as rows, and gives loss, rank and the queries' gradient.
+// - flash_keys.cuh has keys as rows, and gives the keys' gradient.
+//
+// Three things differ from attention: the positive and its rank, exclusions, and a short output. Because of the short
+// output, columns are cut into splits that fill the GPU, and merged afterwards (combine.cuh).
 //
 // Logits and maxima are in base 2 here, multiplied by log2(e): the GPU's own exponential is 2^x.
 #pragma once
@@ -17,7 +19,7 @@
 
 namespace maskco {
 
-// How many of `count` rows there are from `first` on, of at most so many.
+// The number of rows from `first` on, of `count` rows, but at most `most`.
 __device__ __forceinline__ int rows_from(int64_t first, int64_t count, int most) {
   return static_cast<int>(max(int64_t(0), min(count - first, int64_t(most))));
 }
@@ -30,7 +32,7 @@ struct FlashFeatures {
   int64_t count;
   const int64_t* ids;  // [count] or null
 
-  // So many of them, from `first` on.
+  // The rows first .. first + some.
   __device__ __forceinline__ FlashFeatures from(int64_t first, int some) const {
     return {rows + first * row_stride, row_stride, some, ids == nullptr ? nullptr : ids + first};
   }
@@ -48,30 +50,30 @@ struct FlashTiles {
   char columns[kFlashStages][F::kColumnTileBytes];
 };
 
-// `condition`, the same in all threads, as a vote: ptxas for 10.0 and later then does not peel the first tile off the
-// loop, for which registers do not suffice.
+// The condition, which is the same in all threads, as a vote. Otherwise ptxas for 10.0 and later peels the first tile
+// off the loop, and then runs out of registers.
 __device__ __forceinline__ bool loop_on(bool condition) { return __any_sync(0xffffffff, condition); }
 
-// What a block has summed: rows' largest exponents, and the sums of weights times columns relative to them.
+// A block's running sums: the rows' largest exponents, and the sums of weights times columns relative to them.
 template <class F>
 struct FlashSums {
   typename F::PerRow max;
   typename F::Sums weighted = {};
 };
 
-// The main loop: the block's `row_count` rows, of all `features`, against its part of so many tiles of columns. A
-// policy has
-//   kSwapped, kWeighted, kMostKept     rows are keys; weighted sums are wanted; registers for the rows' operands
-//   columns(tile)                      the tile's features, at most F::kColumns; ids only where rows have some
-//   own(tile)                          which of the block's own tiles it is, that rows and columns in it of one index
-//   are
-//                                      no pairs; anything beyond F::kRowTiles: none
-//   fetch(tile), keep(tile, fetched)   what else a tile needs, on its way during the products of the one before
-//   start(row_count)                   the rows are in shared memory
-//   scale(s, stage)                    products become exponents in base 2
-//   see(s, top)                        exponents without what is excluded; `top`: each row's largest of the lane
-//   rescale(block, half, factor)       a row's maximum has grown
-//   weigh(s, stage)                    exponentials become weights
+// The main loop: the block's `row_count` rows of `features` against its part of the tiles of columns. A policy has
+//   kSwapped                           whether rows are keys
+//   kWeighted                          whether it needs weighted sums
+//   kMostKept                          registers for the rows' operands
+//   columns(tile)                      gives the tile's features, at most F::kColumns; ids only if rows have ids
+//   own(tile)                          gives the tile's number among the block's own tiles. Rows and columns of one
+//                                      index are no pairs there. Beyond F::kRowTiles it is not an own tile
+//   fetch(tile), keep(tile, fetched)   copy a tile's other values, during the products of the previous tile
+//   start(row_count)                   runs when the rows are in shared memory
+//   scale(s, stage)                    turns products into exponents in base 2
+//   see(s, top)                        gets exponents after exclusions; `top` has each row's largest of the lane
+//   rescale(block, half, factor)       runs when a row's maximum has grown
+//   weigh(s, stage)                    turns exponentials into weights
 template <class F, class Policy, typename T = typename F::T>
 __device__ __forceinline__ void flash_sweep(FlashTiles<F>& shared, int64_t (&column_ids)[kFlashStages][F::kColumns],
                                             const FlashFeatures<T>& features, int row_count, int tiles, Policy& policy,
@@ -102,10 +104,10 @@ __device__ __forceinline__ void flash_sweep(FlashTiles<F>& shared, int64_t (&col
 
   const typename F::template Rows<Policy::kMostKept> rows(row_tile);
   F::for_each_row([&](int block, int half) { sums.max[block][half] = -INFINITY; });
-  const bool idle = F::warp_row() >= row_count;  // a warp that only helps with the copies
+  const bool idle = F::warp_row() >= row_count;  // an idle warp only helps with the copies
   for (int tile = first_tile; loop_on(tile < last_tile); tile++) {
     wait_for_copies<0>();
-    __syncthreads();  // this tile is there, and nobody reads the one before, which the next one replaces
+    __syncthreads();  // this tile has arrived, and no thread reads the previous one, which the next copy replaces
     if (tile + 1 < last_tile) load_columns(tile + 1);
     commit_copies();
     const auto fetched = policy.fetch(tile + 1 < last_tile ? tile + 1 : tile);

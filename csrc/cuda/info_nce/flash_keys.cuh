@@ -1,19 +1,19 @@
-// Keys past queries: the recompute pass for the keys' own gradient, for key j
+// The pass for the keys' gradient, with keys as rows. It computes the logits again. The gradient of key j is
 // sum_i grad_i / temperature · softmax_ij · q_i.
 #pragma once
 #include "cuda/info_nce/flash.cuh"
 
 namespace maskco {
 
-// What a query's softmax and upstream gradient make of its logits s: weights sign · 2^(s - max + log_factor). In eight
-// bytes, since two blocks just fit on an SM of 100 KiB: the sign is the last bit of log_factor.
+// A query's softmax and upstream gradient, which turn its logits s into weights sign · 2^(s - max + log_factor). It
+// takes eight bytes, since two blocks just fit on an SM of 100 KiB. The sign is the last bit of log_factor.
 struct FlashShare {
   float max;         // of the forward pass
   float log_factor;  // log2 of |grad_loss| / (|temperature| · sum of 2^(s - max))
 
   __device__ __forceinline__ static FlashShare of(float max, float weight, float sum) {
     const float log_factor = log2f(fabsf(weight)) - log2f(sum);
-    if (log_factor == -INFINITY) return {max, log_factor};  // weights are 0; with another last bit it would be NaN
+    if (log_factor == -INFINITY) return {max, log_factor};  // weights are 0; another last bit would make it NaN
     return {max, __uint_as_float((__float_as_uint(log_factor) & ~1u) | (weight < 0))};
   }
   __device__ __forceinline__ float with_sign(float weight) const {
@@ -28,15 +28,15 @@ struct FlashKeysShared {
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 
-// Upstream gradients and softmax are one exponential, so that a running maximum keeps the weights in the range of 16
-// bits here as well. The logits have the forward pass's bits, so that none exceeds its maximum, however large they are.
+// Upstream gradient and softmax are one exponential. So a running maximum keeps the weights in the range of 16 bits
+// here too. The logits have the same bits as in the forward pass, so none exceeds its maximum, however large they are.
 template <class F, typename T = typename F::T>
 struct FlashKeys {
   static constexpr bool kSwapped = true, kWeighted = true;
   static constexpr int kMostKept = 32;
 
   FlashKeysShared<F>& shared;
-  FlashFeatures<T> query;  // ids: null where keys have none
+  FlashFeatures<T> query;  // ids: null if keys have none
   bool in_batch;
   float temperature, logit_scale;
   const float* normaliser;  // [2, N]
@@ -76,7 +76,7 @@ struct FlashKeys {
   }
 };
 
-// Block (x, y): kRows keys from x · kRows on and the y-th of gridDim.y equal parts of the queries.
+// Block (x, y) takes kRows keys from x · kRows on, and the y-th of gridDim.y equal parts of the queries.
 template <typename F, typename T = typename F::T>
 __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     info_nce_flash_keys_kernel(FlashFeatures<T> keys, FlashFeatures<T> query,
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
                                const float* grad_loss,   // [N]
                                int64_t grad_stride,
                                T* grad_keys,              // [K, C], or
-                               float* split_gradients) {  // [S, K, C] for S = gridDim.y > 1, which are to be summed
+                               float* split_gradients) {  // [S, K, C] to be summed, for S = gridDim.y > 1
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<FlashKeysShared<F>*>(memory);
   const float tau = temperature.get();
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
   flash_sweep<F>(shared.tiles, shared.column_ids, keys, row_count, row_count > 0 ? F::tiles(query.count) : 0, policy,
                  sums);
 
-  // Directly, or through the warp's own part of the tile of rows, so that whole chunks are written.
+  // Writes directly, or through the warp's own part of the tile of rows, so that whole chunks are written.
   F::for_each_row([&](int block, int half) {
     const int row = F::row(block, half);
     const float factor = exp2_approximate(F::shift(sums.max[block][half]));

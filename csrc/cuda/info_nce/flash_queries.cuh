@@ -1,16 +1,17 @@
-// Queries past keys: what a query's softmax sums, its rank, and the weighted sum of keys that its gradient is made of.
+// The forward pass, with queries as rows. For each query it gives the sums of the softmax, the rank, and the weighted
+// sum of keys for its gradient.
 #pragma once
 #include "cuda/info_nce/flash.cuh"
 
 namespace maskco {
 
-// What one split of the keys makes of one query.
+// The result of one split of the keys for one query.
 struct alignas(16) FlashRow {
   float max;     // of the negatives' logits, in base 2
   float sum;     // of 2^(s - max) over the negatives
   int64_t rank;  // negatives with a larger logit than the positive's
 
-  // in one access of 16 bytes
+  // Loads in one access of 16 bytes.
   __device__ FlashRow load() const {
     const float4 bits = *reinterpret_cast<const float4*>(this);
     return reinterpret_cast<const FlashRow&>(bits);
@@ -20,7 +21,7 @@ struct alignas(16) FlashRow {
   }
 };
 
-// The ids come last: without them a block takes less.
+// The ids come last, so that a block without ids takes less memory.
 template <class F>
 struct FlashQueriesShared {
   FlashTiles<F> tiles;
@@ -28,14 +29,14 @@ struct FlashQueriesShared {
   int64_t column_ids[kFlashStages][F::kColumns];
 };
 
-// Keys are those of the queue and then, with `in_batch`, the positives.
+// Keys are those of the queue, and then with `in_batch` the positives.
 template <class F, bool kGradient, typename T = typename F::T>
 struct FlashQueries {
   static constexpr bool kSwapped = false, kWeighted = kGradient;
   static constexpr int kMostKept = kGradient ? 32 : 64;
 
   FlashQueriesShared<F>& shared;
-  FlashFeatures<T> positive, queue;  // ids: null where queries have none
+  FlashFeatures<T> positive, queue;  // ids: null if queries have none
   int queue_tiles, last_columns;     // of the queue, and in the last of its tiles
   int64_t first_row;
   float logit_scale;
@@ -56,7 +57,7 @@ struct FlashQueries {
   __device__ __forceinline__ void keep(int, Nothing) const {}
 
   __device__ __forceinline__ void start(int row_count) const {
-    for (int i = threadIdx.x % 32 / 8; i < F::kWarpRows; i += 4) {  // eight lanes a row
+    for (int i = threadIdx.x % 32 / 8; i < F::kWarpRows; i += 4) {  // eight lanes for each row
       const int row = F::warp_row() + i;
       const bool inside = row < row_count;
       const T* own = positive.rows + (first_row + row) * positive.row_stride;
@@ -70,13 +71,13 @@ struct FlashQueries {
     __syncwarp();
   }
   __device__ __forceinline__ void scale(typename F::Logits& s, int) const {
-    // (never part of a fused multiply-add: the keys' pass must see the same logit)
+    // (never part of a fused multiply-add, since the keys' pass must get the same logit)
     F::for_each_logit([&](int block, int j, int i) { s[block][j][i] = __fmul_rn(s[block][j][i], logit_scale); });
   }
   __device__ __forceinline__ void see(const typename F::Logits& s, const typename F::PerRow& top) {
     bool above = false;
     F::for_each_row([&](int block, int half) { above |= top[block][half] > shared.row_positive[F::row(block, half)]; });
-    if (!__any_sync(0xffffffff, above)) return;  // in trained models most often
+    if (!__any_sync(0xffffffff, above)) return;  // the usual case in trained models
     F::for_each_row([&](int block, int half) {
       const float positive_logit = shared.row_positive[F::row(block, half)];  // (registers are scarce)
 #pragma unroll
@@ -92,7 +93,7 @@ struct FlashQueries {
   }
 };
 
-// Block (x, y): kRows queries from x · kRows on, and the y-th of gridDim.y equal parts of the tiles of all keys.
+// Block (x, y) takes kRows queries from x · kRows on, and the y-th of gridDim.y equal parts of the tiles of all keys.
 template <typename F, bool kGradient, typename T = typename F::T>
 __global__ void __launch_bounds__(F::kThreads, F::kBlocksPerSm)
     info_nce_flash_kernel(FlashFeatures<T> query, FlashFeatures<T> positive, FlashFeatures<T> queue,

@@ -1,5 +1,5 @@
-// What the main loop of flash.cuh is made of: tiles in shared memory, the two products of a tile, and the running
-// maximum between them. "Rows" stay with a block, "columns" stream past them.
+// Parts of the main loop in flash.cuh: tiles in shared memory, the two products of a tile, and the running maximum
+// between them. "Rows" stay with a block, "columns" stream past them.
 #pragma once
 #include <cstdint>
 
@@ -23,8 +23,9 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
   static constexpr int kWarpRows = 16 * kRowBlocks, kRows = kWarpRows * kWarps;
   static constexpr int kColumns = kColumns_, kChannelBlocks = kChannels / 8;
 
-  // ---- tiles in shared memory: rows of 16-byte chunks, swizzled so that neither ldmatrix of eight rows nor the
-  // strided loads below meet in a bank (128 bytes are all banks; a row of 64 or 192 bytes covers them twice in turn)
+  // ---- tiles in shared memory
+  // Rows have chunks of 16 bytes. They are swizzled, so that neither ldmatrix of eight rows nor the strided loads below
+  // have bank conflicts. (128 bytes are all banks. A row of 64 or 192 bytes covers them twice in turn.)
   static constexpr int kRowBytes = kChannels * sizeof(T), kChunks = kRowBytes / 16, kSteps = kRowBytes / 32;
   static constexpr bool kWholeLines = kRowBytes % 128 == 0;
   static constexpr int kRowTileBytes = kRows * kRowBytes, kColumnTileBytes = kColumns * kRowBytes;
@@ -32,25 +33,26 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
   __device__ __forceinline__ static int offset(int row, int chunk) {
     return row * kRowBytes + 16 * (chunk ^ (kWholeLines ? row % 8 : row / 2 % 4));
   }
-  // The chunk 2 · step further on, for an address at chunk 0 or 1: the swizzle reduces to one XOR.
+  // The address of the chunk 2 · step further, for an address at chunk 0 or 1. The swizzle reduces to one XOR.
   __device__ __forceinline__ static uint32_t at_step(uint32_t address, int step) {
     constexpr int kMixed = kWholeLines ? 127 : 63;
     return (address ^ (32 * step & kMixed)) + (32 * step & ~kMixed);
   }
-  // A team of threads copies a row, a chunk each, and again until its end; it grows where a tile is short.
+  // A team of threads copies a row, one chunk for each thread at a time, up to the row's end. Short tiles get larger
+  // teams.
   static constexpr int kLeastTeam = kWholeLines ? 8 : 4;
   static constexpr int kTeam = kThreads / kColumns > kLeastTeam ? kThreads / kColumns : kLeastTeam;
   static constexpr int kPassRows = kThreads / kTeam;
   static_assert(kChunks % kTeam == 0);
-  static_assert(kColumns <= kThreads);                // a thread for each id
-  static constexpr int kRowTiles = kRows / kColumns;  // tiles of columns that are as long as a block's rows
+  static_assert(kColumns <= kThreads);                // one thread for each id
+  static constexpr int kRowTiles = kRows / kColumns;  // number of tiles of columns as long as a block's rows
   static_assert(kRowTiles * kColumns == kRows);
 
-  // Tiles of `count` columns (an int counts those of any memory), and the columns in the last of them.
+  // The number of tiles of `count` columns, and of columns in the last tile. (An int is large enough for any memory.)
   __device__ __forceinline__ static int tiles(int64_t count) { return (count + kColumns - 1) / kColumns; }
   __device__ __forceinline__ static int last_columns(int64_t count) { return (count + kColumns - 1) % kColumns + 1; }
 
-  // The first `count` rows from `from` on, and zeros after them, into a tile of kTileRows.
+  // Copies the first `count` rows of `from` into a tile of kTileRows rows, and fills up with zeros.
   template <int kTileRows>
   __device__ __forceinline__ static void load(uint32_t tile, const T* from, int64_t stride, int count) {
     static_assert(kTileRows % kPassRows == 0);
@@ -66,7 +68,7 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     }
   }
 
-  // ---- where a lane's fragments are, of each 8 columns two
+  // ---- where a lane's fragments are: two of each 8 columns
   using Sums = float[kRowBlocks][kChannelBlocks][4];
   __device__ __forceinline__ static int warp_row() { return threadIdx.x / 32 * kWarpRows; }
   __device__ __forceinline__ static int row(int block, int half) {
@@ -74,7 +76,7 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
   }
   __device__ __forceinline__ static int column(int block, int i) { return 8 * block + threadIdx.x % 4 * 2 + i % 2; }
 
-  // A lane's part, of kLanes that share it, of a tile's row · a row in global memory.
+  // The dot product of a tile's row and a row in global memory: the part of one of kLanes lanes that share it.
   template <int kLanes>
   __device__ __forceinline__ static float dot(const char* tile, int row, const T* other) {
     constexpr int kElements = 16 / sizeof(T);
@@ -92,7 +94,7 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     return sum;
   }
 
-  // The rows' operands stay in registers where at most kMostKept make them.
+  // The rows' operands stay in registers if they take at most kMostKept.
   using RowOperand = typename Product::template Operand<4>;
   using ColumnOperand = typename Product::template Operand<2>;
   template <int kMostKept>
@@ -124,15 +126,15 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     }
   };
 
-  // s = rows · columnsᵀ, infinite where a factor is. `kSwapped`: the rows are keys, not queries; each logit comes out
-  // bit for bit the same.
+  // s = rows · columnsᵀ, infinite where a factor is. With `kSwapped` the rows are keys, not queries. Each logit is then
+  // still the same bit for bit.
   template <bool kSwapped, int kMostKept>
   __device__ __forceinline__ static void multiply(Logits& s, const Rows<kMostKept>& rows, uint32_t tile) {
     const int lane = thread_index() % 32;
     const uint32_t address = tile + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    Logits rest;  // of three terms
+    Logits rest;  // for three terms
     for_each_logit([&](int block, int j, int i) { s[block][j][i] = rest[block][j][i] = 0; });
-#pragma unroll(Rows<kMostKept>::kKept ? kSteps : 4)  // further ahead, loads would take the registers of the sums
+#pragma unroll(Rows<kMostKept>::kKept ? kSteps : 4)  // if unrolled further, loads would take registers from the sums
     for (int step = 0; step < kSteps; step++) {
       RowOperand a[kRowBlocks];
 #pragma unroll
@@ -153,7 +155,7 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     Warp::template add_rest<Product>(s, rest);
   }
 
-  // o += weights · columns. What a lane holds of the weights is its part of an operand.
+  // o += weights · columns. The weights that a lane holds are already its part of an operand.
   __device__ __forceinline__ static void accumulate(Sums& o, const Logits& weights, uint32_t tile) {
     const int lane = thread_index() % 32;
     RowOperand w[kRowBlocks];
@@ -180,8 +182,9 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
         }
       }
     } else {
-      // The weights' columns 2 t and 2 t + 1 are in the lane where an operand has t and t + 4. As any order will do
-      // that both operands agree on, they are called t and t + 4. (ldmatrix cannot transpose 32 bits: plain loads.)
+      // A lane holds the weights' columns 2 t and 2 t + 1, where an operand has t and t + 4. Any order works if both
+      // operands have the same, so 2 t and 2 t + 1 take the places t and t + 4. (ldmatrix cannot transpose 32 bits, so
+      // these are plain loads.)
       const int column = lane % 4 * 2, channel = lane / 4;
       const uint32_t even = tile + offset(column, channel / 4) + channel % 4 * 4;
       const uint32_t odd = tile + offset(column + 1, channel / 4) + channel % 4 * 4;
@@ -204,15 +207,15 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     }
   }
 
-  // No weight for columns from `limit` on, nor where column - row is `diagonal` ..
+  // Excludes columns from `limit` on, and pairs with column - row == `diagonal`.
   __device__ __forceinline__ static void exclude(Logits& s, int limit, int diagonal) {
     for_each_logit([&](int block, int j, int i) {
       const int c = column(j, i);
       if (c >= limit || c - row(block, i / 2) == diagonal) s[block][j][i] = -INFINITY;
     });
   }
-  // .. nor where the column has the row's id. (The rows' are read from global memory: in shared memory they would cost
-  // SMs of 100 KiB their second block.)
+  // Excludes pairs with one id. (The rows' ids are read from global memory. In shared memory they would leave no space
+  // for a second block on SMs of 100 KiB.)
   __device__ __forceinline__ static void exclude(Logits& s, const int64_t* row_ids, int row_count,
                                                  const int64_t* column_ids) {
     for_each_row([&](int block, int half) {
@@ -226,10 +229,10 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     });
   }
 
-  // What is subtracted in the exponent: an infinite maximum makes weights infinite or 0, not NaN.
+  // The number to subtract in the exponent. With an infinite maximum, weights then become infinite or 0, not NaN.
   __device__ __forceinline__ static float shift(float max) { return isinf(max) ? 0.0f : max; }
 
-  // Each row's largest logit among the lane's columns. (fmaxf passes over a NaN, which will show in the weights.)
+  // Each row's largest logit among the lane's columns. (fmaxf ignores a NaN, which will show in the weights.)
   __device__ __forceinline__ static void lane_max(const Logits& s, PerRow& top) {
     for_each_row([&](int block, int half) {
       top[block][half] = -INFINITY;
@@ -239,8 +242,8 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     });
   }
 
-  // Turns logits, of which `top` are the largest, into weights 2^(s - max) with each row's running maximum, and scales
-  // `o` and by rescale(block, half, factor) all else that the row has summed before.
+  // Turns logits, whose largest are `top`, into weights 2^(s - max) with each row's running maximum. If a maximum
+  // grows, it scales `o`, and calls rescale(block, half, factor) for the row's other sums.
   template <typename Rescale>
   __device__ __forceinline__ static void weigh(Logits& s, PerRow& top, PerRow& max, Sums& o, const Rescale& rescale) {
     PerRow shrink;
@@ -259,7 +262,7 @@ struct Flash : Fragments<float, kRowBlocks, kColumns_ / 8> {
     });
     for_each_logit(
         [&](int block, int j, int i) { s[block][j][i] = exp2_approximate(s[block][j][i] - shift(max[block][i / 2])); });
-    if (!__any_sync(0xffffffff, grown)) return;  // the maxima settle after some tiles
+    if (!__any_sync(0xffffffff, grown)) return;  // maxima stop growing after some tiles
 #pragma unroll
     for (int block = 0; block < kRowBlocks; block++)
 #pragma unroll

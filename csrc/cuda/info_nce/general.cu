@@ -1,5 +1,5 @@
-// InfoNCE on CUDA, general path, host side: a sweep over queue and batch for the sums, one more for the weights, and
-// cuBLAS's product of weights and keys. Any C, dtype and strides; nothing waits for the device.
+// InfoNCE on CUDA, general path, host side. One sweep over queue and batch computes the sums, a second one the weights,
+// and cuBLAS multiplies weights and keys. It takes any C, dtype and strides. Nothing waits for the device.
 #include <limits>
 
 #include "common/aten.h"
@@ -34,7 +34,7 @@ SoftmaxPairs<Acc> pairs_of(const InfoNCECall& call, const InfoNCEKeys& keys, con
   return pairs;
 }
 
-// The rows that hold keys, and zeros.
+// Copies the rows that hold keys. The others become zeros.
 template <class T>
 void copy_rows(const Tensor& from, const Tensor& valid, const Tensor& to) {
   if (from.numel() == 0) return;
@@ -114,7 +114,7 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   const Needed need{false, true, false};
   const Tensor grad_keys = std::get<1>(
       weigh_pairs<Tile, Acc>(query, keys, scale, pairs, weights, no_weights, nullptr, unit, need, query.scalar_type()));
-  if (call.keys.valid) copy_rows<T>(grad_keys, *call.keys.valid, grad_keys);  // (of a NaN query 0 · NaN)
+  if (call.keys.valid) copy_rows<T>(grad_keys, *call.keys.valid, grad_keys);  // (a NaN query gives 0 · NaN)
   return grad_keys;
 }
 

@@ -1,12 +1,12 @@
-// InfoNCE for what the flash kernels do not take: the steps around the sweeps over queue and batch (cuda/contrast).
-// Logits and maxima are in base 2, as there and in the flash kernels.
+// InfoNCE for calls that the flash kernels do not take: the steps around the sweeps over queue and batch
+// (cuda/contrast). Logits and maxima are in base 2, as there and in the flash kernels.
 #pragma once
 #include "cuda/contrast/finish.cuh"
 #include "cuda/info_nce/rows.cuh"
 
 namespace maskco {
 
-// Each query's logits with its own negatives, a warp each.
+// Each query's logits with its own negatives. One warp for each logit.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kLineThreads)
     info_nce_local_kernel(PairRows<T> query, LocalNegatives<T> local, DeviceScalar<Acc> natural_scale,
@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kLineThreads)
   if (threadIdx.x % 32 == 0) logits[entry] = times(sum, scale);
 }
 
-// A warp a query: its sums over queue, batch and local negatives become loss, log-sum-exp and rank, and what weights
-// are made of.
+// Merges a query's sums over queue, batch and local negatives into loss, log-sum-exp and rank, and prepares its
+// weights. One warp for each query.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads)
     info_nce_finish_kernel(PartialSums<Acc> queue, int queue_parts, PartialSums<Acc> batch, int batch_parts,
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kLineThreads)
   const int lane = threadIdx.x % 32;
   const Acc natural = natural_scale.get(), scale = natural * Acc(kLog2E), none = -Acc(INFINITY);
   const Acc own = in_base2(pairs.own_logit[i]);
-  Acc* local = results.local_share + i * num_local;  // logits as yet
+  Acc* local = results.local_share + i * num_local;  // still the logits
 
   Acc max = decoupled ? none : own;
   for (int part = lane; part < queue_parts; part += 32) max = Larger()(max, queue.max[part * n + i]);
@@ -81,11 +81,11 @@ __global__ void __launch_bounds__(kLineThreads)
   results.normaliser[n + i] = total;
   made.shift[i] = shift;
   made.weight[i] = weight_of(unit != nullptr ? natural / *unit : natural, max, total);
-  own_weight[i] = -natural * sum * share;  // (less the whole and plus its own share: 1 - p_+ = sum / total)
+  own_weight[i] = -natural * sum * share;  // (minus the whole plus its own share: 1 - p_+ = sum / total)
 }
 
-// The gradient of each query: the weighted sums over queue and batch, and what local negatives and positive add. A
-// block a query.
+// The gradient of each query: the weighted sums over queue and batch, plus local negatives and positive. One block for
+// each query.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kInfoNceThreads)
     info_nce_gradient_kernel(PairRows<T> positive, LocalNegatives<T> local, DeviceScalar<Acc> natural_scale,
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kInfoNceThreads)
   }
 }
 
-// What the weights of the keys' own gradient are made of, a thread a query.
+// Prepares the weights of the keys' gradient. One thread for each query.
 template <typename Acc>
 __global__ void __launch_bounds__(kLineThreads) info_nce_weights_kernel(const Acc* normaliser,  // [2, N]
                                                                         const Acc* grad_loss,   // [N]
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kLineThreads) info_nce_weights_kernel(const Ac
   made.weight[i] = weight_of(factor * grad_loss[i], normaliser[i], normaliser[n + i]);
 }
 
-// Copies rows; those from `valid` on, which may hold anything, become zero (0 · NaN would not be). In place, too.
+// Copies rows. Rows from `valid` on may hold anything and become zero, since 0 · NaN is not 0. It also works in place.
 template <typename T>
 __global__ void __launch_bounds__(kInfoNceThreads) info_nce_copy_rows_kernel(PairRows<T> from,  // [R, C]
                                                                              T* to,             // [R, C]

@@ -1,4 +1,4 @@
-// How the flash kernels' work is split for a GPU. Host code, without torch.
+// How the flash kernels' work is split for a GPU. This is host code without torch.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace maskco {
 
-// Parts that the columns are cut into: the fewest that take at most 5% longer than the best. A time is that of the
-// waves of blocks, each as long as a part's tiles, its start, and what it leaves to be merged.
+// The number of parts to cut the columns into: the fewest that take at most 5% longer than the best. The estimated time
+// is the number of waves of blocks, times the time of a block: its tiles, its start, and its results to merge.
 inline int num_splits(int64_t row_blocks, int64_t tiles, int blocks_per_sm, int sms) {
   constexpr int64_t kLeastTiles = 4, kStartAndMerge = 3 /* in tiles */, kMostWaves = 4;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };

@@ -1,4 +1,4 @@
-// InfoNCE on CUDA: the choice between the flash kernels (flash.cu) and the general path (general.cu).
+// InfoNCE on CUDA: chooses between the flash kernels (flash.cu) and the general path (general.cu).
 #include "common/library.h"
 #include "cuda/info_nce/paths.h"
 

@@ -1,5 +1,5 @@
-// The two ways to InfoNCE on CUDA, of which info_nce.cu chooses one, and what their host sides share. Arguments are
-// checked, and the device is set.
+// The two paths of InfoNCE on CUDA, and what their host sides share. info_nce.cu chooses one. Arguments are then
+// checked already, and the device is set.
 #pragma once
 #include "common/info_nce.h"
 #include "cuda/common/host.h"
@@ -7,13 +7,13 @@
 
 namespace maskco {
 
-// flash.cu: tensor cores, for some dtypes and C. Whether its kernels can read these features, all [.., C] like `query`;
-// `positive` and `keys` may be null.
+// flash.cu: tensor cores, for some dtypes and C. Says whether its kernels can read these features. All are [.., C] like
+// `query`, and `positive` and `keys` may be null.
 bool flash_takes(const Tensor& query, const Tensor* positive, const Tensor* keys);
 InfoNCEResults flash_forward(const InfoNCEForwardCall& call);
 Tensor flash_backward_keys(const InfoNCEKeysCall& call);
 
-// general.cu: all else
+// general.cu: all other calls
 InfoNCEResults general_forward(const InfoNCEForwardCall& call);
 Tensor general_backward_keys(const InfoNCEKeysCall& call);
 

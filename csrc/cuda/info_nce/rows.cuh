@@ -1,4 +1,4 @@
-// What info_nce's kernels share on both paths: parameters, and sums over the block of a query.
+// Code that info_nce's kernels share on both paths: parameters, and sums over the block of a query.
 #pragma once
 #include <cstdint>
 
@@ -29,15 +29,15 @@ struct Results {
   Acc* loss;            // [N]
   Acc* lse;             // [N]
   Acc* positive_logit;  // [N]
-  int64_t* rank;        // [N]: negatives with a larger logit than the positive's
-  Acc* grad_query;      // [N, C] or null; until the end the sums of weight · key over the negatives
-  Acc* normaliser;      // [2, N]: maximum, and sum of 2^(s - max), of logits in units of log 2
-  Acc* local_share;     // [N, M]: softmax; until the end the logits (flash kernels: the weights)
+  int64_t* rank;        // [N]: number of negatives with a larger logit than the positive's
+  Acc* grad_query;      // [N, C] or null; sums of weight · key over the negatives until the end
+  Acc* normaliser;      // [2, N]: maximum, and sum of 2^(s - max), for logits in units of log 2
+  Acc* local_share;     // [N, M]: softmax; until the end the logits (in flash kernels the weights)
 };
 
 constexpr int kInfoNceThreads = 256;
 
-// The same result in every thread of the block.
+// Reduces over the block. Every thread gets the result.
 template <typename T, typename Op>
 __device__ T block_reduce(T value, Op op) {
   constexpr int warps = kInfoNceThreads / 32;
@@ -47,7 +47,7 @@ __device__ T block_reduce(T value, Op op) {
   __syncthreads();
   value = partial[0];
   for (int warp = 1; warp < warps; warp++) value = op(value, partial[warp]);
-  __syncthreads();  // the next reduction writes `partial` again
+  __syncthreads();  // the next reduction overwrites `partial`
   return value;
 }
 template <typename T>
@@ -56,7 +56,7 @@ __device__ T block_sum(T value) {
 }
 template <typename T>
 __device__ T block_max(T value) {
-  return block_reduce(value, [](T a, T b) { return fmax(a, b); });  // (a NaN is passed over here, and shows in the sum)
+  return block_reduce(value, [](T a, T b) { return fmax(a, b); });  // (ignores a NaN, which will show in the sum)
 }
 
 template <typename Acc, typename A, typename B>

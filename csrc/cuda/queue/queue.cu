@@ -1,4 +1,5 @@
-// queue_push_ on CUDA: host side. One cooperative launch, no synchronisation; capturable in a CUDA graph.
+// queue_push_ on CUDA, host side. It takes one cooperative launch and no synchronisation, and CUDA graphs can capture
+// it.
 #include <algorithm>
 
 #include "common/dispatch.h"
@@ -9,7 +10,7 @@
 namespace maskco {
 namespace {
 
-// as many blocks as the rows need, and at most as many as the device runs at once
+// The number of blocks: as many as the rows need, but at most as many as the device runs at once.
 template <class Kernel>
 int64_t resident_blocks(Kernel* kernel, const Tensor& on, int64_t rows) {
   int processors = 0, per_processor = 0;
@@ -21,7 +22,7 @@ int64_t resident_blocks(Kernel* kernel, const Tensor& on, int64_t rows) {
   return std::min<int64_t>(ceil_div(rows, kQueuePushThreads / 32), int64_t(processors) * per_processor);
 }
 
-// whether rows at `address` can be read or written by packs of so many bytes, and fit into the registers of a warp
+// Whether rows at `address` can be read or written in packs of `pack` bytes, and fit into a warp's registers.
 bool in_packs(const Tensor& rows, const void* address, int64_t pack) {
   const int64_t row = rows.size(1) * rows.element_size(), stride = rows.stride(0) * rows.element_size();
   return rows.stride(1) == 1 && row % pack == 0 && (rows.size(0) == 1 || stride % pack == 0) &&

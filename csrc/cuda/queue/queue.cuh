@@ -1,10 +1,11 @@
-// queue_push_ in one launch: keys are normalised, cast and written behind the newest rows, ids with them, and the
-// cursor moves on, all on the device.
+// queue_push_ in one launch, all on the device. It normalises and casts keys, writes them and their ids after the
+// newest rows, and advances the cursor.
 //
-// Every block needs the old cursor, and one of them overwrites it. So the blocks meet at a grid barrier: they arrive
-// once they have read the cursor, write their rows, and only then wait, which by that time costs nothing. The launch is
-// cooperative for that; the grid is as large as fits on the device at once, and warps stride over the rows.
-// Each queue row is written by one warp at most (of B > K keys the last K are kept): the result is deterministic.
+// Every block needs the old cursor, and one of them overwrites it. So the blocks use a grid barrier: they arrive once
+// they have read the cursor, write their rows, and only then wait. By that time waiting costs almost nothing. The
+// barrier needs a cooperative launch, with a grid that fits on the device at once. Warps stride over the rows.
+//
+// At most one warp writes each queue row. If B > K, the last K keys are kept. So the result is deterministic.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -20,11 +21,11 @@ constexpr int kQueuePushThreads = 256;
 template <typename Key>
 inline constexpr bool kByPacks = sizeof(Key) < 8;  // (float64 would spill)
 
-// Of keys up to this long a lane keeps its part in registers, else they are read again after their norm is known.
+// A lane keeps its part of keys up to this length in registers. Longer keys are read again once their norm is known.
 constexpr int kQueuePushPacks = 4;
 
-// From a lane's sum of squares what a key is multiplied by: 1 / max(|key|, 1e-12), as torch.nn.functional.normalize
-// divides, in every lane.
+// The factor of a key from each lane's sum of squares: 1 / max(|key|, 1e-12), as in torch.nn.functional.normalize.
+// Every lane gets it.
 template <typename Acc>
 __device__ __forceinline__ Acc scale_of(Acc sum) {
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffff, sum, offset);
@@ -32,7 +33,7 @@ __device__ __forceinline__ Acc scale_of(Acc sum) {
   return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // (a NaN stays one)
 }
 
-// Copies a key into a row, by packs of up to 16 bytes: both are contiguous, aligned, and of whole packs.
+// Copies a key into a row, in packs of up to 16 bytes. Both are contiguous, aligned, and consist of whole packs.
 template <typename Acc, typename Queue, typename Key>
 __device__ __forceinline__ void push_packs(Queue* row, const Key* key, int64_t channels, bool normalize, int lane) {
   constexpr int kCount = 16 / (sizeof(Queue) > sizeof(Key) ? sizeof(Queue) : sizeof(Key));

@@ -1,30 +1,30 @@
 // Region pooling, forward: pooled[i, j] = Σ_k w(i, k) x[k, j]. A block takes tiles of one image's map through shared
-// memory, double-buffered, and holds the sums of up to kRegions regions in registers: so each element of the map is
-// read once per image. Lanes lie along j, the warps of a block take different pixels, and their sums meet in shared
-// memory in a fixed order: the same bits every time.
+// memory, double-buffered, and holds the sums of up to kRegions regions in registers. So each element of the map is
+// read once for each chunk of regions. Lanes lie along j, and the warps of a block take different pixels. Their sums
+// are added in shared memory in a fixed order, so results are the same bit for bit.
 //
-// Label maps (`label_pool_kernel`) need no product: a warp adds runs of equal labels and puts each run's sum to its
-// label's, in shared memory.
+// Label maps (`label_pool_kernel`) need no product. A warp adds up runs of equal labels, and adds each run's sum to its
+// label's sum in shared memory.
 #pragma once
 #include "cuda/region_pool/weights.cuh"
 
 namespace maskco {
 
-// Blocks of an SM at least. (Sums in float64 take twice the registers.)
+// The least number of blocks for each SM. (Sums in float64 take twice the registers.)
 template <typename T>
 inline constexpr int kResident = sizeof(T) == 8 ? 1 : 2;
 
-// What a block of pool_kernel does, and where things lie in its shared memory (bytes). Made by the host.
+// The work of a block of pool_kernel, and the layout of its shared memory in bytes. The host makes it.
 struct PoolPlan {
   Tiling tiling;
   int32_t tiles_j, tiles_k;                 // of an image
-  int32_t j_per_block;                      // tiles of j that a block takes one after the other …
-  bool weights_stay;                        // … with the same weights, those of all pixels of the image
+  int32_t j_per_block;                      // tiles of j that a block takes one after the other
+  bool weights_stay;                        // whether they share the weights of all pixels of the image
   int32_t weights_stride;                   // pixels of a row of weights
-  int32_t weights_at, sums_at, scratch_at;  // behind two tiles of the map
+  int32_t weights_at, sums_at, scratch_at;  // after two tiles of the map
 };
 
-// acc += w · x for the steps of a tile that this warp takes
+// acc += w · x for this warp's steps of a tile.
 template <bool kStrict, typename S, typename T>
 __device__ __forceinline__ void accumulate(const Tiling& t, const S* tile, const T* w, int w_stride, int count,
                                            int count_k, int count_j, T (&acc)[kRegions][kLaneChannels]) {
@@ -56,9 +56,9 @@ __device__ __forceinline__ void accumulate(const Tiling& t, const S* tile, const
   }
 }
 
-constexpr int kSumsStride = kTileJ + 16;  // a lane's second channel lies 48 behind its first: no bank conflicts
+constexpr int kSumsStride = kTileJ + 16;  // a lane's second channel is 48 after its first, without bank conflicts
 
-// Adds the warps' sums up. Thread t gets, of regions t / kTileJ + 4 g, channel t % kTileJ.
+// Adds up the warps' sums. Thread t gets channel t % kTileJ of regions t / kTileJ + 4 g.
 template <typename T>
 __device__ __forceinline__ void sum_over_warps(const Tiling& t, const T (&acc)[kRegions][kLaneChannels], int count,
                                                T* sums, T (&total)[kRegions / 4]) {
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int32_t groups = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
-  // (in shared memory, or they would have registers all the time)
+  // (in shared memory, otherwise they would always take registers)
   __shared__ Regions regions;
   __shared__ const S* image;
   __shared__ int32_t b, first_j, last_j, first_k, last_k;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
     __syncthreads();
     if (threadIdx.x < count) rows[threadIdx.x] = weights.row(regions.first + chunk + threadIdx.x);
     __syncthreads();
-    if (b >= map.images) {  // boxes of no image
+    if (b >= map.images) {  // boxes whose image index is out of range
       for (int r = 0; r < count; r++) {
         for (int64_t j = int64_t(first_j) * t.tile_j + threadIdx.x; j < min(int64_t(last_j) * t.tile_j, map.j.size);
              j += kTileThreads) {
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
     }
     int64_t from = 0, to = map.k.size;
     weights.prepare(rows, count, scratch, extent, &from, &to);
-    if (Weights::kHasArea && threadIdx.x < count) area[threadIdx.x] = T(0);  // (of no pixels)
+    if (Weights::kHasArea && threadIdx.x < count) area[threadIdx.x] = T(0);  // (for no pixels)
     if (threadIdx.x == 0) {
       first_k = int32_t(from / t.tile_k);
       last_k = int32_t((to + t.tile_k - 1) / t.tile_k);
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
       bool finite = true;
 #pragma unroll
       for (int g = 0; g < kRegions / 4; g++) finite = finite && is_finite(total[g]);
-      if (__syncthreads_or(!finite)) {  // does it come from pixels that are left out? (`buffer ^ 1` is free again)
+      if (__syncthreads_or(!finite)) {  // does it come from pixels that are left out? (`buffer ^ 1` is free now)
 #pragma unroll
         for (int r = 0; r < kRegions; r++) {
 #pragma unroll
@@ -231,7 +231,7 @@ struct Labels {
   int64_t image_stride;
   Axis pixels;
   int64_t count;  // R
-  // the label if in [0, count), else -1
+  // The label if it is in [0, count), else -1.
   __device__ int64_t operator()(int64_t b, int64_t k) const {
     const int64_t at = b * image_stride + pixels.offset(k);
     const int64_t label = bytes == 8    ? static_cast<const int64_t*>(data)[at]
@@ -243,11 +243,11 @@ struct Labels {
   }
 };
 
-// How many labels' sums a block holds at once, for each of its warps
+// How many labels' sums a block holds at once, for each of its warps.
 template <typename T>
 inline constexpr int kLabels = 128 / sizeof(T);
 
-// One lane, one channel: tiling.tile_j is 32.
+// Each lane has one channel: tiling.tile_j is 32.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kTileThreads, 2)
     label_pool_kernel(Labels labels, PoolPlan plan, Map map,
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         own[label * 32] += sum;
         if (lane == 0) pixels_of[warp][label] += length;
       };
-      // neighbours in a row: a warp takes a stretch of pixels
+      // Neighbouring pixels: a warp takes a contiguous stretch.
       const int stretch = (count_k + kTileWarps * kStep<S> - 1) / (kTileWarps * kStep<S>)*kStep<S>;
       for (int k = warp * stretch; k < min((warp + 1) * stretch, count_k); k += kStep<S>) {
         T x_step[kStep<S>] = {};
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-// out[i] = Σ_c g[i, c] values[i, c] / area[i], by which the gradient of masks is shifted for a mean. A warp each.
+// out[i] = Σ_c g[i, c] values[i, c] / area[i], the shift of the masks' gradient for a mean. One warp for each i.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kTileThreads)
     total_kernel(GradWeights<T, S> weights, int64_t regions, int64_t channels,

@@ -1,5 +1,5 @@
-// box_pool and masked_pool on CUDA: host side. One or two launches a pass, no synchronisation, no atomics on floats;
-// capturable in a CUDA graph.
+// box_pool and masked_pool on CUDA, host side. A pass takes one or two launches, without synchronisation and without
+// float atomics. CUDA graphs can capture it.
 #include <algorithm>
 #include <tuple>
 #include <type_traits>
@@ -28,7 +28,7 @@ Map feature_map(const Tensor& t) {  // [B, C, H, W]
   return {t.size(0), t.stride(0), pixel_axis(t), {t.size(1), t.size(1), 0, t.stride(1)}};
 }
 
-// the gradient of features in their layout
+// The features' gradient, in their layout.
 Tensor new_features(const Tensor& like, const std::vector<int64_t>& size, bool channels_last) {
   using torch::headeronly::MemoryFormat;
   return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
@@ -37,15 +37,16 @@ Tensor new_features(const Tensor& like, const std::vector<int64_t>& size, bool c
 
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-// Shared memory of a block, in bytes: a map's tile is at most kTileBytes (kSumTileBytes for a tile of sums, of which
-// there is one and not two), so that two or more blocks live on an SM of 164 KiB and one on an SM of 100 KiB.
+// Shared memory of a block, in bytes. A map's tile has at most kTileBytes. A tile of sums has at most kSumTileBytes,
+// since there is one and not two. So two or more blocks fit on an SM of 164 KiB, and one on an SM of 100 KiB.
 constexpr int64_t kTileBytes = 26 * 1024, kSumTileBytes = 52 * 1024, kStayingWeights = 16 * 1024,
                   kSharesBytes = 8 * 1024;
 constexpr int64_t kTileRow = 26 * 16;  // bytes of a padded row (which adds 16)
-constexpr int64_t kTilePixels = 96;    // where a tile of the map goes with two tiles of weights
+constexpr int64_t kTilePixels = 96;    // if a tile of the map goes with two tiles of weights
 
-// Tiles of tile_j channels and at most `pixels` pixels of a map at `address`, of elements of `size` bytes that take
-// `held` bytes in shared memory. A tile of whole rows of pixels in one run may have more, up to so many bytes.
+// Tiles of tile_j channels and at most `pixels` pixels of a map at `address`. Elements have `size` bytes, and take
+// `held` bytes in shared memory. A tile of whole rows of pixels in one run may have more pixels, up to a limit in
+// bytes.
 Tiling make_tiling(const Map& map, const void* address, int64_t size, int64_t held, int64_t tile_j, int64_t bytes,
                    int64_t pixels) {
   const auto contiguous = [](const Axis& axis) { return axis.inner == axis.size && axis.stride == 1; };
@@ -79,12 +80,12 @@ Tiling make_tiling(const Map& map, const void* address, int64_t size, int64_t he
     t.stride_j = 1, t.stride_k = int32_t(t.flat ? map.j.size : tile_j);
   } else if (t.flat) {
     t.stride_k = 1, t.stride_j = int32_t(map.k.size);
-    const int64_t row = map.k.size * held;  // odd in units of the access, or lanes would meet in a bank
+    const int64_t row = map.k.size * held;  // odd in units of the access, otherwise lanes share a bank
     t.access = row % 16 == 0 && row / 16 % 2 ? 16 : row % 8 == 0 && row / 8 % 2 ? 8 : 0;
   } else {
     t.stride_k = 1, t.stride_j = int32_t((t.tile_k * held / 16 | 1) * 16 / held), t.access = 16;
   }
-  const bool odd_halves = t.flat && t.along_k && held == 2 && map.k.size % 2;  // pairs of rows are whole words then
+  const bool odd_halves = t.flat && t.along_k && held == 2 && map.k.size % 2;  // then pairs of rows are whole words
   t.lane_j = odd_halves ? 2 : 1, t.next_j = odd_halves ? 1 : 32;
   const int64_t run = t.flat      ? (t.along_k ? tile_j * map.k.size : t.tile_k * map.j.size)
                       : t.along_k ? t.tile_k
@@ -97,7 +98,7 @@ int64_t tile_bytes(const Tiling& t, int64_t held) {
   return round_up((t.along_k ? int64_t(t.tile_j) * t.stride_j : int64_t(t.tile_k) * t.stride_k) * held, 16);
 }
 
-// How many items a block takes, so that there are about four blocks for every SM.
+// How many items a block takes, so that there are about four blocks for each SM.
 int64_t per_block(int64_t items, int64_t most) {
   return std::max<int64_t>(1, std::min(most, items / (4 * device_attribute(cudaDevAttrMultiProcessorCount))));
 }
@@ -116,8 +117,9 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
 bool weights_fit(const Map& map, int64_t step, int64_t pixel_bytes) {
   return round_up(map.k.size, step) * pixel_bytes <= kStayingWeights;
 }
-// Places the weights behind the tiles: `pixel_bytes` for each pixel of the map if there are few and all pixels may have
-// theirs at once, else of a tile, `buffers` times. Then the scratch. Returns the bytes in all.
+// Places the weights after the tiles, then the scratch. There are `pixel_bytes` for each pixel of the map, if that is
+// little and all pixels may have theirs at once. Otherwise they are for the pixels of a tile, `buffers` times. Returns
+// the total bytes.
 template <class Plan>
 int64_t place_weights(Plan& plan, const Map& map, int64_t tiles, int64_t step, int64_t pixel_bytes, bool may_stay,
                       int64_t buffers, int64_t scratch) {
@@ -135,7 +137,7 @@ void count_tiles(Plan& plan, const Map& map) {
   plan.tiles_k = int32_t(ceil_div(map.k.size, plan.tiling.tile_k));
 }
 
-// `lists`: lists of regions, one for each image (and one of the boxes without)
+// `lists` is the number of lists of regions: one for each image, and for boxes one without an image.
 template <class T, class S, class Weights>
 void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const Map& map, const Tensor& x,
                  const T* shift, bool mean, T* area, const Tensor& pooled) {
@@ -145,7 +147,7 @@ void launch_pool(const Weights& weights, int64_t lists, int64_t scratch, const M
   const int64_t most = weights_fit(map, kStep<S>, pixel_bytes) ? row : std::min(row, kTilePixels);
   plan.tiling = make_tiling(map, device_ptr<const S>(x), sizeof(S), sizeof(S), kTileJ, kTileBytes, most);
   count_tiles(plan, map);
-  plan.tiles_j = std::max(1, plan.tiles_j);  // (areas are wanted even of no channels)
+  plan.tiles_j = std::max(1, plan.tiles_j);  // (areas are needed even without channels)
   plan.sums_at = int32_t(
       place_weights(plan, map, 2 * tile_bytes(plan.tiling, sizeof(S)), kStep<S>, pixel_bytes, true, 2, scratch));
   const int64_t bytes = plan.sums_at + kTileWarps * 4 * kSumsStride * int64_t(sizeof(T));
@@ -177,8 +179,8 @@ void launch_spread(const char* name, Kernel kernel, const Weights& weights, int6
 
 // ---- boxes ----
 
-// Scratch of a call: the boxes' rows and columns with their shares, and the boxes of each image, for the kernel that
-// follows.
+// Scratch memory of a call for the next kernel: the boxes' rows and columns with their shares, and the boxes of each
+// image.
 struct BoxScratch {
   Tensor shares, bounds, order, starts;
   int64_t height, width, bytes;
@@ -254,7 +256,7 @@ Tensor box_pool_bwd(const Tensor& grad_output, const Tensor& boxes, std::vector<
 
 // ---- masks and label maps ----
 
-// masks [B, R, H, W] of the dtype S or bool
+// Masks [B, R, H, W] of dtype S or bool.
 template <class T, class S>
 MaskWeights<T, S> mask_weights(const Tensor& masks, int64_t regions, const T* area) {
   return {device_ptr<const void>(masks),

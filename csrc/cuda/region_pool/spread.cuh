@@ -1,22 +1,22 @@
-// Region pooling, backward: x[k, j] = Σ_i w(i, k) g[i, j] over the regions i of an image, in their order, so without
-// atomics and with the same bits every time. As in pool.cuh lanes lie along j and warps take different pixels; a block
-// makes tiles of the gradient in shared memory and writes each once.
+// Region pooling, backward: x[k, j] = Σ_i w(i, k) g[i, j] over the regions i of an image. The sum runs in their order,
+// so it needs no atomics, and results are the same bit for bit. As in pool.cuh, lanes lie along j and warps take
+// different pixels. A block makes tiles of the gradient in shared memory and writes each once.
 #pragma once
 #include "cuda/region_pool/pool.cuh"
 
 namespace maskco {
 
-// What a block of spread_kernel does, and where things lie in its shared memory (bytes), behind a tile of sums.
+// The work of a block of spread_kernel, and the layout of its shared memory in bytes, after a tile of sums.
 struct SpreadPlan {
   Tiling tiling;  // (stride_k, stride_j and access are those of a tile of sums)
   int32_t tiles_j, tiles_k;
   int32_t j_per_block, k_per_block;  // tiles
-  bool weights_stay;                 // those of all pixels of the image are in shared memory
-  bool grads_stay;                   // label maps: all labels' gradients are in shared memory
+  bool weights_stay;                 // whether those of all pixels of the image are in shared memory
+  bool grads_stay;                   // for label maps: whether all labels' gradients are in shared memory
   int32_t weights_stride, weights_at, scratch_at;
 };
 
-// out = Σ_r w[r, k …] g[r], without what is left out
+// out = Σ_r w[r, k …] g[r], without pixels that are left out.
 template <bool kStrict, int kCount, typename T>
 __device__ __forceinline__ void weigh(const T* w, int w_stride, int count, const T (&g)[kRegions][kLaneChannels],
                                       T (&out)[kLaneChannels][kCount]) {
@@ -44,7 +44,7 @@ __device__ __forceinline__ void weigh(const T* w, int w_stride, int count, const
 template <typename T, typename S, typename Weights>
 __global__ void __launch_bounds__(kTileThreads, kResident<T>)
     spread_kernel(Weights weights, SpreadPlan plan, Map map,
-                  const S* grad,  // [B, R, J]; for boxes [R, J] and grad_image 0
+                  const S* grad,  // [B, R, J]; for boxes [R, J], and grad_image is 0
                   int64_t grad_image, int64_t grad_region, int64_t grad_channel,
                   S* x)  // [B][k, j]
 {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int32_t groups_j = (plan.tiles_j + plan.j_per_block - 1) / plan.j_per_block;
   const int32_t groups_k = (plan.tiles_k + plan.k_per_block - 1) / plan.k_per_block;
-  // (in shared memory, or they would have registers all the time)
+  // (in shared memory, otherwise they would always take registers)
   __shared__ Regions regions;
   __shared__ S* image;
   __shared__ int32_t b, first_j, last_j, first_k, last_k;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kTileThreads, kResident<T>)
           int64_t from, to;
           weights.prepare(rows, count, scratch, extent, &from, &to);
         }
-        __syncthreads();  // (the tile was written to the map, and nobody needs the weights)
+        __syncthreads();  // (the tile was written to the map, and no thread needs the weights)
         const bool new_grads = tile_k == first_k || !one_chunk;
         for (int n = threadIdx.x; new_grads && n < kRegions * kTileJ; n += kTileThreads) {
           const int r = n / kTileJ, c = n % kTileJ;

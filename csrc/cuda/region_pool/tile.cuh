@@ -1,7 +1,7 @@
-// Tiles of a feature map in shared memory, for kernels that pool or spread. A map is x[image][k, j]: its pixels k are
-// weighed and its channels j lie along the lanes of a warp (for the masks' gradient the other way round), whichever of
-// the two is contiguous in memory. So global memory is read and written in runs of the contiguous axis, 16 bytes a
-// thread where alignment allows, and the arithmetic always sees 16 bytes of pixels for each of its channels.
+// Tiles of a feature map in shared memory, for kernels that pool or spread. A map is x[image][k, j]. Its pixels k are
+// weighed, and its channels j lie along the lanes of a warp. For the masks' gradient, pixels and channels are swapped.
+// Either axis may be contiguous in memory. Global memory is read and written in runs of the contiguous axis, 16 bytes
+// for each thread if alignment allows. The arithmetic always gets 16 bytes of pixels for each of its channels.
 #pragma once
 #include <cstdint>
 
@@ -19,12 +19,12 @@ inline constexpr int kStep = 16 / sizeof(S);  // pixels that a warp takes at onc
 template <typename S>
 inline constexpr int kSmallestCopy = sizeof(S) < 4 ? 4 : sizeof(S);  // bytes
 
-// One or two tensor dimensions as one index (rows of pixels).
+// One or two tensor dimensions as one index, such as rows of pixels.
 struct Axis {
   int64_t size, inner, outer_stride, stride;
   __device__ int64_t offset(int64_t i) const {
     if (inner == size) return i * stride;
-    const uint32_t q = uint32_t(i) / uint32_t(inner);  // (of two dimensions: below 2^31)
+    const uint32_t q = uint32_t(i) / uint32_t(inner);  // (with two dimensions, below 2^31)
     return q * outer_stride + (uint32_t(i) - q * uint32_t(inner)) * stride;
   }
 };
@@ -34,11 +34,11 @@ struct Map {  // x[image][k, j]
   Axis k, j;
 };
 
-// How a map is cut into tiles, and how these lie in shared memory. Made by the host.
+// How a map is cut into tiles, and their layout in shared memory. The host makes it.
 struct Tiling {
   bool along_k;    // k is the contiguous axis, else j
   bool flat;       // a tile takes all of the contiguous axis and lies in one run, as it does in the map
-  int32_t copy;    // bytes of a copy: 16, 8 or 4 (what all runs are aligned to), 0: by elements, any strides
+  int32_t copy;    // bytes of a copy: 16, 8 or 4, to which all runs are aligned; 0: by elements, any strides
   int32_t tile_k;  // pixels of a tile, a multiple of a step
   int32_t tile_j;  // channels of a tile, at most kTileJ
   int32_t stride_k, stride_j;  // in shared memory, in elements. Without bank conflicts for 16-byte (or `access`) reads
@@ -47,8 +47,8 @@ struct Tiling {
   uint32_t pieces, inverse;    // copies of a run, and ceil(2^32 / pieces)
 };
 
-// f(run, i, length): elements i, i + 1, … of a tile's run, by thread; i in steps of kCount, up to `length` or, where
-// runs are padded to whole steps, beyond.
+// Calls f(run, i, length) for elements i, i + 1, … of a tile's run, split over the threads. i has steps of kCount. It
+// ends at `length`, or beyond it if runs are padded to whole steps.
 template <int kCount, typename S, typename F>
 __device__ __forceinline__ void for_each_piece(const Tiling& t, int count_k, int count_j, const F& f) {
   const int runs = t.flat ? 1 : t.along_k ? count_j : count_k;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void for_each_piece(const Tiling& t, int count_k, int
   }
 }
 
-// Where run `run` of the tile at (k, j) begins in the map.
+// The start of run `run` of the tile at (k, j) in the map.
 __device__ __forceinline__ int64_t run_offset(const Map& map, const Tiling& t, int64_t k, int64_t j, int run) {
   return t.along_k ? map.j.offset(j + run) + k : map.k.offset(k + run) + j;
 }
@@ -80,8 +80,8 @@ __device__ __forceinline__ void fetch_runs(const Map& map, const Tiling& t, cons
   });
 }
 
-// Starts to bring count_k × count_j elements from (k, j) on into shared memory: commit_copies, wait_for_copies and a
-// barrier follow. Pixels that fill up the last step of a run are zero.
+// Starts to copy count_k × count_j elements from (k, j) on into shared memory. Call commit_copies and wait_for_copies
+// and a barrier afterwards. Pixels that pad the last step of a run are zero.
 template <typename S>
 __device__ __forceinline__ void fetch_tile(const Map& map, const Tiling& t, const S* image, int64_t k, int64_t j,
                                            int count_k, int count_j, S* tile) {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void store_runs(const Map& map, const Tiling& t, S* i
         const auto in = *reinterpret_cast<const Pack<T, kCount>*>(from + i);
 #pragma unroll
         for (int n = 0; n < kCount; n++) out.value[n] = convert<S>(in.value[n]);
-      } else {  // two reads: of eight lanes some begin with the second half, so that no two meet in a bank
+      } else {  // two reads: of eight lanes some start with the second half, to avoid bank conflicts
         constexpr int kHalf = 16 / sizeof(T);
         static_assert(kCount == 2 * kHalf);
         const uint32_t unit = uint32_t(from + i - tile) / kHalf;  // (the strides of rows are odd)
@@ -166,7 +166,8 @@ __device__ __forceinline__ void read_packs(const S* from, T (&out)[kStep<S>]) {
   }
 }
 
-// A step of pixels of channel j from a tile of map elements. Past the tile's end: its last pixel, or zeros.
+// Reads a step of pixels of channel j from a tile of map elements. Past the tile's end it gives its last pixel, or
+// zeros.
 template <typename T, typename S>
 __device__ __forceinline__ void read_step(const Tiling& t, const S* tile, int k, int j, int count_k,
                                           T (&out)[kStep<S>]) {
@@ -181,7 +182,7 @@ __device__ __forceinline__ void read_step(const Tiling& t, const S* tile, int k,
   }
 }
 
-// Puts a step of pixels of channel j into a tile of sums, or adds it to what is there.
+// Writes a step of pixels of channel j into a tile of sums, or adds to it.
 template <typename S, typename T>
 __device__ __forceinline__ void write_step(const Tiling& t, T* tile, int k, int j, int count_k, bool add,
                                            T (&in)[kStep<S>]) {

@@ -1,11 +1,11 @@
-// What region pooling weighs with. A pooling is pooled[i, j] = Σ_k w(i, k) x[k, j] over the pixels k of region i's
-// image; its gradient is x[k, j] = Σ_i w(i, k) g[i, j]. What differs between boxes, masks and the masks' own gradient
-// is w: `BoxWeights`, `MaskWeights`, `GradWeights`. Kernels take an image's regions in chunks of kRegions and hold the
+// The weights of region pooling. A pooling is pooled[i, j] = Σ_k w(i, k) x[k, j] over the pixels k of region i's image.
+// Its gradient is x[k, j] = Σ_i w(i, k) g[i, j]. Boxes, masks and the masks' own gradient differ only in w:
+// `BoxWeights`, `MaskWeights`, `GradWeights`. Kernels take an image's regions in chunks of kRegions. They hold the
 // weights of a chunk in shared memory, as [kRegions][pixels].
 //
-// A pixel outside of a box or bool mask is left out: NaN there must not reach the result. Its weight is -0.0, with
-// which products of finite numbers change no sum; so kernels first multiply with everything and, should a result not be
-// finite, repeat it with tests (`strict`). All other zeros are +0.0.
+// A pixel outside a box or bool mask is left out: NaN there must not reach the result. Its weight is -0.0. A finite
+// number times -0.0 changes no sum. So kernels first multiply all pixels, and repeat that with tests (`strict`) if a
+// result is not finite. All other zero weights are +0.0.
 #pragma once
 #include <cstdint>
 
@@ -41,13 +41,13 @@ struct Regions {  // of an image
   int32_t count;
 };
 
-// Of each box: first and last touched row and column. None: the last is -1.
+// The first and last row and column that a box touches. If there is none, the last is -1.
 struct BoxBounds {
   int32_t y0, y1, x0, x1;
 };
 
-// Blocks 0 … R - 1 make a box's shares and bounds; a warp of the blocks behind lists an image's boxes, in their order,
-// and the last one those of no image (whose rows become NaN).
+// Blocks 0 … R - 1 make a box's shares and bounds. Each warp of the later blocks lists an image's boxes, in their
+// order. The last warp lists the boxes without a valid image, whose rows become NaN.
 template <typename T, typename Box>
 __global__ void __launch_bounds__(kBoxThreads) box_weights_kernel(
     const Box* boxes, int64_t box_row, int64_t box_column,  // [R, 5]
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kBoxThreads) box_weights_kernel(
   if (blockIdx.x >= count) {
     __shared__ int64_t image_of[kBoxThreads];
     const int64_t image = (blockIdx.x - count) * (kBoxThreads / 32) + warp;
-    int64_t at = 0;  // first the number of boxes of images before, then where the next one goes
+    int64_t at = 0;  // the number of earlier images' boxes, later the next box's place
     for (int pass = 0; pass < 2; pass++) {
       for (int64_t first = 0; first < count; first += kBoxThreads) {
         const int64_t r = first + threadIdx.x;
@@ -131,12 +131,12 @@ struct BoxWeights {
   const int64_t* order;     // [R]
   const int64_t* starts;    // [images + 2]
   int64_t height, width;
-  bool staged;  // a chunk's shares fit into shared memory
+  bool staged;  // whether a chunk's shares fit into shared memory
   static constexpr bool kHasArea = false;
 
   __device__ Regions regions(int64_t b) const { return {starts[b], int32_t(starts[b + 1] - starts[b])}; }
   __device__ int64_t row(int64_t n) const { return order[n]; }
-  // Brings a chunk's shares to `scratch`; narrows [*from, *to) to the pixels of rows that its boxes touch.
+  // Copies a chunk's shares to `scratch`. Narrows [*from, *to) to the pixels of rows that its boxes touch.
   __device__ void prepare(const int64_t* rows, int count, T* scratch, int32_t* extent, int64_t* from,
                           int64_t* to) const {
     if (threadIdx.x < 2) extent[threadIdx.x] = threadIdx.x ? -1 : INT32_MAX;
@@ -180,7 +180,7 @@ struct MaskWeights {
   int64_t image_stride, region_stride;
   Axis pixels;
   int64_t per_image;  // R
-  const T* area;      // [B, R], or null for sums (and in the forward pass, which makes it)
+  const T* area;      // [B, R], or null for sums, and in the forward pass, which computes it
   static constexpr bool kHasArea = true;
 
   __device__ Regions regions(int64_t b) const { return {b * per_image, int32_t(per_image)}; }
@@ -204,7 +204,7 @@ struct MaskWeights {
   __device__ T divided(T g, int64_t row) const { return !area ? g : area[row] == T(0) ? T(0) : g / area[row]; }
 };
 
-// The upstream gradient as weights over channels: w(i, c) = grad_output[b, r, c] / area[b, r]
+// The upstream gradient as weights over channels: w(i, c) = grad_output[b, r, c] / area[b, r].
 template <typename T, typename S>
 struct GradWeights {
   const S* grad_output;  // [B, R, C]
@@ -230,8 +230,8 @@ struct GradWeights {
   }
 };
 
-// Fills w[kRegions][stride] with a chunk's weights of `count_k` pixels from k on; whole steps of them, and regions up
-// to the next multiple of four, are filled up with left_out.
+// Fills w[kRegions][stride] with a chunk's weights for `count_k` pixels from k on. Whole steps of pixels, and regions
+// up to the next multiple of four, are padded with left_out.
 template <typename S, typename T, typename Weights>
 __device__ __forceinline__ void stage_weights(const Weights& weights, int64_t b, const int64_t* rows, const T* scratch,
                                               int count, int64_t k, int count_k, T* w, int stride) {
