@@ -10,9 +10,9 @@ from torch import Tensor
 def effective_rank(embeddings: Tensor) -> float:
     """RankMe: how many dimensions embeddings [N, D] use (Garrido et al., arXiv 2210.02885).
 
-    It is the exponential of the entropy of the normalised singular values. It is D if embeddings fill all
-    dimensions alike, and 1 if they lie on one line. It cannot exceed N, so compare it between equal N of several times
-    D. It is NaN if embeddings are not finite. The call waits for the device.
+    It is the exponential of the entropy of the normalised singular values. It is D if embeddings fill all dimensions
+    alike, and 1 if they lie on one line. It cannot exceed N, so compare it between equal N of several times D. It is
+    NaN if embeddings are not finite. The call waits for the device.
 
     Equivalent plain torch, where this function uses a product of D × D that costs far less::
 

@@ -76,9 +76,9 @@ def supcon_loss(
         reduction: "mean" over all N rows, "sum" or "none".
         return_stats: also return the `SupConStats`.
 
-    Queries and keys must have one dtype. Autocast widens the narrower one. Sums run in float32
-    (float64 for float64 inputs). Gradients reach both features and the temperature. Results are repeatable bit
-    for bit. There is no second derivative and no forward-mode derivative.
+    Queries and keys must have one dtype. Autocast widens the narrower one. Sums run in float32 (float64 for float64
+    inputs). Gradients reach both features and the temperature. Results are repeatable bit for bit. There is no second
+    derivative and no forward-mode derivative.
 
     Returns:
         The loss, [] or [N], float32 (float64 for float64 inputs), or (loss, SupConStats).

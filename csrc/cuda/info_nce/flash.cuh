@@ -1,4 +1,4 @@
-// InfoNCE on tensor cores, for a short list of C. No logits or weights are ever in global memory.
+// InfoNCE on tensor cores, for a short list of C. No logits or weights of shared keys are ever in global memory.
 //
 // A block keeps 64 or 128 "rows" and streams "columns" past them, in tiles through shared memory. Each tile is loaded
 // once and multiplied twice: S = rows · columnsᵀ, and O += weights(S) · columns. That is flash attention (Dao et al.,
