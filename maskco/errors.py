@@ -1,4 +1,4 @@
-"""Errors that several rooms raise. Each room's own errors are subclasses of these."""
+"""Errors that several layers raise. Each layer's own errors are subclasses of these."""
 
 from __future__ import annotations
 

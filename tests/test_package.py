@@ -27,22 +27,22 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("room", "rooms"),
+    ("layer", "layers"),
     [("maskco.ops", {"ops", "version"}), ("maskco.nn", {"nn", "ops", "version", "errors"})],
     ids=["ops", "nn"],
 )
-def test_ops_and_nn_import_torch_and_numpy_alone(room, rooms):
+def test_ops_and_nn_import_torch_and_numpy_alone(layer, layers):
     code = f"""
 import numpy, torch
 before = set(sys.modules)
-import {room}
+import {layer}
 print(*sorted(set(sys.modules) - before))
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
     new = [name.split(".") for name in done.stdout.split()]
     assert {name[0] for name in new} - sys.stdlib_module_names - {"torch", "numpy"} == {"maskco"}
-    assert {name[1] for name in new if name[0] == "maskco" and len(name) > 1} - {"_C", "_C_cuda"} == rooms
+    assert {name[1] for name in new if name[0] == "maskco" and len(name) > 1} - {"_C", "_C_cuda"} == layers
     assert ["maskco", "nn", "encoder"] not in new
 
 

@@ -11,17 +11,25 @@ from maskco.nn.queue import FeatureQueue
 class InfoNCE(nn.Module):
     """The InfoNCE loss of queries and their positives against negatives. See `maskco.ops.info_nce`.
 
-    The options `decoupled` and `margin` exist in `maskco.ops.info_nce` only.
-
     Args:
         temperature: divides the dot products. 0.2 is MoCo v2's. A parameter is learned.
         reduction: "mean", "sum" or "none".
+        decoupled: leave the positive out of the sum (DCL).
+        margin: keys whose dot product exceeds the positive's by more than this are no negatives.
     """
 
-    def __init__(self, temperature: float | Tensor = 0.2, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.2,
+        reduction: str = "mean",
+        *,
+        decoupled: bool = False,
+        margin: float | None = None,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.reduction = reduction
+        self.decoupled, self.margin = decoupled, margin
 
     def forward(
         self,
@@ -71,9 +79,12 @@ class InfoNCE(nn.Module):
             queue_ids=queue_ids,
             valid=valid,
             temperature=self.temperature,
+            decoupled=self.decoupled,
+            margin=self.margin,
             reduction=self.reduction,
             return_stats=return_stats,
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        told = f"temperature={self.temperature}, reduction={self.reduction!r}"
+        return f"{told}, decoupled={self.decoupled}, margin={self.margin}"

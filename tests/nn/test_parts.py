@@ -162,6 +162,10 @@ def test_loss_takes_only_the_rows_that_hold_keys():
     torch.testing.assert_close(parts.InfoNCE(0.3, "none")(query, positive, queue), expected)
     queue.features[3:] = 100
     torch.testing.assert_close(parts.InfoNCE(0.3)(query, positive, queue), expected.mean())
+    variant = {"decoupled": True, "margin": 0.1}
+    told = ops.info_nce(query, positive, queue.features[:3], temperature=0.3, **variant)
+    torch.testing.assert_close(parts.InfoNCE(0.3, **variant)(query, positive, queue), told)
+    assert not torch.allclose(told, expected.mean())
 
 
 def test_loss_leaves_out_keys_with_the_query_s_id():
