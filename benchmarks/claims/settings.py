@@ -12,13 +12,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.claims.encoder import NAME
-from benchmarks.claims.sets import COCO, DEMO, NARROW_SCENES, OBJECTS, SCENES, SCENES_3, STL10
+from benchmarks.claims.encoder import NAME, PHOTOS
+from benchmarks.claims.names import CALTECH, COCO, DEMO, NARROW_SCENES, OBJECTS, SCENES, SCENES_3, STL10, VOC
 
 Options = dict[str, Any]  # of maskco.pretrain
 
 MASKCO, NO_HEAD, ATTENTION, MOCO = "MaskCo", "MaskCo, no head", "MaskCo, attention head", "MoCo v2"
 HIDDEN, HIDDEN_NO_HEAD = "MaskCo, regions all hidden", "the same, no head"
+DENSECL, SIMCLR = "DenseCL", "SimCLR"
 UNTRAINED, SUPERVISED = "untrained", "supervised"  # what the methods should lie between
 
 REGIONS: Options = {
@@ -35,7 +36,19 @@ METHODS: dict[str, Options] = {
     HIDDEN: REGIONS | {"mask_share": 1.0},  # nothing of a region is seen but through its surroundings
     HIDDEN_NO_HEAD: REGIONS | {"mask_share": 1.0, "mask_head": "none"},
     MOCO: {"method": "moco_v2"},
+    DENSECL: {"method": "densecl", "min_overlap": 0.25},
+    SIMCLR: {  # the optimizer, crops and colors of the others in place of its own
+        "method": "simclr",
+        "optimizer": "sgd",
+        "temperature": 0.2,
+        "min_overlap": 0.25,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+    },
 }
+MAIN = (MASKCO, NO_HEAD, ATTENTION, HIDDEN, HIDDEN_NO_HEAD, MOCO)  # what the claims are about
 BOUNDS: dict[str, Options] = {UNTRAINED: {}, SUPERVISED: {}}
 SMALLER_CROPS: Options = {"crop_scale": (0.2, 1.0)}  # maskco's and MoCo v2's default
 LARGER_CROPS: Options = {"crop_scale": (0.6, 1.0)}
@@ -84,7 +97,9 @@ ABLATIONS: dict[str, Options] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """What all methods share. `sets` are the default ones; `jobs` runs fit on a machine at a time, None: one a core."""
+    """What all methods share. `sets` and `methods` are the default ones; `more_sets` are run where they are asked for;
+    `jobs` runs fit on a machine at a time, None: one a core; `probed` is the side in pixels of probed images, where the
+    set does not say."""
 
     name: str
     sets: tuple[str, ...]
@@ -92,6 +107,9 @@ class Scale:
     batch_size: int
     options: Options
     jobs: int | None = None
+    more_sets: tuple[str, ...] = ()
+    methods: tuple[str, ...] = (*MAIN, *BOUNDS)
+    probed: int | None = None
 
 
 LAPTOP = Scale(
@@ -117,12 +135,24 @@ LAPTOP = Scale(
     },
 )
 LONG = dataclasses.replace(LAPTOP, name="long", steps=3000)
+PHOTOGRAPHS = Scale(
+    "photos",
+    sets=(VOC, CALTECH),
+    more_sets=(COCO,),
+    methods=(*METHODS, *BOUNDS),
+    steps=1000,
+    batch_size=64,
+    probed=128,  # objects are about as large as in views, which show 0.83 of a photograph's side on average
+    options=LAPTOP.options | {"encoder": PHOTOS, "stage": 3, "output_stride": 8, "image_size": 96},
+)
+PHOTOGRAPHS_LONG = dataclasses.replace(PHOTOGRAPHS, name="photos-long", steps=3000)
 LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run yet.
     "large",
     sets=(STL10, COCO),
     steps=90000,
     batch_size=256,
-    options={"encoder": "resnet50", "amp": "bf16", "augment": "device"},
+    options={"encoder": "resnet50", "amp": "bf16", "augment": "device", "image_size": 224},
     jobs=1,
+    probed=448,
 )
-SCALES = {scale.name: scale for scale in (LAPTOP, LONG, LARGE)}
+SCALES = {scale.name: scale for scale in (LAPTOP, LONG, PHOTOGRAPHS, PHOTOGRAPHS_LONG, LARGE)}
