@@ -13,11 +13,11 @@ from maskco.data.sources.files import ImageFiles
 from maskco.errors import UserError
 from maskco.evaluate.datasets import Annotated, open_labelled
 
-HELD_OUT = 0.1  # of the training images, to choose settings on
+HELD_OUT = 0.2  # of the training images, to choose settings on
 
 
 def open_photographs(name: str, root: str, folder: Path) -> ProbeSet:
-    """Of the part named train a tenth, always the same, becomes the validation part. The other part is the test part.
+    """Of the part named train a fifth, always the same, becomes the validation part. The other part is the test part.
 
     Nothing is pretrained on the validation part: settings are chosen by images that no run has seen.
 
