@@ -22,11 +22,13 @@ import tyro
 
 from benchmarks import harness
 from benchmarks.claims.figure import draw
+from benchmarks.claims.head import draw_head, head_worth, worth_table
 from benchmarks.claims.names import DEMO, SCENES, find_sets
-from benchmarks.claims.settings import ABLATIONS, MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED, Scale
+from benchmarks.claims.settings import MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED, Scale
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
-from benchmarks.claims.table import overview, tables, verdicts
+from benchmarks.claims.table import overview, tables, tried, verdicts
 from maskco.console import one_line_errors
+from maskco.devices import usable_device
 from maskco.errors import UserError
 
 
@@ -35,10 +37,12 @@ class Options:
     images: tuple[str, ...] = ()
     """Where images are: one place for all sets, or SET=PLACE for some of them. Of CIFAR-10's pictures
     "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. Of photographs a folder
-    in COCO's layout, or with train/CLASS and val/CLASS. Default: torchvision:data, data/voc, data/caltech101 …"""
-    scale: Literal["laptop", "long", "photos", "photos-long", "large"] | None = None
+    in COCO's layout, one with train/CLASS and val/CLASS, VOCdevkit, or what benchmarks.claims.pack wrote. Default:
+    torchvision:data, data/voc, data/caltech101 …"""
+    scale: Literal["laptop", "long", "photos", "photos-long", "gpu", "gpu-resnet50", "large"] | None = None
     """laptop: pictures of 32 pixels and a small ResNet. photos: photographs in views of 96 pixels. long, photos-long:
-    three times the steps. large: ResNet-50 at 224 pixels, which has not been run yet. Each needs a --json of its own.
+    three times the steps. gpu, gpu-resnet50: photographs and a ResNet-18 at 128 or a ResNet-50 at 160 pixels. large:
+    ResNet-50 at 224 pixels. These three need a GPU and have not been run yet. Each needs a --json of its own.
     Default: the first that has the --sets."""
     sets: tuple[str, ...] = ()
     """Some of the scale's sets, such as scenes2x2 demo-scenes voc caltech101 coco; default: all, of --ablations the 2x2
@@ -77,7 +81,7 @@ def jobs(options: Options, scale: Scale) -> list[Job]:
     sets, photos = find_sets(options.sets), DEMO not in scale.sets
     if options.ablations:
         sets = sets or (scale.sets[:1] if photos else (SCENES,))
-        return list(ablations(scale, sets, options.methods or tuple(ABLATIONS), options.seeds or 1))
+        return list(ablations(scale, sets, options.methods, options.seeds or 1))
     if options.quick:
         methods = options.methods or (MASKCO, NO_HEAD, MOCO, UNTRAINED)
         sets = sets or (scale.sets[:1] if photos else (DEMO,))
@@ -93,10 +97,14 @@ def main() -> None:
         file = options.show or options.json or options.folder / f"{scale.name}.json"
         together = options.jobs or scale.jobs or os.cpu_count() or 1
         if options.show is None:
+            usable_device(scale.options.get("device", "auto"))
             compute(jobs(options, scale), options.images, options.folder, file, together)
         rows = load(file)
-        figure = draw(rows, file.with_suffix(".png"))
-        print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")
+        figures = [draw(rows, file.with_suffix(".png"))]
+        if pairs := head_worth(rows):
+            figures.append(draw_head(pairs, file.with_name(f"{file.stem}_head.png")))
+        blocks = [overview(rows), tables(rows), worth_table(pairs), "\n".join([*verdicts(rows), *tried(rows)])]
+        print(*filter(None, blocks), "figures: " + ", ".join(map(str, figures)), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ NARROW_SCENES = "scenes 2x2, narrow encoder"  # the same scenes, but an encoder 
 VOC, CALTECH = "VOC", "Caltech-101"
 SETS = (OBJECTS, STL10, CALTECH, SCENES, NARROW_SCENES, SCENES_3, DEMO, VOC, COCO)  # in the order of tables
 PHOTOGRAPHS = (VOC, CALTECH, COCO)  # classes are not equally frequent there
+COMPARED = "These numbers compare with each other and with nothing published."  # next to every table of photographs
 
 
 def plain(name: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.claims.names import require_known
 from benchmarks.claims.run import Row, run
 from benchmarks.claims.sets import open_set, place_of
-from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
+from benchmarks.claims.settings import BOUNDS, METHODS, Options, Scale
+from benchmarks.claims.tries import tries_of
 from maskco.errors import UserError
 from maskco.files import write_atomically
 
@@ -58,13 +59,14 @@ def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds:
 
 
 def ablations(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Job]:
-    """Scored on the validation parts. Raises UserError for names that there are not."""
+    """Scored on the validation parts; no methods: all tries. Raises UserError for names that there are not."""
+    tries = tries_of(scale)
     require_known("sets", sets, (*scale.sets, *scale.more_sets))
-    require_known("methods", methods, ABLATIONS)
+    require_known("methods", methods, tries)
     for seed in range(seeds):
         for data in sets:
-            for name in methods:
-                yield Job(scale, data, name, ABLATIONS[name], seed, "val")
+            for name in methods or tries:
+                yield Job(scale, data, name, tries[name], seed, "val")
 
 
 def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Path, together: int) -> None:

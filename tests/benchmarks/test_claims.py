@@ -23,7 +23,6 @@ from benchmarks.claims.probe_set import ProbeSet
 from benchmarks.claims.run import fresh, options_of, run, shifted_and_flipped
 from benchmarks.claims.sets import NARROW_SCENES, OBJECTS, SCENES, open_set
 from benchmarks.claims.settings import (
-    ABLATIONS,
     BOUNDS,
     LAPTOP,
     LONG,
@@ -36,6 +35,7 @@ from benchmarks.claims.settings import (
 )
 from benchmarks.claims.study import Job, compute, load, save
 from benchmarks.claims.table import collect, overview, tables, verdicts
+from benchmarks.claims.tries import LAPTOP_TRIES, PHOTOGRAPH_TRIES
 from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.nn import create_encoder
@@ -162,7 +162,7 @@ def test_a_claim_holds_only_with_its_lead_and_with_seeds_apart(lead: float, hold
 
 def test_every_setting_is_an_option_and_every_method_shares_the_rest():
     data = ProbeSet("x", "demo", (), (), (), 2)
-    for own in (METHODS | ABLATIONS | BOUNDS).values():
+    for own in (METHODS | LAPTOP_TRIES | PHOTOGRAPH_TRIES | BOUNDS).values():
         for scale in SCALES.values():
             options = options_of(own, data, scale, seed=0)
             PretrainConfig.of(data="demo", out="x", **options).check()
