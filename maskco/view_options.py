@@ -16,8 +16,9 @@ Side = Annotated[int, Between(1, 100_000)]
 class MaskOptions(Options):
     """What hides a region."""
 
-    mask_share: Annotated[float, Between(1e-6, 1)] = 0.3
-    """Share of a region's area that is hidden, in its middle. The rest shows the context (ours)."""
+    mask_share: Annotated[float, Between(1e-6, 4)] = 0.3
+    """Area of the mask over a region's, both with one centre. Below 1 the region's rim shows the context, above 1 the
+    mask hides some of what surrounds the region as well (ours)."""
     mask_fill: MaskFill = "grey"
     """Color of the masks: a grey next to the mean color, noise of the images' spread, or exactly the mean
     (ours). Norms of fresh encoders other than ResNets can blow up the gradient of exactly the mean. token: grey, and

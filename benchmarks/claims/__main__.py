@@ -4,7 +4,9 @@
     python -m benchmarks.claims --images torchvision:DATA --json results.json     # all of it: hours
     python -m benchmarks.claims --images … --ablations --json results.json        # how the settings were chosen
     python -m benchmarks.claims --show results.json                                 # its tables and figure again
-    python -m benchmarks.claims --scale large --sets COCO --images COCO           # ResNet-50 on real scenes: a GPU
+    python -m benchmarks.claims --sets voc --images voc=VOC --quick                 # photographs with boxes, one seed
+    python -m benchmarks.claims --scale photos --images voc=VOC caltech101=CALTECH --json photos.json
+    python -m benchmarks.claims --scale large --sets coco --images coco=COCO      # ResNet-50 on real scenes: a GPU
 
 Rows that the file holds already are not computed again, and a run that was interrupted goes on: give the same command.
 """
@@ -20,23 +22,31 @@ import tyro
 
 from benchmarks import harness
 from benchmarks.claims.figure import draw
-from benchmarks.claims.sets import DEMO, SCENES
-from benchmarks.claims.settings import ABLATIONS, BOUNDS, MASKCO, METHODS, MOCO, NO_HEAD, SCALES, UNTRAINED
+from benchmarks.claims.head import draw_head, head_worth, worth_table
+from benchmarks.claims.names import DEMO, SCENES, find_sets
+from benchmarks.claims.settings import MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED, Scale
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
-from benchmarks.claims.table import overview, tables, verdicts
+from benchmarks.claims.table import overview, tables, tried, verdicts
 from maskco.console import one_line_errors
+from maskco.devices import usable_device
+from maskco.errors import UserError
 
 
 @dataclass
 class Options:
-    images: str = "torchvision:data"
-    """CIFAR-10: "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. At large
-    scale the folder of STL-10 or COCO."""
-    scale: Literal["laptop", "long", "large"] = "laptop"
-    """Pictures of 32 pixels and a small ResNet; three times the steps; or ResNet-50 at 224 pixels, which has not been
-    run yet. Each needs a --json of its own."""
+    images: tuple[str, ...] = ()
+    """Where images are: one place for all sets, or SET=PLACE for some of them. Of CIFAR-10's pictures
+    "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. Of photographs a folder
+    in COCO's layout, one with train/CLASS and val/CLASS, VOCdevkit, or what benchmarks.claims.pack wrote. Default:
+    torchvision:data, data/voc, data/caltech101 …"""
+    scale: Literal["laptop", "long", "photos", "photos-long", "gpu", "gpu-resnet50", "large"] | None = None
+    """laptop: pictures of 32 pixels and a small ResNet. photos: photographs in views of 96 pixels. long, photos-long:
+    three times the steps. gpu, gpu-resnet50: photographs and a ResNet-18 at 128 or a ResNet-50 at 160 pixels. large:
+    ResNet-50 at 224 pixels. These three need a GPU and have not been run yet. Each needs a --json of its own.
+    Default: the first that has the --sets."""
     sets: tuple[str, ...] = ()
-    """Some of the scale's sets; default: all, of --ablations the 2x2 scenes, of --quick the demo's."""
+    """Some of the scale's sets, such as scenes2x2 demo-scenes voc caltech101 coco; default: all, of --ablations the 2x2
+    scenes or VOC, of --quick the demo's or VOC."""
     methods: tuple[str, ...] = ()
     """Some of the methods, or of the --ablations; default: all, of --quick the four that claims 2 and 3 are about."""
     seeds: int | None = None
@@ -44,41 +54,57 @@ class Options:
     ablations: bool = False
     """Not the comparison on the test parts, but tries on validation parts."""
     quick: bool = False
-    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: twelve minutes on two cores."""
+    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: a quarter of an hour on two
+    cores."""
     folder: Path = Path("runs/claims")
     """Takes the scenes as pictures, and the runs."""
     json: Path | None = None
-    """Rows are added to this file; default: results.json in the folder."""
+    """Rows are added to this file; default: SCALE.json in the folder."""
     jobs: int | None = None
     """Runs at a time, each on one thread; default: as many as cores."""
     show: Path | None = None
     """Print the tables of this file and draw its figure beside it; nothing is trained."""
 
 
-def jobs(options: Options) -> list[Job]:
-    scale = SCALES[options.scale]
+def scale_of(options: Options) -> Scale:
+    """The scale that is asked for, or the first that has the sets. Raises UserError if none has all of them."""
+    if options.scale is not None:
+        return SCALES[options.scale]
+    sets = set(find_sets(options.sets))
+    for scale in SCALES.values():
+        if sets <= {*scale.sets, *scale.more_sets}:
+            return scale
+    raise UserError(f"sets: no scale has all of {', '.join(options.sets)}: run them one after the other")
+
+
+def jobs(options: Options, scale: Scale) -> list[Job]:
+    sets, photos = find_sets(options.sets), DEMO not in scale.sets
     if options.ablations:
-        return list(
-            ablations(scale, options.sets or (SCENES,), options.methods or tuple(ABLATIONS), options.seeds or 1)
-        )
+        sets = sets or (scale.sets[:1] if photos else (SCENES,))
+        return list(ablations(scale, sets, options.methods, options.seeds or 1))
     if options.quick:
         methods = options.methods or (MASKCO, NO_HEAD, MOCO, UNTRAINED)
-        return list(comparison(scale, options.sets or (DEMO,), methods, options.seeds or 1))
-    methods = options.methods or (*METHODS, *BOUNDS)
-    return list(comparison(scale, options.sets or scale.sets, methods, options.seeds or SEEDS))
+        sets = sets or (scale.sets[:1] if photos else (DEMO,))
+        return list(comparison(scale, sets, methods, options.seeds or 1))
+    return list(comparison(scale, sets or scale.sets, options.methods or scale.methods, options.seeds or SEEDS))
 
 
 def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, description=__doc__)
         harness.check_bounds(options, "seeds", "jobs")
-        file = options.show or options.json or options.folder / "results.json"
-        together = options.jobs or SCALES[options.scale].jobs or os.cpu_count() or 1
+        scale = scale_of(options)
+        file = options.show or options.json or options.folder / f"{scale.name}.json"
+        together = options.jobs or scale.jobs or os.cpu_count() or 1
         if options.show is None:
-            compute(jobs(options), options.images, options.folder, file, together)
+            usable_device(scale.options.get("device", "auto"))
+            compute(jobs(options, scale), options.images, options.folder, file, together)
         rows = load(file)
-        figure = draw(rows, file.with_suffix(".png"))
-        print(overview(rows), "", tables(rows), "", *verdicts(rows), f"\nfigure: {figure}", sep="\n")
+        figures = [draw(rows, file.with_suffix(".png"))]
+        if pairs := head_worth(rows):
+            figures.append(draw_head(pairs, file.with_name(f"{file.stem}_head.png")))
+        blocks = [overview(rows), tables(rows), worth_table(pairs), "\n".join([*verdicts(rows), *tried(rows)])]
+        print(*filter(None, blocks), "figures: " + ", ".join(map(str, figures)), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from benchmarks.claims.probe import NEIGHBOURS, REGION
 from benchmarks.claims.settings import (
     ATTENTION,
+    DENSECL,
     HIDDEN,
     HIDDEN_NO_HEAD,
     MASKCO,
     METHODS,
     MOCO,
     NO_HEAD,
+    SIMCLR,
     SUPERVISED,
     UNTRAINED,
 )
@@ -29,6 +31,7 @@ from benchmarks.plot import STYLE
 
 COLOURS = {MASKCO: "#0072B2", NO_HEAD: "#56B4E9", ATTENTION: "#009E73", MOCO: "#D55E00"}
 COLOURS |= {HIDDEN: "#CC79A7", HIDDEN_NO_HEAD: "#E0B0CC"}
+COLOURS |= {DENSECL: "#E69F00", SIMCLR: "#8C6D31"}
 BOUND_COLOUR = "#7F7F7F"
 
 

@@ -4,44 +4,95 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from maskco.data.sources.demo import Scene
+from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
-from maskco.evaluate.knn import knn_accuracy
+from maskco.evaluate.knn import knn_predictions
 from maskco.evaluate.linear import linear_probe
 
 REGION, NEIGHBOURS, SHOWN = "region linear", "region kNN", "classes shown, mAP"
+TOP1 = ", top-1"  # of scores that are means over classes elsewhere
 BN_SCENES = 512
+WHOLE = -1  # label of the box around a whole scene
 
 
 def probe(
-    encoder: nn.Module, train: Sequence[Scene], test: Sequence[Scene], classes: int, image_size: int | None = None
+    encoder: nn.Module,
+    train: Sequence[Scene],
+    test: Sequence[Scene],
+    classes: int,
+    image_size: int | None = None,
+    *,
+    balanced: bool = False,
 ) -> dict[str, float]:
     """Per cent, by name. Regions are `maskco eval regions`' linear classifier and 20-nearest-neighbour vote; "classes
     shown" is the mean average precision of a logistic regression for each class on the mean feature of a whole scene,
     left out where a picture is one region. Batch norms' statistics are first estimated anew on the training scenes.
+
+    Args:
+        image_size: scenes are squeezed into squares of this side, which cuts nothing off; None: they are of one size.
+        balanced: regions are scored by the mean accuracy over classes, and by that of all regions ("top-1") next to it.
     """
     form = Input(image_size)
     reestimate_batch_norm(encoder, train, form, limit=BN_SCENES)
-    boxes = [extract_features(encoder, part, form) for part in (train, test)]
-    rows = [value for part in boxes for value in (part.x, part.labels)]
-    scores = {REGION: linear_probe(*rows, epochs=50).accuracy, NEIGHBOURS: knn_accuracy(*rows)}
-    if len(boxes[0].x) > len(train):
-        whole = [extract_features(encoder, part, form._replace(whole=True)).x for part in (train, test)]
-        scores[SHOWN] = classes_shown(*whole, *map(partial(shown, classes=classes), (train, test)))
+    parts = [extract(encoder, part, form) for part in (train, test)]
+    rows = [value for part in parts for value in (part.x, part.labels)]
+    found = {REGION: linear_probe(*rows, epochs=50).predictions, NEIGHBOURS: knn_predictions(*rows)}
+    measure = mean_class_accuracy if balanced else accuracy
+    scores = {name: measure(predictions, parts[1].labels) for name, predictions in found.items()}
+    if len(parts[0].x) > len(train):
+        tables = map(partial(shown, classes=classes), (train, test))
+        scores[SHOWN] = classes_shown(*(part.whole for part in parts), *tables)
+    if balanced:
+        scores |= {name + TOP1: accuracy(predictions, parts[1].labels) for name, predictions in found.items()}
     return scores
+
+
+class Extracted(NamedTuple):
+    x: Tensor  # [M, C], of every box
+    labels: Tensor  # [M]
+    whole: Tensor  # [N, C], of every scene
+
+
+def extract(encoder: nn.Module, scenes: Sequence[Scene], form: Input) -> Extracted:
+    """Scenes of one size are averaged whole. Photographs get a box around all of it, so that each is read once."""
+    if form.image_size is None:
+        x, labels, _ = extract_features(encoder, scenes, form)
+        return Extracted(x, labels, extract_features(encoder, scenes, form._replace(whole=True)).x)
+    encoder = encoder.to(memory_format=torch.channels_last)
+    x, labels, _ = extract_features(encoder, WithWhole(scenes), form)
+    return Extracted(x[labels != WHOLE], labels[labels != WHOLE], x[labels == WHOLE])
+
+
+class WithWhole(Dataset):
+    """Scenes with one box more, around everything."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        image, boxes, labels = self.scenes[index]
+        whole = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
+        return Scene(image, torch.cat([boxes, whole]), torch.cat([labels, torch.tensor([WHOLE])]))
 
 
 def shown(scenes: Sequence[Scene], classes: int) -> Tensor:
     """bool [N, classes]: which classes each scene shows."""
     table = torch.zeros(len(scenes), classes, dtype=torch.bool)
+    labels = getattr(scenes, "labels", None)  # (of photographs: known without decoding them)
     for row, index in zip(table, range(len(scenes)), strict=True):
-        row[scenes[index].labels] = True
+        row[scenes[index].labels if labels is None else labels[index]] = True
     return table
 
 

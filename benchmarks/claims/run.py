@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-import benchmarks.claims.encoder  # noqa: F401 (tells timm its name)
+import benchmarks.claims.encoder
+import benchmarks.claims.listed  # noqa: F401 (tells maskco its name)
 from benchmarks.claims.probe import probe
-from benchmarks.claims.sets import ProbeSet
+from benchmarks.claims.probe_set import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
 from maskco.config import PretrainConfig
 from maskco.data.memory import keep_freed_memory
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.errors import UserError
+from maskco.evaluate.features import Input, fit
 from maskco.methods import build_method
 from maskco.ops import box_pool
 from maskco.provenance import device_name, provenance
@@ -31,6 +34,7 @@ from maskco.training.loop import train
 from maskco.training.start import open_images, resolve
 
 Row = dict[str, Any]
+POINTS = 20  # of the curve of a run, besides the ends of epochs
 
 
 def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: int, part: str, folder: Path) -> Row:
@@ -43,9 +47,9 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
 
     Raises UserError.
     """
-    options = {"seed": seed, "image_size": data.view, "batch_size": scale.batch_size}
-    options |= scale.options | data.options | own
-    config = resolve(PretrainConfig.of(data=data.pretrain, out=str(folder), log_every=50, **options))
+    options = options_of(own, data, scale, seed)
+    log_every = max(scale.steps // POINTS, 1)
+    config = resolve(PretrainConfig.of(data=data.pretrain, out=str(folder), log_every=log_every, **options))
     torch.set_num_threads(config.run.threads)
     keep_freed_memory()
     started, told = time.monotonic(), {}
@@ -57,9 +61,18 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
     else:
         encoder, told = pretrained(config, scale.steps, folder)
     told["seconds"] = round(told.get("seconds", time.monotonic() - started))
-    scores = probe(encoder.to(config.run.device), data.train, getattr(data, part), data.classes, data.probed)
+    encoder, side = encoder.to(config.run.device), data.probed or scale.probed
+    scores = probe(encoder, data.train, getattr(data, part), data.classes, side, balanced=data.balanced)
     row = {"scale": scale.name, "set": data.name, "method": method, "seed": seed, "part": part, "scores": scores}
     return row | told | {"options": options, "device": device_name(torch.device(config.run.device))} | provenance()
+
+
+def options_of(own: dict[str, Any], data: ProbeSet, scale: Scale, seed: int) -> dict[str, Any]:
+    """Of a run: those of the scale that the method has, then the set's and the method's own."""
+    view = {} if data.view is None else {"image_size": data.view}
+    shared = {"seed": seed, "batch_size": scale.batch_size} | scale.options | view | data.options
+    known = PretrainConfig.of(method=own.get("method", PretrainConfig.of().run.method)).flat()
+    return {name: value for name, value in shared.items() if name in known} | own
 
 
 def fresh(config: PretrainConfig) -> nn.Module:
@@ -75,14 +88,17 @@ def pretrained(config: PretrainConfig, steps: int, folder: Path) -> tuple[nn.Mod
     done = train(config.replace(epochs=epochs), resume=True)
     if done.interrupted:
         raise UserError(f"{folder} was interrupted: the same command goes on with it")
-    last = json.loads((folder / METRICS).read_text().splitlines()[-1])
-    told = {"steps": done.steps, "contrast_accuracy": last["accuracy"], "seconds": last["seconds"]}
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    told = {"steps": done.steps, "contrast_accuracy": rows[-1]["accuracy"], "seconds": rows[-1]["seconds"]}
+    told["effective_rank"] = rows[-1].get("effective_rank")
+    told["curve"] = [[row["step"], row["accuracy"], row.get("effective_rank")] for row in rows]
     return load_run(folder)[1].encoder, told
 
 
 def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> nn.Module:
     """Trained on the classes of the very regions that the probe learns from: as many pictures, the same optimizer, and
-    views that are flipped, or shifted by up to four pixels, a batch at a time."""
+    views that are flipped, or shifted by up to four pixels, a batch at a time. Photographs are squeezed into squares,
+    as by the probe."""
     torch.manual_seed(seed)
     device = next(encoder.parameters()).device
     classifier = nn.Linear(encoder.channels, data.classes).to(device)
@@ -92,7 +108,8 @@ def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> n
     optimizer = torch.optim.SGD(learned, lr, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, scale.steps)
     order = torch.randint(len(data.train), (scale.steps * scale.batch_size,)).tolist()
-    loader = DataLoader(Subset(data.train, order), scale.batch_size, collate_fn=list)
+    form = Input(data.probed or scale.probed)
+    loader = DataLoader(Subset(Fitted(data.train, form), order), scale.batch_size, collate_fn=list)
     for scenes in loader:
         images, boxes = shifted_and_flipped(scenes)
         features = encoder(images.to(device, memory_format=torch.channels_last))
@@ -103,6 +120,20 @@ def supervised(encoder: nn.Module, data: ProbeSet, scale: Scale, seed: int) -> n
         optimizer.step()
         schedule.step()
     return encoder
+
+
+class Fitted(Dataset):
+    """Scenes at the size at which the probe sees them."""
+
+    def __init__(self, scenes: Sequence[Scene], form: Input) -> None:
+        self.scenes, self.form = scenes, form
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        image, boxes, labels = self.scenes[index]
+        return Scene(*fit(image, boxes, self.form), labels)
 
 
 def shifted_and_flipped(scenes: list[Scene]) -> tuple[Tensor, list[Tensor]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -14,51 +12,62 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from benchmarks.claims.encoder import NARROW
+from benchmarks.claims.names import DEMO, NARROW_SCENES, OBJECTS, PHOTOGRAPHS, SCENES, SCENES_3, SETS, STL10, plain
+from benchmarks.claims.photographs import open_photographs
 from benchmarks.claims.pictures import Mosaics, load_pictures
+from benchmarks.claims.probe_set import ProbeSet
 from maskco.data.sources.demo import CLASS_NAMES, Scene, demo_scenes
-from maskco.evaluate.datasets import open_labelled
+from maskco.errors import UserError
 
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """`val` is what settings are chosen on; `test` is looked at once, when they are."""
-
-    name: str
-    pretrain: str  # what --data takes
-    train: Sequence[Scene]
-    val: Sequence[Scene]
-    test: Sequence[Scene]
-    classes: int
-    view: int  # pixels a side of the views in pretraining: such that objects are seen as large as by the probe
-    probed: int | None = None  # pixels a side of what is probed; None: scenes are of one size, and taken as they are
-    options: dict[str, Any] = field(default_factory=dict)  # of maskco.pretrain, for all methods alike
-
-
-OBJECTS, SCENES, SCENES_3, DEMO, STL10, COCO = "objects", "scenes 2x2", "scenes 3x3", "demo scenes", "STL-10", "COCO"
-NARROW_SCENES = "scenes 2x2, narrow encoder"  # the same scenes, but an encoder that cannot look around a mask
 TILES = {OBJECTS: 1, SCENES: 2, NARROW_SCENES: 2, SCENES_3: 3}
 VIEW = {OBJECTS: 32, SCENES: 48, NARROW_SCENES: 48, SCENES_3: 72, DEMO: 64}
 FRAMES = 16000  # scenes to pretrain on; of pictures of one object twice as many, each seen half as often
 PROBED = {"train": 12000, "val": 5000, "test": 10000}  # regions, about
+DATA = "data"  # the folder of images where none is named
 QUICK = 20  # times fewer of all
 DEMO_COLOURS = {"hue": 0.5, "grayscale": 0.5}  # see demo_config: there colour tells which item it is, never its class
+
+
+def place_of(name: str, given: Sequence[str]) -> str:
+    """Where the images of a set are: by the last of `given` that is "SET=PLACE", else by the last that names no set.
+    Below a folder for all, a set of photographs may have a folder of its own name.
+
+    Raises UserError.
+    """
+    known, for_all, own = {plain(each) for each in SETS}, "", ""
+    for entry in given:
+        one, equals, place = entry.partition("=")
+        if not equals or plain(one) not in known:
+            for_all = entry
+        elif plain(one) == plain(name):
+            own = place
+    if name not in PHOTOGRAPHS:
+        return own or for_all or f"torchvision:{DATA}"
+    below = Path(for_all or DATA) / plain(name)
+    place = own or (for_all if for_all and not below.is_dir() else str(below))
+    if not Path(place).exists():
+        raise UserError(
+            f"images: no photographs of {name} in {place}; name their folder: --images {plain(name)}=FOLDER"
+        )
+    return place
 
 
 def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> ProbeSet:
     """The set of that name.
 
     Args:
-        pictures: of STL-10 torchvision's folder, of COCO one in its layout, else what `load_pictures` takes.
-        folder: takes the scenes to pretrain on.
-        quick: a twentieth of it.
+        pictures: of STL-10 torchvision's folder, of photographs what `open_photographs` takes, else what
+            `load_pictures` takes.
+        folder: takes the scenes, or the list of photographs, to pretrain on.
+        quick: a twentieth of scenes.
 
     Raises UserError.
     """
     fewer = QUICK if quick else 1
     if name == STL10:
         return _stl10(pictures)
-    if name == COCO:
-        return _coco(pictures)
+    if name in PHOTOGRAPHS:
+        return open_photographs(name, pictures, folder)
     if name == DEMO:
         train, test = demo_scenes("train", 2500 // fewer), demo_scenes("test", 1000 // fewer)
         held = len(train) // 5
@@ -98,10 +107,3 @@ class _Whole(Dataset):
         image: Tensor = pil_to_tensor(picture)
         whole = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
         return Scene(image, whole, torch.tensor([label]))
-
-
-def _coco(root: str) -> ProbeSet:
-    found = open_labelled(root)
-    held = len(found.train) // 10
-    parts = found.train.take(range(held, len(found.train))), found.train.take(range(held)), found.test
-    return ProbeSet(COCO, root, *parts, len(found.classes), view=224, probed=448)

@@ -6,14 +6,16 @@ import concurrent.futures
 import itertools
 import json
 import multiprocessing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims.names import require_known
 from benchmarks.claims.run import Row, run
-from benchmarks.claims.sets import open_set
-from benchmarks.claims.settings import ABLATIONS, BOUNDS, METHODS, Options, Scale
+from benchmarks.claims.sets import open_set, place_of
+from benchmarks.claims.settings import BOUNDS, METHODS, Options, Scale
+from benchmarks.claims.tries import tries_of
 from maskco.errors import UserError
 from maskco.files import write_atomically
 
@@ -33,8 +35,8 @@ class Job:
     def key(self) -> tuple[Any, ...]:
         return self.scale.name, self.set, self.part, self.method, self.seed
 
-    def run(self, pictures: str, folder: Path) -> Row:
-        data = open_set(self.set, pictures, folder / "pictures")
+    def run(self, pictures: Sequence[str], folder: Path) -> Row:
+        data = open_set(self.set, place_of(self.set, pictures), folder / "pictures")
         name = "-".join(map(str, self.key)).replace(" ", "_").replace(",", "")
         return run(self.method, self.own, data, self.scale, self.seed, self.part, folder / name)
 
@@ -48,7 +50,7 @@ def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds:
     """Scored on the test parts; seed by seed, so that an unfinished study has all methods. Raises UserError for names
     that there are not."""
     entries = METHODS | BOUNDS
-    require_known("sets", sets, scale.sets)
+    require_known("sets", sets, (*scale.sets, *scale.more_sets))
     require_known("methods", methods, entries)
     for seed in range(seeds):
         for data in sets:
@@ -57,21 +59,17 @@ def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds:
 
 
 def ablations(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Job]:
-    """Scored on the validation parts. Raises UserError for names that there are not."""
-    require_known("sets", sets, scale.sets)
-    require_known("methods", methods, ABLATIONS)
+    """Scored on the validation parts; no methods: all tries. Raises UserError for names that there are not."""
+    tries = tries_of(scale)
+    require_known("sets", sets, (*scale.sets, *scale.more_sets))
+    require_known("methods", methods, tries)
     for seed in range(seeds):
         for data in sets:
-            for name in methods:
-                yield Job(scale, data, name, ABLATIONS[name], seed, "val")
+            for name in methods or tries:
+                yield Job(scale, data, name, tries[name], seed, "val")
 
 
-def require_known(kind: str, asked: Sequence[str], there: Collection[str]) -> None:
-    if unknown := [name for name in asked if name not in there]:
-        raise UserError(f"{kind}: {unknown[0]!r} is none of {', '.join(there)}")
-
-
-def compute(jobs: Sequence[Job], pictures: str, folder: Path, file: Path, together: int) -> None:
+def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Path, together: int) -> None:
     """Runs whatever jobs the file has no row of, and adds each row as soon as it is known.
 
     Raises UserError if the file has rows of another scale: one table would mix them.
@@ -82,6 +80,8 @@ def compute(jobs: Sequence[Job], pictures: str, folder: Path, file: Path, togeth
             raise UserError(f"json: {file} has rows of scale {row['scale']}; name another file for {job.scale.name}")
     known = {key_of(row) for row in rows}
     missing = [job for job in jobs if job.key not in known]
+    for name in dict.fromkeys(job.set for job in missing):
+        place_of(name, pictures)  # refused before anything is trained
     with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(job.run, pictures, folder) for job in missing]
         try:

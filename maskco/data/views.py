@@ -244,7 +244,7 @@ def mask_boxes(
     """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
     images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
-    share: of each box's area, that is hidden: its middle, of the box's shape. Below 1 a box shows some surroundings.
+    share: area of each mask over its box's. Both have one shape and centre, so below 1 a box shows some surroundings.
     patch: above 1, whole patches of this side are hidden, see `hidden_boxes`.
     fill: what hides it, a number or a tensor that broadcasts to `images`; see `draw_fill`.
     Any device, no synchronisation, traceable by torch.compile.
@@ -263,12 +263,12 @@ def mask_boxes(
 def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor:
     """What a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
 
-    share: of each box's area, its middle.
+    share: area of the mask over the box's, around the same centre; above 1 it may reach out of the image.
     patch: above 1, edges are moved to the nearest multiple of it. A side that would vanish becomes the patch around its
         middle, so that each box hides one patch or more. Boxes that are empty stay so.
     """
     boxes = boxes.float()
-    if share < 1:
+    if share != 1:
         corner, other = boxes.split(2, dim=-1)
         rim = (other - corner) * ((1 - math.sqrt(share)) / 2)
         boxes = torch.cat([corner + rim, other - rim], dim=-1)

@@ -244,16 +244,22 @@ class _Prepared(Dataset):
         except ImageError as error:
             return str(error)
         digest = _digest(image) if self.digested else b""
-        image, boxes, size = image.float(), boxes.float(), self.form.image_size
-        height, width = image.shape[-2:]
-        if size is not None and (height, width) != (size, size):
-            factor = size / min(height, width)
-            new = (round(height * factor), round(width * factor)) if self.form.whole else (size, size)
-            image = F.interpolate(image[None], size=new, mode="bilinear", antialias=True)[0]
-            boxes = boxes * torch.tensor([new[1] / width, new[0] / height] * 2)
-            top, left = (new[0] - size) // 2, (new[1] - size) // 2
-            image = image[:, top : top + size, left : left + size]
-        return image, boxes, labels, digest
+        return *fit(image, boxes, self.form), labels, digest
+
+
+def fit(image: Tensor, boxes: Tensor, form: Input) -> tuple[Tensor, Tensor]:
+    """An image [3, H, W] and its boxes [n, 4] as the encoder sees them: float32 [3, S, S] in [0, 255], and boxes in its
+    pixels. Without `form.image_size` both stay as they are."""
+    image, boxes, size = image.float(), boxes.float(), form.image_size
+    height, width = image.shape[-2:]
+    if size is not None and (height, width) != (size, size):
+        factor = size / min(height, width)
+        new = (round(height * factor), round(width * factor)) if form.whole else (size, size)
+        image = F.interpolate(image[None], size=new, mode="bilinear", antialias=True)[0]
+        boxes = boxes * torch.tensor([new[1] / width, new[0] / height] * 2)
+        top, left = (new[0] - size) // 2, (new[1] - size) // 2
+        image = image[:, top : top + size, left : left + size]
+    return image, boxes
 
 
 def _digest(image: Tensor) -> bytes:

@@ -2,7 +2,7 @@
 
 A step of the loop, with one batch or several (`accumulate`):
 
-    method.start_step()                                   # the momentum side follows
+    method.start_step(step / steps)                       # the momentum side follows
     outputs = [method(views) for views in micro_batches]  # each followed by its loss.backward()
     method.end_step(outputs)                              # keys are pushed
     optimizer.step()
@@ -12,6 +12,7 @@ A method is one file: an options class, a subclass of `Method`, and an entry in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -75,10 +76,13 @@ class Method(nn.Module):
         """How many negatives a query has beside those of its queue, with so many regions in a view."""
         return 0
 
-    def start_step(self) -> None:
-        """Before the first batch of a step: the momentum side follows."""
+    def start_step(self, progress: float = 0.0) -> None:
+        """Before the first batch of a step: the momentum side follows.
+
+        progress: the share of the run's steps that are done, from 0 at the first step to less than 1 at the last.
+        """
         for online, copy in self.key_modules():
-            momentum_update_(online, copy, self.options.key_momentum)
+            momentum_update_(online, copy, key_momentum_at(self.options, progress))
 
     def forward(self, views: Views) -> StepOutput:
         """The loss of B images. Changes nothing but batch norms' statistics."""
@@ -132,6 +136,8 @@ class MomentumOptions(ProjectionOptions):
     """Logits are cosine similarities over this."""
     key_momentum: Share = 0.999
     """Share of the momentum (key) encoder that stays at each step."""
+    key_momentum_end: Share | None = None
+    """Raise key_momentum to this by half a cosine over the run, as BYOL and MoCo v3 do; default: it stays."""
     key_group: Natural = 32
     """Images that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
     shuffle_keys: bool = True
@@ -140,11 +146,22 @@ class MomentumOptions(ProjectionOptions):
     def check(self) -> None:
         super().check()
         self.require("key_group", self.key_group != 1, "0, or at least 2")
+        rises = self.key_momentum_end is None or self.key_momentum_end >= self.key_momentum
+        self.require("key_momentum_end", rises, f"at least key_momentum, {self.key_momentum}")
 
     def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
         rows = max(self.queue_size, self.hidden or 0)
         named = f"queue_size {self.queue_size}, hidden {self.hidden} and dim {self.dim}"
         yield named, 4.0 * rows * self.dim, "lower them"
+
+
+def key_momentum_at(options: Any, progress: float) -> float:
+    """The key encoder's momentum after a share of the run: `key_momentum`, or on the way to `key_momentum_end`.
+
+    With an end of 1 it is BYOL's 1 − (1 − m)(cos(πk/K) + 1)/2 (Grill et al., arXiv 2006.07733, section 3.2).
+    """
+    start, end = options.key_momentum, getattr(options, "key_momentum_end", None)
+    return start if end is None else end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def contrast_metrics(stats: InfoNCEStats, queries: Tensor) -> dict[str, Tensor]:

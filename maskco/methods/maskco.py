@@ -28,9 +28,10 @@ from maskco.nn import (
     shuffled_across_ranks,
 )
 from maskco.nn.patches import patch_embedding, token_in_place
-from maskco.option_values import Between
+from maskco.option_values import Between, Share
 from maskco.view_options import MaskOptions, ViewConfig
 
+UNDERFLOW = 200.0  # logits so far below the others have a weight of 0 in float32
 HIDDEN = 0.9  # share of the query views' pixels; above it nothing is left to predict from
 
 
@@ -52,6 +53,8 @@ class MaskCoOptions(MaskOptions, MomentumOptions):
     """Pass the keys through a momentum copy of the mask head (ours: no, since nothing is masked there)."""
     local_negatives: bool = True
     """Other regions of the same image are negatives too, where --regions is 2 or more (ours: yes)."""
+    local_overlap: Share = 1.0
+    """But not those whose IoU with the query's region exceeds this (ours: all are)."""
 
     def check_views(self, views: ViewConfig) -> None:
         if not views.regions:
@@ -116,7 +119,7 @@ class MaskCo(Method):
             keys,
             self.queue.features,
             valid=self.queue.valid,
-            local_negatives=self.other_regions(keys, views.key_boxes.shape[1]),
+            local_negatives=self.other_regions(queries, keys, views.key_boxes),
             temperature=self.options.temperature,
             return_stats=True,
         )
@@ -163,12 +166,24 @@ class MaskCo(Method):
             return shuffled_across_ranks(encode, views.key, views.key_boxes).flatten(0, 1)
         return encode(views.key, views.key_boxes).flatten(0, 1)
 
-    def other_regions(self, keys: Tensor, regions: int) -> Tensor | None:
-        """For each query the keys of the other regions of its image: [B * R, R - 1, D]."""
+    def other_regions(self, queries: Tensor, keys: Tensor, boxes: Tensor) -> Tensor | None:
+        """For each query the keys of the other regions of its image: [B * R, R - 1, D].
+
+        Regions that overlap more than `local_overlap` are put so far behind the query that their weight in the loss,
+        and the gradient, is exactly 0.
+        """
+        regions = boxes.shape[1]
         if not self.options.local_negatives or regions == 1:
             return None
         first, shift = torch.arange(regions, device=keys.device)[:, None], torch.arange(1, regions, device=keys.device)
-        return keys.unflatten(0, (-1, regions))[:, (first + shift) % regions].flatten(0, 1)
+        others = (first + shift) % regions  # [R, R - 1]
+        negatives = keys.unflatten(0, (-1, regions))[:, others]  # [B, R, R - 1, D]
+        if self.options.local_overlap < 1:
+            shared = overlaps(boxes).gather(2, others.expand(len(boxes), -1, -1))[..., None]
+            behind = -(1 + UNDERFLOW * self.options.temperature) * queries.detach()  # [B * R, D]
+            behind = behind.unflatten(0, (-1, regions))[:, :, None]  # [B, R, 1, D]
+            negatives = torch.where(shared > self.options.local_overlap, behind, negatives)
+        return negatives.flatten(0, 1)
 
     def warnings(self, views: Views) -> dict[str, str]:
         canvas = torch.zeros_like(views.query[:, :1])
@@ -179,6 +194,16 @@ class MaskCo(Method):
             "mask": f"the masks cover {hidden:.0%} of the query views, which leaves nothing to predict from: start "
             "over with fewer regions, or a smaller region_scale"
         }
+
+
+def overlaps(boxes: Tensor) -> Tensor:
+    """IoU of all boxes of an image with each other: [B, R, 4] -> [B, R, R]; 0 for empty ones."""
+    corner, other = boxes.split(2, dim=-1)
+    area = (other - corner).clamp(min=0).prod(-1)  # [B, R]
+    low, high = torch.maximum(corner[:, :, None], corner[:, None]), torch.minimum(other[:, :, None], other[:, None])
+    both = (high - low).clamp(min=0).prod(-1)
+    either = area[:, :, None] + area[:, None] - both
+    return torch.where(either > 0, both / either, 0.0)
 
 
 def embed_regions(features: Tensor, boxes: Tensor, stride: int, projection: nn.Module) -> Tensor:

@@ -185,7 +185,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             # ---- learn: nothing here waits for the device
             set_learning_rate(state.optimizer, lr := state.lr)
             state.optimizer.zero_grad()
-            state.method.start_step()
+            state.method.start_step(state.step / steps)
             outputs = []
             for batch in micro_batches:
                 views = to_device(batch.views, device)

@@ -15,26 +15,27 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.claims import __main__ as claims
-from benchmarks.claims.encoder import NAME, NARROW
+from benchmarks.claims.encoder import NAME, NARROW, PHOTOS
 from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
-from benchmarks.claims.run import fresh, run, shifted_and_flipped
+from benchmarks.claims.probe_set import ProbeSet
+from benchmarks.claims.run import fresh, options_of, run, shifted_and_flipped
 from benchmarks.claims.sets import NARROW_SCENES, OBJECTS, SCENES, open_set
 from benchmarks.claims.settings import (
-    ABLATIONS,
     BOUNDS,
     LAPTOP,
-    LARGE,
     LONG,
     MASKCO,
     METHODS,
     MOCO,
+    SCALES,
     SUPERVISED,
     UNTRAINED,
 )
 from benchmarks.claims.study import Job, compute, load, save
 from benchmarks.claims.table import collect, overview, tables, verdicts
+from benchmarks.claims.tries import LAPTOP_TRIES, PHOTOGRAPH_TRIES
 from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.nn import create_encoder
@@ -160,15 +161,21 @@ def test_a_claim_holds_only_with_its_lead_and_with_seeds_apart(lead: float, hold
 
 
 def test_every_setting_is_an_option_and_every_method_shares_the_rest():
-    for own in (METHODS | ABLATIONS | BOUNDS).values():
-        for scale in (LAPTOP, LARGE):
-            PretrainConfig.of(data="demo", out="x", **scale.options | own).check()
+    data = ProbeSet("x", "demo", (), (), (), 2)
+    for own in (METHODS | LAPTOP_TRIES | PHOTOGRAPH_TRIES | BOUNDS).values():
+        for scale in SCALES.values():
+            options = options_of(own, data, scale, seed=0)
+            PretrainConfig.of(data="demo", out="x", **options).check()
+            left_out = scale.options.keys() - options.keys()
+            assert not left_out or (
+                own["method"] == "simclr" and left_out <= {"queue_size", "key_momentum", "key_group"}
+            )
     assert METHODS[MOCO].keys() <= {"method"}
 
 
-@pytest.mark.parametrize(("name", "seen"), [(NAME, 55), (NARROW, 23)])
-def test_a_pixel_of_the_map_depends_on_as_many_of_the_picture_as_is_said(name: str, seen: int):
-    encoder = create_encoder(name, stage=2).eval()
+@pytest.mark.parametrize(("name", "stage", "seen"), [(NAME, 2, 55), (NARROW, 2, 23), (PHOTOS, 3, 95)])
+def test_a_pixel_of_the_map_depends_on_as_many_of_the_picture_as_is_said(name: str, stage: int, seen: int):
+    encoder = create_encoder(name, stage=stage, output_stride=8).eval()
     image = torch.rand(1, 3, 128, 128, requires_grad=True)
     encoder(image)[0, :, 8, 8].sum().backward()
     rows, columns = image.grad[0].abs().sum(0).nonzero().unbind(1)

@@ -340,6 +340,12 @@ def test_masks_of_patches_are_the_nearest_whole_ones():
     ]
 
 
+def test_a_mask_may_be_larger_than_its_region_and_reach_out_of_the_image():
+    images, boxes = torch.ones(1, 3, 64, 64), torch.tensor([[[24.0, 24, 40, 32], [0, 56, 8, 64]]])
+    hidden = mask_boxes(images, boxes, share=4.0)[0, 0] == 0
+    assert hidden[20:36, 16:48].all() and hidden[52:, :12].all() and hidden.sum() == 16 * 32 + 12 * 12
+
+
 def test_masks_of_patches_hide_as_much_as_they_should_on_average():
     torch.manual_seed(0)
     corner, sides = torch.rand(20_000, 2) * 100, 20 + torch.rand(20_000, 2) * 60
@@ -410,7 +416,7 @@ def test_picture_below_the_minimum_is_refused_with_its_size() -> None:
         {"min_overlap": -0.1},
         {"mask_fill": "black"},
         {"mask_share": 0.0},
-        {"mask_share": 1.1},
+        {"mask_share": 4.1},
         {"image_size": 32, "min_region_pixels": 20},
     ],
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from maskco.config import METHODS
+from maskco.errors import ConfigError
 from maskco.methods import MaskCo, MoCoV2
+from maskco.methods.base import key_momentum_at
+from maskco.methods.maskco import overlaps
 from maskco.methods.moco_v2 import embed_views
 from maskco.nn import create_encoder
 from tiny_methods import BATCH, REGIONS, make, random_views, states, step
@@ -72,6 +77,31 @@ def test_maskco_loss_is_cross_entropy_region_by_region(local_negatives):
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
+def test_regions_that_overlap_too_much_are_no_negatives_of_each_other():
+    """Loss and gradient are those without them, to the bit of a weight: they are not merely unlikely."""
+    method = make("maskco", local_overlap=0.2)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [5, 0, 25, 20], [30, 30, 50, 50], [20, 0, 40, 20]])
+    shared = overlaps(boxes[None])[0]
+    torch.testing.assert_close(shared, box_iou(boxes, boxes))
+    views = random_views(3, batch=2, regions=4)._replace(
+        query_boxes=boxes.repeat(2, 1, 1), key_boxes=boxes.repeat(2, 1, 1)
+    )
+    with torch.no_grad():
+        keys = method.encode_keys(views)
+    queries = method.encode_queries(views)
+    loss = method(views).loss
+    losses = []
+    for row in range(8):
+        others = [other for other in range(8) if other // 4 == row // 4 and shared[other % 4, row % 4] <= 0.2]
+        assert row not in others and len(others) == (2, 2, 3, 3)[row % 4]
+        logits = torch.cat([keys[row, None], keys[others]]) @ queries[row] / 0.2
+        losses.append(logits.logsumexp(0) - logits[0])
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(loss, expected)
+    weights = method.projection[0].weight
+    torch.testing.assert_close(*(torch.autograd.grad(each, weights, retain_graph=True)[0] for each in (loss, expected)))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_reach_the_query_side_only(name):
     method = make(name)
@@ -132,6 +162,29 @@ def test_momentum_side_follows_by_the_formula(name):
         if parameter_name.startswith("momentum_"):
             online = before[parameter_name.removeprefix("momentum_")]
             torch.testing.assert_close(parameter, 0.9 * before[parameter_name] + 0.1 * online)
+
+
+def test_key_momentum_rises_as_byol_s():
+    """BYOL's formula, with the end at 1; half of the way is done at half of the run, whatever the end."""
+    options = make("moco_v2", key_momentum_end=1.0).options
+    for k in range(41):
+        assert key_momentum_at(options, k / 40) == pytest.approx(1 - (1 - 0.9) * (math.cos(math.pi * k / 40) + 1) / 2)
+    assert key_momentum_at(make("moco_v2", key_momentum_end=0.98).options, 0.5) == pytest.approx(0.94)
+    assert key_momentum_at(make("moco_v2").options, 0.7) == 0.9
+    with pytest.raises(ConfigError, match=r"^key_momentum_end must be at least key_momentum, 0\.9"):
+        make("moco_v2", key_momentum_end=0.8)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if make(name).key_modules()])
+def test_the_momentum_side_follows_by_the_progress_of_the_run(name):
+    moved = []
+    for progress in (0.0, 0.5, 1.0):
+        method = make(name, key_momentum_end=1.0)
+        nn.init.ones_(method.projection[0].weight)
+        before = method.momentum_projection[0].weight.clone()
+        method.start_step(progress)
+        moved.append((method.momentum_projection[0].weight - before).abs().sum().item())
+    assert moved[1] == pytest.approx(moved[0] / 2, rel=1e-4) and moved[0] > moved[2] == 0
 
 
 def test_key_head_follows_and_is_used():

@@ -85,7 +85,7 @@ class Alignment(Method):
     def key_modules(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
         return [(self.encoder, self.momentum_encoder)]
 
-    def start_step(self) -> None:
+    def start_step(self, progress: float = 0.0) -> None:
         for own, copy in zip(self.encoder.parameters(), self.momentum_encoder.parameters(), strict=True):
             copy.lerp_(own.detach(), 1 - self.options.momentum)
 

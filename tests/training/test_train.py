@@ -18,6 +18,7 @@ import maskco.training.loop
 import maskco.training.start
 from maskco.config import METHODS, PretrainConfig, find_method
 from maskco.data.sources.files import FolderSource
+from maskco.errors import UserError
 from maskco.methods import MaskCo
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain
@@ -74,6 +75,20 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(pictures, tmp_pat
         assert (second.steps, second.interrupted, second.loss) == (8, False, whole.loss)
         assert rows(out) == rows(tmp_path / "whole")
         assert same(*(read_checkpoint(run / "last.pt") | {"config": 0} for run in (out, tmp_path / "whole")))
+
+
+def test_a_rising_key_momentum_goes_on_where_it_was(pictures, tmp_path, signal_at):
+    options = tiny("moco_v2", key_momentum=0.5, key_momentum_end=1.0)
+    pretrain(pictures, tmp_path / "whole", **options)
+    signal_at(3)
+    assert pretrain(pictures, tmp_path / "broken", **options).steps == 3
+    with pytest.raises(UserError, match="key_momentum_end"):
+        pretrain(out=tmp_path / "broken", resume=True, key_momentum_end=0.9)
+    assert pretrain(out=tmp_path / "broken", resume=True).steps == 8
+    whole, broken, level = (tmp_path / name for name in ("whole", "broken", "level"))
+    pretrain(pictures, level, **options | {"key_momentum_end": None})
+    weights = [read_checkpoint(run / "last.pt")["method"] for run in (whole, broken, level)]
+    assert same(weights[0], weights[1]) and not same(weights[0], weights[2])
 
 
 def test_colors_on_the_device_train_the_same(pictures, tmp_path):
@@ -146,9 +161,9 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, a
     """Counted on the CPU, where a wait is a call like any other. Only rows of metrics and checkpoints may wait."""
     waits, update, tell = Waits(), find_method(method).start_step, TrainState.require_finite_loss
 
-    def learn(self) -> None:
+    def learn(self, progress: float) -> None:
         waits.learning, waits.steps = True, waits.steps + 1
-        update(self)
+        update(self, progress)
 
     def stop(self) -> None:
         waits.learning = False
@@ -162,7 +177,7 @@ def test_no_step_waits_for_the_device(pictures, tmp_path, monkeypatch, method, a
         pretrain(pictures, tmp_path / "run", **options)
     assert waits.steps == 4 and not waits.found
     monkeypatch.setattr(
-        find_method(method), "start_step", lambda self: (learn(self), next(self.parameters()).sum().item())
+        find_method(method), "start_step", lambda self, at: (learn(self, at), next(self.parameters()).sum().item())
     )
     with waits:
         pretrain(pictures, tmp_path / "other", **options)
@@ -201,7 +216,9 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_without_a_wait(monkeypa
 @pytest.mark.parametrize("augment", ["workers", "device"])
 def test_no_step_waits_for_a_gpu(pictures, tmp_path, monkeypatch, augment):
     update, tell = MaskCo.start_step, TrainState.require_finite_loss
-    monkeypatch.setattr(MaskCo, "start_step", lambda self: (torch.cuda.set_sync_debug_mode("error"), update(self)))
+    monkeypatch.setattr(
+        MaskCo, "start_step", lambda self, at: (torch.cuda.set_sync_debug_mode("error"), update(self, at))
+    )
     monkeypatch.setattr(
         TrainState, "require_finite_loss", lambda self: (torch.cuda.set_sync_debug_mode("default"), tell(self))
     )

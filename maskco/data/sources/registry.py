@@ -37,6 +37,11 @@ def _is_coco(data: str) -> bool:
     return _is_file_ending_in(".json")(data) or any(Path(data).glob("annotations/instances_*.json"))
 
 
+def _is_voc(data: str) -> bool:
+    """One year of Pascal VOC, or the folder of several."""
+    return any(any(Path(data).glob(f"{year}ImageSets/Main")) for year in ("", "VOC[0-9][0-9][0-9][0-9]/"))
+
+
 def _is_saved_or_parquet(data: str) -> bool:
     """What `save_to_disk` of Hugging Face's datasets wrote, a parquet file, or a folder of parquet files alone."""
     if not os.path.isdir(data):
@@ -73,6 +78,7 @@ SOURCES = [  # the first whose `names` is true opens the data
     Kind(f"{_HERE}.shards", _is_file_ending_in(".tar", ".tar.gz", ".tgz")),
     Kind(f"{_HERE}.arrays", _is_file_ending_in(".npy")),
     Kind(f"{_HERE}.coco", _is_coco),
+    Kind(f"{_HERE}.voc", _is_voc),
     Kind(f"{_HERE}.huggingface", _is_saved_or_parquet),
     Kind(f"{_HERE}.folder", lambda data: True),
 ]
@@ -93,6 +99,7 @@ def open_source(data: str | Path) -> Source:
         ….npy                           a NumPy array of small images
         ….json                          a COCO annotation file: the images that it lists
         a folder with annotations/instances_*.json    the same; of several files, the one for training
+        VOCdevkit, or VOC2007, VOC2012 … in it        Pascal VOC: the images of its trainval lists
         ….parquet, a folder of them, or one that save_to_disk wrote    a Hugging Face data set
         any other folder                every image below it
 
@@ -105,14 +112,14 @@ def open_source(data: str | Path) -> Source:
 def open_labelled(data: str | Path, wanted: Wanted | None = None) -> LabelledData:
     """The images that `data` names with their labels, in one part or two. Raises SourceError, also if it has no labels.
 
-    The demo, COCO, folders by class, and data sets of torchvision and Hugging Face have labels.
+    The demo, COCO, VOC, folders by class, and data sets of torchvision and Hugging Face have labels.
     """
     data = _checked(data)
     module = _module_of(data)
     if not hasattr(module, "open_labelled"):
         raise SourceError(
-            f"data: {data!r} has no labels: give a folder by class, COCO, a data set of torchvision or Hugging Face, "
-            "or 'demo'"
+            f"data: {data!r} has no labels: give a folder by class, COCO, VOC, a data set of torchvision or Hugging "
+            "Face, or 'demo'"
         )
     return module.open_labelled(data, wanted or Wanted())
 

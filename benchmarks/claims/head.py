@@ -1,0 +1,106 @@
+"""What the mask head is worth: scores with it less those without, of runs that differ in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.claims.names import COMPARED, PHOTOGRAPHS
+from benchmarks.claims.probe import NEIGHBOURS, REGION
+from benchmarks.claims.settings import REGIONS
+from benchmarks.plot import STYLE
+
+COLOURS = {REGION: "#0072B2", NEIGHBOURS: "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A regime, and by how much the scores of its runs with a head lead those without, seed by seed."""
+
+    set: str
+    part: str
+    title: str  # the method with the head
+    options: dict[str, Any]
+    leads: tuple[dict[str, float], ...]  # of each seed that both have, by score
+
+    def mean(self, score: str) -> float:
+        return mean(lead[score] for lead in self.leads)
+
+
+def head_worth(rows: Sequence[dict[str, Any]]) -> list[Pair]:
+    """Of photographs, by set, part and the options that two runs share."""
+    found: dict[tuple[Any, ...], dict[int, dict[str, dict[str, Any]]]] = {}
+    for row in rows:
+        options = row.get("options", {})
+        if row["set"] in PHOTOGRAPHS and options.get("method") == "maskco":
+            shared = {name: value for name, value in options.items() if name not in ("mask_head", "seed")}
+            key = row["set"], row["part"], repr(sorted(shared.items()))
+            seeds = found.setdefault(key, {})
+            seeds.setdefault(row["seed"], {})[options.get("mask_head", "conv")] = row
+    pairs = []
+    for (data, part, _), seeds in sorted(found.items()):
+        both = [each for _, each in sorted(seeds.items()) if {"conv", "none"} <= each.keys()]
+        leads = tuple(
+            {score: each["conv"]["scores"][score] - each["none"]["scores"][score] for score in (REGION, NEIGHBOURS)}
+            for each in both
+        )
+        if leads:
+            pairs.append(Pair(data, part, both[0]["conv"]["method"], both[0]["conv"]["options"], leads))
+    return pairs
+
+
+def worth_table(pairs: Sequence[Pair]) -> str:
+    """In Markdown, a line for each regime, sorted by what is hidden of a region; "" if there is none."""
+    if not pairs:
+        return ""
+    lines = [
+        "| what the head is worth, points | part | mask share | region scale | regions | seeds | linear | kNN |",
+        "|---" * 8 + "|",
+    ]
+    for pair in sorted(pairs, key=lambda pair: (pair.set, pair.part, pair.options["mask_share"])):
+        own = pair.options
+        low, high = own["region_scale"]
+        lines.append(
+            f"| {pair.set}: {pair.title} | {pair.part} | {own['mask_share']:g} | {low:g} to {high:g} "
+            f"| {own['regions']} | {len(pair.leads)} | {pair.mean(REGION):+.1f} | {pair.mean(NEIGHBOURS):+.1f} |"
+        )
+    return "\n".join([*lines, "", COMPARED])
+
+
+def draw_head(pairs: Sequence[Pair], path: Path) -> Path:
+    """A PNG: the worth over the share of a region that is hidden; a panel for each set and part. The line joins runs
+    with the benchmark's regions, single points have others."""
+    panels = list(dict.fromkeys((pair.set, pair.part) for pair in pairs))
+    with plt.rc_context(STYLE):
+        size = max(5 * len(panels), 6), 3.6
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for axis, panel in zip(axes[0], panels, strict=True):
+            for usual, marks in ((True, "o-"), (False, "x")):
+                own = [p for p in pairs if (p.set, p.part) == panel and has_usual_regions(p) == usual]
+                own.sort(key=lambda pair: pair.options["mask_share"])
+                for score, colour in COLOURS.items() if own else ():
+                    label = score if usual else f"{score}, other regions"
+                    shares, leads = [p.options["mask_share"] for p in own], [p.mean(score) for p in own]
+                    axis.plot(shares, leads, marks, color=colour, label=label)
+            axis.axhline(0, color="#7F7F7F", linewidth=0.8)
+            axis.set_title(f"{panel[0]}, {panel[1]} part: what the head is worth")
+            axis.set_xlabel("mask share")
+            axis.legend(fontsize=8)
+        axes[0, 0].set_ylabel("points")
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def has_usual_regions(pair: Pair) -> bool:
+    """Whether number and size of the regions are those of the benchmark's MaskCo."""
+    scale = tuple(pair.options["region_scale"])  # (JSON knows lists only)
+    return (pair.options["regions"], scale) == (REGIONS["regions"], REGIONS["region_scale"])

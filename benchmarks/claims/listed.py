@@ -1,0 +1,73 @@
+"""Some of a set's images as a source of maskco's, so that no run sees those which it is judged by.
+
+`--data listed:FILE` names a file that `write_list` wrote. Importing this module makes maskco know it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from maskco.data.sources import Kind, Source, SourceError, register
+from maskco.data.sources.files import ImageFiles
+from maskco.data.sources.left_out import LeftOut
+from maskco.files import write_atomically
+
+PREFIX = "listed:"
+
+
+def write_list(folder: Path, name: str, root: Path, names: list[str], *, held: bool) -> str:
+    """Writes which images are meant, and returns what `--data` takes. The same images give the same file.
+
+    Args:
+        names: paths below root.
+        held: decode all of them at the start of a run and keep them in memory. Of small photographs, decoding anew
+            would take a seventh of a run.
+    """
+    text = json.dumps({"root": str(root.absolute()), "held": held, "names": names}).encode()
+    path = folder / f"{name}-{hashlib.sha256(text).hexdigest()[:12]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(text))
+    return f"{PREFIX}{path.absolute()}"
+
+
+def open_source(data: str) -> Source:
+    """Raises SourceError if there is no such list."""
+    path = Path(data.removeprefix(PREFIX))
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        source = ListedImages(Path(listed["root"]), listed["names"])
+        return HeldImages(source) if listed["held"] else source
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"data: {str(path)!r} is no list of images: give the same command again") from error
+
+
+class ListedImages(ImageFiles):
+    """Files below a folder, by their names."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.root, self.names, self.left_out = root, names, LeftOut()
+
+
+class HeldImages:
+    """A source's images, decoded. Raises ImageError."""
+
+    def __init__(self, source: ListedImages) -> None:
+        self.source, self.left_out = source, source.left_out
+        self.images = [source.open(index).tensor() for index in range(len(source))]  # uint8 [3, H, W] each
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+register(Kind(__name__, lambda data: data.startswith(PREFIX), is_path=False))

@@ -1,0 +1,50 @@
+"""Sets of photographs: COCO's layout with boxes, or class folders with one object a photograph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.claims.listed import write_list
+from benchmarks.claims.names import COCO, VOC, plain
+from benchmarks.claims.probe_set import ProbeSet
+from benchmarks.claims.unpack import unpacked
+from benchmarks.claims.voc_subset import is_devkit, subset
+from maskco.data.sources.files import ImageFiles
+from maskco.errors import UserError
+from maskco.evaluate.datasets import Annotated, open_labelled
+
+HELD_OUT = 0.2  # of the training images, to choose settings on
+
+
+def open_photographs(name: str, root: str, folder: Path) -> ProbeSet:
+    """Of the part named train a fifth, always the same, becomes the validation part. The other part is the test part.
+
+    Nothing is pretrained on the validation part: settings are chosen by images that no run has seen.
+
+    Args:
+        root: what `maskco eval` takes: a folder with COCO's annotations, or with train/CLASS and val/CLASS. Also
+            VOCdevkit, of which the subset is made, and a file that pack.py wrote.
+        folder: takes the list of the images to pretrain on, and what is made or unpacked.
+
+    Raises UserError.
+    """
+    place = Path(root)
+    if place.is_file():
+        place = unpacked(place, folder) / plain(name)
+    elif name == VOC and is_devkit(place):
+        place = subset(place, folder)
+    found = open_labelled(str(place))
+    order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(0)).tolist()
+    count = max(int(HELD_OUT * len(order)), 1)
+    train, val = (found.train.take(sorted(rows)) for rows in (order[count:], order[:count]))
+    held = name != COCO  # (COCO's photographs take 100 GB decoded)
+    pretrain = write_list(folder, plain(name), *_files(train), held=held)
+    return ProbeSet(name, pretrain, train, val, found.test, len(found.classes), balanced=True)
+
+
+def _files(part: Annotated) -> tuple[Path, list[str]]:
+    if not isinstance(part.source, ImageFiles):
+        raise UserError("images: photographs must be files in a folder")
+    return Path(part.source.root), [part.source.name(index) for index in part.indices]

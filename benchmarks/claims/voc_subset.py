@@ -1,0 +1,126 @@
+"""The subset of Pascal VOC that the benchmark uses, made of VOCdevkit: whoever has VOC 2007 and 2012 gets the same.
+
+    python -m benchmarks.claims --sets voc --images voc=VOCdevkit --quick
+    python -m benchmarks.claims.voc_subset --of SUBSET       # writes the list of names from a subset in COCO's layout
+
+The list names 6,723 images and their part. It has all of VOC 2007's test images but those that are kept apart, so that
+whoever pretrains on it must not report scores on VOC 2007 test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from PIL import Image
+
+from maskco.console import one_line_errors
+from maskco.data.cache import one_at_a_time
+from maskco.data.sources.voc import ANNOTATIONS, IMAGES, MAIN, Thing, read_annotation
+from maskco.errors import UserError
+from maskco.files import write_atomically
+
+NAMES = Path(__file__).with_name("voc_names.txt")
+SIDE, QUALITY = 208, 85  # of the longer side in pixels; of JPEG
+PARTS = ("train", "val")
+
+
+@dataclass
+class Options:
+    of: Path
+    """A subset in COCO's layout: annotations/instances_train2017.json and instances_val2017.json."""
+    out: Path = NAMES
+    """The list to write."""
+
+
+def main() -> None:
+    with one_line_errors():
+        options = tyro.cli(Options, prog="python -m benchmarks.claims.voc_subset")
+        lines = []
+        for part in PARTS:
+            images = json.loads((options.of / f"annotations/instances_{part}2017.json").read_text())["images"]
+            names = [Path(image["file_name"]).stem for image in sorted(images, key=lambda image: image["id"])]
+            lines += [f"# {part}", *names]
+        write_atomically(options.out, lambda file: file.write("\n".join([*lines, ""]).encode()))
+
+
+def is_devkit(root: Path) -> bool:
+    return any(root.glob(f"VOC*/{MAIN}"))
+
+
+def subset(devkit: Path, folder: Path, names: Path = NAMES) -> Path:
+    """The folder, below `folder`, of the subset in COCO's layout. It is made once. Raises UserError."""
+    made = folder / "voc-subset"
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(made):
+        if not made.exists():
+            partial = folder / "voc-subset.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            for part, own in read_names(names).items():
+                _write_part(devkit, partial, part, own)
+            partial.rename(made)
+    return made
+
+
+def read_names(path: Path) -> dict[str, list[str]]:
+    """The names of each part's images, in their order."""
+    parts: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("# "):
+            parts[line[2:]] = own = []
+        elif line:
+            own.append(line)
+    return parts
+
+
+def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> None:
+    (folder / f"{part}2017").mkdir(parents=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images, found = [], []
+    for number, name in enumerate(names, start=1):
+        year = devkit / ("VOC2012" if "_" in name else "VOC2007")  # (names of 2007 are numbers alone)
+        things = read_annotation(year / ANNOTATIONS / f"{name}.xml")
+        try:
+            with Image.open(year / IMAGES / f"{name}.jpg") as image:
+                original, small = image.size, shrunk(image.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"images: {year / IMAGES / name}.jpg cannot be read: unpack {year.name} again") from error
+        small.save(folder / f"{part}2017" / f"{name}.jpg", quality=QUALITY)
+        images.append({"id": number, "file_name": f"{name}.jpg", "width": small.width, "height": small.height})
+        found += [(number, scaled(thing, original, small.size), thing.name) for thing in things]
+    classes = sorted({name for *_, name in found})
+    write_json(folder / f"annotations/instances_{part}2017.json", images, found, classes)
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    factor = min(SIDE / max(image.size), 1)
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+
+
+def scaled(thing: Thing, original: tuple[int, int], new: tuple[int, int]) -> list[float]:
+    """x, y, width and height in the shrunk image."""
+    x1, y1, x2, y2 = thing.box
+    across, down = new[0] / original[0], new[1] / original[1]
+    return [round(value, 2) for value in (x1 * across, y1 * down, (x2 - x1) * across, (y2 - y1) * down)]
+
+
+def write_json(
+    path: Path, images: list[dict[str, Any]], found: list[tuple[int, list[float], str]], classes: list[str]
+) -> None:
+    """In COCO's format. found: image's id, box, and class, of each object."""
+    annotations = [
+        {"id": number, "image_id": image, "category_id": classes.index(name) + 1, "bbox": box, "iscrowd": 0}
+        for number, (image, box, name) in enumerate(found, start=1)
+    ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
