@@ -2,8 +2,8 @@
 
     python -m benchmarks.tables
 
-Into benchmarks/README.md the losses over all pairs on the CPU, and all that was measured on a GPU. Into README.md the
-GPUs' names. Without files from a GPU, both pages say that nothing was timed on one.
+Into benchmarks/README.md the losses over all pairs on the CPU, all that was measured on a GPU, and the paper's claims
+on photographs. Into README.md the GPUs' names. Where a file is missing, the pages say that nothing was measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from maskco.console import one_line_errors
 ROOT = Path(__file__).resolve().parent.parent
 ON_CPU = START.format("benchmarks/results/contrast_cpu_kept.json")
 ON_CUDA = START.format("benchmarks/results/*_cuda.json")
+PHOTOGRAPHS = "claims_photos.json"
+ON_PHOTOGRAPHS = START.format(f"benchmarks/results/{PHOTOGRAPHS}")
 NOTHING = "Nothing has been timed on a GPU yet."
+NO_PHOTOGRAPHS = "Nothing has been measured on photographs yet."
 
 
 @dataclass
@@ -44,7 +47,17 @@ def update(root: Path) -> None:
     found = on_gpu(results)
     fill(page, ON_CPU, over_rows(read_results(results / "contrast_cpu_kept.json", "meta", "rows")))
     fill(page, ON_CUDA, details(found))
+    fill(page, ON_PHOTOGRAPHS, photographs(results / PHOTOGRAPHS))
     fill(root / "README.md", ON_CUDA, summary(found))
+
+
+def photographs(path: Path) -> str:
+    if not path.exists():
+        return NO_PHOTOGRAPHS
+    from benchmarks.claims.study import load  # imports timm and scikit-learn, which other tables do not need
+    from benchmarks.claims.table import report
+
+    return report(load(path))
 
 
 def on_gpu(results: Path) -> dict[str, Row]:

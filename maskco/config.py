@@ -71,9 +71,9 @@ class RunOptions(Options):
     """What runs, on what, where to."""
 
     data: str
-    """A folder of images, searched recursively; a COCO .json; tar shards such as "cc3m-{0000..0331}.tar" or a URL of
-    them; "torchvision:STL10?split=unlabeled"; "hf:NAME?split=train", a folder that save_to_disk wrote, or .parquet
-    files; a .npy of small images; or "demo" for the built-in scenes. No labels needed."""
+    """A folder of images, searched recursively; a COCO .json; VOCdevkit; tar shards such as "cc3m-{0000..0331}.tar" or
+    a URL of them; "torchvision:STL10?split=unlabeled"; "hf:NAME?split=train", a folder that save_to_disk wrote, or
+    .parquet files; a .npy of small images; or "demo" for the built-in scenes. No labels needed."""
     out: str
     """Run folder: checkpoint, metrics, log. Made if missing."""
     method: str = "maskco"

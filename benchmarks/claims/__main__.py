@@ -22,11 +22,11 @@ import tyro
 
 from benchmarks import harness
 from benchmarks.claims.figure import draw
-from benchmarks.claims.head import draw_head, head_worth, worth_table
+from benchmarks.claims.head import draw_head, head_worth
 from benchmarks.claims.names import DEMO, SCENES, find_sets
 from benchmarks.claims.settings import MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED, Scale
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
-from benchmarks.claims.table import overview, tables, tried, verdicts
+from benchmarks.claims.table import report
 from maskco.console import one_line_errors
 from maskco.devices import usable_device
 from maskco.errors import UserError
@@ -103,8 +103,7 @@ def main() -> None:
         figures = [draw(rows, file.with_suffix(".png"))]
         if pairs := head_worth(rows):
             figures.append(draw_head(pairs, file.with_name(f"{file.stem}_head.png")))
-        blocks = [overview(rows), tables(rows), worth_table(pairs), "\n".join([*verdicts(rows), *tried(rows)])]
-        print(*filter(None, blocks), "figures: " + ", ".join(map(str, figures)), sep="\n\n")
+        print(report(rows), "figures: " + ", ".join(map(str, figures)), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from maskco.console import one_line_errors
 from maskco.data.kinds import is_image
 from maskco.errors import UserError
 
+ANNOTATIONS = "annotations/instances_*.json"
 QUALITIES = (85, 75, 65, 55, 45, 35, 25)
 SAMPLE = 200  # pictures of each set that tell which quality to take
 MARGIN = 0.97  # of the limit, that the sample may predict
@@ -62,7 +63,7 @@ def pack(folders: dict[str, Path], out: Path, limit: int) -> int:
                 inside = Path(name, path.relative_to(folders[name]))
                 if is_image(path.name):
                     _add(archive, inside.with_suffix(".webp"), as_webp(path, quality))
-                elif path.suffix == ".json":
+                elif path.match(ANNOTATIONS):
                     _add(archive, inside, _renamed(path))
     if partial.stat().st_size > limit:
         partial.unlink()
@@ -73,7 +74,7 @@ def pack(folders: dict[str, Path], out: Path, limit: int) -> int:
 
 def _choose(files: dict[str, list[Path]], limit: int) -> int:
     pictures = {name: [path for path in paths if is_image(path.name)] for name, paths in files.items()}
-    others = sum(len(_renamed(p)) for paths in files.values() for p in paths if p.suffix == ".json")
+    others = sum(len(_renamed(p)) for paths in files.values() for p in paths if p.match(ANNOTATIONS))
     for quality in QUALITIES:
         total = float(others)
         for paths in pictures.values():
@@ -101,7 +102,10 @@ def _renamed(path: Path) -> bytes:
     content = json.loads(path.read_text(encoding="utf-8"))
     keep = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
     keep["annotations"] = ("id", "image_id", "category_id", "bbox", "iscrowd")
-    small = {part: [{name: row[name] for name in names} for row in content[part]] for part, names in keep.items()}
+    small = {
+        part: [{name: row[name] for name in names if name in row} for row in content[part]]
+        for part, names in keep.items()
+    }
     for image in small["images"]:
         image["file_name"] = str(Path(image["file_name"]).with_suffix(".webp"))
     return json.dumps(small, separators=(",", ":")).encode()

@@ -6,7 +6,7 @@ from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks.claims.head import head_worth
+from benchmarks.claims.head import head_worth, worth_table
 from benchmarks.claims.names import (
     CALTECH,
     COCO,
@@ -148,3 +148,9 @@ def tables(rows: list[Row]) -> str:
             blocks.append("\n".join(lines))
             blocks += [NOTE] * (data in PHOTOGRAPHS)
     return "\n\n".join(blocks)
+
+
+def report(rows: list[Row]) -> str:
+    """In Markdown, everything: the overview, the tables, the head's worth, and which claims hold, as a list."""
+    lines = "\n".join(f"- {line}" for line in (*verdicts(rows), *tried(rows)))
+    return "\n\n".join(filter(None, (overview(rows), tables(rows), worth_table(head_worth(rows)), lines)))

@@ -26,7 +26,7 @@ from maskco.errors import UserError
 from maskco.files import write_atomically
 
 NAMES = Path(__file__).with_name("voc_names.txt")
-SIDE, QUALITY = 208, 85  # of the longer side in pixels; of JPEG
+SIDES, QUALITY = (256, 208), 85  # of the longer side in pixels, shrunk to one after the other; of JPEG
 PARTS = ("train", "val")
 
 
@@ -98,8 +98,12 @@ def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> 
 
 
 def shrunk(image: Image.Image) -> Image.Image:
-    factor = min(SIDE / max(image.size), 1)
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+    """(Shrunk at once, a quarter of the images would be a pixel higher or lower than those that were measured.)"""
+    for side in SIDES:
+        factor = min(side / max(image.size), 1)
+        size = round(image.width * factor), round(image.height * factor)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return image
 
 
 def scaled(thing: Thing, original: tuple[int, int], new: tuple[int, int]) -> list[float]:

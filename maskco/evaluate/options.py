@@ -21,8 +21,8 @@ class Evaluation(Options):
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER [ENCODER …]")]
     """One or more, a row each: run folders, timm:NAME (downloads its weights), untrained:NAME, files of weights."""
     data: str = "demo"
-    """Labelled data: a folder in COCO's layout, or of train/CLASS/ and val/CLASS/ images; "torchvision:CIFAR10";
-    "hf:NAME", a folder that save_to_disk wrote, or .parquet files; or "demo"."""
+    """Labelled data: a folder in COCO's layout, VOCdevkit, or train/CLASS/ and val/CLASS/ images;
+    "torchvision:CIFAR10"; "hf:NAME", a folder that save_to_disk wrote, or .parquet files; or "demo"."""
     untrained: bool = False
     """Add each encoder once more with fresh weights."""
     architecture: str | None = None

@@ -253,7 +253,9 @@ def pages(root: Path) -> Path:
     (root / "benchmarks/results").mkdir(parents=True)
     marked = f"before\n{tables.ON_CUDA}\nold\n{END}\nafter\n"
     (root / "README.md").write_text(marked)
-    (root / "benchmarks/README.md").write_text(f"{tables.ON_CPU}\nold\n{END}\n{marked}")
+    (root / "benchmarks/README.md").write_text(
+        f"{tables.ON_CPU}\nold\n{END}\n{tables.ON_PHOTOGRAPHS}\nold\n{END}\n{marked}"
+    )
     shutil.copy(ROOT / "benchmarks/results/contrast_cpu_kept.json", root / "benchmarks/results")
     return root
 
