@@ -6,7 +6,10 @@ candidate. Each of its tries is the counterpart of one with a head.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from benchmarks.claims.settings import (
+    DENSECL,
     HIDDEN,
     HIDDEN_NO_HEAD,
     MASKCO,
@@ -15,6 +18,7 @@ from benchmarks.claims.settings import (
     NO_HEAD,
     PHOTOGRAPHS,
     REGIONS,
+    SIMCLR,
     Options,
     Scale,
 )
@@ -130,8 +134,5 @@ def tries_of(scale: Scale) -> dict[str, Options]:
 
 def budgets(tries: dict[str, Options]) -> dict[str, int]:
     """How many of these each method has, by its name."""
-    counts = {MASKCO: 0, NO_HEAD: 0, MOCO: 0}
-    for own in tries.values():
-        headless = own.get("mask_head") == "none"
-        counts[MOCO if own["method"] == "moco_v2" else NO_HEAD if headless else MASKCO] += 1
-    return counts
+    named = {METHODS[name]["method"]: name for name in (MASKCO, MOCO, DENSECL, SIMCLR)}
+    return dict(Counter(NO_HEAD if own.get("mask_head") == "none" else named[own["method"]] for own in tries.values()))

@@ -81,7 +81,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_is_pretrained_on_what_a_run_is_judged_by(coco, tmp_path):
     found, again = (open_photographs(VOC, str(coco), tmp_path / name) for name in ("a", "b"))
-    assert (len(found.train), len(found.val), len(found.test), found.classes) == (36, 4, 20, 3)
+    assert (len(found.train), len(found.val), len(found.test), found.classes) == (32, 8, 20, 3)
     seen = open_source(found.pretrain)
     names = {part: {p.source.name(i) for i in p.indices} for part, p in (("train", found.train), ("val", found.val))}
     assert {seen.name(index) for index in range(len(seen))} == names["train"] and not names["train"] & names["val"]
@@ -101,7 +101,7 @@ def test_class_folders_are_scenes_of_one_object(tmp_path):
             for index in range(count):
                 Image.new("RGB", (40 + index, 50), color).save(folder / f"{index}.jpg")
     found = open_photographs(CALTECH, str(tmp_path), tmp_path / "lists")
-    assert (len(found.train), len(found.val), len(found.test)) == (27, 3, 9)
+    assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 9)
     image, boxes, labels = found.train[0]
     assert boxes.tolist() == [[0, 0, image.shape[2], image.shape[1]]] and labels.shape == (1,)
     assert open_source(found.pretrain).name(0).startswith("class")
