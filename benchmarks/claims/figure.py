@@ -37,7 +37,8 @@ BOUND_COLOUR = "#7F7F7F"
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     """Writes a PNG of the test parts' scores, or of the validation part's where there are no others."""
-    sets = collect(rows) or collect(rows, "val")
+    tested = collect(rows)
+    sets, part = (tested, "") if tested else (collect(rows, "val"), ", validation part")
     methods = [method for method in METHODS if any(method in scores for scores in sets.values())]
     with plt.rc_context(STYLE):
         size = 10, len(sets) * (0.9 + 0.27 * len(methods))
@@ -45,7 +46,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
         for row, (name, scores) in zip(axes, sets.items(), strict=True):
             for panel, score in zip(row, (REGION, NEIGHBOURS), strict=True):
                 _panel(panel, methods, {method: values[score] for method, values in scores.items()})
-                panel.set_title(f"{name}: {score}, %")
+                panel.set_title(f"{name}{part}: {score}, %")
         figure.savefig(path)
         plt.close(figure)
     return path

@@ -124,8 +124,10 @@ def spread(values: list[float]) -> str:
 
 
 def overview(rows: list[Row]) -> str:
-    """In Markdown, the two scores of regions on all sets' test parts."""
+    """In Markdown, the two scores of regions on all sets' test parts; "" where none was scored."""
     found = collect(rows)
+    if not found:
+        return ""
     lines = ["| regions, linear / kNN | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for method in [*METHODS, *BOUNDS]:
         values = (scores.get(method, {}) for scores in found.values())
