@@ -32,7 +32,7 @@ OBJECT_SETS = (OBJECTS, STL10, CALTECH)
 Scores = dict[str, dict[str, list[float]]]  # method -> score's name -> of each seed
 NOTE = (
     f"{COMPARED} Regions are scored by the mean accuracy over classes, and by top-1 where that is said. RankMe is the "
-    "effective rank of the keys."
+    "effective rank of the keys. Contrast accuracy is that of a run's own task: among a queue, or for SimCLR a batch."
 )
 OF_RUNS = {"contrast_accuracy": "contrast accuracy", "effective_rank": "RankMe"}  # in photographs' tables
 
