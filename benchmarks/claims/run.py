@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import benchmarks.claims.encoder
 import benchmarks.claims.listed  # noqa: F401 (tells maskco its name)
+from benchmarks.claims.ages import AGES
 from benchmarks.claims.probe import probe
 from benchmarks.claims.probe_set import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
@@ -92,6 +93,8 @@ def pretrained(config: PretrainConfig, steps: int, folder: Path) -> tuple[nn.Mod
     told = {"steps": done.steps, "contrast_accuracy": rows[-1]["accuracy"], "seconds": rows[-1]["seconds"]}
     told["effective_rank"] = rows[-1].get("effective_rank")
     told["curve"] = [[row["step"], row["accuracy"], row.get("effective_rank")] for row in rows]
+    if AGES[0] in rows[-1]:
+        told["ages"] = [[row["step"], *(row[name] for name in AGES)] for row in rows]
     return load_run(folder)[1].encoder, told
 
 

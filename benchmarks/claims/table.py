@@ -6,6 +6,7 @@ from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from benchmarks.claims.ages import ages_table
 from benchmarks.claims.head import head_worth, worth_table
 from benchmarks.claims.names import (
     CALTECH,
@@ -153,6 +154,8 @@ def tables(rows: list[Row]) -> str:
 
 
 def report(rows: list[Row]) -> str:
-    """In Markdown, everything: the overview, the tables, the head's worth, and which claims hold, as a list."""
+    """In Markdown, everything: the overview, the tables, the head's worth, accuracy by the negatives' age, and which
+    claims hold, as a list."""
     lines = "\n".join(f"- {line}" for line in (*verdicts(rows), *tried(rows)))
-    return "\n\n".join(filter(None, (overview(rows), tables(rows), worth_table(head_worth(rows)), lines)))
+    parts = overview(rows), tables(rows), worth_table(head_worth(rows)), ages_table(rows), lines
+    return "\n\n".join(filter(None, parts))

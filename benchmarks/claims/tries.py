@@ -125,7 +125,16 @@ for _name, _own in REGIMES.items():
     PHOTOGRAPH_TRIES[_name] = REGIONS | _own
     PHOTOGRAPH_TRIES[f"{_name}, no head"] = REGIONS | _own | {"mask_head": "none"}
 PHOTOGRAPH_TRIES |= {name: REGIONS | own for name, own in (OF_MASKCO | BOTH).items()}
+PHOTOGRAPH_TRIES |= {  # see ages.py; half a queue's time is 8 steps of 256 regions, or 32 of 64 images
+    "keys measured by age": REGIONS | {"method": "maskco_ages"},
+    "keys of equal age": REGIONS | {"method": "maskco_ages", "delay": 8},
+}
+BASE_AGES: Options = BASE | {"method": "moco_v2_ages"}
 PHOTOGRAPH_TRIES |= {MOCO: BASE} | {f"{MOCO}, {name}": BASE | own for name, own in (BOTH | OF_MOCO).items()}
+PHOTOGRAPH_TRIES |= {
+    f"{MOCO}, keys measured by age": BASE_AGES,
+    f"{MOCO}, keys of equal age": BASE_AGES | {"delay": 32},
+}
 
 
 def tries_of(scale: Scale) -> dict[str, Options]:
@@ -135,4 +144,5 @@ def tries_of(scale: Scale) -> dict[str, Options]:
 def budgets(tries: dict[str, Options]) -> dict[str, int]:
     """How many of these each method has, by its name."""
     named = {METHODS[name]["method"]: name for name in (MASKCO, MOCO, DENSECL, SIMCLR)}
+    named |= {f"{method}_ages": name for method, name in named.items()}
     return dict(Counter(NO_HEAD if own.get("mask_head") == "none" else named[own["method"]] for own in tries.values()))
