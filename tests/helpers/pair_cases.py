@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from contrast_cases import unit
@@ -38,6 +39,7 @@ SUPCON_STATS = ("lse", "positive_logit", "positives")
 SUPCON = Loss(supcon_loss, reference.supcon_loss, ("query", "keys"), ("temperature",), SUPCON_STATS)
 SUPCON_SELF = Loss(supcon_loss, reference.supcon_loss, ("query",), ("temperature",), SUPCON_STATS)
 LOSSES = {"clip": CLIP, "siglip": SIGLIP, "supcon": SUPCON, "supcon of one batch": SUPCON_SELF}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
 def make(

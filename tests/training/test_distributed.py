@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +19,10 @@ from unittest import mock
 import pytest
 import timm
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.models import register_model
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from two_ranks import Ranks, two_ranks
 
 import maskco.training.loop
 import maskco.training.monitors.probe
@@ -50,51 +48,14 @@ from tiny_runs import TINY, make_pictures, rows, tiny
 
 pytestmark = pytest.mark.distributed
 
-Ranks = Callable[..., list[Any]]
 NORM_FREE = {**TINY, "encoder": "test_vit", "mask_head": "attention", "batch_size": 8, "key_group": 0, "log_every": 1}
 NORM_FREE |= {name: value for name, value in MOCO_V2.items() if name != "lr"}  # (moco_v3 has batch norms in its head)
 
 
-def serve(number: int, store: str, pipe: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
-    while (job := pipe.recv()) is not None:
-        function, arguments = job
-        try:
-            pipe.send((function(*arguments), None))
-        except BaseException:
-            pipe.send((None, traceback.format_exc()))
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """ranks(function, *arguments) runs the function on both ranks at once and gives both results."""
-    context, store = mp.get_context("spawn"), str(tmp_path_factory.mktemp("group") / "store")
-    pipes, ends = zip(*(context.Pipe() for _ in range(2)), strict=True)
-    processes = [context.Process(target=serve, args=(rank, store, ends[rank]), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-
-    def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        for pipe in pipes:
-            pipe.send((function, arguments))
-        answers = []
-        for pipe in pipes:
-            if not pipe.poll(60):
-                for process in processes:
-                    process.kill()
-                pytest.fail("a rank hangs")
-            answers.append(pipe.recv())
-        assert not any(error for _, error in answers), "\n".join(error for _, error in answers if error)
-        return [result for result, _ in answers]
-
-    yield run
-    for pipe in pipes:
-        pipe.send(None)
-    for process in processes:
-        process.join(10)
-        process.kill()
+    with two_ranks(tmp_path_factory.mktemp("group")) as run:
+        yield run
 
 
 def observed(data: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -192,7 +192,7 @@ template <class T>
 ClipForward forward_rows(const ClipCall& call, int64_t kept) {
   const ClipKernels<T> kernels = sweep_kernels<T, SoftmaxPairs<T>>(call.query.scalar_type());
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
-  const Tensor logits = logits_to_keep(f, kept);
+  const Tensor logits = logits_to_keep(f, kernels.panel, kept);
   const ClipState<T> state = forward(call, kernels, f, logits);
   const auto& [rows, columns] = std::tie(state.rows, state.columns);
   const auto size = [](const std::vector<T>& v) { return static_cast<int64_t>(v.size()); };
@@ -248,7 +248,8 @@ ClipSum sum_rows(const ClipCall& call, T factor, Needed need, int64_t kept, bool
   const bool weigh = need.any();
   const int64_t slice = weigh && !call.columns && kept < f.padded ? slice_rows(f) : 0;
   const int64_t rows = slice > 0 ? slice : std::max<int64_t>(f.n, 1);
-  const Tensor logits = logits_to_keep(f.slice(0, std::min(rows, f.n)), slice > 0 ? slice : weigh ? kept : 0);
+  const int64_t rows_to_keep = slice > 0 ? slice : weigh ? kept : 0;
+  const Tensor logits = logits_to_keep(f.slice(0, std::min(rows, f.n)), kernels.panel, rows_to_keep);
   const ScalarType dtype = gradient_type(call.query);
   GradientSum<T> grad_query(need.query, f, f.n, dtype), grad_keys(need.keys, f, f.k, dtype);
   const auto empty = [&](int64_t size, ScalarType type) {

@@ -193,11 +193,20 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
   });
 }
 
-// A tensor [K, rows] for the first queries' logits, which is kept between the passes.
+// A tensor [K, rows] for the first queries' logits, which is kept between the passes. No group writes its end if the
+// last one is shorter than 32 queries, or none fits there. That end is 0, since the tensor is an operator's output.
 template <class T>
-Tensor logits_to_keep(const PairFeatures<T>& f, int64_t rows) {
+Tensor logits_to_keep(const PairFeatures<T>& f, int64_t panel, int64_t rows) {
   STD_TORCH_CHECK(rows == f.padded || (0 <= rows && rows < f.padded && rows % kGroup == 0), "no group may be cut");
-  return torch::stable::new_empty(f.query, {f.k, rows}, scalar_type_of<T>);
+  const Tensor logits = torch::stable::new_empty(f.query, {f.k, rows}, scalar_type_of<T>);
+  const int64_t group = cut_of(f).group;
+  int64_t written = 0;
+  for (int64_t row = 0; row < f.n; row += group) {
+    const int64_t end = row + round_up(std::min(group, f.n - row), panel);
+    if (end <= rows) written = end;
+  }
+  std::fill(data<T>(logits) + f.k * written, data<T>(logits) + f.k * rows, T(0));
+  return logits;
 }
 
 // Runs the units of one chunk, round by round.

@@ -38,7 +38,7 @@ SigLipResult compute_in(const SigLipCall& call, const std::optional<Tensor>& ups
   policy.along = need.scale ? along.data() : nullptr;
   const ScalarType dtype = upstream ? call.query.scalar_type() : gradient_type(call.query);
   GradientSum<T> grad_query(need.query, f, f.n, dtype), grad_keys(need.keys, f, f.k, dtype);
-  const Tensor no_logits = logits_to_keep(f, 0);
+  const Tensor no_logits = logits_to_keep(f, kernels.panel, 0);
   if (weigh)
     weigh_pairs(f, kernels, scale * T(kLog2E), policy, no_logits, grad_query, grad_keys);
   else

@@ -30,7 +30,7 @@ SupConForward forward_rows(const SupConCall& call, int64_t kept) {
   const PairFeatures<T> f(call.query, call.keys, kernels.panel, kernels.depth);
   const int64_t n = f.n, padded = f.padded;
   const Tensor sums = filled<T>(call.query, 2, padded), totals = filled<T>(call.query, 2, padded);
-  const Tensor logits = logits_to_keep<T>(f, kept);
+  const Tensor logits = logits_to_keep(f, kernels.panel, kept);
   const LaneIds<T> labels(call.query_labels, padded);
   SoftmaxPairs<T> policy = policy_of(call, labels);
   T *max = data<T>(sums), *sum = max + padded, *total = data<T>(totals), *count = total + padded;
