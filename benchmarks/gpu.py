@@ -29,6 +29,7 @@ import tyro
 from benchmarks.harness import check_device
 from maskco import build_info
 from maskco.console import one_line_errors
+from maskco.devices import usable_cores
 from maskco.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +100,7 @@ def bench(options: Options) -> list[Command]:
 
 
 def train(options: Options) -> list[Command]:
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))
+    workers = max(1, min(MOST_WORKERS, usable_cores() - 2))
     run = str(options.out.resolve() / "run")
     step = ("--amp", "bf16", "--augment", "device", "--workers", str(workers), "--data", options.data)
     small = ("--encoder", "resnet18", "--image-size", "96", "--batch-size", "256", "--queue-size", "16384")

@@ -1,6 +1,8 @@
-"""Devices by name: found usable by a sum, since a device that cannot add, such as meta, trains nothing."""
+"""The device and the loading workers of a command, where its options leave the choice."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -10,7 +12,10 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of 
 
 
 def usable_device(name: str) -> torch.device:
-    """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError."""
+    """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError.
+
+    A sum shows that it is usable: a device that cannot add, such as meta, trains nothing.
+    """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.ones(2, device=device).sum().item()
@@ -20,3 +25,14 @@ def usable_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here ({reason[:150]}): 'auto' takes what there is"
         ) from error
     return device
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Processes that load images: a core each of those that the ranks of this machine share, at most 8."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(usable_cores() // ranks, 1), 8)

@@ -13,7 +13,6 @@ Rows that the file holds already are not computed again, and a run that was inte
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,7 @@ from benchmarks.claims.settings import MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED,
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import report
 from maskco.console import one_line_errors
-from maskco.devices import usable_device
+from maskco.devices import usable_cores, usable_device
 from maskco.errors import UserError
 
 
@@ -95,7 +94,7 @@ def main() -> None:
         harness.check_bounds(options, "seeds", "jobs")
         scale = scale_of(options)
         file = options.show or options.json or options.folder / f"{scale.name}.json"
-        together = options.jobs or scale.jobs or os.cpu_count() or 1
+        together = options.jobs or scale.jobs or usable_cores()
         if options.show is None:
             usable_device(scale.options.get("device", "auto"))
             compute(jobs(options, scale), options.images, options.folder, file, together)

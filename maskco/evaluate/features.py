@@ -8,7 +8,6 @@ of masked and augmented views. This protocol is ours.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from maskco.data.images import ImageError
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
+from maskco.devices import default_workers
 from maskco.evaluate.datasets import Scenes, spread
 from maskco.evaluate.errors import EvaluationError
 from maskco.nn import Encoder
@@ -49,8 +49,7 @@ def loading_workers(asked: int | None, in_memory: bool) -> int:
     """Processes that load images: as many as are asked for, and else none where decoding costs nothing."""
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if in_memory else min(cores, 8)
+    return 0 if in_memory else default_workers()
 
 
 Batch = tuple[Tensor, list[Tensor], list[Tensor]]  # normalised images [B, 3, H, W], the boxes and labels of each

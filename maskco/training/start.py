@@ -14,7 +14,7 @@ from maskco.data.loading import Loading
 from maskco.data.samples import EpochBatches, PretrainDataset
 from maskco.data.sources import Source, locate, open_source
 from maskco.data.views import TwoViews
-from maskco.devices import usable_device
+from maskco.devices import default_workers, usable_device
 from maskco.errors import ConfigError, TrainingError
 from maskco.files import user_path
 from maskco.memory import require_memory
@@ -46,9 +46,7 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
     init = config.run.init and os.path.abspath(os.path.expanduser(config.run.init))
     named = {name: value for name in DATA if (value := getattr(config.run, name)) is not None}
     named = {name: value if name in stored else locate(value) for name, value in named.items()}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks that share the machine's cores
-    workers = min(max(cores // here, 1), 8) if config.run.workers is None else config.run.workers
+    workers = default_workers() if config.run.workers is None else config.run.workers
     threads = config.run.threads or torch.get_num_threads()
     out = str(user_path(config.run.out))
     config = config.replace(device=device, **named, init=init, out=out, threads=threads, workers=workers)
