@@ -23,7 +23,16 @@ from benchmarks import harness
 from benchmarks.claims.figure import draw
 from benchmarks.claims.head import draw_head, head_worth
 from benchmarks.claims.names import DEMO, SCENES, find_sets
-from benchmarks.claims.settings import MASKCO, MOCO, NO_HEAD, SCALES, UNTRAINED, Scale
+from benchmarks.claims.settings import (
+    MASKCO,
+    MOCO,
+    NO_HEAD,
+    PHOTOGRAPHS,
+    PHOTOGRAPHS_QUICK,
+    SCALES,
+    UNTRAINED,
+    Scale,
+)
 from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
 from benchmarks.claims.table import report
 from maskco.console import one_line_errors
@@ -38,10 +47,12 @@ class Options:
     "torchvision:FOLDER" (downloaded if missing), or a folder or .tar.gz of CLASS/*.jpg or .png. Of photographs a folder
     in COCO's layout, one with train/CLASS and val/CLASS, VOCdevkit, or what benchmarks.claims.pack wrote. Default:
     torchvision:data, data/voc, data/caltech101 …"""
-    scale: Literal["laptop", "long", "photos", "photos-long", "gpu", "gpu-resnet50", "large"] | None = None
+    scale: Literal["laptop", "long", "photos", "photos-long", "photos-quick", "gpu", "gpu-resnet50", "large"] | None = (
+        None
+    )
     """laptop: pictures of 32 pixels and a small ResNet. photos: photographs in views of 96 pixels. long, photos-long:
-    three times the steps. gpu, gpu-resnet50: photographs and a ResNet-18 at 128 or a ResNet-50 at 160 pixels. large:
-    ResNet-50 at 224 pixels. These three need a GPU and have not been run yet. Each needs a --json of its own.
+    three times the steps. photos-quick: a third of them, which --quick takes. gpu, gpu-resnet50: photographs and a
+    ResNet-18 at 128 or a ResNet-50 at 160 pixels. large: ResNet-50 at 224 pixels. These three need a GPU and have not been run yet. Each needs a --json of its own.
     Default: the first that has the --sets."""
     sets: tuple[str, ...] = ()
     """Some of the scale's sets, such as scenes2x2 demo-scenes voc caltech101 coco; default: all, of --ablations the 2x2
@@ -72,7 +83,7 @@ def scale_of(options: Options) -> Scale:
     sets = set(find_sets(options.sets))
     for scale in SCALES.values():
         if sets <= {*scale.sets, *scale.more_sets}:
-            return scale
+            return PHOTOGRAPHS_QUICK if options.quick and scale is PHOTOGRAPHS else scale
     raise UserError(f"sets: no scale has all of {', '.join(options.sets)}: run them one after the other")
 
 

@@ -103,6 +103,7 @@ PHOTOGRAPHS = Scale(
     options=LAPTOP.options | {"encoder": PHOTOS, "stage": 3, "output_stride": 8, "image_size": 96},
 )
 PHOTOGRAPHS_LONG = dataclasses.replace(PHOTOGRAPHS, name="photos-long", steps=3000)
+PHOTOGRAPHS_QUICK = dataclasses.replace(PHOTOGRAPHS, name="photos-quick", steps=350)
 GPU = Scale(  # one GPU of 80 GB, each run in less than eight minutes: an estimate. It has not been run, nor tuned.
     "gpu",
     sets=(VOC, CALTECH),
@@ -147,4 +148,7 @@ LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run ye
     jobs=1,
     probed=448,
 )
-SCALES = {scale.name: scale for scale in (LAPTOP, LONG, PHOTOGRAPHS, PHOTOGRAPHS_LONG, GPU, GPU_RESNET50, LARGE)}
+SCALES = {
+    scale.name: scale
+    for scale in (LAPTOP, LONG, PHOTOGRAPHS, PHOTOGRAPHS_LONG, PHOTOGRAPHS_QUICK, GPU, GPU_RESNET50, LARGE)
+}

@@ -127,6 +127,8 @@ def test_a_set_has_one_name_however_it_is_written_and_says_its_scale():
     scales = {"voc": "photos", "coco": "photos", "demo scenes": "laptop", "stl10": "large"}
     for name, scale in scales.items():
         assert claims.scale_of(claims.Options(sets=(name,))).name == scale
+    quick = claims.scale_of(claims.Options(sets=("voc",), quick=True))
+    assert quick.name == "photos-quick" and quick.options == PHOTOGRAPHS.options and quick.steps < PHOTOGRAPHS.steps
     with pytest.raises(UserError, match="no scale has all of voc, scenes 3x3, stl10"):
         claims.scale_of(claims.Options(sets=("voc", "scenes 3x3", "stl10")))
     quick = claims.jobs(claims.Options(sets=("voc",), quick=True), PHOTOGRAPHS)
