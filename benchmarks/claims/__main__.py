@@ -52,8 +52,8 @@ class Options:
     )
     """laptop: pictures of 32 pixels and a small ResNet. photos: photographs in views of 96 pixels. long, photos-long:
     three times the steps. photos-quick: a third of them, which --quick takes. gpu, gpu-resnet50: photographs and a
-    ResNet-18 at 128 or a ResNet-50 at 160 pixels. large: ResNet-50 at 224 pixels. These three need a GPU and have not been run yet. Each needs a --json of its own.
-    Default: the first that has the --sets."""
+    ResNet-18 at 128 or a ResNet-50 at 160 pixels. large: ResNet-50 at 224 pixels. These three need a GPU and have not
+    been run yet. Each needs a --json of its own. Default: the first that has the --sets."""
     sets: tuple[str, ...] = ()
     """Some of the scale's sets, such as scenes2x2 demo-scenes voc caltech101 coco; default: all, of --ablations the 2x2
     scenes or VOC, of --quick the demo's or VOC."""
