@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from maskco.evaluate.linear import linear_probe
 REGION, NEIGHBOURS, SHOWN = "region linear", "region kNN", "classes shown, mAP"
 TOP1 = ", top-1"  # of scores that are means over classes elsewhere
 BN_SCENES = 512
+PROBES = 3  # of photographs: which regions a classifier holds out to choose its learning rate moves it by half a point
 WHOLE = -1  # label of the box around a whole scene
 
 
@@ -40,19 +42,25 @@ def probe(
     Args:
         image_size: scenes are squeezed into squares of this side, which cuts nothing off; None: they are of one size.
         balanced: regions are scored by the mean accuracy over classes, and by that of all regions ("top-1") next to it.
+            The linear classifier's learning rate is chosen by the former, and its scores are means over PROBES seeds.
     """
     form = Input(image_size)
     reestimate_batch_norm(encoder, train, form, limit=BN_SCENES)
     parts = [extract(encoder, part, form) for part in (train, test)]
     rows = [value for part in parts for value in (part.x, part.labels)]
-    found = {REGION: linear_probe(*rows, epochs=50).predictions, NEIGHBOURS: knn_predictions(*rows)}
-    measure = mean_class_accuracy if balanced else accuracy
-    scores = {name: measure(predictions, parts[1].labels) for name, predictions in found.items()}
+    measure, seeds = (mean_class_accuracy, PROBES) if balanced else (accuracy, 1)
+    linear = [linear_probe(*rows, epochs=50, seed=seed, measure=measure).predictions for seed in range(seeds)]
+    found = {REGION: linear, NEIGHBOURS: [knn_predictions(*rows)]}
+
+    def score(measure: Callable[[Tensor, Tensor], float], name: str) -> float:
+        return mean(measure(predictions, parts[1].labels) for predictions in found[name])
+
+    scores = {name: score(measure, name) for name in found}
     if len(parts[0].x) > len(train):
         tables = map(partial(shown, classes=classes), (train, test))
         scores[SHOWN] = classes_shown(*(part.whole for part in parts), *tables)
     if balanced:
-        scores |= {name + TOP1: accuracy(predictions, parts[1].labels) for name, predictions in found.items()}
+        scores |= {name + TOP1: score(accuracy, name) for name in found}
     return scores
 
 
