@@ -116,9 +116,12 @@ class Loading:
         self, dataset: PretrainDataset, keys: Iterable[list[tuple[int, int]]], *, workers: int, pin_memory: bool
     ) -> None:
         self.workers = workers
+        read_ahead = getattr(dataset.source, "read_ahead", None)
+        self._ahead = read_ahead(keys) if read_ahead else None
         self._loader: Any = DataLoader(
             HandOver(dataset),
-            batch_sampler=keys,
+            batch_sampler=self._ahead or keys,
+            multiprocessing_context=start_method(dataset.source) if workers else None,
             collate_fn=hand_over,
             num_workers=workers,
             worker_init_fn=start_worker,
@@ -166,6 +169,8 @@ class Loading:
     ) -> None:
         if self._batches is not None:
             self._batches.close()
+        if self._ahead is not None:
+            self._ahead.close()
         if isinstance(error, UserError) or error is None or not self.workers:
             return
         codes = [process.exitcode for process in self._processes if process.exitcode]
@@ -196,6 +201,15 @@ class Loading:
         if error.errno == errno.EAGAIN:
             return told + "this user may run no more processes (ulimit -u): lower `workers`"
         return told + f"{SHARED_MEMORY} cannot be used ({error.strerror}): {shared_memory_remedy()}"
+
+
+def start_method(source: object) -> str | None:
+    """How workers that read this source must be started; None: in the usual way. A fork server that is not running yet
+    imports torch once, for all workers."""
+    method = getattr(source, "start_method", None)
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", "maskco.data.loading"])
+    return method
 
 
 def start_worker(worker: int) -> None:
