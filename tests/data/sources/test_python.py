@@ -87,7 +87,10 @@ def test_fingerprints_tell_length_and_pixels() -> None:
     others = [Photos(13), Photos(broken=(3,)), [picture(index + 1) for index in range(12)]]
     assert own not in [fingerprint(PythonSource(other)) for other in others]
     many = PythonSource(Photos(100_000))
-    many.dataset.__class__.__getitem__, before = lambda self, index: seen.append(index) or picture(0), Photos.__getitem__
+    many.dataset.__class__.__getitem__, before = (
+        lambda self, index: seen.append(index) or picture(0),
+        Photos.__getitem__,
+    )
     seen: list[int] = []
     try:
         assert fingerprint(many) and len(seen) == 16 and seen[0] == 0 and seen[-1] == 99_999
