@@ -24,6 +24,7 @@ from maskco.data.sources import remote_shards
 from maskco.errors import UserError
 from maskco.runs.checkpoint import read_checkpoint
 from maskco.training.loop import pretrain
+from maskco.training.totals import Totals
 from resuming import same
 from tiny_runs import TINY, rows
 
@@ -63,6 +64,22 @@ def note_images(log: Path) -> None:
     EpochBatches.__iter__ = noted
 
 
+def kill_at(steps: int, seconds: float) -> None:
+    """Kills this process so long after so many steps."""
+    add, timer = Totals.add, threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+
+    def add_and_count(self: Totals, *arguments: Any) -> None:
+        nonlocal steps
+        add(self, *arguments)
+        steps -= 1
+        if steps == 0:
+            timer.start()
+
+    Totals.add = add_and_count
+    if steps == 0:
+        timer.start()
+
+
 def train(
     rank: int, ranks: int, store: str, cache: str, data: str, out: str, log: str, options: dict[str, Any]
 ) -> None:
@@ -75,9 +92,9 @@ def train(
     if ranks > 1:
         os.environ |= {"LOCAL_WORLD_SIZE": str(ranks)}
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    kill_after = options.pop("kill_after", None)
-    if kill_after is not None:
-        threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    victim, *moment = options.pop("kill", (None,))
+    if rank == victim:
+        kill_at(*moment)
     pretrain(data, out, resume=True, **options)
     if ranks > 1:
         dist.destroy_process_group()
@@ -169,10 +186,10 @@ def test_old_configurations_were_of_the_full_order() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 15 * RESUMES)
 def test_soak(tmp_path: Path) -> None:
-    """Killed at random moments, resumed on 1, 2 or 3 ranks, while a fifth of all answers fail and blocks are damaged."""
+    """Killed at random moments, resumed on 1 to 3 ranks, while a fifth of all answers fail and blocks are damaged."""
     pattern = make_shards(tmp_path / "store", shards=8, images=12, filler=100_000)
     moments = random.Random(0)
-    epochs = RESUMES
+    epochs = max(2 * RESUMES // 5, 1)  # more steps than are made until the last kill
     options = {"epochs": epochs, "save_every_steps": 1, "keep_best": "off"}
     with faulty_store(tmp_path / "store") as server:
         data = f"{server.address}/{pattern}"
@@ -182,9 +199,13 @@ def test_soak(tmp_path: Path) -> None:
         while not done:
             ranks = 1 if resumes % 3 else moments.choice((2, 3))
             last = resumes >= RESUMES
-            kill = {} if last else {"kill_after": moments.uniform(0.3, 1.2)}
-            codes = run(ranks, tmp_path, data, "broken", workers=resumes % 2, **options, **kill)
+            moment = (
+                (0, moments.uniform(0, 1)) if resumes % 4 == 3 else (moments.randint(1, 3), moments.uniform(0, 0.04))
+            )
+            kill = {} if last else {"kill": (moments.randrange(ranks), *moment)}
+            codes = run(ranks, tmp_path, data, "broken", workers=int(resumes % 4 == 1), **options, **kill)
             done = codes == [0] * ranks
+            assert last or codes[kill["kill"][0]] == -signal.SIGKILL, (tmp_path / "broken.stderr").read_text()
             assert done or not last, (tmp_path / "broken.stderr").read_text()
             resumes += 1
             blocks = list((tmp_path / "cache" / "blocks").glob("??/*"))
@@ -192,6 +213,7 @@ def test_soak(tmp_path: Path) -> None:
                 path.write_bytes(path.read_bytes()[: moments.choice((0, 50, 5000, 200_000))])
         print(resumes, "resumes in", time.monotonic() - began, "s;", server.requests, "answers")
     assert images(tmp_path, "whole") == images(tmp_path, "broken")
+    assert resumes == RESUMES + 1
     assert len(rows(tmp_path / "whole")) == len(rows(tmp_path / "broken")) == 16 * epochs
 
 
@@ -203,7 +225,8 @@ def test_a_killed_run_on_one_rank_is_bit_for_bit_the_unbroken_one(tmp_path: Path
         data = f"{server.address}/{pattern}"
         assert run(1, tmp_path, data, "whole", **options) == [0]
         for kill in range(3):
-            run(1, tmp_path, data, "broken", kill_after=1 + 0.3 * kill, workers=kill % 2, **options)
+            codes = run(1, tmp_path, data, "broken", kill=(0, 2 + 3 * kill, 0.02 * kill), workers=kill % 2, **options)
+            assert codes == [-signal.SIGKILL]
         assert run(1, tmp_path, data, "broken", **options) == [0], (tmp_path / "broken.stderr").read_text()
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
     assert same(*(read_checkpoint(tmp_path / out / "last.pt") | {"config": 0} for out in ("whole", "broken")))

@@ -151,7 +151,7 @@ def _store(base: str, login: str, timeout: float) -> Any:
 
     options: dict[str, Any] = {"timeout": f"{timeout}s", "connect_timeout": f"{min(timeout, 10)}s"}
     scheme = scheme_of(base)
-    if scheme == "http":
+    if scheme == "http" or (scheme == "s3" and _s3_endpoint().startswith("http://")):
         options["allow_http"] = True
     if login:
         options["default_headers"] = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
@@ -162,6 +162,12 @@ def _store(base: str, login: str, timeout: float) -> Any:
         return from_url(base, **more)
     except Exception as error:
         raise SourceError(f"data: {redact(base)!r} cannot be opened: {clean(str(error), base)}") from None
+
+
+def _s3_endpoint() -> str:
+    """The server that the user names in place of Amazon's."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def _s3_credentials() -> dict[str, Any]:
