@@ -64,7 +64,7 @@ class Table:
         return self.shard_of(member), UNIT * int(self.places[member]), int(self.sizes[member])
 
     def shard_of(self, member: int) -> int:
-        return int(np.searchsorted(self.starts, member, side="right")) - 1
+        return int(self.starts.searchsorted(member, side="right")) - 1
 
     def name(self, member: int) -> bytes:
         shard = self.shard_of(member)
@@ -115,4 +115,4 @@ class Table:
 def _mapped(path: Path, kind: Any) -> np.ndarray:
     if not path.stat().st_size:
         return np.empty(0, kind)
-    return np.memmap(path, kind, mode="r")
+    return np.memmap(path, kind, mode="r").view(np.ndarray)  # whose elements are read several times faster
