@@ -118,10 +118,11 @@ class Loading:
         self.workers = workers
         read_ahead = getattr(dataset.source, "read_ahead", None)
         self._ahead = read_ahead(keys) if read_ahead else None
+        self._started_by = start_method(dataset.source)
         self._loader: Any = DataLoader(
             HandOver(dataset),
             batch_sampler=self._ahead or keys,
-            multiprocessing_context=start_method(dataset.source) if workers else None,
+            multiprocessing_context=self._started_by if workers else None,
             collate_fn=hand_over,
             num_workers=workers,
             worker_init_fn=start_worker,
@@ -183,7 +184,8 @@ class Loading:
 
     def _died(self, code: int) -> str:
         if code > 0:
-            return f"a loading worker ended with status {code}: its own message is above"
+            hint = "" if self._started_by is None else '; scripts need `if __name__ == "__main__":` to read from stores'
+            return f"a loading worker ended with status {code}: its own message is above{hint}"
         name = signal.Signals(-code).name
         why = {
             signal.SIGKILL: "usually by the system, short of memory: lower `workers` or `batch_size`, or give it more",

@@ -114,20 +114,17 @@ class BlockCache:
             self._sweep()
 
     @contextmanager
-    def fetching(self, key: str, number: int) -> Iterator[None]:
-        """Only one process or thread of the machine at a time fetches a block. The lock goes with its process."""
+    def fetching(self, key: str, number: int, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
+        """Only one process or thread of the machine at a time fetches a block. The lock goes with its process.
+
+        Yields whether nobody else does: after so many seconds of waiting the block may enter with False.
+        """
         file = os.open(self.folder / "locks" / f"{(int(key[:8], 16) + number) % LOCKS:03x}", os.O_RDWR | os.O_CREAT)
-        end = time.monotonic() + LOCK_SECONDS
+        end = time.monotonic() + seconds
         try:
-            while time.monotonic() < end:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                        break  # a file system without locks
+            while not (alone := _locked(file)) and time.monotonic() < end:
                 time.sleep(0.005)
-            yield
+            yield alone
         finally:
             os.close(file)
 
@@ -183,6 +180,14 @@ def _checked(file: int, start: int, stop: int) -> bytes | None:
             return None
     part = data[start - low * PIECE : stop - low * PIECE]
     return part if len(part) == stop - start else None
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # else a file system without locks
+    return True
 
 
 def _limit() -> int:

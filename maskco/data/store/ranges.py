@@ -13,8 +13,6 @@ from maskco.data.store.blocks import BLOCK, BlockCache
 from maskco.data.store.clients import Client, Unavailable, client_of
 from maskco.data.store.retry import Retry
 
-ONCE = Retry(tries=1)
-
 
 class Changed(SourceError):
     """An object is no longer the one that was indexed."""
@@ -70,22 +68,22 @@ class Ranges:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def fetch(self, stored: StoredObject, number: int, retry: Retry | None = None) -> bytes:
+    def fetch(self, stored: StoredObject, number: int) -> bytes:
         """A whole block, kept from now on. Raises as `read`."""
-        first = number * BLOCK
-        last = min(first + BLOCK, stored.size)
-        key = stored.key
+        first, last, key = *_span(stored, number), stored.key
         with self.cache.fetching(key, number):
             data = self.cache.read(key, number, 0, last - first)  # another process may have been faster
             if data is None:
-                data = (retry or self.retry)(lambda: self._request(stored, first, last))
+                data = self.retry(lambda: self._request(stored, first, last))
                 self.cache.write(key, number, data)
         return data
 
-    def ensure(self, stored: StoredObject, number: int) -> None:
-        """Sees that a block is in the cache, by one try. Raises as `read`."""
-        if not self.cache.has(stored.key, number):
-            self.fetch(stored, number, ONCE)
+    def prefetch(self, stored: StoredObject, number: int) -> None:
+        """Puts a block into the cache by one try, unless it is there or is being fetched. Raises as `read`."""
+        key = stored.key
+        with self.cache.fetching(key, number, seconds=0) as alone:
+            if alone and not self.cache.has(key, number):
+                self.cache.write(key, number, self._request(stored, *_span(stored, number)))
 
     def _request(self, stored: StoredObject, first: int, last: int) -> bytes:
         data, tag = self._client(stored.url).read(first, last)
@@ -99,6 +97,10 @@ class Ranges:
 
     def _client(self, url: str) -> Client:
         return _client(url, self.retry.timeout, os.getpid())
+
+
+def _span(stored: StoredObject, number: int) -> tuple[int, int]:
+    return number * BLOCK, min((number + 1) * BLOCK, stored.size)
 
 
 @lru_cache(maxsize=4096)

@@ -78,7 +78,7 @@ class ReadAhead:
 
     def _fetch(self, stored: StoredObject, number: int, place: tuple[str, int]) -> None:
         try:
-            self._ranges.ensure(stored, number)
+            self._ranges.prefetch(stored, number)
         except Exception as error:
             log.debug("block %d of %s: %s", number, stored.name, error)
         finally:

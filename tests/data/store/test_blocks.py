@@ -119,8 +119,12 @@ def test_one_at_a_time_fetches_a_block(cache: BlockCache) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] * 6
-    with cache.fetching(KEY, 7), cache.fetching(KEY, 8):
-        pass
+    with (
+        cache.fetching(KEY, 7) as first,
+        cache.fetching(KEY, 8) as other,
+        cache.fetching(KEY, 7, seconds=0.02) as second,
+    ):
+        assert first and other and not second
 
 
 def test_a_full_disk_is_said_once(cache: BlockCache, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
