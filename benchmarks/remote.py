@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class Options:
     """JPEGs of 640 × 480 pixels and about 50 kB, in shards of 200."""
     image_size: int = 224
     workers: tuple[int, ...] = (1, 2, 4)
+    repeats: int = 3
+    """Epochs of each row, whose median is reported."""
     window: int = 4
     """Shards that the order draws from at a time."""
     latency_ms: float = 20.0
@@ -102,9 +105,14 @@ def serving(folder: Path, options: Options) -> Iterator[str]:
             server.kill()
 
 
-def rate(source: Source, options: Options, workers: int) -> tuple[float, float, float]:
-    """Images per second, and the memory in MiB of the training process and of one worker (pages shared by n processes
-    count as an nth of each)."""
+class Figures(NamedTuple):
+    images_per_s: float
+    main_mib: float  # of the training process; of pages that n processes share, an nth
+    worker_mib: float  # of one worker
+
+
+def rate(source: Source, options: Options, workers: int) -> Figures:
+    """Draws an epoch's views."""
     transform = TwoViews(ViewConfig(image_size=options.image_size))
     order = WindowShuffle(source.shard_starts, options.window)
     batches = EpochBatches(len(source), BATCH, 0, 0, order=order)
@@ -118,7 +126,7 @@ def rate(source: Source, options: Options, workers: int) -> tuple[float, float, 
             if number == len(batches) - 2:
                 memory = [pss(process.pid) for process in loading._processes]
         seconds = time.perf_counter() - began
-    return BATCH * (len(batches) - 1 - first) / seconds, pss(os.getpid()), float(np.mean(memory or [0.0]))
+    return Figures(BATCH * (len(batches) - 1 - first) / seconds, pss(os.getpid()), float(np.mean(memory or [0.0])))
 
 
 def pss(process: int) -> float:
@@ -154,29 +162,32 @@ def measure(options: Options) -> list[Row]:
 
             remote("index")
             for workers in options.workers:
-                found: dict[str, tuple[float, float, float]] = {
-                    LOCAL: rate(ShardSource(f"{root}/{pattern}"), options, workers)
-                }
-                whole = options.images / (copying + options.images / found[LOCAL][0])
-                found[COPIED] = (whole, *found[LOCAL][1:])
-                found[COLD] = rate(remote(f"cold{workers}"), options, workers)
-                found[WARM] = rate(remote(f"cold{workers}"), options, workers)
-                alone = remote(f"alone{workers}")
-                alone.read_ahead = None  # type: ignore[method-assign, assignment]
-                found[ALONE] = rate(alone, options, workers)
-                for name, figures in found.items():
-                    rows.append(row_of(case, workers, name, figures, found[LOCAL][0]))
+                found: dict[str, list[Figures]] = {name: [] for name in (LOCAL, COPIED, COLD, WARM, ALONE)}
+                for repeat in range(options.repeats):
+                    local = rate(ShardSource(f"{root}/{pattern}"), options, workers)
+                    whole = options.images / (copying + options.images / local.images_per_s)
+                    cold, alone = remote(f"cold {workers} {repeat}"), remote(f"alone {workers} {repeat}")
+                    alone.read_ahead = None  # type: ignore[method-assign, assignment]
+                    found[LOCAL].append(local)
+                    found[COPIED].append(local._replace(images_per_s=whole))
+                    found[COLD].append(rate(cold, options, workers))
+                    found[WARM].append(rate(cold, options, workers))
+                    found[ALONE].append(rate(alone, options, workers))
+                for name in found:
+                    rows.append(row_of(case, workers, name, found[name], found[LOCAL]))
                     show(rows[-1])
     for row in rows:
         row["set_mb"] = round(total / 1e6)
     return rows
 
 
-def row_of(case: str, workers: int, name: str, figures: tuple[float, float, float], local: float) -> Row:
-    images, main, worker = figures
+def row_of(case: str, workers: int, name: str, figures: list[Figures], local: list[Figures]) -> Row:
+    """Medians. Each repeat is compared with the local rate of the same minute."""
+    images, main, worker = np.median(figures, axis=0)
+    ratios = [mine.images_per_s / other.images_per_s for mine, other in zip(figures, local, strict=True)]
     row: Row = {"op": "remote", "case": case, "device": "cpu", "workers": workers, "impl": name}
-    row |= {"images_per_s": round(images, 1), "of_local": round(images / local, 3)}
-    row |= {"main_mib": round(main), "worker_mib": round(worker)}
+    row |= {"images_per_s": round(images, 1), "of_local": round(float(np.median(ratios)), 3)}
+    row |= {"main_mib": round(main), "worker_mib": round(worker), "repeats": len(figures)}
     if name in TARGETS:
         row["targets"] = [{"metric": "of_local", "limit": TARGETS[name], "met": row["of_local"] >= TARGETS[name]}]
     return row
@@ -194,7 +205,11 @@ def show(row: Row) -> None:
 def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, prog="python -m benchmarks.remote")
-        for name, bounds in {"images": Between(600, 10**6), "members": Between(0, 10**10)}.items():
+        for name, bounds in {
+            "images": Between(600, 10**6),
+            "repeats": Between(1, 99),
+            "members": Between(0, 10**10),
+        }.items():
             if wanted := bounds.refuse(getattr(options, name)):
                 raise ConfigError(f"{name} must be {wanted}, got {getattr(options, name)}")
         torch.set_num_threads(1)

@@ -81,7 +81,7 @@ def use(table: Table, number: int, queue: Any, gate: Any) -> None:
             "name_us": 1e6 * named / 1000,
             "opened_mib": opened["Pss"] - before["Pss"],
             "private_mib": used["Private"] - before["Private"],
-            "shared_mib": used["Rss"] - before["Rss"],
+            "resident_mib": used["Rss"] - before["Rss"],
         }
     )
     gate.wait()

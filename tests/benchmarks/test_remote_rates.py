@@ -47,7 +47,19 @@ def test_the_index_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_rates_of_all_ways_to_the_same_images(tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "rows.json"
-    command = ["remote", "--images", "600", "--image-size", "64", "--workers", "1", "--json", str(out)]
+    command = [
+        "remote",
+        "--images",
+        "600",
+        "--image-size",
+        "64",
+        "--workers",
+        "1",
+        "--repeats",
+        "1",
+        "--json",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setenv("MASKCO_CACHE", str(tmp_path))
     monkeypatch.setattr(remote.read_ahead, "AHEAD", remote.AHEAD)
