@@ -131,6 +131,7 @@ def images(tmp_path: Path, out: str) -> dict[tuple[int, int], list[int]]:
     return dict(sorted(joined.items()))
 
 
+@pytest.mark.slow
 def test_ranks_share_the_order_and_resume_on_another_number(tmp_path: Path) -> None:
     pattern = make_shards(tmp_path / "store", shards=5, images=5)
     with faulty_store(tmp_path / "store", RandomFaults(1, 0.1)) as server:

@@ -50,7 +50,10 @@ class Table:
         self.places, self.sizes, self.names, self.letters, self.starts, self.name_starts = (
             _mapped(folder / name, kind) for name, kind in COLUMNS.items()
         )
-        if not len(self.places) == len(self.sizes) == len(self.names) == self.starts[-1] == self.facts["members"]:
+        if (
+            not len(self.starts)
+            or not len(self.places) == len(self.sizes) == len(self.names) == self.starts[-1] == self.facts["members"]
+        ):
             raise ValueError("columns of different length")
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path]]:

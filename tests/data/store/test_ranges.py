@@ -156,6 +156,7 @@ class Nothing(set):
         return False
 
 
+@pytest.mark.slow
 def test_importing_maskco_imports_no_client() -> None:
     code = (
         "import sys, maskco, maskco.data.sources.remote_shards\n"

@@ -57,7 +57,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
 def test_a_damaged_table_is_noticed_and_replaced(table: Table, damage: str) -> None:
     path = table.folder / damage
     path.write_bytes(path.read_bytes()[:-4] if damage != "starts" else b"")
-    with pytest.raises((ValueError, OSError, IndexError)):
+    with pytest.raises((ValueError, OSError)):
         Table(table.folder)
     again = Table.write(table.folder, [(b"a.tar", members_of(["1.jpg"]))], {})
     assert len(again) == 1 and len(list(table.folder.parent.iterdir())) == 1
