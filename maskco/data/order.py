@@ -83,18 +83,17 @@ class _Windowed:
         counts = np.diff(starts)[order]
         self.first_places = np.concatenate([[0], np.cumsum(counts)])  # of the shards, in their order
         self.offsets = starts[:-1][order] - self.first_places[:-1]  # image = place + offset of its shard
-        self.bucket, self.images = -1, np.empty(0, np.int64)  # the bucket drawn last
+        self.start, self.images = 0, np.empty(0, np.int64)  # of the bucket drawn last
 
     def take(self, first: int, last: int) -> list[int]:
         taken: list[int] = []
         last = min(last, self.length)
         while first < last:
-            bucket = first // self.window
-            start = self._start(bucket)
-            if (after := self._start(bucket + 1)) <= first:  # a bucket begins up to a window early
-                bucket, start = bucket + 1, after
-            images = self._images(bucket)
-            part = images[first - start : last - start].tolist()
+            if not self.start <= first < self.start + len(self.images):
+                bucket = first // self.window
+                bucket += self._start(bucket + 1) <= first  # one begins up to a window early
+                self.start, self.images = self._start(bucket), self._images(bucket)
+            part = self.images[first - self.start : last - self.start].tolist()
             taken += part
             first += len(part)
         return taken
@@ -105,18 +104,17 @@ class _Windowed:
         return min(bucket * self.window, self.length) - passed_on
 
     def _images(self, bucket: int) -> np.ndarray:
-        if bucket != self.bucket:
-            places, keys = [], []
-            for chunk in (bucket - 1, bucket):
-                if chunk >= 0:
-                    own = self._keys(chunk) - (bucket - chunk) * self.window
-                    chosen = np.flatnonzero((own >= 0) & (own < self.window))
-                    places.append(chosen + chunk * self.window)
-                    keys.append(own[chosen])
-            drawn = np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")]
-            shards = np.searchsorted(self.first_places, drawn, side="right") - 1
-            self.bucket, self.images = bucket, drawn + self.offsets[shards]
-        return self.images
+        """The images of a bucket in their order."""
+        places, keys = [], []
+        for chunk in (bucket - 1, bucket):
+            if chunk >= 0:
+                own = self._keys(chunk) - (bucket - chunk) * self.window
+                chosen = np.flatnonzero((own >= 0) & (own < self.window))
+                places.append(chosen + chunk * self.window)
+                keys.append(own[chosen])
+        drawn = np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")]
+        shards = np.searchsorted(self.first_places, drawn, side="right") - 1
+        return drawn + self.offsets[shards]
 
     def _keys(self, chunk: int) -> np.ndarray:
         """float64 [places of the chunk]: p + u W, counted from the chunk's first place."""
