@@ -1,5 +1,8 @@
 """Runs on shards in a store: on any number of ranks, resumed on another, killed, and through faults, they see the
-images of the unbroken run in its order."""
+images of the unbroken run in its order.
+
+MASKCO_RESUMES=50 kills the soak so often; the slow tests, 20 times.
+"""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from maskco.data.sources.shards import expand
 from maskco.data.store.addresses import redact
 from maskco.data.store.blocks import BLOCK
 from maskco.data.store.clients import Unavailable
-from maskco.data.store.ranges import Ranges, StoredObject
+from maskco.data.store.ranges import ONCE, Ranges, StoredObject
 from maskco.data.store.read_ahead import Keys, ReadAhead
 from maskco.data.store.table import UNIT
 
-IN_A_ROW = 3  # images that may fail one after the other before the run stops
+SHARDS_IN_A_ROW, IN_A_ROW = 3, 8  # shards, or images, that fail one after the other before the run stops
 
 
 def open_source(data: str) -> RemoteShardSource:
@@ -48,7 +48,8 @@ class RemoteShardSource:
         self.ranges = ranges or Ranges()
         self.shards = look_up(expand(pattern), self.ranges)
         self.table, self.left_out = open_table(self.shards, self.ranges)
-        self._failed = 0  # images in a row
+        self._failing: set[int] = set()  # shards whose last read failed: they get one try, so that others do not wait
+        self._in_a_row: list[int] = []  # the shards of the images that failed since one was read
         if not len(self.table):
             others = "".join(f"; {line}" for line in self.left_out.lines())
             raise SourceError(
@@ -71,16 +72,19 @@ class RemoteShardSource:
         if first + size > stored.size:
             raise ImageError(name, "the shard ends before its last byte")
         try:
-            data = self.ranges.read(stored, first - UNIT, first + size)
+            data = self.ranges.read(stored, first - UNIT, first + size, ONCE if shard in self._failing else None)
         except Unavailable as error:
-            self._failed += 1
-            if self._failed < IN_A_ROW:
+            self._failing.add(shard)
+            self._in_a_row.append(shard)
+            different = min(SHARDS_IN_A_ROW, len(self.shards))
+            if len(self._in_a_row) < IN_A_ROW and (different < 2 or len(set(self._in_a_row)) < different):
                 raise ImageError(name, f"the store fails: {error}") from None
             raise SourceError(
-                f"data: {redact(stored.url)!r} cannot be read, nor {IN_A_ROW - 1} images before ({error}): resume when "
-                "the store answers"
+                f"data: {redact(stored.url)!r} cannot be read, nor the {len(self._in_a_row) - 1} images before "
+                f"({error}): resume when the store answers"
             ) from None
-        self._failed = 0
+        self._failing.discard(shard)
+        self._in_a_row.clear()
         if not is_member(data[:UNIT], size):  # a stale .idx, or a store that does not tell a changed object
             raise ImageError(name, "its header is not where the index says")
         return EncodedImage(data[UNIT:], name=name)

@@ -13,6 +13,8 @@ from maskco.data.store.blocks import BLOCK, BlockCache
 from maskco.data.store.clients import Client, Unavailable, client_of
 from maskco.data.store.retry import Retry
 
+ONCE = Retry(tries=1)
+
 
 class Changed(SourceError):
     """An object is no longer the one that was indexed."""
@@ -55,8 +57,11 @@ class Ranges:
         except Unavailable as error:
             raise SourceError(f"data: {redact(url)!r} cannot be read: {error}") from None
 
-    def read(self, stored: StoredObject, start: int, stop: int) -> bytes:
-        """The bytes start … stop - 1. Raises Unavailable if the store fails until the deadline, and Changed."""
+    def read(self, stored: StoredObject, start: int, stop: int, retry: Retry | None = None) -> bytes:
+        """The bytes start … stop - 1. Raises Unavailable if the store fails until the deadline, and Changed.
+
+        retry: for this call, in place of that of all.
+        """
         parts = []
         key = stored.key
         for number in range(start // BLOCK, -(-stop // BLOCK)):
@@ -64,17 +69,17 @@ class Ranges:
             inside = max(start - first, 0), min(stop - first, BLOCK)
             part = self.cache.read(key, number, *inside)
             if part is None:
-                part = self.fetch(stored, number)[slice(*inside)]
+                part = self.fetch(stored, number, retry)[slice(*inside)]
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def fetch(self, stored: StoredObject, number: int) -> bytes:
+    def fetch(self, stored: StoredObject, number: int, retry: Retry | None = None) -> bytes:
         """A whole block, kept from now on. Raises as `read`."""
         first, last, key = *_span(stored, number), stored.key
         with self.cache.fetching(key, number):
             data = self.cache.read(key, number, 0, last - first)  # another process may have been faster
             if data is None:
-                data = self.retry(lambda: self._request(stored, first, last))
+                data = (retry or self.retry)(lambda: self._request(stored, first, last))
                 self.cache.write(key, number, data)
         return data
 

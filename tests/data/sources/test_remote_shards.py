@@ -128,28 +128,38 @@ def test_a_slow_answer_is_asked_for_again(server: FaultyStore, tmp_path: Path) -
     assert len(read_all(open_remote(f"{server.address}/0.tar"))) == 5
 
 
-def test_after_bounded_tries_images_are_unusable_then_the_run_stops(server: FaultyStore, tmp_path: Path) -> None:
+def test_after_bounded_tries_images_are_unusable(server: FaultyStore, tmp_path: Path) -> None:
+    """Those of one shard: the first is tried for, the others once, and the rest of the data goes on."""
     pattern = make_shards(tmp_path / "store", shards=3, filler=2 * BLOCK)
     source = open_remote(f"{server.address}/{pattern}?token=secret", Retry(tries=3, first=0.001, timeout=0.5))
     forget_blocks(source, tmp_path / "empty")
     first = source[0].tobytes()
-    fails = {"/1.tar"}
-    server.fault = lambda path: "503" if path.split("?")[0] in fails else ""
-    asked = len(server.seen)
-    with pytest.raises(ImageError, match=r"the store fails: .*503") as caught:
-        source[6]
-    assert (
-        len(server.seen) == asked + 3
-        and caught.value.path == "1.tar/00100001.jpg"
-        and "secret" not in str(caught.value)
-    )
+    server.fault = lambda path: "503" if path.startswith("/1.tar") else ""
+    for index, tries in ((6, 3), (7, 1), (8, 1)):
+        asked = len(server.seen)
+        with pytest.raises(ImageError, match=r"the store fails: .*503") as caught:
+            source[index]
+        assert len(server.seen) == asked + tries and caught.value.path == f"1.tar/0010000{index - 5}.jpg"
+        assert "secret" not in str(caught.value)
     assert source[1].size == (60, 50) and source[0].tobytes() == first
-    fails |= {"/0.tar", "/2.tar"}
-    for index in (7, 13):
+    server.fault = lambda path: ""
+    assert source[6].size == (60, 50)
+
+
+@pytest.mark.parametrize(("shards", "indices"), [(4, (0, 5, 10)), (2, (0, 5)), (1, (0, 1, 2, 3, 4, 0, 1, 2))])
+def test_a_store_that_is_gone_stops_the_run_in_one_line(server, tmp_path: Path, shards: int, indices) -> None:
+    """After images of three shards, or all, or after eight images."""
+    pattern = make_shards(tmp_path / "store", shards=shards)
+    source = open_remote(
+        f"{server.address}/{pattern if shards > 1 else '0.tar'}?token=secret", Retry(tries=1, timeout=0.5)
+    )
+    forget_blocks(source, tmp_path / "empty")
+    server.fault = lambda path: "503"
+    for index in indices[:-1]:
         with pytest.raises(ImageError):
             source[index]
-    with pytest.raises(SourceError, match=r"nor 2 images before .*resume when the store answers") as stopped:
-        source[3]
+    with pytest.raises(SourceError, match=r"nor the \d images before .*resume when the store answers") as stopped:
+        source[indices[-1]]
     assert "secret" not in str(stopped.value) and "\n" not in str(stopped.value)
 
 
