@@ -15,15 +15,40 @@
     o[i] = EX;                                                                       \
   }
 F1(sin, sinf(a))
-F1(cos, cosf(a)) F1(tan, tanf(a)) F1(exp, expf(a)) F1(log, logf(fabsf(a))) F1(pow, powf(fabsf(a), b)) F1(erf, erff(a))
-    F1(tanh, tanhf(a)) F1(cbrt, cbrtf(a)) F1(atan2, atan2f(a, b)) F1(log1p, log1pf(fabsf(a))) F1(expm1, expm1f(a))
-        F1(fmod, fmodf(a, b)) F1(round, roundf(a)) F1(sigmoid, 1.f / (1.f + __expf(-a))) F1(fdiv, __fdividef(a, b))
-            F1(gelu, 0.5f * a * (1.f + erff(a * 0.70710678f))) F1(hypot, hypotf(a, b)) F1(acos, acosf(a / 200.f))
-                F1(lgamma, lgammaf(fabsf(a) + 0.1f)) F1(exp10, exp10f(a * 0.1f)) F1(sinbig, sinf(a * 1e6f))
-                    D1(sin, sin(a)) D1(exp, exp(a)) D1(log, log(fabs(a))) D1(pow, pow(fabs(a), b * 0.1)) D1(erf, erf(a))
-                        D1(div, a / b) D1(sqrt, sqrt(fabs(a))) D1(tanh, tanh(a)) D1(rsqrt, rsqrt(fabs(a)))
-                            D1(atan, atan(a)) template <typename T>
-                            __device__ T gcd(T a, T b) {
+F1(cos, cosf(a))
+F1(tan, tanf(a))
+F1(exp, expf(a))
+F1(log, logf(fabsf(a)))
+F1(pow, powf(fabsf(a), b))
+F1(erf, erff(a))
+F1(tanh, tanhf(a))
+F1(cbrt, cbrtf(a))
+F1(atan2, atan2f(a, b))
+F1(log1p, log1pf(fabsf(a)))
+F1(expm1, expm1f(a))
+F1(fmod, fmodf(a, b))
+F1(round, roundf(a))
+F1(sigmoid, 1.f / (1.f + __expf(-a)))
+F1(fdiv, __fdividef(a, b))
+F1(gelu, 0.5f * a * (1.f + erff(a * 0.70710678f)))
+F1(hypot, hypotf(a, b))
+F1(acos, acosf(a / 200.f))
+F1(lgamma, lgammaf(fabsf(a) + 0.1f))
+F1(exp10, exp10f(a * 0.1f))
+F1(sinbig, sinf(a * 1e6f))
+D1(sin, sin(a))
+D1(exp, exp(a))
+D1(log, log(fabs(a)))
+D1(pow, pow(fabs(a), b * 0.1))
+D1(erf, erf(a))
+D1(div, a / b)
+D1(sqrt, sqrt(fabs(a)))
+D1(tanh, tanh(a))
+D1(rsqrt, rsqrt(fabs(a)))
+D1(atan, atan(a))
+
+template <typename T>
+__device__ T gcd(T a, T b) {
   while (b) {
     T t = a % b;
     a = b;

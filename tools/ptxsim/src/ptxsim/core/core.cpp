@@ -1946,8 +1946,19 @@ static Fn cmpFn(int op) {
     return S ? &op_set<L, O> : &op_setp<L, O>;
   switch (op) {
     CF(CM_EQ)
-    CF(CM_NE) CF(CM_LT) CF(CM_LE) CF(CM_GT) CF(CM_GE) CF(CM_EQU) CF(CM_NEU) CF(CM_LTU) CF(CM_LEU) CF(CM_GTU) CF(CM_GEU)
-        CF(CM_NUM) CF(CM_NAN)
+    CF(CM_NE)
+    CF(CM_LT)
+    CF(CM_LE)
+    CF(CM_GT)
+    CF(CM_GE)
+    CF(CM_EQU)
+    CF(CM_NEU)
+    CF(CM_LTU)
+    CF(CM_LEU)
+    CF(CM_GTU)
+    CF(CM_GEU)
+    CF(CM_NUM)
+    CF(CM_NAN)
   }
   return nullptr;
 #undef CF
@@ -1958,8 +1969,19 @@ static bool cmpF(int op, float a, float b) {
   case O:     \
     return cmp<O, float>(a, b);
     CF(CM_EQ)
-    CF(CM_NE) CF(CM_LT) CF(CM_LE) CF(CM_GT) CF(CM_GE) CF(CM_EQU) CF(CM_NEU) CF(CM_LTU) CF(CM_LEU) CF(CM_GTU) CF(CM_GEU)
-        CF(CM_NUM) CF(CM_NAN)
+    CF(CM_NE)
+    CF(CM_LT)
+    CF(CM_LE)
+    CF(CM_GT)
+    CF(CM_GE)
+    CF(CM_EQU)
+    CF(CM_NEU)
+    CF(CM_LTU)
+    CF(CM_LEU)
+    CF(CM_GTU)
+    CF(CM_GEU)
+    CF(CM_NUM)
+    CF(CM_NAN)
 #undef CF
   }
   return false;
