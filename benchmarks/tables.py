@@ -3,7 +3,8 @@
     python -m benchmarks.tables
 
 Into benchmarks/README.md the losses over all pairs on the CPU, all that was measured on a GPU, and the paper's claims
-on photographs. Into README.md the GPUs' names. Where a file is missing, the pages say that nothing was measured.
+on photographs. Into docs/results/claims.md the claims on scenes. Into README.md the GPUs' names, and two small tables
+of summaries.py. Where a file is missing, the pages say that nothing was measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks import summaries
 from benchmarks.cases import BOTH, FORWARD, OURS
 from benchmarks.table import START, Row, ceilings_line, fill, markdown, over_rows, read_results, where
 from maskco.console import one_line_errors
@@ -24,6 +26,9 @@ ON_CPU = START.format("benchmarks/results/contrast_cpu_kept.json")
 ON_CUDA = START.format("benchmarks/results/*_cuda.json")
 PHOTOGRAPHS = "claims_photos.json"
 ON_PHOTOGRAPHS = START.format(f"benchmarks/results/{PHOTOGRAPHS}")
+SPEED = START.format("benchmarks/results/*_cpu.json")
+CLAIMS = START.format("benchmarks/results/claims*.json")
+ON_SCENES = START.format("benchmarks/results/claims.json")
 NOTHING = "Nothing has been timed on a GPU yet."
 NO_PHOTOGRAPHS = "Nothing has been measured on photographs yet."
 
@@ -31,7 +36,7 @@ NO_PHOTOGRAPHS = "Nothing has been measured on photographs yet."
 @dataclass
 class Options:
     root: Path = ROOT
-    """Folder with README.md and benchmarks/."""
+    """Folder with README.md, benchmarks/ and docs/."""
 
 
 def main() -> None:
@@ -48,12 +53,19 @@ def update(root: Path) -> None:
     fill(page, ON_CPU, over_rows(read_results(results / "contrast_cpu_kept.json", "meta", "rows")))
     fill(page, ON_CUDA, details(found))
     fill(page, ON_PHOTOGRAPHS, photographs(results / PHOTOGRAPHS))
+    fill(root / "docs/results/claims.md", ON_SCENES, claims(results / "claims.json"))
     fill(root / "README.md", ON_CUDA, summary(found))
+    fill(root / "README.md", SPEED, summaries.speed(results))
+    fill(root / "README.md", CLAIMS, summaries.claims(results))
 
 
 def photographs(path: Path) -> str:
+    return claims(path) if path.exists() else NO_PHOTOGRAPHS
+
+
+def claims(path: Path) -> str:
     if not path.exists():
-        return NO_PHOTOGRAPHS
+        return summaries.NOT_MEASURED
     from benchmarks.claims.study import load  # imports timm and scikit-learn, which other tables do not need
     from benchmarks.claims.table import report
 

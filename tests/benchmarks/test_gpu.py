@@ -21,6 +21,7 @@ from benchmarks import (
     info_nce,
     queue,
     region_pool,
+    summaries,
     tables,
     timing,
     train_step,
@@ -252,7 +253,9 @@ def test_counters_that_may_not_be_read_do_not_fail_the_step(monkeypatch, capsys,
 def pages(root: Path) -> Path:
     (root / "benchmarks/results").mkdir(parents=True)
     marked = f"before\n{tables.ON_CUDA}\nold\n{END}\nafter\n"
-    (root / "README.md").write_text(marked)
+    (root / "docs/results").mkdir(parents=True)
+    (root / "docs/results/claims.md").write_text(f"{tables.ON_SCENES}\nold\n{END}\n")
+    (root / "README.md").write_text(f"{tables.SPEED}\nold\n{END}\n{tables.CLAIMS}\nold\n{END}\n{marked}")
     (root / "benchmarks/README.md").write_text(
         f"{tables.ON_CPU}\nold\n{END}\n{tables.ON_PHOTOGRAPHS}\nold\n{END}\n{marked}"
     )
@@ -274,7 +277,9 @@ def timed(impl: str, on: str, ms: float, ratio: float) -> dict:
 def test_without_results_of_a_gpu_the_pages_say_so(tmp_path: Path) -> None:
     tables.update(pages(tmp_path))
     said = f"before\n{tables.ON_CUDA}\n{tables.NOTHING}\n{END}\nafter\n"
-    assert (tmp_path / "README.md").read_text() == said
+    nothing = f"{summaries.NOT_MEASURED}\n{END}\n"
+    assert (tmp_path / "README.md").read_text() == f"{tables.SPEED}\n{nothing}{tables.CLAIMS}\n{nothing}{said}"
+    assert (tmp_path / "docs/results/claims.md").read_text() == f"{tables.ON_SCENES}\n{nothing}"
     assert (tmp_path / "benchmarks/README.md").read_text().endswith(said)
 
 
@@ -291,8 +296,10 @@ def test_results_of_a_gpu_go_between_the_marks(tmp_path: Path) -> None:
     made_up(tmp_path, "counters", *counters.rows_of(NCU))
     for _ in range(2):
         tables.update(tmp_path)
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith(f"before\n{tables.ON_CUDA}\nMeasured on A GPU: `info_nce`, `contrast`, `queue`, ")
+    readme = (tmp_path / "README.md").read_text().partition("before")[2]
+    assert f"before{readme}".startswith(
+        f"before\n{tables.ON_CUDA}\nMeasured on A GPU: `info_nce`, `contrast`, `queue`, "
+    )
     assert readme.endswith(f"\n{END}\nafter\n") and readme.count("\n") == 5
     text = (tmp_path / "benchmarks/README.md").read_text()
     assert text.count(tables.ON_CUDA) == 1 and text.endswith(f"\n{END}\nafter\n") and "old" not in text
@@ -313,6 +320,11 @@ def test_the_pages_show_the_results() -> None:
     found = tables.on_gpu(ROOT / "benchmarks/results")
     for page, text in (("README.md", tables.summary(found)), ("benchmarks/README.md", tables.details(found))):
         assert f"{tables.ON_CUDA}\n{text}\n{END}" in (ROOT / page).read_text()
+    results, readme = ROOT / "benchmarks/results", (ROOT / "README.md").read_text()
+    assert f"{tables.SPEED}\n{summaries.speed(results)}\n{END}" in readme
+    assert f"{tables.CLAIMS}\n{summaries.claims(results)}\n{END}" in readme
+    on_scenes = (ROOT / "docs/results/claims.md").read_text()
+    assert f"{tables.ON_SCENES}\n{tables.claims(results / 'claims.json')}\n{END}" in on_scenes
 
 
 def test_shapes_need_a_gpu_too(no_gpu, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from maskco.evaluate.options import Detection, Knn, Linear, Regions
 from maskco.view_options import ViewConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FOREIGN = {"no-build-isolation", "gpus", "shm-size"}  # pip's and Docker's
 SUBCOMMANDS = (ShowViews, Knn, Linear, Regions, Detection, Features, Export, Report, Demo)
 
@@ -37,7 +37,7 @@ def shown_commands(page: Path) -> list[list[str]]:
 
 def test_commands_are_found():
     found = {page.name: len(shown_commands(page)) for page in PAGES}
-    assert found["README.md"] >= 8 and found["training.md"] >= 15
+    assert found["README.md"] >= 6 and found["training.md"] >= 15
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/README.md"], ids=lambda page: str(page.relative_to(ROOT)))
