@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.claims.ages import ages_table
@@ -23,7 +25,17 @@ from benchmarks.claims.names import (
     VOC,
 )
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.settings import BOUNDS, DENSECL, HIDDEN, HIDDEN_NO_HEAD, MASKCO, METHODS, MOCO, NO_HEAD
+from benchmarks.claims.settings import (
+    BOUNDS,
+    DENSECL,
+    HIDDEN,
+    HIDDEN_NO_HEAD,
+    MASKCO,
+    METHODS,
+    MOCO,
+    NO_HEAD,
+    UNTRAINED,
+)
 from benchmarks.claims.tries import budgets
 
 Row = dict[str, Any]
@@ -35,6 +47,7 @@ NOTE = (
     f"{COMPARED} Regions are scored by the mean accuracy over classes, and by top-1 where that is said. RankMe is the "
     "effective rank of the keys. Contrast accuracy is that of a run's own task: among a queue, or for SimCLR a batch."
 )
+BOTH = {"linear": REGION, "kNN": NEIGHBOURS}
 OF_RUNS = {"contrast_accuracy": "contrast accuracy", "effective_rank": "RankMe"}  # in photographs' tables
 
 
@@ -65,7 +78,7 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("1: on pictures of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, OBJECT_SETS, -2),
+    Claim("1: on images of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, OBJECT_SETS, -2),
     Claim("2: on scenes MaskCo leads MoCo v2 by 3 points", MASKCO, MOCO, SCENE_SETS, 3, apart=True),
     Claim("2: on photographs of scenes MaskCo leads DenseCL", MASKCO, DENSECL, (VOC, COCO), 0, apart=True),
     Claim("3: on scenes it leads MaskCo without its head by 2 points", MASKCO, NO_HEAD, SCENE_SETS, 2),
@@ -120,19 +133,30 @@ def tried(rows: list[Row]) -> list[str]:
     return lines
 
 
-def spread(values: list[float]) -> str:
+def deviation(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def overview(rows: list[Row]) -> str:
-    """In Markdown, the two scores of regions on all sets' test parts; "" where none was scored."""
+def summary(rows: list[Row]) -> str:
+    """In Markdown, the linear probe's scores of the methods that the claims are about."""
+    return overview(rows, (MASKCO, NO_HEAD, MOCO, UNTRAINED), {"linear": REGION})
+
+
+def overview(
+    rows: list[Row], methods: Sequence[str] = (*METHODS, *BOUNDS), names: Mapping[str, str] = MappingProxyType(BOTH)
+) -> str:
+    """In Markdown, the scores of regions on all sets' test parts; "" where none was scored.
+
+    Args:
+        names: what each score is called.
+    """
     found = collect(rows)
     if not found:
         return ""
-    lines = ["| regions, linear / kNN | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    for method in [*METHODS, *BOUNDS]:
+    lines = [f"| regions, {' / '.join(names)} | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for method in methods:
         values = (scores.get(method, {}) for scores in found.values())
-        own = [" / ".join(spread(value[score]) for score in (REGION, NEIGHBOURS) if score in value) for value in values]
+        own = [" / ".join(deviation(value[score]) for score in names.values() if score in value) for value in values]
         if any(own):
             lines.append(f"| {method} | {' | '.join(own)} |")
     return "\n".join([*lines, "", NOTE] if found.keys() & {*PHOTOGRAPHS} else lines)
@@ -146,7 +170,7 @@ def tables(rows: list[Row]) -> str:
             columns = list(dict.fromkeys(name for row in scores.values() for name in row))
             lines = [f"| {title.format(data)} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for method, values in scores.items():
-                cells = (spread(values[name]) if name in values else "" for name in columns)
+                cells = (deviation(values[name]) if name in values else "" for name in columns)
                 lines.append(f"| {method} | {' | '.join(cells)} |")
             blocks.append("\n".join(lines))
             blocks += [NOTE] * (data in PHOTOGRAPHS)
