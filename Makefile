@@ -29,7 +29,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 simulator: $(INSTALLED)
-	$(BIN)/python -m pytest tests/ptxsim
+	$(BIN)/python -m pytest tools/ptxsim
 
 gpu:
 	for step in test bench train; do $(MAKE) gpu-$$step || exit; done
@@ -76,12 +76,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*' 'tools/*.inc')
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'benchmarks/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*' 'tools/*.inc')
 
 # torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
 $(INSTALLED): $(VENV)/tools $(CSRC)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 SDIST = re.compile(
-    r"(benchmarks|cmake|csrc|docs|maskco|tests)/.+|[A-Z]+\.md|CITATION\.cff|CMakeLists\.txt|LICENSE|Makefile|PKG-INFO"
+    r"(benchmarks|cmake|csrc|docs|maskco|tests|tools)/.+|[A-Z]+\.md|CITATION\.cff|CMakeLists\.txt|LICENSE|Makefile|PKG-INFO"
     r"|pyproject\.toml|\.clang-format|\.gitignore"
 )
 WHEEL = re.compile(

@@ -1,4 +1,4 @@
-"""The benchmarks' cases on the simulated CUDA device (tests/ptxsim): what kernels ask of memory and of the SMs.
+"""The benchmarks' cases on the simulated CUDA device (tools/ptxsim): what kernels ask of memory and of the SMs.
 
 A case is cut down to what some of a GPU's SMs do of it, and simulated on as many. For `benchmarks.cuda_static`.
 """
@@ -24,8 +24,8 @@ from benchmarks.info_nce import TEMPERATURE, make_inputs
 from benchmarks.region_pool import LAYOUTS, STRIDE, box_inputs, label_inputs, mask_inputs
 from maskco.ops import _library, box_pool, info_nce, masked_pool, queue_push_
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]  # the simulator, and the ops compiled for it
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tools/ptxsim/src"), str(ROOT / "tests/helpers")]  # the simulator, the ops compiled for it
 
 Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16")

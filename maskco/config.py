@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from maskco.errors import ConfigError, one_line
-from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers
+from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers, window_of
 from maskco.recipes import AUTO, MOCO_V2, RECIPES
 from maskco.view_options import ViewConfig
 
@@ -100,6 +100,9 @@ class RunOptions(Options):
     """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device; torchrun: without a number."""
     workers: Workers | None = None
     """Processes that load images, for each rank; default: its share of the cores, at most 8; 0: none."""
+    shuffle: str | None = None
+    """full: every order of the images is equally likely. window:N: shards in random order, images drawn from N shards
+    at a time, so that a store is read in long parts. Default: full for local data, window:16 for addresses."""
     augment: Literal["workers", "device"] = "workers"
     """Where views get their colors, blur and normalisation: from the loading workers, image by image, or on the
     device, a batch at once, which leaves the workers decoding and cropping. The views are the same, up to rounding."""
@@ -142,6 +145,8 @@ class RunOptions(Options):
             raise ConfigError("init and pretrained exclude each other: keep one")
         if self.init_prefix is not None and self.init is None:
             raise ConfigError("init_prefix chooses in the file that init names: name it")
+        if self.shuffle is not None:
+            window_of(self.shuffle)
         if self.probe == "":
             raise ConfigError("probe is empty: name labelled data, or leave it out")
         if self.keep_best == "probe" and self.probe is None:
@@ -313,6 +318,7 @@ class PretrainConfig:
         if "recipe" not in given:
             given = {**BEFORE_RECIPES, **given}
             given["clip_grad"] = given["clip_grad"] or 0.0
+        given.setdefault("shuffle", "full")  # as all did then
         return cls.of(**_of_today({name: value for name, value in given.items() if name not in foreign}))
 
     def filled(self, recipe: str) -> PretrainConfig:

@@ -156,3 +156,13 @@ def written(kind: Any) -> str:
     if get_args(kind):
         return " | ".join(written(each) for each in get_args(kind))
     return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def window_of(shuffle: str) -> int | None:
+    """How many shards N an order "window:N" draws from; None for "full". Raises ConfigError for another order."""
+    if shuffle == "full":
+        return None
+    name, _, count = shuffle.partition(":")
+    if name != "window" or not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= LARGEST:
+        raise ConfigError(f"shuffle must be full or window:N, with N shards at a time, got {shuffle!r}")
+    return int(count)

@@ -116,9 +116,13 @@ class Loading:
         self, dataset: PretrainDataset, keys: Iterable[list[tuple[int, int]]], *, workers: int, pin_memory: bool
     ) -> None:
         self.workers = workers
+        read_ahead = getattr(dataset.source, "read_ahead", None)
+        self._ahead = read_ahead(keys) if read_ahead else None
+        self._started_by = start_method(dataset.source)
         self._loader: Any = DataLoader(
             HandOver(dataset),
-            batch_sampler=keys,
+            batch_sampler=self._ahead or keys,
+            multiprocessing_context=self._started_by if workers else None,
             collate_fn=hand_over,
             num_workers=workers,
             worker_init_fn=start_worker,
@@ -166,6 +170,8 @@ class Loading:
     ) -> None:
         if self._batches is not None:
             self._batches.close()
+        if self._ahead is not None:
+            self._ahead.close()
         if isinstance(error, UserError) or error is None or not self.workers:
             return
         codes = [process.exitcode for process in self._processes if process.exitcode]
@@ -178,7 +184,8 @@ class Loading:
 
     def _died(self, code: int) -> str:
         if code > 0:
-            return f"a loading worker ended with status {code}: its own message is above"
+            hint = "" if self._started_by is None else '; scripts need `if __name__ == "__main__":` to read from stores'
+            return f"a loading worker ended with status {code}: its own message is above{hint}"
         name = signal.Signals(-code).name
         why = {
             signal.SIGKILL: "usually by the system, short of memory: lower `workers` or `batch_size`, or give it more",
@@ -196,6 +203,15 @@ class Loading:
         if error.errno == errno.EAGAIN:
             return told + "this user may run no more processes (ulimit -u): lower `workers`"
         return told + f"{SHARED_MEMORY} cannot be used ({error.strerror}): {shared_memory_remedy()}"
+
+
+def start_method(source: object) -> str | None:
+    """How workers that read this source must be started; None: in the usual way. A fork server that is not running yet
+    imports torch once, for all workers."""
+    method = getattr(source, "start_method", None)
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", "maskco.data.loading"])
+    return method
 
 
 def start_worker(worker: int) -> None:

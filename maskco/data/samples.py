@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskco.data.images import EncodedImage, ImageError
+from maskco.data.order import FullShuffle, Order, mix
 from maskco.data.sources import Source, SourceError
 from maskco.data.views import RawViews, Views
 
@@ -66,7 +66,7 @@ class PretrainDataset(Dataset):
         failures: list[tuple[str, str]] = []
         for step in range(REPLACEMENT_TRIES):
             # Not a neighbour: whole folders may be broken, and the share of failures should be that of all images.
-            chosen = _mix(self.seed, epoch, index, step) % len(self) if step else index
+            chosen = mix(self.seed, epoch, index, step) % len(self) if step else index
             try:
                 # Seeded by the index asked for: a replacement must not repeat its own views of this epoch.
                 return Sample(self.views(epoch, index, chosen), failures)
@@ -100,7 +100,7 @@ def lacks_resources(error: BaseException) -> bool:
 def seed_from(*numbers: int) -> Iterator[None]:
     """Random numbers of torch that follow from these numbers; whoever calls this keeps their own."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_mix(*numbers))
+        torch.default_generator.manual_seed(mix(*numbers))
         yield
 
 
@@ -112,8 +112,8 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 class EpochBatches:
-    """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch). The last, incomplete batch is
-    dropped. `start_step` leaves out the batches a resumed run has already seen.
+    """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch), fully or by `order`. The last,
+    incomplete batch is dropped. `start_step` leaves out the batches a resumed run has already seen.
 
     The order is the same for any number of ranks: of each batch, rank r of n takes the r-th of n equal slices, which it
     gives in `parts` equal lists, one after the other.
@@ -132,6 +132,7 @@ class EpochBatches:
         rank: int = 0,
         ranks: int = 1,
         parts: int = 1,
+        order: Order | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -150,20 +151,15 @@ class EpochBatches:
             start_step,
         )
         self.rank, self.ranks, self.parts = rank, ranks, parts
+        self.order = order or FullShuffle(length)
 
     def __len__(self) -> int:
         return self.parts * max(self.length // self.batch_size - self.start_step, 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = self.order.epoch(self.seed, self.epoch)
         size = self.batch_size // (self.ranks * self.parts)
         for step in range(self.start_step, self.length // self.batch_size):
             for part in range(self.parts):
                 first = step * self.batch_size + (self.rank * self.parts + part) * size
-                yield [(self.epoch, index) for index in order[first : first + size]]
-
-
-def _mix(*numbers: int) -> int:
-    """One 32-bit seed from several numbers; torch's CPU generator uses no more bits."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+                yield [(self.epoch, index) for index in order.take(first, first + size)]

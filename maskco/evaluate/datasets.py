@@ -57,6 +57,11 @@ class Annotated:
     crowds: Sequence[Objects] | None = None  # groups that only detection looks at, and only when it tests
     in_memory: bool = False  # images need not be read or decoded
 
+    @property
+    def start_method(self) -> str | None:
+        """How loading workers must be started, as `maskco.data.loading.start_method` says."""
+        return getattr(self.source, "start_method", None)
+
     @classmethod
     def whole(cls, part: LabelledPart) -> Annotated:
         indices = range(len(part.source))

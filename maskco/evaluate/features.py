@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from maskco.data.images import ImageError
+from maskco.data.loading import start_method
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.devices import default_workers
@@ -270,7 +271,10 @@ def _digest(image: Tensor) -> bytes:
 def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = False) -> DataLoader:
     """Lists of what `_Prepared` gives."""
     prepared = _Prepared(scenes, form, digested)
-    return DataLoader(prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN)
+    context = start_method(scenes) if form.workers else None
+    return DataLoader(
+        prepared, batch_size, num_workers=form.workers, collate_fn=list, generator=OWN, multiprocessing_context=context
+    )
 
 
 def _batches(

@@ -10,6 +10,7 @@ or, in Python, `maskco.pretrain(data="PHOTOS", out="RUN", encoder="resnet18", ep
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import time
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from maskco.config import PretrainConfig, over, read_config
 from maskco.data.batch_augment import finish
 from maskco.data.sources import fingerprint
+from maskco.data.sources.python import PREFIX, title_of
 from maskco.data.views import RawViews, Views
 from maskco.devices import AMP_DTYPES
 from maskco.errors import ConfigError
@@ -50,6 +52,8 @@ from maskco.training.start import (
     raise_if_of_compiler,
     resolve,
     seeded_devices,
+    window_notes,
+    without_secrets,
 )
 from maskco.training.state import TrainState
 
@@ -71,7 +75,7 @@ class RunResult:
 
 
 def pretrain(
-    data: str | Path | None = None,
+    data: str | Path | Any = None,
     out: str | Path | None = None,
     *,
     resume: bool = False,
@@ -81,8 +85,9 @@ def pretrain(
     """Pretrains an encoder on the images in `data` and writes checkpoint, metrics and log to `out`.
 
     Args:
-        data: folder of images, or "demo". With `resume` it may be left out if the run was started by this user from a
-            local folder; it may name the same images elsewhere.
+        data: folder of images, "demo", or whatever else `open_source` takes; or a data set in Python, any object with
+            `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if the run was started by
+            this user from a local folder; it may name the same images elsewhere.
         resume: go on with the run in `out`, with its own options except those given here. Starts it if there is none.
         overwrite: replace the run in `out`.
         options: any options of `maskco.config.PretrainConfig`, by name.
@@ -94,19 +99,24 @@ def pretrain(
     stored = user_path(out or "") / CONFIG
     if resume and not stored.exists() and data is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
+    dataset = None if data is None or isinstance(data, (str, os.PathLike)) else data
+    if dataset is not None:
+        data = f"{PREFIX}{title_of(dataset)}"
     given: dict[str, Any] = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
     given |= options
     if resume and out and stored.exists():
         given = over(stored_options(stored.parent, given), given)
-    return train(PretrainConfig.of(**given), resume=resume, overwrite=overwrite)
+    return train(PretrainConfig.of(**given), resume=resume, overwrite=overwrite, dataset=dataset)
 
 
 @memory_errors("lower batch_size, image_size or queue_size, take a smaller encoder, or raise accumulate")
-def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+def train(
+    config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, dataset: object | None = None
+) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
 
     With `resume`, `config.run.data` and `probe` may be "": then the run's own are taken, if `trust.stored_data` allows
-    it.
+    it. A `dataset` in Python takes the place of what `config.run.data` names.
     """
     stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
     if stored and (path := user_path(config.run.out) / CONFIG).exists():
@@ -124,7 +134,7 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
                     for name in stored if rank() == 0 else ():
                         command = f"pretrain --out {shlex.quote(config.run.out)} --resume"
                         stored_data(Path(config.run.out), getattr(config.run, name), command, name)
-            return _train(config, device, stop, resume, overwrite)
+            return _train(config, device, stop, resume, overwrite, dataset)
         except RuntimeError as error:
             raise_if_of_compiler(error)
             raise
@@ -132,7 +142,14 @@ def train(config: PretrainConfig, *, resume: bool = False, overwrite: bool = Fal
             torch.set_num_threads(threads)
 
 
-def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resume: bool, overwrite: bool) -> RunResult:
+def _train(
+    config: PretrainConfig,
+    device: torch.device,
+    stop: StopSignals,
+    resume: bool,
+    overwrite: bool,
+    dataset: object | None,
+) -> RunResult:
     # Whatever is wrong with options, folders or data shows before a file is touched.
     out, amp = Path(config.run.out), AMP_DTYPES.get(config.optim.amp)
     with all_or_none():
@@ -140,7 +157,8 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
         check_loggers(config.run.log)
         check_shares(config)
         check_memory(config)
-        source, started_from = open_images(config), ""
+        source, started_from = open_images(config, dataset), ""
+        config = without_secrets(config)
         resumed = resume and own_file(out, CHECKPOINT).exists()
         state = TrainState(config, len(source), device, fingerprint(source), from_checkpoint=resumed)
         unused = rehearse(state.method, config, device, amp)
@@ -175,7 +193,7 @@ def _train(config: PretrainConfig, device: torch.device, stop: StopSignals, resu
             record.say(told(unused))
         if started_from:
             record.say(started_from)
-        for line in (*source.left_out.lines(), *state.monitors.lines()):
+        for line in (*source.left_out.lines(), *window_notes(config, source), *state.monitors.lines()):
             record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0

@@ -11,8 +11,11 @@ import torch
 
 from maskco.config import PretrainConfig
 from maskco.data.loading import Loading
+from maskco.data.order import FullShuffle, Order, WindowShuffle
 from maskco.data.samples import EpochBatches, PretrainDataset
-from maskco.data.sources import Source, locate, open_source
+from maskco.data.sources import Source, is_remote, locate, open_source
+from maskco.data.sources.python import PythonSource
+from maskco.data.store.addresses import redact
 from maskco.data.views import TwoViews
 from maskco.devices import default_workers, usable_device
 from maskco.errors import ConfigError, TrainingError
@@ -20,10 +23,13 @@ from maskco.files import user_path
 from maskco.memory import require_memory
 from maskco.methods import StepOutput
 from maskco.nn.ranks import agree, rank, world_size
+from maskco.option_values import window_of
 from maskco.runs.checkpoint import CheckpointError
 from maskco.runs.trust import DATA
 from maskco.training.recipe import with_recipe
 from maskco.training.state import TrainState
+
+WINDOW = "window:16"  # the order of shards in a store: of shards of 350 MB, as CC3M's, 5.6 GB of the cache
 
 
 def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> PretrainConfig:
@@ -49,7 +55,9 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
     workers = default_workers() if config.run.workers is None else config.run.workers
     threads = config.run.threads or torch.get_num_threads()
     out = str(user_path(config.run.out))
-    config = config.replace(device=device, **named, init=init, out=out, threads=threads, workers=workers)
+    shuffle = config.run.shuffle or (WINDOW if is_remote(config.run.data) else "full")
+    settled = {"device": device, "init": init, "out": out, "threads": threads, "workers": workers, "shuffle": shuffle}
+    config = config.replace(**settled, **named)
     return with_recipe(config)
 
 
@@ -100,13 +108,39 @@ def check_equal_start(state: TrainState) -> None:
         )
 
 
-def open_images(config: PretrainConfig) -> Source:
-    """Raises SourceError if there are no images, and ConfigError if there are fewer than a batch."""
-    source = open_source(config.run.data)
+def open_images(config: PretrainConfig, dataset: object | None = None) -> Source:
+    """The images of `config.run.data`, or of a data set in Python. Raises SourceError if there are no images, and
+    ConfigError if there are fewer than a batch, or if they have no shards for the order that is asked for."""
+    source: Source = open_source(config.run.data) if dataset is None else PythonSource(dataset)
     if len(source) < config.optim.batch_size:
         data = f"the data ({len(source)} images)"
         raise ConfigError(f"batch_size {config.optim.batch_size} is larger than {data}: lower it or add images")
+    open_order(config, source)
     return source
+
+
+def open_order(config: PretrainConfig, source: Source) -> Order:
+    """The order that `config.run.shuffle` names. Raises ConfigError if it needs shards, and there are none."""
+    window = window_of(config.run.shuffle or "full")
+    if window is None:
+        return FullShuffle(len(source))
+    starts = getattr(source, "shard_starts", None)
+    if starts is None:
+        raise ConfigError(f"shuffle {config.run.shuffle} is for tar shards, and {config.run.data} has none: take full")
+    return WindowShuffle(starts, window)
+
+
+def window_notes(config: PretrainConfig, source: Source) -> list[str]:
+    """What to say of an order that draws from more than the cache holds."""
+    note = getattr(source, "window_note", None)
+    line = note(window_of(config.run.shuffle or "full")) if note else None
+    return [line] if line else []
+
+
+def without_secrets(config: PretrainConfig) -> PretrainConfig:
+    """The configuration as a run may keep it: addresses without passwords and signatures. Resuming asks for them."""
+    named = {name: getattr(config.run, name) for name in DATA}
+    return config.replace(**{name: redact(data) for name, data in named.items() if data and is_remote(data)})
 
 
 def open_loading(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Loading:
@@ -115,8 +149,9 @@ def open_loading(config: PretrainConfig, source: Source, state: TrainState, devi
     first, done = divmod(state.step, state.steps_per_epoch)
     whole = (len(source), config.optim.batch_size, config.run.seed)
     share = {"rank": rank(), "ranks": world_size(), "parts": config.optim.accumulate}
+    order = open_order(config, source)
     orders = (
-        EpochBatches(*whole, epoch, done if epoch == first else 0, **share)
+        EpochBatches(*whole, epoch, done if epoch == first else 0, **share, order=order)
         for epoch in range(first, config.optim.epochs)
     )
     transform = TwoViews(config.views)

@@ -168,7 +168,7 @@ class TrainState:
             )
         if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
-                f"{path} is of a run on as many images of other names than {self.config.run.data} holds: "
+                f"{path} is of a run on as many images of other names or content than {self.config.run.data} holds: "
                 "put the images back as they were, or start another run with another `out`"
             )
         bad = not_finite({name: state.get(name) for name in ("method", "optimizer")})

@@ -1,4 +1,4 @@
-"""The CUDA ops compiled for the simulated device of tests/ptxsim, and the tile shapes that their kernels have."""
+"""The CUDA ops compiled for the simulated device of tools/ptxsim, and the tile shapes that their kernels have."""
 
 from __future__ import annotations
 

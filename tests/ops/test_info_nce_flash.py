@@ -94,7 +94,7 @@ def test_another_shape_without_editing_the_table(device):
             torch.testing.assert_close(loss, reference.info_nce(query, positive, queue)[0])
             print(*(launch.kernel for launch in simulated.launches if "flash" in launch.kernel), sep="\\n")
     """
-    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/helpers"))
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests/helpers", "tools/ptxsim/src"))
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,11 @@ class Source(Protocol):
         """What to call the image in a log."""
 
     # Sources of files also have `open(index) -> EncodedImage`: views that show little of a large image decode less.
+    # Sources may also have
+    # - `fingerprint`: str, in place of a hash of all names;
+    # - `shard_starts`: int64 [shards + 1], the first image of each and the number of all, for `--shuffle window`;
+    # - `start_method`: by which their loading workers must be started;
+    # - `read_ahead(keys)`: hands on lists of keys, fetches what they need, and has `close()`.
 
 
 def is_remote(data: str) -> bool:

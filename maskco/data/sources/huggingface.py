@@ -32,7 +32,7 @@ from maskco.data.sources.base import SourceError, import_package, split_options
 from maskco.data.sources.huggingface_files import lies_in, quiet, read_hub, read_local, roots_of
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Wanted, notes_on_parts, part_of, parts_among
 from maskco.data.sources.left_out import LeftOut
-from maskco.data.sources.remote import unreadable
+from maskco.data.store.addresses import unreadable
 from maskco.errors import one_line
 
 if TYPE_CHECKING:

@@ -74,7 +74,8 @@ SOURCES = [  # the first whose `names` is true opens the data
     Kind(f"{_HERE}.demo", lambda data: data == "demo", is_path=False),
     Kind(f"{_HERE}.torchvision", lambda data: data.startswith("torchvision:"), is_path=False),
     Kind(f"{_HERE}.huggingface", lambda data: data.startswith("hf:") and data[3:5] != "//", is_path=False),
-    Kind(f"{_HERE}.shards", is_remote, is_path=False),  # hf:// too
+    Kind(f"{_HERE}.python", lambda data: data.startswith("python:"), is_path=False),
+    Kind(f"{_HERE}.remote_shards", is_remote, is_path=False),  # hf:// too
     Kind(f"{_HERE}.shards", _is_file_ending_in(".tar", ".tar.gz", ".tgz")),
     Kind(f"{_HERE}.arrays", _is_file_ending_in(".npy")),
     Kind(f"{_HERE}.coco", _is_coco),
@@ -103,7 +104,7 @@ def open_source(data: str | Path) -> Source:
         ….parquet, a folder of them, or one that save_to_disk wrote    a Hugging Face data set
         any other folder                every image below it
 
-    Addresses are http://, https:// and those that `maskco.data.sources.remote` lists. Raises SourceError.
+    Addresses are http://, https:// and those that `maskco.data.store.addresses` lists. Raises SourceError.
     """
     data = _checked(data)
     return _module_of(data).open_source(data)
@@ -135,7 +136,12 @@ def locate(data: str) -> str:
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of the names of all images in their order: equal if a run can go on with them as with the same data."""
+    """A hash of the names of all images in their order: equal if a run can go on with them as with the same data.
+
+    A source may have its own, as a property `fingerprint`.
+    """
+    if (own := getattr(source, "fingerprint", None)) is not None:
+        return own
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")

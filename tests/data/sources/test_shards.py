@@ -15,7 +15,7 @@ from PIL import Image
 
 from maskco.data.images import ImageError
 from maskco.data.samples import PretrainDataset
-from maskco.data.sources import SourceError, locate, open_source, shards
+from maskco.data.sources import SourceError, locate, open_source, shard_index, shards
 from maskco.data.sources.files import FolderSource
 from maskco.data.sources.shards import ShardSource
 from maskco.data.views import TwoViews, ViewConfig
@@ -253,7 +253,7 @@ def test_indices_of_other_versions_and_damaged_ones_are_made_again(tmp_path, cac
     path = tmp_path / "a.tar"
     pack(path, {"photo v1.1.jpg": jpeg(0), "photo v1.2.jpg": jpeg(1)})
     monkeypatch.setattr(shards, "INDEX_VERSION", 1)
-    monkeypatch.setattr(shards, "second_images", lambda paths: paths[1:])  # as it once was
+    monkeypatch.setattr(shard_index, "second_images", lambda paths: paths[1:])  # as it once was
     assert len(ShardSource(str(path))) == 1
     monkeypatch.undo()
     monkeypatch.setenv("MASKCO_CACHE", str(cache))
