@@ -49,6 +49,10 @@ def shown_benchmarks(page: Path) -> list[list[str]]:
     return [shlex.split(call[1], comments=True) for call in calls if call and "…" not in call[1]]
 
 
+def test_the_readme_is_read_in_one_go():
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 130
+
+
 def test_commands_are_found():
     found = {page.name: len(shown_commands(page)) for page in PAGES}
     assert found["README.md"] >= 4 and found["training.md"] >= 2
