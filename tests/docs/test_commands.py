@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import tyro
 
-from benchmarks.claims.__main__ import Options as Claims
-from maskco.cli import Demo, Export, Features, PretrainRun, Report, ShowViews, commands
+from maskco.cli import Demo, Export, Features, Report, Sheet, Start, commands
 from maskco.config import METHODS, OptimOptions, PretrainConfig, find_method
 from maskco.evaluate.options import Detection, Knn, Linear, Regions
-from maskco.view_options import ViewConfig
+from maskco.run_options import RunOptions
+from maskco.view_options import MaskOptions, ViewConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_BENCHMARKS = [*PAGES, ROOT / "benchmarks/README.md"]
 FOREIGN = {"no-build-isolation", "gpus", "shm-size"}  # pip's and Docker's
-SUBCOMMANDS = (ShowViews, Knn, Linear, Regions, Detection, Features, Export, Report, Demo)
+SUBCOMMANDS = (Sheet, Knn, Linear, Regions, Detection, Features, Export, Report, Demo)
 
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="not in a checkout")
 
@@ -112,8 +112,19 @@ def test_targets_of_make_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_named_in_the_text_exist(page):
-    kinds = [*SUBCOMMANDS, PretrainRun, ViewConfig, OptimOptions, *(find_method(name).Options for name in METHODS)]
-    kinds += [Claims] if page.parent.name == "results" else []
+    kinds = [
+        *SUBCOMMANDS,
+        Start,
+        RunOptions,
+        MaskOptions,
+        ViewConfig,
+        OptimOptions,
+        *(find_method(name).Options for name in METHODS),
+    ]
+    if page.parent.name == "results":
+        from benchmarks.claims.__main__ import Options as Claims
+
+        kinds.append(Claims)
     fields = {field.name.replace("_", "-") for kind in kinds for field in dataclasses.fields(kind)}
     named = set(re.findall(r"(?<!`)`--([a-z-]+)[^`]*`", page.read_text(encoding="utf-8")))
     assert named - FOREIGN <= fields
