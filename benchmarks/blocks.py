@@ -5,44 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.cases import BOTH, FORWARD, OURS
 from benchmarks.table import Row, ceilings_line, markdown, over_rows, read_results, threads, where, with_dtype
 
 NOTHING = "Nothing has been timed on a GPU yet."
-
-
-class Fast(NamedTuple):
-    """A row of the README's table of speed."""
-
-    title: str
-    file: str
-    case: str
-    plain: str  # the implementation in plain PyTorch
-
-
-FASTEST = (
-    Fast("`info_nce`, 256 queries, queue 65536×128", "info_nce_cpu_kept", "N=256 K=65536 C=128", "eager"),
-    Fast("the same in bfloat16", "info_nce_cpu_kept", "N=256 K=65536 C=128 bfloat16", "eager"),
-    Fast("`clip_loss`, 4096 pairs, 512 channels", "contrast_cpu_kept", "clip N=4096 C=512 float32", "eager"),
-    Fast("`box_pool`, 64 maps 2048×14×14, 16 boxes each", "region_pool_cpu_kept",
-         "16 boxes, features 64×2048×14×14 NCHW", "roi_align + mean"),
-    Fast("`masked_pool`, 16 maps 256×56×56, 21 labels", "region_pool_cpu_kept",
-         "21 labels, features 16×256×56×56 NCHW", "one-hot einsum"),
-)  # fmt: skip
-
-
-def speed(results: Path) -> str:
-    """Forward and backward of some cases: time and peak memory, ours and plain PyTorch's."""
-    lines = [["", "maskco", "plain PyTorch", "time", "memory"], ["---"] + ["---:"] * 4]
-    for row in FASTEST:
-        found = read_results(results / f"{row.file}.json", "meta", "rows")
-        timed = {each["impl"]: each for each in found["rows"] if (each["case"], each.get("pass")) == (row.case, BOTH)}
-        ours, plain = timed[OURS], timed[row.plain]
-        memory = ours["peak_mib"] / plain["peak_mib"]
-        lines.append([row.title, _cost(ours), _cost(plain), f"{plain['ratio']:.2g}×", f"{memory:.2g}×"])
-    return f"{where(found)}, forward and backward:\n\n{markdown(lines)}"
 
 
 def cases(result: Row) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import tyro
 
-from benchmarks import blocks, roofline
+from benchmarks import blocks, roofline, summaries
 from benchmarks.table import START, fill, over_rows, read_results
 from maskco.console import one_line_errors
 
@@ -67,8 +67,8 @@ def _roofline(results: Path) -> str:
 
 
 BLOCKS = (
-    Block("README.md", "*_cpu_kept.json", blocks.speed),
-    Block("README.md", "claims.json", _claims("claims", "summary")),
+    Block("README.md", "*_cpu.json", summaries.speed),
+    Block("README.md", "claims*.json", summaries.claims),
     Block("README.md", "*_cuda.json", blocks.gpu_names),
     Block("docs/results/ops.md", "info_nce_cpu_kept.json", _of("info_nce_cpu_kept", blocks.cases)),
     Block("docs/results/ops.md", "info_nce_cpu.json", _of("info_nce_cpu", blocks.cases)),

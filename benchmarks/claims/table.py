@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.claims.ages import ages_table
@@ -25,17 +23,7 @@ from benchmarks.claims.names import (
     VOC,
 )
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.settings import (
-    BOUNDS,
-    DENSECL,
-    HIDDEN,
-    HIDDEN_NO_HEAD,
-    MASKCO,
-    METHODS,
-    MOCO,
-    NO_HEAD,
-    UNTRAINED,
-)
+from benchmarks.claims.settings import BOUNDS, DENSECL, HIDDEN, HIDDEN_NO_HEAD, MASKCO, METHODS, MOCO, NO_HEAD
 from benchmarks.claims.tries import budgets
 
 Row = dict[str, Any]
@@ -47,7 +35,6 @@ NOTE = (
     f"{COMPARED} Regions are scored by the mean accuracy over classes, and by top-1 where that is said. RankMe is the "
     "effective rank of the keys. Contrast accuracy is that of a run's own task: among a queue, or for SimCLR a batch."
 )
-BOTH = {"linear": REGION, "kNN": NEIGHBOURS}
 OF_RUNS = {"contrast_accuracy": "contrast accuracy", "effective_rank": "RankMe"}  # in photographs' tables
 
 
@@ -137,26 +124,17 @@ def deviation(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def summary(rows: list[Row]) -> str:
-    """In Markdown, the linear probe's scores of the methods that the claims are about."""
-    return overview(rows, (MASKCO, NO_HEAD, MOCO, UNTRAINED), {"linear": REGION})
-
-
-def overview(
-    rows: list[Row], methods: Sequence[str] = (*METHODS, *BOUNDS), names: Mapping[str, str] = MappingProxyType(BOTH)
-) -> str:
-    """In Markdown, the scores of regions on all sets' test parts; "" where none was scored.
-
-    Args:
-        names: what each score is called.
-    """
+def overview(rows: list[Row]) -> str:
+    """In Markdown, the two scores of regions on all sets' test parts; "" where none was scored."""
     found = collect(rows)
     if not found:
         return ""
-    lines = [f"| regions, {' / '.join(names)} | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    for method in methods:
+    lines = ["| regions, linear / kNN | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for method in [*METHODS, *BOUNDS]:
         values = (scores.get(method, {}) for scores in found.values())
-        own = [" / ".join(deviation(value[score]) for score in names.values() if score in value) for value in values]
+        own = [
+            " / ".join(deviation(value[score]) for score in (REGION, NEIGHBOURS) if score in value) for value in values
+        ]
         if any(own):
             lines.append(f"| {method} | {' | '.join(own)} |")
     return "\n".join([*lines, "", NOTE] if found.keys() & {*PHOTOGRAPHS} else lines)
