@@ -3,7 +3,7 @@
 # make simulator    the simulated GPU's own tests (some minutes; needs nvcc)
 # make gpu     gpu-test, gpu-bench and gpu-train: under ten minutes each, after the build (needs a GPU and nvcc)
 # make gpu-test     the ops' tests on the GPU, some of them under compute-sanitizer;   make sanitize    all of them
-# make gpu-bench    the benchmarks on the GPU, into benchmarks/results and the tables of the READMEs
+# make gpu-bench    the benchmarks on the GPU, into benchmarks/results and the tables of docs/results
 # make gpu-train    the parts of a training step, and a short run in bfloat16
 # make asan        the CPU ops and their tests with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 # make aarch64     the CPU ops for aarch64, cross-compiled and their tests emulated (see .ci/aarch64 for what it needs)

@@ -1,1 +1,1 @@
-"""Time and peak memory of the ops beside other implementations; `python -m benchmarks.<op>`, see README.md."""
+"""Time and peak memory of the ops, next to other implementations; `python -m benchmarks.<op>`, see README.md."""

@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_static", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument(
-        "--update", action="store_true", help=f"write {RESULTS.name} and the table in benchmarks/README.md"
+        "--update", action="store_true", help=f"write {RESULTS.name} and the table in docs/results/{roofline.PAGE.name}"
     )
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="compute capabilities, as in sm_80")
     options = parser.parse_args()
@@ -291,7 +291,7 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {options.json}")
         if options.update:
-            roofline.update_readme(results)
+            roofline.fill_page(results)
 
 
 if __name__ == "__main__":

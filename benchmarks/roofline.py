@@ -5,7 +5,7 @@ part bounds its time, and so it is with cuBLAS's products, of which only sizes a
 kernels and products, or what memory takes for the bytes that have to move. Launches, some microseconds each, and all
 latencies are left out. Instructions are PTX's, without moves.
 
-python -m benchmarks.roofline [FILE]      prints the table that stands in benchmarks/README.md
+python -m benchmarks.roofline [FILE]      prints the table that stands in docs/results/gpu.md
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import read_results
+from benchmarks.table import START, fill, read_results
 from maskco.console import one_line_errors
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results/cuda_static.json"
-README = Path(__file__).parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/results/gpu.md"
 REACHED = 0.8  # of each
 GPUS = {
     # memory: kernels reach 90% of the published 2.039 and 3.35 TB/s (measured on an A100 80GB SXM: 1.80 TB/s,
@@ -86,11 +86,9 @@ def table(results: Row) -> str:
     return "\n".join(lines)
 
 
-def update_readme(results: Row) -> None:
-    """Puts the table into README.md, in place of the one there."""
-    text, made = README.read_text(), table(results)
-    begin = text.index(made.partition("\n")[0])
-    README.write_text(text[:begin] + made + text[text.index("\n\n", begin) :])
+def fill_page(results: Row, page: Path = PAGE) -> None:
+    """Puts the table into a page, between its marks. Raises ConfigError for a page without them."""
+    fill(page, START.format(f"benchmarks/results/{RESULTS.name}"), table(results))
 
 
 def main() -> None:

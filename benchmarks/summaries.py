@@ -9,13 +9,12 @@ from typing import NamedTuple
 from benchmarks.cases import BOTH, FORWARD, OURS
 from benchmarks.table import Row, markdown, read_results
 
-NOT_MEASURED = "Nothing has been measured yet."
 COMPILED = "torch.compile"
 REGION, NEIGHBOURS = "region linear", "region kNN"  # as in claims/probe.py
 
 
 class Shown(NamedTuple):
-    """A case of a benchmark, and which of its implementations is plain torch."""
+    """A case of a benchmark, and which of its implementations is plain PyTorch."""
 
     title: str
     file: str
@@ -44,15 +43,13 @@ SPEED = (
 
 
 def speed(results: Path) -> str:
-    """Markdown: time and memory of each case, in brackets the time with an allocator that keeps freed memory."""
+    """Markdown: time and memory of each case, in brackets the time with an allocator that keeps freed memory.
+
+    Raises FileNotFoundError.
+    """
     names = sorted({shown.file for shown in SPEED})
-    if not all((results / f"{name}_cpu.json").exists() for name in names):
-        return NOT_MEASURED
-    found = {
-        name: [read_results(path, "meta", "rows") for path in sorted(results.glob(f"{name}_cpu*.json")) if _whole(path)]
-        for name in names
-    }
-    lines = [["", "maskco", "plain torch", COMPILED], ["---"] * 4]
+    found = {name: [read_results(path, "meta", "rows") for path in _files(results, name)] for name in names}
+    lines = [["", "maskco", "plain PyTorch", COMPILED], ["---"] * 4]
     for shown in SPEED:
         rows, *kept = (by_implementation(result, shown) for result in found[shown.file])
         cells = [_cell(rows.get(name), *(each.get(name) for each in kept)) for name in (OURS, shown.plain, COMPILED)]
@@ -70,9 +67,10 @@ def by_implementation(result: Row, shown: Shown) -> dict[str, Row]:
     }
 
 
-def _whole(path: Path) -> bool:
-    """Not of a sweep."""
-    return path.stem.endswith(("_cpu", "_cpu_kept"))
+def _files(results: Path, name: str) -> list[Path]:
+    """Of the default allocator, and of one that keeps freed memory where that was measured."""
+    kept = results / f"{name}_cpu_kept.json"
+    return [results / f"{name}_cpu.json", *([kept] if kept.exists() else [])]
 
 
 def _cell(row: Row | None, kept: Row | None = None) -> str:
@@ -88,7 +86,7 @@ def _ms(value: float) -> str:
 
 
 def claims(results: Path) -> str:
-    """Markdown: means over seeds of both region scores on the test parts, linear / kNN."""
+    """Markdown: means over seeds of both region scores on the test parts. Raises FileNotFoundError."""
     from benchmarks.claims.names import DEMO, OBJECTS, SCENES, SCENES_3, VOC
     from benchmarks.claims.settings import DENSECL, MASKCO, MOCO, NO_HEAD, UNTRAINED
     from benchmarks.claims.study import load  # imports timm and scikit-learn, which other tables do not need
@@ -100,7 +98,7 @@ def claims(results: Path) -> str:
             found |= collect(load(results / name))
     columns = {data: found[data] for data in (OBJECTS, SCENES, SCENES_3, DEMO, VOC) if data in found}
     if not columns:
-        return NOT_MEASURED
+        raise FileNotFoundError(results / "claims.json")
     lines = [["regions, linear / kNN", *columns], ["---"] * (len(columns) + 1)]
     for method in (MASKCO, NO_HEAD, MOCO, DENSECL, UNTRAINED):
         own = [scores.get(method, {}) for scores in columns.values()]

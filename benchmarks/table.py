@@ -149,8 +149,12 @@ def where(result: Row) -> str:
     with_torch = f"torch {meta['versions']['torch']}"
     if result["rows"][0].get("device") == "cuda":
         return f"{meta['device']}, {with_torch}"
-    kept = "freed memory kept" if meta["keep_freed"] else "freed memory given back"
-    return f"{meta['device']}, {meta['threads']} threads, {with_torch}, {kept}"
+    kept = "freed memory kept" if meta["keep_freed"] else "freed memory returned to the system"
+    return f"{meta['device']}, {threads(meta)}, {with_torch}, {kept}"
+
+
+def threads(meta: Row) -> str:
+    return f"{meta['threads']} thread{'s' * (meta['threads'] != 1)}"
 
 
 def _judged(value: float, row: Row, metric: str, digits: int = 2) -> str:

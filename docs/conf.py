@@ -10,8 +10,14 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-include_patterns += ["benchmarks/README.md", "tools/ptxsim/README.md"]
+include_patterns = [
+    "docs/**.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "tools/ptxsim/README.md",
+]
 exclude_patterns = [".*", "build", "runs"]
 html_theme = "furo"
 html_title = f"maskco {release}"

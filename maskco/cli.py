@@ -9,42 +9,53 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro import MISSING
 
-from maskco.config import RENAMED, MethodOptions, PretrainConfig, RunOptions, demo_config, over
+from maskco.command_help import described, flags
+from maskco.config import RENAMED, MethodOptions, OptimOptions, PretrainConfig, demo_config, over
 from maskco.console import one_line_errors, printable
 from maskco.errors import ConfigError, one_line
 from maskco.evaluate.options import Detection, FeatureOptions, Knn, Linear, Regions
 from maskco.files import user_path
-from maskco.option_values import Options
+from maskco.run_options import EncoderOptions, MachineOptions, RecordOptions, RunOptions, StartOptions
 from maskco.view_options import MaskOptions, ViewConfig
-
-Part = TypeVar("Part", bound=Options)
 
 
 @dataclass
-class PretrainRun(RunOptions):
-    log: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loggers"])] = ()  # torchrun mistakes --log for its own
+class Start(StartOptions):
     resume: bool = False
-    """Go on with the run in --out, with the options it has; starts it if there is none."""
+    """Continue the run in --out with its stored options. Starts it if there is none."""
     overwrite: bool = False
     """Replace the run in --out."""
 
 
 @dataclass
-class Pretrain(PretrainConfig):
-    """Pretrain an encoder on a folder of images, without labels."""
+class Record(RecordOptions):
+    log: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loggers"])] = ()  # torchrun mistakes --log for its own
 
-    run: PretrainRun
+
+@dataclass
+class Pretrain:
+    """Pretrain an encoder on images without labels."""
+
+    run: Start
+    encoder: EncoderOptions
+    machine: MachineOptions
+    record: Record
+    method: MethodOptions
+    views: ViewConfig
+    optim: OptimOptions
 
     def __call__(self) -> int:
         from maskco.training.loop import train
 
-        config = PretrainConfig.of(**self.flat())
-        result = train(config, resume=self.run.resume, overwrite=self.run.overwrite)
+        values = {f.name: getattr(group, f.name) for group in vars(self).values() for f in dataclasses.fields(group)}
+        resume, overwrite = values.pop("resume"), values.pop("overwrite")
+        config = PretrainConfig.of(**values)
+        result = train(config, resume=resume, overwrite=overwrite)
         if result.signal:
             return 128 + result.signal
         if config.run.log and int(os.environ.get("RANK", 0)) == 0:
@@ -65,37 +76,43 @@ def add_report(out: Path, data: str | None, log: tuple[str, ...]) -> None:
 
 
 @dataclass
-class _Sheet:
+class Sheet:
     data: str
-    """Images, as for pretrain."""
+    """Images, as for `maskco pretrain`."""
     out: Path = Path("views.png")
     """File to write: .png, .pdf, .svg, .jpg, .webp or .tif."""
     count: int = 12
-    """Images on it, spread evenly over the data; at most 1000."""
+    """Number of images, taken at equal distances from the data. At most 1000."""
     seed: int = 0
+    """Seed of the run."""
     epoch: int = 0
-    """Of the run whose views are shown."""
+    """Epoch of the run."""
     augment: Literal["workers", "device"] = "workers"
-    """As for pretrain. The sheet should look the same."""
+    """As for `maskco pretrain`. The sheet should look the same."""
 
 
 @dataclass
-class ShowViews(ViewConfig, MaskOptions, _Sheet):
-    """Draw a contact sheet of views, regions and masks: what a run with these options would show the network."""
+class ShowViews:
+    """Draw the views, regions and masks that a run with these options would use, as a contact sheet."""
+
+    sheet: Sheet
+    masks: MaskOptions
+    views: ViewConfig
 
     def __call__(self) -> int:
         from maskco.report.sheet import write_sheet
 
-        out = user_path(self.out)
+        sheet = self.sheet
+        out = user_path(sheet.out)
         failures = write_sheet(
-            self.data,
-            _part(self, ViewConfig),
+            sheet.data,
+            self.views,
             out,
-            masks=_part(self, MaskOptions),
-            count=self.count,
-            seed=self.seed,
-            epoch=self.epoch,
-            augment=self.augment,
+            masks=self.masks,
+            count=sheet.count,
+            seed=sheet.seed,
+            epoch=sheet.epoch,
+            augment=sheet.augment,
         )
         for name, reason in failures:
             print(printable(f"cannot be used: {name}: {reason}"), file=sys.stderr)
@@ -105,7 +122,7 @@ class ShowViews(ViewConfig, MaskOptions, _Sheet):
 
 @dataclass
 class Evaluate:
-    """Measure encoders: ours, timm's, other projects' checkpoints, side by side in one table."""
+    """Measure encoders: runs, timm models and other projects' checkpoints, in one table."""
 
     task: Annotated[
         Annotated[Knn, tyro.conf.subcommand("knn")]
@@ -138,26 +155,26 @@ class Features(FeatureOptions):
 
 @dataclass
 class Export:
-    """Write an encoder as another library's weights, with a model card, or publish it on the Hugging Face Hub."""
+    """Write an encoder as another library's weights, with a model card. Or publish it on the Hugging Face Hub."""
 
     encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
     """Run folder, one of its checkpoints, or a file of weights."""
     format: Literal["torchvision", "timm", "detectron2", "safetensors", "hub"] | None = None
-    """Whose names the tensors get; safetensors: timm's; hub: a folder as --push uploads it."""
+    """Library whose tensor names are used. safetensors: timm's names. hub: a folder as --push uploads it."""
     out: Path | None = None
-    """File to write: .pth, or .safetensors (not for detectron2); for hub a folder."""
+    """File to write: .pth, or .safetensors (not for detectron2). For hub: a folder."""
     push: str | None = None
-    """USER/NAME: upload it, so that timm loads it as hf_hub:USER/NAME. Log in with `hf auth login` first."""
+    """USER/NAME of a model to upload, which timm loads as hf_hub:USER/NAME. Run `hf auth login` first."""
     private: bool = False
-    """With --push: a new repository can be seen by its owners alone."""
+    """With --push: create a private repository."""
     message: str | None = None
-    """With --push: the commit's message."""
+    """With --push: commit message."""
     license: str | None = None
-    """On the hub: what the card says, such as apache-2.0; default: nothing."""
+    """License on the hub's card, such as apache-2.0. Default: none."""
     architecture: str | None = None
-    """timm's name of the encoder in a file of weights that does not say it."""
+    """timm name of the encoder, for a file of weights that does not say it."""
     prefix: str | None = None
-    """Which of several encoders in a file of weights, as for eval."""
+    """Which of several encoders in a file of weights. See `maskco eval`."""
 
     def __call__(self) -> int:
         notes: list[str] = []
@@ -192,18 +209,18 @@ class Export:
 
 @dataclass
 class Report:
-    """Draw runs beside each other: curves, masked views, nearest regions, spread of embeddings, evaluations."""
+    """Draw a report of one or several runs: curves, masked views, nearest regions, embeddings, evaluations."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN …]")]
-    """Run folders, or checkpoints in them."""
+    """One or more run folders, or checkpoints in them."""
     out: Path | None = None
-    """Folder for report.html and report.png; default: the first run's."""
+    """Folder for report.html and report.png. Default: the first run's."""
     data: str | None = None
-    """Images to show the runs on; default: each run's own, if you started it here from a local folder."""
+    """Images to show the runs on. Default: each run's own, if you started it here from a local folder."""
     projection: Literal["pca", "tsne"] = "pca"
-    """How regions are laid out in the plane; tsne needs maskco[eval]."""
+    """How regions are placed in the plane. tsne needs maskco[eval]."""
     log: tuple[str, ...] | None = None
-    """Loggers whose record of the run gets report.png; default: all that have one, if you started it here."""
+    """Loggers to send report.png to. Default: all that have a record of the run, if you started it here."""
 
     def __call__(self) -> int:
         from maskco.report import write_report
@@ -222,7 +239,7 @@ class Report:
 
 @dataclass
 class Info:
-    """Show what was built, with what and why, and what of it runs here."""
+    """Show what was built, how and why, and what runs on this machine."""
 
     def __call__(self) -> int:
         from maskco import build_info
@@ -236,12 +253,12 @@ class Info:
 
 @dataclass
 class Demo:
-    """Pretrain on the built-in scenes, evaluate and draw the report: everything once, offline, in minutes."""
+    """Pretrain on the built-in scenes, evaluate, and draw the report. Takes minutes, and needs no network."""
 
     out: Path = Path("runs/demo")
-    """Run folder; a demo that was interrupted goes on."""
+    """Run folder. An interrupted demo continues there."""
     epochs: int | None = None
-    """Passes over the scenes; default: what two cores do in some minutes."""
+    """Passes over the scenes. Default: what two cores do in some minutes."""
 
     def __call__(self) -> int:
         from maskco.evaluate.run import evaluate
@@ -255,7 +272,7 @@ class Demo:
         print("1/3  pretraining on the demo scenes, without their labels", flush=True)
         result = train(config, resume=True)
         if result.signal:
-            print("     run the same command again to go on")
+            print("     run the same command again to continue")
             return 128 + result.signal
         print("2/3  evaluating the trained encoder against the same encoder untrained", flush=True)
         evaluate(Regions(encoders=(str(out),), untrained=True))
@@ -266,7 +283,7 @@ class Demo:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `maskco`. Exits with 0, 2 (the user can mend it), or 128 + the signal that stopped it."""
+    """Entry point of `maskco`. Exits with 0, 2 (the user can fix it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
     named = {field.name for field in dataclasses.fields(RunOptions)}  # what errors name before there is a command
@@ -282,29 +299,18 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def flags(command: Any) -> set[str]:
-    """Names of the options that a command has flags for, those in its groups included."""
-    kinds = get_type_hints(type(command), include_extras=True)
-    named: set[str] = set()
-    for field in dataclasses.fields(command):
-        value = getattr(command, field.name)
-        if dataclasses.is_dataclass(value):
-            named |= flags(value)
-        elif tyro.conf.Positional not in getattr(kinds[field.name], "__metadata__", ()):
-            named.add(field.name)
-    return named
-
-
-DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo) and other contrasts."
+DESCRIPTION = "Self-supervised pretraining by contrastive mask prediction (MaskCo) and other contrastive methods."
 
 
 def commands(arguments: list[str]) -> Any:
     """The subcommands as tyro wants them. `pretrain` has the options and defaults of its --method, and with --resume
     those that the run stored."""
     pretrain = tyro.conf.subcommand("pretrain", default=pretrain_defaults(arguments))
+    for kind in (Sheet, MaskOptions, ViewConfig, Knn, Linear, Regions, Detection, Features, Export, Report, Demo):
+        described(kind)
     return (
         Annotated[tyro.conf.OmitArgPrefixes[Pretrain], pretrain]
-        | Annotated[ShowViews, tyro.conf.subcommand("views")]
+        | Annotated[tyro.conf.OmitArgPrefixes[ShowViews], tyro.conf.subcommand("views")]
         | Annotated[Evaluate, tyro.conf.subcommand("eval")]
         | Annotated[Features, tyro.conf.subcommand("features")]
         | Annotated[Export, tyro.conf.subcommand("export")]
@@ -317,7 +323,7 @@ def commands(arguments: list[str]) -> Any:
 def pretrain_defaults(arguments: list[str]) -> Pretrain:
     """What `pretrain` does where the command line says nothing. Only that command imports its method, and so torch."""
     if "pretrain" not in arguments[:1]:
-        return Pretrain(run=PretrainRun(data=MISSING, out=MISSING), method=MethodOptions())
+        return _grouped(RunOptions(data=MISSING, out=MISSING), MethodOptions(), ViewConfig(), OptimOptions())
     for old, new in RENAMED.items():
         if option(arguments, f"--{old.replace('_', '-')}") is not None:
             raise ConfigError(f"there is no option {old!r}: it is {new} now")
@@ -325,7 +331,20 @@ def pretrain_defaults(arguments: list[str]) -> Pretrain:
     method = option(arguments, "--method")
     given = {"method": method} if method else {}
     config = PretrainConfig.of(**{"data": MISSING, "out": MISSING, **(over(stored, given) if stored else given)})
-    return Pretrain(PretrainRun(**vars(config.run)), config.method, config.views, config.optim)
+    return _grouped(config.run, config.method, config.views, config.optim)
+
+
+def _grouped(run: RunOptions, method: MethodOptions, views: ViewConfig, optim: OptimOptions) -> Pretrain:
+    """The command with these values. On the command line, options of a run stand in groups of their own."""
+    given = vars(run)
+    start, encoder, machine, record = (
+        described(kind)(**{f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in given})
+        for kind in (Start, EncoderOptions, MachineOptions, Record)
+    )
+    others: tuple[Any, ...] = (type(method), ViewConfig, OptimOptions)
+    for kind in others:
+        described(kind)
+    return Pretrain(start, encoder, machine, record, method, views, optim)
 
 
 def option(arguments: list[str], flag: str) -> str | None:
@@ -352,8 +371,3 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
     if option(arguments, "--data") is None:
         raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
     return None
-
-
-def _part(options: Any, kind: type[Part]) -> Part:
-    """Those of a command's options that are of one group."""
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from maskco.errors import ConfigError, one_line
-from maskco.option_values import Between, Count, Each, Natural, Options, Share, Workers, window_of
+from maskco.option_values import Between, Count, Each, Natural, Options, Share
 from maskco.recipes import AUTO, MOCO_V2, RECIPES
+from maskco.run_options import RunOptions
 from maskco.view_options import ViewConfig
 
 METHODS: dict[str, Any] = {  # name: class, or "module:class", which is imported when it is asked for
@@ -67,132 +68,44 @@ STARTS_FROM = ("pretrained", "init")  # options that say where weights come from
 
 
 @dataclass
-class RunOptions(Options):
-    """What runs, on what, where to."""
-
-    data: str
-    """A folder of images, searched recursively; a COCO .json; VOCdevkit; tar shards such as "cc3m-{0000..0331}.tar" or
-    a URL of them; "torchvision:STL10?split=unlabeled"; "hf:NAME?split=train", a folder that save_to_disk wrote, or
-    .parquet files; a .npy of small images; or "demo" for the built-in scenes. No labels needed."""
-    out: str
-    """Run folder: checkpoint, metrics, log. Made if missing."""
-    method: str = "maskco"
-    """maskco (masked regions), moco_v2 (whole views), simclr (whole views, in the batch) or densecl (every place)."""
-    encoder: str = "resnet50"
-    """Name of any timm backbone."""
-    stage: Annotated[int, Between(-1000, 1000)] = -1
-    """Which of the backbone's feature maps; -1 is the last."""
-    output_stride: Count | None = None
-    """Dilate the backbone so that its map is no coarser than this many pixels."""
-    pretrained: bool = False
-    """Start from timm's weights (downloads them)."""
-    init: str | None = None
-    """Start from weights of your own: a run folder, a checkpoint, or a file as for `maskco eval`."""
-    init_prefix: str | None = None
-    """Which of several encoders in that file, as --prefix of `maskco eval`."""
-    batch_norm: Literal["local", "sync"] = "local"
-    """Batch statistics of the trained side: of each rank's own images, or of all ranks' (CUDA only)."""
-    compile: bool = False
-    """Run the encoders through torch.compile: the first step takes minutes, later ones are faster."""
-    seed: Natural = 0
-    """Fixes weights, order, views and regions."""
-    device: str = "auto"
-    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device; torchrun: without a number."""
-    workers: Workers | None = None
-    """Processes that load images, for each rank; default: its share of the cores, at most 8; 0: none."""
-    shuffle: str | None = None
-    """full: every order of the images is equally likely. window:N: shards in random order, images drawn from N shards
-    at a time, so that a store is read in long parts. Default: full for local data, window:16 for addresses."""
-    augment: Literal["workers", "device"] = "workers"
-    """Where views get their colors, blur and normalisation: from the loading workers, image by image, or on the
-    device, a batch at once, which leaves the workers decoding and cropping. The views are the same, up to rounding."""
-    threads: Annotated[int, Between(1, 1024)] | None = None
-    """CPU threads of the training process; default: torch's. Small networks run faster with one and loading workers."""
-    log_every: Count = 10
-    """Steps between two rows of metrics."""
-    log: tuple[str, ...] = ()
-    """Keep a record elsewhere, too: wandb (Weights & Biases), mlflow, or both. See the tool's environment variables,
-    such as WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Under torchrun: --loggers."""
-    save_every_minutes: Annotated[float, Between(0, 1e9)] = 10.0
-    """Also save between the ends of epochs; 0: do not."""
-    save_every_steps: Natural = 0
-    """Also save every so many steps; 0: do not."""
-    keep: Count = 1
-    """Checkpoints kept: last.pt, and those saved before it as step-N.pt."""
-    keep_best: Literal["off", "loss", "probe"] = "off"
-    """Also keep, as best.pt, that of the best epoch. loss: the lowest mean loss, among those that started with full
-    queues, which tells how well the contrast is solved. probe: the highest accuracy of --probe, on regions if its data
-    have boxes, else on whole images."""
-    probe: str | None = None
-    """Labelled data, as for `maskco eval`, on which a kNN tells during the run how useful the features are."""
-    probe_every: Count = 5
-    """Epochs between two probes. The end of the run is always probed."""
-    probe_images: Annotated[int, Between(4)] | None = None
-    """So many of its images, a third of them to test on; default: what 1.5% of the run's forward passes afford."""
-
-    def check(self) -> None:
-        if isinstance(self.log, str):
-            self.log = (self.log,)
-        super().check()
-        self.log = tuple(dict.fromkeys(self.log))  # known and installed they must be to train, not to be read
-        if not self.data:
-            raise ConfigError('data is missing: name a folder of images, or "demo"')
-        if not self.out:
-            raise ConfigError("out is missing: name a folder for the run")
-        if self.init == "":
-            raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
-        if self.init is not None and self.pretrained:
-            raise ConfigError("init and pretrained exclude each other: keep one")
-        if self.init_prefix is not None and self.init is None:
-            raise ConfigError("init_prefix chooses in the file that init names: name it")
-        if self.shuffle is not None:
-            window_of(self.shuffle)
-        if self.probe == "":
-            raise ConfigError("probe is empty: name labelled data, or leave it out")
-        if self.keep_best == "probe" and self.probe is None:
-            raise ConfigError("keep_best must be off or loss without labelled data: name them with `probe`")
-
-
-@dataclass
 class OptimOptions(Options):
-    """How the weights are learned."""
+    """Schedule and optimizer."""
 
     epochs: Count = 200
     """Passes over the images."""
     batch_size: Count = 256
-    """Images in a step, of all ranks together."""
+    """Images in a step, over all ranks."""
     accumulate: Count = 1
-    """Take each rank's images of a step in so many parts, to save memory. Batch norms see one part at a time."""
+    """Split each rank's images of a step into this many parts, to save memory. Batch norms see one part at a time."""
     recipe: str = AUTO
-    """What the options below are that say "default: the recipe's": moco_v2 (SGD, for encoders with batch norms),
-    moco_v3 (AdamW, for LayerNorm and attention), or auto, by what the encoder is made of."""
+    """Defaults of the options below. moco_v2: SGD, for encoders with batch norms. moco_v3: AdamW, for LayerNorm and
+    attention. auto: by the encoder's layers."""
     optimizer: str | None = None
-    """Any of timm's: sgd (without Nesterov momentum, as MoCo v2's), adamw, lars, lamb, lion, …; default: the
-    recipe's."""
+    """Any of timm's: sgd (without Nesterov momentum), adamw, lars, lamb, lion, … Default: the recipe's."""
     lr: Annotated[float, Between(0, 1e6)] | None = None
-    """Peak learning rate for 256 images a step; it is scaled by batch size / 256, then falls as a cosine to 0; default:
-    the recipe's, 0.03 (moco_v2) or 0.0005 (moco_v3)."""
+    """Peak learning rate for 256 images a step. It is scaled by batch size / 256, then falls as a cosine to 0.
+    Default: the recipe's, 0.03 (moco_v2) or 0.0005 (moco_v3)."""
     warmup_steps: Natural | None = None
-    """Steps over which the learning rate rises from 0, instead of a share."""
+    """Steps over which the learning rate rises from 0, in place of --warmup-share."""
     warmup_share: Share | None = None
-    """Share of the run over which the learning rate rises from 0; default: the recipe's, 0 or 40 of 300 epochs."""
+    """Share of the run over which the learning rate rises from 0. Default: the recipe's, 0 or 40 of 300 epochs."""
     optimizer_momentum: Share = 0.9
-    """Momentum of sgd, lars and others that have one; not the key encoder's, which is --key-momentum."""
+    """Momentum of sgd, lars and others that have one. The key encoder's is --key-momentum."""
     betas: Annotated[tuple[float, ...], Each(0, 1)] | None = None
-    """Decay rates of adamw's, lamb's and others' running means; default: the optimizer's own."""
+    """Decay rates of the running means of adamw, lamb and others. Default: the optimizer's own."""
     weight_decay: Annotated[float, Between(0, 1e6)] | None = None
-    """Weight decay; default: the recipe's, 1e-4 or 0.1."""
+    """Weight decay. Default: the recipe's, 1e-4 or 0.1."""
     decay_norms: bool | None = None
-    """Whether norms, biases and tokens decay as well; default: with sgd, as in MoCo v2, and with no other."""
+    """Whether norms, biases and tokens decay too. Default: with sgd, as in MoCo v2, and with no other."""
     layer_decay: Annotated[float, Between(1e-6, 1)] | None = None
-    """Learning rate of each layer of the encoder over that of the next one; for --pretrained and --init."""
+    """Each layer of the encoder learns at this share of the next layer's rate. For --pretrained and --init."""
     clip_grad: Annotated[float, Between(0, 1e12)] | None = None
-    """Largest norm of the whole gradient; 0: it is not clipped; default: the recipe's, 0 or 1 (ours)."""
+    """Largest norm of the whole gradient. 0: no clipping. Default: the recipe's, 0 or 1 (ours)."""
     freeze_patch_embedding: bool | None = None
-    """Leave the projection of the encoder's patches as it starts, where it has one (ViT, Swin, Hiera); default: the
-    recipe's, with moco_v3, and there for patches as coarse as the map (ViT)."""
+    """Do not train the projection of the encoder's patches (ViT, Swin, Hiera). Default: with moco_v3, if patches are
+    as coarse as the map (ViT)."""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision; fp16 scales the loss and needs CUDA."""
+    """Mixed precision. fp16 scales the loss and needs CUDA."""
 
     def check(self) -> None:
         super().check()

@@ -25,9 +25,14 @@ from maskco.methods.maskco import MaskCo, MaskCoOptions
 from maskco.methods.moco_v2 import MoCoV2, embed_views
 from maskco.option_values import Natural
 
-config.METHODS |= {f"{name}_ages": f"{__name__}:{kind}" for name, kind in (("moco_v2", "MoCo"), ("maskco", "Regions"))}
 AGES = ("accuracy_fresh", "accuracy_newest", "accuracy_oldest")
 SHOWN = (0.2, 0.5, 1.0)  # of a run
+
+
+def register() -> None:
+    """Makes the methods known by their names."""
+    kinds = (("moco_v2", "MoCo"), ("maskco", "Regions"))
+    config.METHODS |= {f"{name}_ages": f"{__name__}:{kind}" for name, kind in kinds}
 
 
 @dataclass

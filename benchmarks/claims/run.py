@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import benchmarks.claims.encoder
 import benchmarks.claims.listed  # noqa: F401 (tells maskco its name)
-from benchmarks.claims.ages import AGES
+from benchmarks.claims.ages import AGES, register
 from benchmarks.claims.probe import probe
 from benchmarks.claims.probe_set import ProbeSet
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
@@ -71,6 +71,7 @@ def run(method: str, own: dict[str, Any], data: ProbeSet, scale: Scale, seed: in
 def options_of(own: dict[str, Any], data: ProbeSet, scale: Scale, seed: int) -> dict[str, Any]:
     """Of a run: those of the scale that the method has, then the set's and the method's own."""
     view = {} if data.view is None else {"image_size": data.view}
+    register()
     shared = {"seed": seed, "batch_size": scale.batch_size} | scale.options | view | data.options
     known = PretrainConfig.of(method=own.get("method", PretrainConfig.of().run.method)).flat()
     return {name: value for name, value in shared.items() if name in known} | own

@@ -65,7 +65,7 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("1: on pictures of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, OBJECT_SETS, -2),
+    Claim("1: on images of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, OBJECT_SETS, -2),
     Claim("2: on scenes MaskCo leads MoCo v2 by 3 points", MASKCO, MOCO, SCENE_SETS, 3, apart=True),
     Claim("2: on photographs of scenes MaskCo leads DenseCL", MASKCO, DENSECL, (VOC, COCO), 0, apart=True),
     Claim("3: on scenes it leads MaskCo without its head by 2 points", MASKCO, NO_HEAD, SCENE_SETS, 2),
@@ -120,7 +120,7 @@ def tried(rows: list[Row]) -> list[str]:
     return lines
 
 
-def spread(values: list[float]) -> str:
+def deviation(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
@@ -132,7 +132,9 @@ def overview(rows: list[Row]) -> str:
     lines = ["| regions, linear / kNN | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for method in [*METHODS, *BOUNDS]:
         values = (scores.get(method, {}) for scores in found.values())
-        own = [" / ".join(spread(value[score]) for score in (REGION, NEIGHBOURS) if score in value) for value in values]
+        own = [
+            " / ".join(deviation(value[score]) for score in (REGION, NEIGHBOURS) if score in value) for value in values
+        ]
         if any(own):
             lines.append(f"| {method} | {' | '.join(own)} |")
     return "\n".join([*lines, "", NOTE] if found.keys() & {*PHOTOGRAPHS} else lines)
@@ -146,7 +148,7 @@ def tables(rows: list[Row]) -> str:
             columns = list(dict.fromkeys(name for row in scores.values() for name in row))
             lines = [f"| {title.format(data)} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for method, values in scores.items():
-                cells = (spread(values[name]) if name in values else "" for name in columns)
+                cells = (deviation(values[name]) if name in values else "" for name in columns)
                 lines.append(f"| {method} | {' | '.join(cells)} |")
             blocks.append("\n".join(lines))
             blocks += [NOTE] * (data in PHOTOGRAPHS)

@@ -19,31 +19,31 @@ class Evaluation(Options):
     task: ClassVar[str]
 
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER [ENCODER …]")]
-    """One or more, a row each: run folders, timm:NAME (downloads its weights), untrained:NAME, files of weights."""
+    """One or more: run folders, timm:NAME (with timm's weights), untrained:NAME, or files of weights."""
     data: str = "demo"
-    """Labelled data: a folder in COCO's layout, VOCdevkit, or train/CLASS/ and val/CLASS/ images;
-    "torchvision:CIFAR10"; "hf:NAME", a folder that save_to_disk wrote, or .parquet files; or "demo"."""
+    """Labelled data. A folder in COCO's layout, VOCdevkit, or a folder with train/CLASS/ and val/CLASS/.
+    "torchvision:CIFAR10". "hf:NAME", a folder that save_to_disk wrote, or .parquet files. Or "demo"."""
     untrained: bool = False
-    """Add each encoder once more with fresh weights."""
+    """Also evaluate each encoder with fresh weights."""
     architecture: str | None = None
-    """timm's name of the encoder in files of weights that do not say it."""
+    """timm name of the encoder, for files of weights that do not say it."""
     prefix: str | None = None
-    """Which of several encoders in a file of weights: what stands before its tensors' names, or a word of that, such as
-    module.encoder_k or teacher; default: an EMA, then the teacher or query side, then a momentum side."""
+    """Which of several encoders in a file of weights, by the prefix of its tensors' names or a word of it, such as
+    module.encoder_k or teacher. Default: an EMA, else the teacher or query side, else a momentum side."""
     image_size: Annotated[int, Between(16, 100_000)] | None = None
-    """Side of the images; default: what suits the first run named, else 224. The same for all encoders."""
+    """Side of the images in pixels, for all encoders. Default: what suits the first run, else 224."""
     train_images: Count | None = None
-    """At most so many to learn from; default: all, but 2000 scenes of the demo."""
+    """Largest number of training images. Default: all, or 2000 scenes of the demo."""
     test_images: Count | None = None
-    """At most so many to test on; default: all, but 1000 scenes of the demo."""
+    """Largest number of test images. Default: all, or 1000 scenes of the demo."""
     batch_norm: Literal["data", "stored"] = "data"
-    """Running statistics: estimated again on the training images for every encoder alike, or as they were saved."""
+    """Running statistics. data: estimated again on the training images, for every encoder. stored: as saved."""
     out: str | None = None
-    """JSON file to add the rows to; default: evaluation.json in the first run folder named, else here."""
+    """JSON file to add rows to. Default: evaluation.json in the first run folder, else here."""
     device: str = "auto"
-    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    """A torch device. auto: CUDA if there is a GPU, else the CPU."""
     workers: Workers | None = None
-    """Processes that load images; default: as many as cores, at most 8; none for the demo."""
+    """Processes that load images. Default: as many as cores, at most 8. None for the demo."""
 
 
 @dataclass(kw_only=True)
@@ -52,20 +52,20 @@ class Knn(Evaluation):
 
     task: ClassVar[str] = "knn"
     k: Count = 20
-    """Neighbours that vote."""
+    """Number of neighbours that vote."""
     temperature: Temperature = 0.07
-    """Votes weigh exp(cosine / this)."""
+    """A vote has the weight exp(cosine / temperature)."""
 
 
 @dataclass(kw_only=True)
 class Linear(Evaluation):
-    """Classify images by a linear classifier on frozen features; the learning rate is swept, none is to be given."""
+    """Classify images by a linear classifier on frozen features. It chooses the learning rate itself."""
 
     task: ClassVar[str] = "linear"
     epochs: Count = 100
     """Passes over the features."""
     seed: Natural = 0
-    """Fixes the held-out share of the training images and their order."""
+    """Seed of the held-out share of the training images and of their order."""
 
 
 @dataclass(kw_only=True)
@@ -74,62 +74,62 @@ class Regions(Evaluation):
 
     task: ClassVar[str] = "regions"
     k: Count = 20
-    """Neighbours that vote."""
+    """Number of neighbours that vote."""
     temperature: Temperature = 0.07
-    """Votes weigh exp(cosine / this)."""
+    """A vote has the weight exp(cosine / temperature)."""
     epochs: Count = 100
     """Passes of the linear classifier over the features."""
     seed: Natural = 0
-    """Fixes the held-out share of the training regions and their order."""
+    """Seed of the held-out share of the training regions and of their order."""
 
 
 @dataclass(kw_only=True)
 class Detection(Evaluation):
-    """Fine-tune Faster R-CNN with a feature pyramid on boxes and measure COCO's mean average precision.
+    """Fine-tune Faster R-CNN with a feature pyramid and measure COCO's mean average precision.
 
-    Goes on where it was interrupted when the same command is given again.
+    The same command continues a run that was interrupted.
     """
 
     task: ClassVar[str] = "detection"
     epochs: Count = 12
     """Passes over the training images; 12 is the usual "1×"."""
     batch_size: Count = 16
-    """Images a step."""
+    """Images in a step."""
     lr: Annotated[float, Between(1e-12, 1e6)] = 0.02
-    """Learning rate for 16 images a step; scaled to the batch size, a tenth after 2/3 and after 8/9 of the steps."""
+    """Learning rate for 16 images a step, scaled to the batch size. It falls to a tenth after 2/3 and 8/9 of it."""
     proposals: Count = 512
-    """Boxes an image that the box head learns from; most of a step's cost on a CPU. Small images need fewer."""
+    """Boxes of each image that train the box head. Most of a step's cost on a CPU. Small images need fewer."""
     amp: Literal["off", "bf16"] = "off"
     """Mixed precision."""
     seed: Natural = 0
-    """Fixes the detector's fresh layers, the order of images and their flips."""
+    """Seed of the detector's fresh layers, and of the order and flips of images."""
 
 
 @dataclass(kw_only=True)
 class FeatureOptions(Options):
-    """Write features of images to a .safetensors file: those of any encoder that eval takes, frozen."""
+    """Write the frozen features of images to a .safetensors file, for any encoder that eval takes."""
 
     encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
-    """Run folder, timm:NAME (downloads its weights), untrained:NAME, or a file of weights."""
+    """Run folder, timm:NAME (with timm's weights), untrained:NAME, or a file of weights."""
     data: str
-    """Images without labels, as for pretrain: a folder, tar shards, "torchvision:NAME", "hf:NAME", COCO, "demo" …"""
+    """Images, as for `maskco pretrain`: a folder, tar shards, "torchvision:NAME", "hf:NAME", COCO, "demo" …"""
     out: str
     """File to write: .safetensors."""
     cells: bool = False
-    """The whole feature map of each image, [N, C, h, w], in place of its mean, [N, C]."""
+    """Write each image's whole feature map, [N, C, h, w], in place of its mean, [N, C]."""
     image_size: Annotated[int, Between(16, 100_000)] | None = None
-    """Side of the images: the shorter side is resized to it, the middle is seen. Default: what suits the encoder."""
+    """Side in pixels to which the shorter side is resized. The middle is used. Default: what suits the encoder."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the features in the file."""
+    """Type of the features in the file."""
     architecture: str | None = None
-    """timm's name of the encoder in a file of weights that does not say it."""
+    """timm name of the encoder, for a file of weights that does not say it."""
     prefix: str | None = None
-    """Which of several encoders in a file of weights, as for eval."""
+    """Which of several encoders in a file of weights. See `maskco eval`."""
     batch_size: Count = 128
-    """Images at a time."""
+    """Images in a batch."""
     device: str = "auto"
-    """"auto" (CUDA where there is a GPU, else the CPU), or torch's name for a device."""
+    """A torch device. auto: CUDA if there is a GPU, else the CPU."""
     workers: Workers | None = None
-    """Processes that load images; default: as many as cores, at most 8; none where images need not be decoded."""
+    """Processes that load images. Default: as many as cores, at most 8, or none if no image has to be decoded."""
     overwrite: bool = False
     """Replace the file in --out."""

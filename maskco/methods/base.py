@@ -73,7 +73,7 @@ class Method(nn.Module):
         return []
 
     def other_negatives(self, regions: int) -> int:
-        """How many negatives a query has beside those of its queue, with so many regions in a view."""
+        """How many negatives a query has next to those of its queue, with so many regions in a view."""
         return 0
 
     def start_step(self, progress: float = 0.0) -> None:
@@ -117,10 +117,9 @@ class ProjectionOptions(MethodOptions):
     dim: Count = 128
     """Length of embeddings (queries and keys)."""
     hidden: Count | None = None
-    """Hidden width of the projection; default: the encoder's channels (ours; MoCo v2's for a ResNet-50)."""
+    """Hidden width of the projection. Default: the encoder's channels, as MoCo v2 with a ResNet-50 (ours)."""
     projection: Projection | None = None
-    """moco_v2 (linear, ReLU, linear) or moco_v3 (three linear layers, each with a batch norm); default: the
-    recipe's."""
+    """moco_v2: linear, ReLU, linear. moco_v3: three linear layers, each with a batch norm. Default: the recipe's."""
 
     def create_projection(self, channels: int) -> ProjectionHead:
         return ProjectionHead(channels, self.hidden, self.dim, kind=self.projection or "moco_v2")
@@ -128,20 +127,20 @@ class ProjectionOptions(MethodOptions):
 
 @dataclass
 class MomentumOptions(ProjectionOptions):
-    """Options that methods with a queue and a momentum encoder share."""
+    """Options of methods with a queue and a momentum encoder."""
 
     queue_size: Count = 65536
-    """Keys of earlier steps that serve as negatives."""
+    """Number of keys from earlier steps that serve as negatives."""
     temperature: Annotated[float, Between(1e-4, 1e4)] = 0.2
-    """Logits are cosine similarities over this."""
+    """Logits are cosine similarities divided by this."""
     key_momentum: Share = 0.999
-    """Share of the momentum (key) encoder that stays at each step."""
+    """Share of the momentum (key) encoder that each step keeps."""
     key_momentum_end: Share | None = None
-    """Raise key_momentum to this by half a cosine over the run, as BYOL and MoCo v3 do; default: it stays."""
+    """Raise --key-momentum to this by half a cosine over the run, as BYOL and MoCo v3 do. Default: it stays."""
     key_group: Natural = 32
-    """Images that share batch statistics in the key branch, shuffled; 0: the whole batch (ours; MoCo's: a GPU's)."""
+    """Number of images that share batch statistics on the key side, shuffled (ours). 0: the whole batch."""
     shuffle_keys: bool = True
-    """With several ranks, draw them from all ranks' images, not each one's own: MoCo's shuffled batch norm."""
+    """Draw these images from all ranks, as MoCo's shuffled batch norm does."""
 
     def check(self) -> None:
         super().check()

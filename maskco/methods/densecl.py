@@ -1,4 +1,4 @@
-"""DenseCL (Wang et al., CVPR 2021, arXiv 2011.09157): MoCo v2, and beside it a contrast of every place in the map.
+"""DenseCL (Wang et al., CVPR 2021, arXiv 2011.09157): MoCo v2, and a contrast of every place in the map.
 
 Each place of the query's feature map has as its positive the place of the key's map whose backbone features are most
 similar. Negatives of the dense contrast are averages over other images' dense keys, from a queue of their own.
@@ -24,12 +24,12 @@ from maskco.option_values import Share
 
 @dataclass
 class DenseCLOptions(MomentumOptions):
-    """DenseCL's options: the paper's, which are MoCo v2's but for lr and independent crops."""
+    """Options of --method densecl: the paper's, which are MoCo v2's except lr and independent crops."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.3, "regions": 0, "min_overlap": 0.0}
 
     dense_share: Share = 0.5
-    """Share of the dense contrast in the loss, the paper's λ."""
+    """Share of the dense contrast in the loss (the paper's λ)."""
 
 
 class DenseCL(Method):

@@ -37,24 +37,23 @@ HIDDEN = 0.9  # share of the query views' pixels; above it nothing is left to pr
 
 @dataclass
 class MaskCoOptions(MaskOptions, MomentumOptions):
-    """MaskCo's options.
+    """Options of --method maskco. Other methods: maskco pretrain --method NAME --help. "(ours)": not from a paper."""
 
-    The hidden share of 0.3, with four regions of 0.25 to 0.4 of the view's side, did best in
-    benchmarks/results/claims_tries.json. On the demo's scenes the conv head led attention by about two points and none
-    by three, on scenes of CIFAR-10's images both by 1.5 or less (benchmarks/results/claims.json). The paper calls the
-    head the key to the success.
-    """
+    # The hidden share of 0.3, with four regions of 0.25 to 0.4 of the view's side, did best in
+    # benchmarks/results/claims_tries.json. On the demo's scenes the conv head led attention by about two points and
+    # none by three, on scenes of CIFAR-10 images both by 1.5 or less (benchmarks/results/claims.json). The paper calls
+    # the head the key to the success.
 
     mask_head: Literal["conv", "attention", "none"] = "conv"
-    """Mask prediction head (type: ours)."""
+    """Mask prediction head (its types: ours)."""
     mask_head_depth: Annotated[int, Between(1, 1000)] = 3
-    """Its blocks (ours)."""
+    """Blocks of the mask head (ours)."""
     key_head: bool = False
-    """Pass the keys through a momentum copy of the mask head (ours: no, since nothing is masked there)."""
+    """Pass the keys through a momentum copy of the mask head. Default: no, since nothing is masked there (ours)."""
     local_negatives: bool = True
-    """Other regions of the same image are negatives too, where --regions is 2 or more (ours: yes)."""
+    """Other regions of the same image are negatives too (ours)."""
     local_overlap: Share = 1.0
-    """But not those whose IoU with the query's region exceeds this (ours: all are)."""
+    """Except those whose IoU with the query's region exceeds this (ours)."""
 
     def check_views(self, views: ViewConfig) -> None:
         if not views.regions:

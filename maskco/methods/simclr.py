@@ -23,7 +23,7 @@ from maskco.option_values import Between
 
 @dataclass
 class SimCLROptions(ProjectionOptions):
-    """SimCLR's options and the paper's recipe (appendix B), for batches of hundreds rather than thousands."""
+    """Options of --method simclr: the paper's recipe (appendix B), for batches of hundreds rather than thousands."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": "lars",
@@ -39,7 +39,7 @@ class SimCLROptions(ProjectionOptions):
     }
 
     temperature: Annotated[float, Between(1e-4, 1e4)] = 0.1
-    """Logits are cosine similarities over this; the paper prefers 0.5 where runs are short (its table 5)."""
+    """Logits are cosine similarities divided by this. The paper prefers 0.5 for short runs (its table 5)."""
 
 
 class SimCLR(Method):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.claims.ages import ages_table
+from benchmarks.claims.ages import ages_table, register
 from maskco.config import find_method
 from maskco.data.views import Views
 from maskco.methods.base import Method, StepOutput
@@ -16,6 +16,7 @@ IMAGES, REGIONS, QUEUED = 4, 3, 48  # the queue is full after four steps of regi
 
 
 def method(name: str, **options: object) -> Method:
+    register()
     torch.manual_seed(0)
     encoder = create_encoder("resnet18", stage=2)  # a pixel for 8 × 8
     return find_method(name)(encoder, queue_size=QUEUED, dim=16, key_group=0, **options).train()

@@ -281,9 +281,7 @@ def test_every_table_of_photographs_says_what_it_compares_with(tmp_path):
     for text, count in ((overview(rows), 1), (tables(rows), 2), (worth_table(head_worth(rows)), 1)):
         assert text.count(COMPARED) == count
     assert f"| {MASKCO} | 30.0 | 25.0 | 50.0 | 12.0 | 30.0 |" in tables(rows)
-    results = tmp_path / page.PHOTOGRAPHS
-    assert page.photographs(results) == page.NO_PHOTOGRAPHS
-    save(results, rows)
-    assert page.photographs(results).startswith(overview(rows)) and page.photographs(results).count(COMPARED) == 4
-    others = [each | {"set": DEMO} for each in rows]
-    assert COMPARED not in overview(others) + tables(others) and "RankMe" not in tables(others)
+    (block,) = (block for block in page.BLOCKS if block.page.endswith("photographs.md"))
+    assert block.text(tmp_path) == page.NO_PHOTOGRAPHS
+    save(tmp_path / block.source, rows)
+    assert block.text(tmp_path).startswith(overview(rows)) and block.text(tmp_path).count(COMPARED) == 4

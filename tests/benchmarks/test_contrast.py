@@ -1,10 +1,8 @@
-"""The benchmark of the losses over all pairs: its cases, its table, its plot, and the page that shows them."""
+"""The benchmark of the losses over all pairs: its cases, its table and its plot."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +16,9 @@ from benchmarks.cases import BOTH, OURS, Target
 from benchmarks.contrast import CHANNELS, CORNERS, DRAWN, DTYPES, LARGE, LOSSES, ROWS, Loss, all_pairs, cases
 from benchmarks.harness import Options, run
 from benchmarks.plot import figures
-from benchmarks.table import END, START, fill, over_rows
+from benchmarks.table import END, fill, over_rows
 from maskco.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = "benchmarks/results/contrast_cpu_kept.json"
 losses = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 QUICKLY = Options(quick=True, memory=False)  # without torch.compile
@@ -139,11 +135,3 @@ def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
     for _ in range(2):
         fill(page, "START", "new")
     assert page.read_text() == f"before\nSTART\nnew\n{END}\nafter\n"
-
-
-def test_the_page_shows_the_results() -> None:
-    text = (ROOT / "benchmarks/README.md").read_text()
-    shown = re.search(rf"{re.escape(START.format(RESULT))}\n(.*?){END}", text, re.DOTALL)
-    assert shown is not None
-    measured = ROOT / RESULT
-    assert shown[1] == (over_rows(json.loads(measured.read_text())) + "\n" if measured.exists() else "")

@@ -72,21 +72,20 @@ def test_every_flash_kernel_is_judged(current):
     assert all("tensor_instructions" in k for k in current["kernels"] if k["kernel"] in kernels)
 
 
-def test_the_readme_has_the_roofline(committed):
+def test_the_page_has_the_roofline(committed):
     assert committed["predictions"] == [roofline.predict(row) for row in committed["cases"]]
-    assert roofline.table(committed) in (cuda_static.ROOT / "benchmarks/README.md").read_text()
+    assert roofline.table(committed) in roofline.PAGE.read_text()
 
 
-def test_an_update_replaces_the_table_alone(committed, tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text(before := roofline.README.read_text())
-    monkeypatch.setattr(roofline, "README", readme)
-    roofline.update_readme(committed | {"cases": committed["cases"][:1], "predictions": committed["predictions"][:1]})
-    lines = readme.read_text().splitlines()
+def test_an_update_replaces_the_table_alone(committed, tmp_path):
+    page = tmp_path / "gpu.md"
+    page.write_text(before := roofline.PAGE.read_text())
+    roofline.fill_page(committed | {"cases": committed["cases"][:1], "predictions": committed["predictions"][:1]}, page)
+    lines = page.read_text().splitlines()
     removed = len(before.splitlines()) - len(lines)
     assert removed == len(committed["cases"]) - 1 and lines[-1] == before.splitlines()[-1]
-    roofline.update_readme(committed)
-    assert readme.read_text() == before
+    roofline.fill_page(committed, page)
+    assert page.read_text() == before
 
 
 @needs_nvcc

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    blocks,
     contrast,
     counters,
     flash_shapes,
@@ -21,7 +22,6 @@ from benchmarks import (
     info_nce,
     queue,
     region_pool,
-    summaries,
     tables,
     timing,
     train_step,
@@ -251,16 +251,21 @@ def test_counters_that_may_not_be_read_do_not_fail_the_step(monkeypatch, capsys,
 
 
 def pages(root: Path) -> Path:
+    """A root with every page, its marks, and no results."""
     (root / "benchmarks/results").mkdir(parents=True)
-    marked = f"before\n{tables.ON_CUDA}\nold\n{END}\nafter\n"
     (root / "docs/results").mkdir(parents=True)
-    (root / "docs/results/claims.md").write_text(f"{tables.ON_SCENES}\nold\n{END}\n")
-    (root / "README.md").write_text(f"{tables.SPEED}\nold\n{END}\n{tables.CLAIMS}\nold\n{END}\n{marked}")
-    (root / "benchmarks/README.md").write_text(
-        f"{tables.ON_CPU}\nold\n{END}\n{tables.ON_PHOTOGRAPHS}\nold\n{END}\n{marked}"
-    )
-    shutil.copy(ROOT / "benchmarks/results/contrast_cpu_kept.json", root / "benchmarks/results")
+    for block in tables.BLOCKS:
+        with (root / block.page).open("a") as page:
+            page.write(f"before\n{block.start}\nold\n{END}\nafter\n")
     return root
+
+
+def shown(root: Path, page: str, source: str) -> str:
+    """What stands between the marks."""
+    text = (root / page).read_text()
+    start = tables.START.format(f"{tables.RESULTS}/{source}")
+    assert text.count(start) == 1
+    return text.partition(f"{start}\n")[2].partition(f"\n{END}")[0]
 
 
 def made_up(root: Path, name: str, *rows: dict) -> None:
@@ -274,21 +279,23 @@ def timed(impl: str, on: str, ms: float, ratio: float) -> dict:
     return {"impl": impl, "pass": on, "median_ms": ms, "ratio": ratio}
 
 
-def test_without_results_of_a_gpu_the_pages_say_so(tmp_path: Path) -> None:
+def test_without_results_the_pages_say_so(tmp_path: Path) -> None:
     tables.update(pages(tmp_path))
-    said = f"before\n{tables.ON_CUDA}\n{tables.NOTHING}\n{END}\nafter\n"
-    nothing = f"{summaries.NOT_MEASURED}\n{END}\n"
-    assert (tmp_path / "README.md").read_text() == f"{tables.SPEED}\n{nothing}{tables.CLAIMS}\n{nothing}{said}"
-    assert (tmp_path / "docs/results/claims.md").read_text() == f"{tables.ON_SCENES}\n{nothing}"
-    assert (tmp_path / "benchmarks/README.md").read_text().endswith(said)
+    for block in tables.BLOCKS:
+        text = shown(tmp_path, block.page, block.source)
+        assert text == (blocks.NOTHING if block.source == "*_cuda.json" else block.absent)
+    assert (tmp_path / "docs/results/photographs.md").read_text() == (
+        f"before\n{tables.BLOCKS[-1].start}\n{tables.NO_PHOTOGRAPHS}\n{END}\nafter\n"
+    )
 
 
 def test_results_of_a_gpu_go_between_the_marks(tmp_path: Path) -> None:
     pages(tmp_path)
     skipped = {"impl": "absent", "skipped": "not installed"}
     made_up(tmp_path, "queue", timed(OURS, FORWARD, 0.01234, 1), timed("eager", FORWARD, 0.05, 0.247), skipped)
-    made_up(tmp_path, "info_nce", timed(OURS, FORWARD, 1, 1), timed(OURS, BOTH, 2, 1), timed("SDPA", FORWARD, 3, 0.3),
-            timed("eager", BOTH, 8, 0.25))  # fmt: skip
+    made_up(tmp_path, "info_nce", timed(OURS, FORWARD, 1, 1), timed(OURS, BOTH, 2, 1) | {"peak_mib": 17.0},
+            timed("SDPA", FORWARD, 3, 0.3),
+            timed("eager", BOTH, 8, 0.25) | {"peak_mib": 1500.4})  # fmt: skip
     over_n = {"at": {"loss": "clip", "N": 16, "C": 64}, "beyond_gradients_mib": 3.0}
     made_up(tmp_path, "contrast", timed(OURS, BOTH, 1, 1) | over_n, timed("eager", BOTH, 2, 0.5) | over_n)
     made_up(tmp_path, "train_step", {"part": "data", "median_ms": 1, "share": 0.1},
@@ -296,16 +303,13 @@ def test_results_of_a_gpu_go_between_the_marks(tmp_path: Path) -> None:
     made_up(tmp_path, "counters", *counters.rows_of(NCU))
     for _ in range(2):
         tables.update(tmp_path)
-    readme = (tmp_path / "README.md").read_text().partition("before")[2]
-    assert f"before{readme}".startswith(
-        f"before\n{tables.ON_CUDA}\nMeasured on A GPU: `info_nce`, `contrast`, `queue`, "
+    assert shown(tmp_path, "README.md", "*_cuda.json").startswith(
+        "Measured on A GPU: `info_nce`, `contrast`, `queue`, "
     )
-    assert readme.endswith(f"\n{END}\nafter\n") and readme.count("\n") == 5
-    text = (tmp_path / "benchmarks/README.md").read_text()
-    assert text.count(tables.ON_CUDA) == 1 and text.endswith(f"\n{END}\nafter\n") and "old" not in text
+    text = shown(tmp_path, "docs/results/gpu.md", "*_cuda.json")
     for line in (
-        "| N=2, float32 | forward | 0.01234 | eager 0.05 (0.25) |",
-        "| N=2, float32 | forward+backward | 2 | eager 8 (0.25) |",
+        "| N=2, float32 | forward | 0.0123 ms | eager 0.05 ms (0.25) |",
+        "| N=2, float32 | forward+backward | 2 ms, 17 MiB | eager 8 ms, 1500 MiB (0.25) |",
         "| clip | float32 | 64 | 0.50 | 3.0 |",
         "| encoders | 123.5 | 90.0% |",
         "| info_nce_flash_kernel | float32 | (2, 66, 1) | 1234 | 12.5 |",
@@ -316,15 +320,9 @@ def test_results_of_a_gpu_go_between_the_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
-def test_the_pages_show_the_results() -> None:
-    found = tables.on_gpu(ROOT / "benchmarks/results")
-    for page, text in (("README.md", tables.summary(found)), ("benchmarks/README.md", tables.details(found))):
-        assert f"{tables.ON_CUDA}\n{text}\n{END}" in (ROOT / page).read_text()
-    results, readme = ROOT / "benchmarks/results", (ROOT / "README.md").read_text()
-    assert f"{tables.SPEED}\n{summaries.speed(results)}\n{END}" in readme
-    assert f"{tables.CLAIMS}\n{summaries.claims(results)}\n{END}" in readme
-    on_scenes = (ROOT / "docs/results/claims.md").read_text()
-    assert f"{tables.ON_SCENES}\n{tables.claims(results / 'claims.json')}\n{END}" in on_scenes
+@pytest.mark.parametrize("block", tables.BLOCKS, ids=lambda block: f"{Path(block.page).stem} {block.source}")
+def test_the_pages_show_the_results(block: tables.Block) -> None:
+    assert shown(ROOT, block.page, block.source) == block.text(ROOT / tables.RESULTS)
 
 
 def test_shapes_need_a_gpu_too(no_gpu, monkeypatch) -> None:

@@ -163,7 +163,7 @@ def test_any_value_is_taken_or_refused_in_one_line(option):
     "value", [value for value in EXTREMES if not isinstance(value, dict)], ids=lambda v: type(v).__name__
 )
 def test_any_method_is_a_known_one_or_refused_in_one_line(value):
-    with pytest.raises(ConfigError, match=r"^method must be one of maskco, moco_v2, simclr, densecl, got"):
+    with pytest.raises(ConfigError, match=rf"^method must be one of {', '.join(METHODS)}, got"):
         CONFIG.replace(method=value)
 
 
@@ -183,7 +183,7 @@ def test_a_methods_own_defaults_are_taken_unless_given():
     assert (config.optim.optimizer, config.optim.lr, config.views.crop_scale) == ("adamw", MOCO_V3["lr"], (0.08, 1.0))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["maskco", "moco_v2", "simclr", "densecl"])  # (others may have been registered)
 def test_runs_from_before_recipes_are_read_as_what_they_did(method):
     """Whatever their encoder: a ViT's run of then goes on with SGD, single pixels masked."""
     ran = PretrainConfig.of(data="photos", out="run", method=method, encoder="vit_tiny_patch16_224").filled("moco_v2")
