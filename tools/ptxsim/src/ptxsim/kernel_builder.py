@@ -3,23 +3,13 @@
 Device functions are inlined at every call (no recursion). A ``.param`` of a call becomes local memory of the thread.
 """
 
-import re
-
 from . import abi
 from .opcodes import granule_log2
-from .parser import TYPE_SIZE, PtxError, integer, round_up
-
-RED_ZONE = 128  # bytes after every static shared variable
-
-
-class _Scope:
-    __slots__ = ("names", "ranges")
-
-    def __init__(self):
-        self.names, self.ranges = {}, {}
+from .operands import OperandEncoder
+from .parser import TYPE_SIZE, PtxError, round_up
 
 
-class KernelBuilder:
+class KernelBuilder(OperandEncoder):
     """Expands one entry function into flat arrays for the core.
 
     Args:
@@ -37,202 +27,23 @@ class KernelBuilder:
     """
 
     def __init__(self, mod, name, address_of):
-        self.mod, self.toks, self.address_of = mod, mod.toks, address_of
+        super().__init__(mod, address_of)
         f = mod.funcs[name]
         if not f.entry or f.body is None:
             raise PtxError(f"{name} is not a kernel with a body")
         self.func = f
-        self.register_width, self.num_predicates = [], 0
         self.opcodes, self.opcode_index, self.guards, self.first_operand, self.operand_lists = {}, [], [], [0], []
         self.texts, self.locations = [], []
-        self.special_registers = {}
-        self.labels, self.label_uses, self.dynamic_uses = {}, [], []
-        self.local_size = 0
-        self.shared_vars = []  # (name, offset, size)
-        self.shared_size, self.static_shared = 0, 0
-        self.dynamic_align = 16
-        self.location = (0, 0)
+        self.labels = {}
+        self.location = (0, 0)  # (file, line) of .loc
         self.num_inlined = 0
-        self.stack = []
-        self.shared_names = {}
-        self.branch_tables, self.all_scopes = {}, []
+        self.stack = []  # names of the functions that are being inlined
         self.params_size = max([p.offset + p.size for p in f.params], default=0)
-        root = self._scope()
+        root = self.new_scope()
         for p in f.params:
             root.names[p.name] = ("param", p.offset)
         self._body(f, [root], True)
         self._finish()
-
-    # ---- storage
-    def _scope(self):
-        self.all_scopes.append(_Scope())  # kept alive: labels are keyed by identity
-        return self.all_scopes[-1]
-
-    def _reg(self, width):
-        self.register_width.append(width)
-        return ("reg", len(self.register_width) - 1, width)
-
-    def _newpred(self):
-        self.num_predicates += 1
-        return ("pred", self.num_predicates - 1, 0)
-
-    def _local(self, size, alignment):
-        off = round_up(self.local_size, max(alignment, 1))
-        self.local_size = off + max(size, 1)
-        return ("local", off)
-
-    def _shared(self, name, var):
-        if var.extern and var.size == 0:
-            self.dynamic_align = max(self.dynamic_align, var.align)
-            return ("dyn", 0)
-        off = round_up(self.shared_size, max(var.align, 16))
-        self.shared_vars.append((name, off, var.size))
-        self.shared_size = round_up(off + var.size, RED_ZONE) + RED_ZONE
-        self.static_shared = round_up(self.static_shared, var.align) + var.size
-        return ("shared", off)
-
-    # ---- names
-    def _lookup(self, scopes, name):
-        for s in reversed(scopes):
-            r = s.names.get(name)
-            if r is not None:
-                return r
-            if s.ranges:
-                m = re.match(r"(.*?)(\d+)$", name)
-                if m and m.group(1) in s.ranges:
-                    typ, count = s.ranges[m.group(1)]
-                    if int(m.group(2)) < count:
-                        r = self._newpred() if typ == "pred" else self._reg(max(2, TYPE_SIZE[typ]))
-                        s.names[name] = r
-                        return r
-        v = self.mod.vars.get(name)
-        if v is not None:
-            if v.space == "shared":
-                if name not in self.shared_names:
-                    self.shared_names[name] = self._shared(name, v)
-                return self.shared_names[name]
-            return ("addr", self.address_of(name))
-        if name == "WARP_SZ":
-            return ("addr", 32)
-        if name.startswith("%"):
-            return ("sreg", self.special_registers.setdefault(name, len(self.special_registers)))
-        if name in self.mod.funcs:
-            raise PtxError(f"address of function {name} is not supported")
-        return None
-
-    # ---- operands (parsed from tokens into nested lists, then encoded)
-    def _operand(self, i, out, scopes, inst):
-        toks = self.toks
-        t = toks[i]
-        if t == "{":
-            j = i + 1
-            sub, cnt = [], 0
-            while toks[j] != "}":
-                if toks[j] == ",":
-                    j += 1
-                    continue
-                j = self._operand(j, sub, scopes, inst)
-                cnt += 1
-            out += [abi.VEC, cnt, 0, *sub]
-            return j + 1
-        if t == "[":
-            j = i + 1
-            off, sign = 0, 1
-            sym = None
-            while toks[j] != "]":
-                x = toks[j]
-                if x == "+":
-                    sign = 1
-                elif x == "-":
-                    sign = -sign if toks[j - 1] == "+" else -1
-                elif x[0].isdigit():
-                    off += sign * integer(x)
-                elif x == ",":
-                    raise PtxError("tensor/multi-operand addresses are not supported")
-                else:
-                    sym = self._lookup(scopes, x)
-                    if sym is None:
-                        raise PtxError(f"unknown name {x}")
-                j += 1
-            if sym is None:
-                out += [abi.MEM, -1, off]
-            elif sym[0] == "reg":
-                out += [abi.MEM, sym[1], off]
-            elif sym[0] == "dyn":
-                self.dynamic_uses.append((out, len(out) + 2))
-                out += [abi.MEM, -1, off]
-            elif sym[0] == "sreg":
-                raise PtxError("special register as an address")
-            else:
-                out += [abi.MEM, -1, sym[1] + off]
-            self._last_space = sym[0] if sym else None
-            return j + 1
-        if t == "(":
-            raise PtxError("unexpected (")
-        if t == "!":
-            r = self._lookup(scopes, toks[i + 1])
-            out += [abi.PRED, r[1], 1]
-            return i + 2
-        if t == "-":
-            out += [abi.INT, -integer(toks[i + 1]), 0]
-            return i + 2
-        if t == "+":
-            return self._operand(i + 1, out, scopes, inst)
-        c = t[0]
-        if c.isdigit():
-            if t[:2] in ("0f", "0F"):
-                out += [abi.F32, int(t[2:], 16), 0]
-            elif t[:2] in ("0d", "0D"):
-                out += [abi.F64, _s64(int(t[2:], 16)), 0]
-            else:
-                out += [abi.INT, _s64(integer(t)), 0]
-            return i + 1
-        if t == "_":
-            if toks[i + 1] == "|":
-                out += [abi.PAIR, 2, 0, abi.SINK, 0, 0]
-                return self._operand(i + 2, out, scopes, inst)
-            out += [abi.SINK, 0, 0]
-            return i + 1
-        r = self._lookup(scopes, t)
-        if toks[i + 1] == "|":
-            out += [abi.PAIR, 2, 0]
-            self._encode(r, out)
-            return self._operand(i + 2, out, scopes, inst)
-        if r is None:  # a label or a branch table
-            if (inst, t) in self.branch_tables:
-                lst = self.branch_tables[(inst, t)]
-                out += [abi.VEC, len(lst), 0]
-                for lab in lst:
-                    self.label_uses.append((out, len(out) + 1, [(id(s), lab) for s in reversed(scopes)]))
-                    out += [abi.LABEL, 0, 0]
-                return i + 1
-            # labels are local to their { } block: search the enclosing ones from the inside
-            self.label_uses.append((out, len(out) + 1, [(id(s), t) for s in reversed(scopes)]))
-            out += [abi.LABEL, 0, 0]
-            return i + 1
-        k = i + 1
-        add = 0
-        while toks[k] in "+-" and toks[k + 1][0].isdigit():
-            add += integer(toks[k + 1]) * (1 if toks[k] == "+" else -1)
-            k += 2
-        self._encode(r, out, add)
-        return k
-
-    def _encode(self, r, out, add=0):
-        if r is None:
-            raise PtxError("unknown name")
-        kind = r[0]
-        if kind == "reg":
-            out += [abi.REG, r[1], 0]
-        elif kind == "pred":
-            out += [abi.PRED, r[1], 0]
-        elif kind == "sreg":
-            out += [abi.SREG, r[1], 0]
-        elif kind == "dyn":
-            self.dynamic_uses.append((out, len(out) + 1))
-            out += [abi.INT, add, 0]
-        else:
-            out += [abi.INT, r[1] + add, 0]
 
     def _emit(self, op, pred, ops, text):
         self.opcode_index.append(self.opcodes.setdefault(op, len(self.opcodes)))
@@ -250,7 +61,7 @@ class KernelBuilder:
         self.num_inlined += 1
         toks = self.toks
         i, end = f.body
-        scopes = [*scopes, self._scope()]
+        scopes = [*scopes, self.new_scope()]
         # branch tables are looked up before their users: collect them first
         for k in range(i, end):
             if toks[k] == ".branchtargets":
@@ -259,7 +70,7 @@ class KernelBuilder:
         while i < end:
             t = toks[i]
             if t == "{":
-                scopes.append(self._scope())
+                scopes.append(self.new_scope())
                 i += 1
             elif t == "}":
                 scopes.pop()
@@ -284,7 +95,9 @@ class KernelBuilder:
                         scopes[-1].ranges[name] = (typ, int(toks[i + 2]))
                         i += 4
                     else:
-                        scopes[-1].names[name] = self._newpred() if typ == "pred" else self._reg(max(2, TYPE_SIZE[typ]))
+                        scopes[-1].names[name] = (
+                            self.new_predicate() if typ == "pred" else self.new_register(max(2, TYPE_SIZE[typ]))
+                        )
                         i += 1
                     if toks[i] == ",":
                         i += 1
@@ -298,10 +111,10 @@ class KernelBuilder:
                     if t == ".shared":
                         key = (f.name, name)
                         if key not in self.shared_names:
-                            self.shared_names[key] = self._shared(name, v)
+                            self.shared_names[key] = self.new_shared(name, v)
                         scopes[-1].names[name] = self.shared_names[key]
                     else:
-                        scopes[-1].names[name] = self._local(v.size, v.align)
+                        scopes[-1].names[name] = self.new_local(v.size, v.align)
             elif t in (".pragma", ".callprototype", ".branchtargets", ".calltargets"):
                 while toks[i] != ";":
                     i += 1
@@ -326,7 +139,7 @@ class KernelBuilder:
             if toks[i] == "!":
                 neg = 1
                 i += 1
-            r = self._lookup(scopes, toks[i])
+            r = self.lookup(scopes, toks[i])
             if r is None or r[0] != "pred":
                 raise PtxError(f"guard {toks[i]} is not a predicate")
             pred = r[1] * 2 + neg
@@ -342,14 +155,14 @@ class KernelBuilder:
             self._emit("bra", pred, ops, "ret")
             return toks.index(";", i) + 1
         ops = []
-        self._last_space = None
+        self.last_space = None
         bad = None
         try:
             while toks[i] != ";":
                 if toks[i] == ",":
                     i += 1
                     continue
-                i = self._operand(i, ops, scopes, inst)
+                i = self.operand(i, ops, scopes, inst)
         except PtxError as e:
             bad = str(e)
             i = toks.index(";", i)
@@ -358,7 +171,7 @@ class KernelBuilder:
             self._emit(f"{op}.unsupported_operand:{bad}".replace(".", "\x01").replace("\n", " "), pred, [], text)
             return i + 1
         if op.startswith(("ld.param", "st.param")) and (
-            self._last_space == "local" or (not is_entry and self._last_space == "reg")
+            self.last_space == "local" or (not is_entry and self.last_space == "reg")
         ):
             op = op.replace(".param", ".local", 1)
         self._emit(op, pred, ops, text)
@@ -393,25 +206,25 @@ class KernelBuilder:
             self._emit("bra", pred ^ 1, ops, f"call {target}")
         f = self.mod.funcs.get(target)
         if f is None or f.body is None:
-            a = [self._lookup(scopes, x) for x in args]
+            a = [self.lookup(scopes, x) for x in args]
 
             def load(k, width):
-                r = self._reg(width)
+                r = self.new_register(width)
                 self._emit(f"ld.local.u{8 * width}", -1, [abi.REG, r[1], 0, abi.MEM, -1, a[k][1]], f"call {target}")
                 return [abi.REG, r[1], 0]
 
             if target == "vprintf":
                 self._emit("psprintf", -1, load(0, 8) + load(1, 8), "call vprintf")
-                ret = self._lookup(scopes, rets[0])
+                ret = self.lookup(scopes, rets[0])
                 self._emit("st.local.u32", -1, [abi.MEM, -1, ret[1], abi.INT, 1, 0], "call vprintf")
             elif target == "__assertfail":
                 self._emit("psassert", -1, load(0, 8) + load(1, 8) + load(2, 4), "call __assertfail")
             else:
                 self._emit(f"call\x01{target}", -1, [], f"call {target}")
         else:
-            env = self._scope()
+            env = self.new_scope()
             for p, x in list(zip(f.rets, rets, strict=False)) + list(zip(f.params, args, strict=False)):
-                r = self._lookup(scopes, x)
+                r = self.lookup(scopes, x)
                 if r is None or r[0] != "local":
                     raise PtxError(f"call of {target}: argument {x} is not a .param variable")
                 env.names[p.name] = r
@@ -440,10 +253,6 @@ class KernelBuilder:
     def shared_end(self, dynamic):
         """Bytes of a block's shared memory with red zones, with this much dynamic shared memory."""
         return self.dynamic_base + dynamic if dynamic else self.shared_size
-
-
-def _s64(x):
-    return x - (1 << 64) if x >= 1 << 63 else x
 
 
 def _join(toks):
