@@ -16,36 +16,35 @@ extern "C" {
 
 void** __cudaRegisterFatBinary(void* wrapper) {
   Lock lock(g_lock);
-  struct W {
+  struct Wrapper {
     int magic, version;
     const uint8_t* data;
-  }* w = (W*)wrapper;
+  }* w = (Wrapper*)wrapper;
   std::string ptx;
   const uint8_t* p = w->data;
   unsigned magic;
-  uint16_t hs;
+  uint16_t header_size;
   u64 total;
   unsigned best = 0;
   memcpy(&magic, p, 4);
-  memcpy(&hs, p + 6, 2);
+  memcpy(&header_size, p + 6, 2);
   memcpy(&total, p + 8, 8);
   if (magic == 0xBA55ED50)
-    for (const uint8_t *e = p + hs, *end = e + total; e < end;) {  // entries: kind 1 is PTX
+    for (const uint8_t *e = p + header_size, *end = e + total; e < end;) {  // entries: kind 1 is PTX
       uint16_t kind;
-      unsigned hdr, arch;
-      u64 size, flags;
+      unsigned entry_header, arch;
+      u64 size;
       memcpy(&kind, e, 2);
-      memcpy(&hdr, e + 4, 4);
+      memcpy(&entry_header, e + 4, 4);
       memcpy(&size, e + 8, 8);
       memcpy(&arch, e + 28, 4);
-      memcpy(&flags, e + 40, 8);
-      std::string text((const char*)e + hdr, size);
+      std::string text((const char*)e + entry_header, size);
       text = text.c_str();
       if (kind == 1 && arch >= best) {
         best = arch;
         ptx = text.find(".version") == std::string::npos ? "compressed" : text;
       }
-      e += hdr + size;
+      e += entry_header + size;
     }
   ptx_images().push_back(ptx);
   return (void**)(new int((int)ptx_images().size() - 1));

@@ -78,48 +78,44 @@ inline u64 next_random(u64& s) {  // xorshift
   s ^= s << 17;
   return s;
 }
-// One turn for every warp of the block; true when the block is finished
+[[noreturn]] inline void fail_deadlock(Block& block, int num_done) {
+  std::string waiting;
+  Warp* first = nullptr;
+  for (Warp& warp : block.warps)
+    if (warp.state == Warp::AT_BARRIER) {
+      char text[80];
+      snprintf(text, sizeof text, "%swarp %d at barrier %d (instr #%d)", waiting.empty() ? "" : ", ", warp.id,
+               warp.barrier_id, warp.barrier_pc);
+      if (waiting.size() < 130) waiting += text;
+      if (!first) first = &warp;
+    }
+  fail(*first, Kind::BARRIER, first->barrier_pc, __builtin_ctz(first->current), 0,
+       "barrier deadlock (%d of %d warps have exited): %s", num_done, block.num_warps, waiting.c_str());
+}
+// One turn for every warp of the block. Returns true when the block is finished.
 inline bool turn(Block& block, Worker& worker) {
   const LaunchConfig& launch = *block.launch;
-  bool progress = false;
   int order[MAX_WARPS];
   for (int k = 0; k < block.num_warps; k++)
     order[k] = launch.schedule == Schedule::REVERSE ? block.num_warps - 1 - k : k;
   if (launch.schedule == Schedule::RANDOM)
     for (int k = block.num_warps - 1; k > 0; k--) std::swap(order[k], order[next_random(worker.rng) % (k + 1)]);
-  for (int q = 0; q < block.num_warps; q++) {
-    Warp& warp = block.warps[order[q]];
+  bool progress = false;
+  for (int k = 0; k < block.num_warps; k++) {
+    Warp& warp = block.warps[order[k]];
     if (warp.state != Warp::RUNNING) continue;
     progress = true;
-    u64 qn = launch.schedule == Schedule::RANDOM ? 1 + next_random(worker.rng) % 64 : launch.quantum;
-    u64 c0 = worker.instructions;
-    run_warp(warp, qn);
-    u64 tot = g_instructions.fetch_add(worker.instructions - c0) + (worker.instructions - c0);
-    if (tot > launch.max_instructions)
+    u64 before = worker.instructions;
+    run_warp(warp, launch.schedule == Schedule::RANDOM ? 1 + next_random(worker.rng) % 64 : launch.quantum);
+    u64 executed = worker.instructions - before;
+    if (g_instructions.fetch_add(executed) + executed > launch.max_instructions)
       fail(warp, Kind::INSTRUCTION_LIMIT, warp.pc, 0, 0,
            "instruction limit of %llu warp instructions exceeded (endless loop?)", ull(launch.max_instructions));
   }
-  int done = 0;
-  for (auto& warp : block.warps) done += warp.state == Warp::DONE;
-  if (done == block.num_warps) return true;
-  if (!progress) {
-    std::string s;
-    int pc = -1;
-    Warp* stuck = nullptr;
-    for (auto& warp : block.warps)
-      if (warp.state == Warp::AT_BARRIER) {
-        char t[80];
-        snprintf(t, sizeof t, "%swarp %d at barrier %d (instr #%d)", s.empty() ? "" : ", ", warp.id, warp.barrier_id,
-                 warp.barrier_pc);
-        if (s.size() < 130) s += t;
-        if (!stuck) {
-          stuck = &warp;
-          pc = warp.barrier_pc;
-        }
-      }
-    fail(*stuck, Kind::BARRIER, pc, __builtin_ctz(stuck->current), 0,
-         "barrier deadlock (%d of %d warps have exited): %s", done, block.num_warps, s.c_str());
-  }
+  int num_done = 0;
+  for (const Warp& warp : block.warps) num_done += warp.state == Warp::DONE;
+  if (num_done == block.num_warps) return true;
+  if (!progress) fail_deadlock(block, num_done);
   return false;
 }
 

@@ -97,7 +97,7 @@ inline void op_atom(Warp& warp, const Instruction& in) {
   resolve(warp, in, addresses, host, by, Access::ATOMIC, by);
   bool lock = warp.block->launch->workers > 1;
   if (lock) g_atomic_lock.lock();
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   u32 m = warp.mask;
   int sz = in.size, rw = in.reg_width;
   for (int v = 0; v < in.vector; v++)
@@ -106,11 +106,11 @@ inline void op_atom(Warp& warp, const Instruction& in) {
         u64 o = 0, b = 0, c = 0;
         u8* p = host[l] + v * sz;
         memcpy(&o, p, sz);
-        memcpy(&b, warp.regs + ex[2 * v + 1] + l * rw, sz);
+        memcpy(&b, warp.regs + slots[2 * v + 1] + l * rw, sz);
         if (in.src2 >= 0) memcpy(&c, warp.regs + in.src2 + l * rw, sz);
         u64 n = apply_atomic(in.type, in.operation, o, b, c);
         memcpy(p, &n, sz);
-        if (ex[2 * v] >= 0) memcpy(warp.regs + ex[2 * v] + l * rw, &o, sz);
+        if (slots[2 * v] >= 0) memcpy(warp.regs + slots[2 * v] + l * rw, &o, sz);
       }
   if (lock) g_atomic_lock.unlock();
 }

@@ -29,24 +29,28 @@ inline float unpack(Type t, u32 x, int e) {
   }
 }
 inline void op_mma(Warp& warp, const Instruction& in) {  // m16n8kK, f16/bf16/tf32/fp8 -> f32 or f16
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   int K = in.mma.k;
   Type ta = in.mma.a, tb = in.mma.b, tc = in.mma.c, td = in.mma.d;
-  int es = ta == Type::TF32 ? 4 : (ta == Type::E4M3 || ta == Type::E5M2) ? 1 : 2, ep = 4 / es;  // elements per register
-  int na = 16 * K / 32 / ep, nb = 8 * K / 32 / ep, nd = td == Type::F32 ? 4 : 2;
-  const int *rd = ex, *ra = ex + nd, *rb = ra + na, *rc = rb + nb;
+  int element_size = ta == Type::TF32                         ? 4
+                     : (ta == Type::E4M3 || ta == Type::E5M2) ? 1
+                                                              : 2,
+      per_register = 4 / element_size;  // elements per register
+  int na = 16 * K / 32 / per_register, nb = 8 * K / 32 / per_register, nd = td == Type::F32 ? 4 : 2;
+  const int *rd = slots, *ra = slots + nd, *rb = ra + na, *rc = rb + nb;
   alignas(64) float A[16][32];
   alignas(64) double B[32][8], C[16][8];
   for (int r = 0; r < na; r++) {
     const u32* a = warp.lanes<u32>(ra[r]);
-    int dr = (r & 1) * 8, dc = (r >> 1) * ep * 4;
+    int dr = (r & 1) * 8, dc = (r >> 1) * per_register * 4;
     for (int l = 0; l < 32; l++)
-      for (int e = 0; e < ep; e++) A[(l >> 2) + dr][(l & 3) * ep + e + dc] = unpack(ta, a[l], e);
+      for (int e = 0; e < per_register; e++) A[(l >> 2) + dr][(l & 3) * per_register + e + dc] = unpack(ta, a[l], e);
   }
   for (int r = 0; r < nb; r++) {
     const u32* b = warp.lanes<u32>(rb[r]);
     for (int l = 0; l < 32; l++)
-      for (int e = 0; e < ep; e++) B[(l & 3) * ep + e + r * ep * 4][l >> 2] = unpack(tb, b[l], e);
+      for (int e = 0; e < per_register; e++)
+        B[(l & 3) * per_register + e + r * per_register * 4][l >> 2] = unpack(tb, b[l], e);
   }
   if (tc == Type::F32)
     for (int r = 0; r < 4; r++) {
@@ -82,11 +86,11 @@ inline void op_mma(Warp& warp, const Instruction& in) {  // m16n8kK, f16/bf16/tf
     }
 }
 inline void op_mma_i8(Warp& warp, const Instruction& in) {  // m16n8k16 / m16n8k32 s8,u8 -> s32
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   int K = in.mma.k;
   bool sa = in.mma.signed_a, sb = in.mma.signed_b;
   int na = K / 8, nb = K / 16;
-  const int *rd = ex, *ra = ex + 4, *rb = ra + na, *rc = rb + nb;
+  const int *rd = slots, *ra = slots + 4, *rb = ra + na, *rc = rb + nb;
   i32 A[16][32], B[32][8];
   i64 C[16][8];
   auto dec = [](u32 x, int e, bool s) -> i32 {
@@ -120,10 +124,10 @@ inline void op_mma_i8(Warp& warp, const Instruction& in) {  // m16n8k16 / m16n8k
   }
 }
 inline void op_dmma(Warp& warp, const Instruction& in) {  // m8n8k4 f64 and m16n8k4/8/16 f64
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   int K = in.mma.k, M = in.mma.m;
   int na = M * K / 32, nb = 8 * K / 32, nd = M * 8 / 32;
-  const int *rd = ex, *ra = ex + nd, *rb = ra + na, *rc = rb + nb;
+  const int *rd = slots, *ra = slots + nd, *rb = ra + na, *rc = rb + nb;
   double A[16][16], B[16][8], C[16][8];
   int mr = M / 8;
   for (int r = 0; r < na; r++) {

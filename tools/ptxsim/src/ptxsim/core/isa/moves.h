@@ -80,43 +80,43 @@ inline void op_mov(Warp& warp, const Instruction& in) {
   for_lanes(warp.mask, [&](int l) { d[l] = a[l]; });
 }
 inline void op_pack(Warp& warp, const Instruction& in) {  // size: that of the whole, reg_width: that of a part
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
       u64 v[2] = {0, 0};
       for (int k = 0; k < in.num_slots; k++)
-        memcpy((u8*)v + k * in.reg_width, warp.regs + ex[k] + l * in.reg_width, in.reg_width);
+        memcpy((u8*)v + k * in.reg_width, warp.regs + slots[k] + l * in.reg_width, in.reg_width);
       memcpy(warp.regs + in.dst + l * in.size, v, in.size);
     }
 }
 inline void op_unpack(Warp& warp, const Instruction& in) {
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
       u64 v[2] = {0, 0};
       memcpy(v, warp.regs + in.src0 + l * in.size, in.size);
       for (int k = 0; k < in.num_slots; k++)
-        if (ex[k] >= 0) memcpy(warp.regs + ex[k] + l * in.reg_width, (u8*)v + k * in.reg_width, in.reg_width);
+        if (slots[k] >= 0) memcpy(warp.regs + slots[k] + l * in.reg_width, (u8*)v + k * in.reg_width, in.reg_width);
     }
 }
 template <int S>
 inline void op_unpack2(Warp& warp, const Instruction& in) {
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   using T = std::conditional_t<S == 2, u16, u32>;
   T v[64];
   memcpy(v, warp.regs + in.src0, sizeof v);
   for (int k = 0; k < 2; k++)
-    if (ex[k] >= 0) {
-      T* d = warp.lanes<T>(ex[k]);
+    if (slots[k] >= 0) {
+      T* d = warp.lanes<T>(slots[k]);
       for_lanes(warp.mask, [&](int l) { d[l] = v[2 * l + k]; });
     }
 }
 template <int S>
 inline void op_pack2(Warp& warp, const Instruction& in) {
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   using T = std::conditional_t<S == 2, u16, u32>;
   T v[64];
-  const T *a = warp.lanes<T>(ex[0]), *b = warp.lanes<T>(ex[1]);
+  const T *a = warp.lanes<T>(slots[0]), *b = warp.lanes<T>(slots[1]);
   for (int l = 0; l < 32; l++) v[2 * l] = a[l], v[2 * l + 1] = b[l];
   using W = std::conditional_t<S == 2, u32, u64>;
   W x[32];

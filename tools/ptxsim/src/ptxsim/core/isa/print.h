@@ -15,66 +15,56 @@ inline std::string string_at(Warp& warp, u64 a) {
   for (u64 k = a - A->base; k < A->size && A->host[k]; k++) s += (char)A->host[k];
   return s;
 }
-inline void op_printf(Warp& warp, const Instruction& in) {
+// Formats like printf, with arguments of a thread's local memory from `offset` on.
+inline std::string format_arguments(Warp& warp, const std::string& format, const u8* local, u64 offset) {
+  std::string text;
+  for (size_t k = 0; k < format.size(); k++) {
+    if (format[k] != '%') {
+      text += format[k];
+      continue;
+    }
+    k++;
+    if (k < format.size() && format[k] == '%') {
+      text += '%';
+      continue;
+    }
+    std::string spec = "%";
+    bool is_long = false;
+    for (; k < format.size() && !strchr("diouxXcsfFeEgGaAp", format[k]); k++) {
+      if (format[k] == 'l' || format[k] == 'z')
+        is_long = true;
+      else if (format[k] != 'h')
+        spec += format[k];
+    }
+    if (k >= format.size()) break;
+    char conversion = format[k];
+    u64 size = strchr("fFeEgGaAps", conversion) || is_long ? 8 : 4, value = 0;
+    offset = (offset + size - 1) & ~(size - 1);
+    if (offset + size > warp.local_size) break;
+    memcpy(&value, local + offset, size);
+    offset += size;
+    char formatted[128] = "";
+    if (strchr("fFeEgGaA", conversion))
+      snprintf(formatted, sizeof formatted, (spec + conversion).c_str(), double_of_bits(value));
+    else if (conversion == 'p')
+      snprintf(formatted, sizeof formatted, "0x%llx", ull(value));
+    else if (conversion == 's' || conversion == 'c')
+      text += conversion == 's' ? string_at(warp, value) : std::string(1, char(value));
+    else {
+      if (size == 4 && (conversion == 'd' || conversion == 'i')) value = u64(i64(i32(value)));
+      snprintf(formatted, sizeof formatted, (spec + "ll" + conversion).c_str(), (long long)value);
+    }
+    text += formatted;
+  }
+  return text;
+}
+inline void op_printf(Warp& warp, const Instruction& in) {  // format, address of the arguments
   if (!warp.block->launch->print) return;
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
-      std::string f = string_at(warp, warp.lanes<u64>(in.src0)[l]);
-      u64 ap = warp.lanes<u64>(in.src1)[l] - LOCAL_WINDOW;
-      const u8* base = warp.local + (u64)l * warp.local_size;
-      u64 off = ap;
-      std::string o;
-      for (size_t k = 0; k < f.size(); k++) {
-        if (f[k] != '%') {
-          o += f[k];
-          continue;
-        }
-        if (f[k + 1] == '%') {
-          o += '%';
-          k++;
-          continue;
-        }
-        std::string sp = "%";
-        k++;
-        int lng = 0;
-        while (k < f.size() && !strchr("diouxXcsfFeEgGaAp", f[k])) {
-          if (f[k] == 'l')
-            lng++;
-          else if (f[k] == 'h' || f[k] == 'z') {
-            if (f[k] == 'z') lng = 2;
-          } else
-            sp += f[k];
-          k++;
-        }
-        if (k >= f.size()) break;
-        char c = f[k];
-        int n = (strchr("fFeEgGaAps", c) || lng) ? 8 : 4;
-        off = (off + n - 1) & ~(u64)(n - 1);
-        if (off + n > warp.local_size) break;
-        u64 v = 0;
-        memcpy(&v, base + off, n);
-        off += n;
-        char b[128];
-        if (strchr("fFeEgGaA", c)) {
-          sp += c;
-          snprintf(b, sizeof b, sp.c_str(), double_of_bits(v));
-          o += b;
-        } else if (c == 's')
-          o += string_at(warp, v);
-        else if (c == 'p') {
-          snprintf(b, sizeof b, "0x%llx", ull(v));
-          o += b;
-        } else if (c == 'c')
-          o += (char)v;
-        else {
-          sp += "ll";
-          sp += c;
-          if (n == 4 && (c == 'd' || c == 'i')) v = (u64)(i64)(i32)v;
-          snprintf(b, sizeof b, sp.c_str(), (long long)v);
-          o += b;
-        }
-      }
-      warp.worker->output += o;
+      std::string format = string_at(warp, warp.lanes<u64>(in.src0)[l]);
+      u64 arguments = warp.lanes<u64>(in.src1)[l] - LOCAL_WINDOW;
+      warp.worker->output += format_arguments(warp, format, warp.local + u64(l) * warp.local_size, arguments);
     }
 }
 inline void op_assert(Warp& warp, const Instruction& in) {

@@ -12,7 +12,7 @@ inline void op_shfl(Warp& warp, const Instruction& in) {
   memcpy(src, warp.lanes<u32>(in.src0), 128);
   const u32 *b = warp.lanes<u32>(in.src1), *c = warp.lanes<u32>(in.src2);
   u32* d = warp.lanes<u32>(in.dst);
-  u32 pm = 0;
+  u32 in_range = 0;
   u32 out[32];
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
@@ -38,7 +38,7 @@ inline void op_shfl(Warp& warp, const Instruction& in) {
       if (!p)
         j = l;
       else
-        pm |= 1u << l;
+        in_range |= 1u << l;
       if (!(warp.mask >> j & 1))
         report(warp, Kind::SHUFFLE, in.pc, -1, l, 0,
                "shfl.sync reads lane %d, which does not take part (value undefined)", j);
@@ -46,7 +46,7 @@ inline void op_shfl(Warp& warp, const Instruction& in) {
     }
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) d[l] = out[l];
-  set_predicate(warp, in.pred_dst, pm);
+  set_predicate(warp, in.pred_dst, in_range);
 }
 inline void op_vote(Warp& warp, const Instruction& in) {
   u32 p = predicate(warp, in.pred_a) & warp.mask, r;
@@ -74,7 +74,7 @@ inline void op_match(Warp& warp, const Instruction& in) {
   for (int l = 0; l < 32; l++) v[l] = in.size == 8 ? warp.lanes<u64>(in.src0)[l] : warp.lanes<u32>(in.src0)[l];
   u32* d = warp.lanes<u32>(in.dst);
   u32 res[32];
-  u32 pm = 0;
+  u32 in_range = 0;
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
       u32 r = 0;
@@ -83,13 +83,13 @@ inline void op_match(Warp& warp, const Instruction& in) {
       if (in.operation) {
         bool all = r == warp.mask;
         res[l] = all ? warp.mask : 0;
-        if (all) pm |= 1u << l;
+        if (all) in_range |= 1u << l;
       } else
         res[l] = r;
     }
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) d[l] = res[l];
-  if (in.operation) set_predicate(warp, in.pred_dst, pm);
+  if (in.operation) set_predicate(warp, in.pred_dst, in_range);
 }
 inline void op_redux(Warp& warp, const Instruction& in) {
   const u32* a = warp.lanes<u32>(in.src0);

@@ -9,53 +9,51 @@
 namespace ptxsim {
 
 struct Fragment {
-  int rows, cols, esz, nreg;
+  int rows, cols, element_size, num_registers;
 };
 inline int element_index(const Fragment& f, int lane, int r, int e) {
-  int ep = 4 / f.esz, epl = f.nreg * ep;
-  return (lane * epl + r * ep + e) % (f.rows * f.cols);
+  int per_register = 4 / f.element_size, per_lane = f.num_registers * per_register;
+  return (lane * per_lane + r * per_register + e) % (f.rows * f.cols);
 }
 inline void op_wmma_ls(Warp& warp, const Instruction& in) {  // load or store of a fragment
   u64 addresses[32];
   addresses_of(warp, in, addresses);
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   Fragment f{in.fragment.rows, in.fragment.cols, in.size, in.num_slots};
-  bool st = in.fragment.store;
-  int ep = 4 / f.esz;
+  bool store = in.fragment.store;
+  int per_register = 4 / f.element_size;
   u32 stride = in.src1 >= 0 ? warp.lanes<u32>(in.src1)[0] : (u32)(in.fragment.column_major ? f.rows : f.cols);
   bool col = in.fragment.column_major;
   for (int l = 1; l < 32; l++)
     if (addresses[l] != addresses[0])
       fail(warp, Kind::OTHER, in.pc, l, addresses[l], "wmma address differs between lanes");
-  u32 save = warp.mask;
-  for (int r = 0; r < f.nreg; r++)
-    for (int e = 0; e < ep; e++) {
-      u64 a2[32];
+  for (int r = 0; r < f.num_registers; r++)
+    for (int e = 0; e < per_register; e++) {
+      u64 element[32];
       u8* host[32];
       for (int l = 0; l < 32; l++) {
         int x = element_index(f, l, r, e), y = x / f.cols, c = x % f.cols;
-        a2[l] = addresses[0] + (u64)f.esz * (col ? (u64)c * stride + y : (u64)y * stride + c);
+        element[l] = addresses[0] + (u64)f.element_size * (col ? (u64)c * stride + y : (u64)y * stride + c);
       }
-      resolve(warp, in, a2, host, f.esz, st ? Access::WRITE : Access::READ, f.esz);
+      resolve(warp, in, element, host, f.element_size, store ? Access::WRITE : Access::READ, f.element_size);
       for (int l = 0; l < 32; l++) {
-        u8* reg = warp.regs + ex[r] + l * 4 + e * f.esz;
-        if (st)
-          memcpy(host[l], reg, f.esz);
+        u8* reg = warp.regs + slots[r] + l * 4 + e * f.element_size;
+        if (store)
+          memcpy(host[l], reg, f.element_size);
         else
-          memcpy(reg, host[l], f.esz);
+          memcpy(reg, host[l], f.element_size);
       }
     }
-  warp.mask = save;
 }
 inline void op_wmma(Warp& warp, const Instruction& in) {
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   const WmmaSpec& s = in.wmma;
   int M = s.m, N = s.n, K = s.k, na = s.regs_a, nb = s.regs_b, nc = s.regs_c, nd = s.regs_d;
   Type ta = s.ab, tc = s.c, td = s.d;
   int es = ta == Type::TF32 ? 4 : (ta == Type::S8 || ta == Type::U8) ? 1 : 2;
-  auto csz = [](Type t) { return t == Type::F16 ? 2 : 4; };
-  Fragment fa{M, K, es, na}, fb{K, N, es, nb}, fc{M, N, csz(tc), nc}, fd{M, N, csz(td), nd};
-  const int *rd = ex, *ra = ex + nd, *rb = ra + na, *rc = rb + nb;
+  auto size_of_sum = [](Type t) { return t == Type::F16 ? 2 : 4; };
+  Fragment fa{M, K, es, na}, fb{K, N, es, nb}, fc{M, N, size_of_sum(tc), nc}, fd{M, N, size_of_sum(td), nd};
+  const int *rd = slots, *ra = slots + nd, *rb = ra + na, *rc = rb + nb;
   std::vector<double> A(M * K), B(K * N), C(M * N);
   auto val = [&](Type t, u32 x, int e) -> double {
     if (t == Type::S8) return (i8)(x >> (8 * e));
@@ -64,9 +62,10 @@ inline void op_wmma(Warp& warp, const Instruction& in) {
     return unpack(t, x, e);
   };
   auto fill = [&](std::vector<double>& V, const Fragment& f, const int* rr, Type t) {
-    for (int r = 0; r < f.nreg; r++)
+    for (int r = 0; r < f.num_registers; r++)
       for (int l = 0; l < 32; l++)
-        for (int e = 0; e < 4 / f.esz; e++) V[element_index(f, l, r, e)] = val(t, warp.lanes<u32>(rr[r])[l], e);
+        for (int e = 0; e < 4 / f.element_size; e++)
+          V[element_index(f, l, r, e)] = val(t, warp.lanes<u32>(rr[r])[l], e);
   };
   fill(A, fa, ra, ta);
   fill(B, fb, rb, ta);

@@ -48,10 +48,10 @@ inline void op_ld(Warp& warp, const Instruction& in) {
   addresses_of(warp, in, addresses);
   int by = in.size * in.vector;
   resolve(warp, in, addresses, host, by, Access::READ, by);
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   for (int v = 0; v < in.vector; v++) {
     int o = v * in.size;
-    u8* d = warp.regs + ex[v];
+    u8* d = warp.regs + slots[v];
     int rw = in.reg_width;
     bool done = in.is_signed ? load_into_register<true>(warp, host, o, in.size, rw, d)
                              : load_into_register<false>(warp, host, o, in.size, rw, d);
@@ -64,11 +64,11 @@ inline void op_st(Warp& warp, const Instruction& in) {
   addresses_of(warp, in, addresses);
   int by = in.size * in.vector;
   resolve(warp, in, addresses, host, by, Access::WRITE, by);
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   u32 m = warp.mask;
   for (int v = 0; v < in.vector; v++) {
     int o = v * in.size;
-    const u8* s = warp.regs + ex[v];
+    const u8* s = warp.regs + slots[v];
     int rw = in.reg_width;
     switch (in.size) {
       case 4:
@@ -91,7 +91,7 @@ inline void op_ldmatrix(Warp& warp, const Instruction& in) {
   if (in.space == Space::GENERIC)
     for (int l = 0; l < 32; l++) addresses[l] -= SHARED_WINDOW;
   int x = in.vector;
-  const int* ex = warp.slots(in);
+  const int* slots = warp.slots(in);
   u8* host[32];
   u32 lm = x == 4 ? ~0u : (1u << (8 * x)) - 1;
   bool st = in.matrix.store;
@@ -101,7 +101,7 @@ inline void op_ldmatrix(Warp& warp, const Instruction& in) {
     for (int q = 0; q < x; q++)
       for (int r = 0; r < 8; r++) memcpy(mat[q][r], host[q * 8 + r], 16);
     for (int q = 0; q < x; q++) {
-      u32* d = warp.lanes<u32>(ex[q]);
+      u32* d = warp.lanes<u32>(slots[q]);
       for (int l = 0; l < 32; l++) {
         int r = l >> 2, c = (l & 3) * 2;
         d[l] = in.matrix.transposed ? (u32)mat[q][c][r] | (u32)mat[q][c + 1][r] << 16
@@ -110,7 +110,7 @@ inline void op_ldmatrix(Warp& warp, const Instruction& in) {
     }
   } else {
     for (int q = 0; q < x; q++) {
-      const u32* d = warp.lanes<u32>(ex[q]);
+      const u32* d = warp.lanes<u32>(slots[q]);
       for (int l = 0; l < 32; l++) {
         int r = l >> 2, c = (l & 3) * 2;
         u16 lo = d[l], hi = d[l] >> 16;

@@ -37,7 +37,7 @@ inline void advance_phase(Block& block, MemoryBarrier& m, bool land) {
 }
 inline void op_mbarrier(Warp& warp, const Instruction& in) {
   Block& block = *warp.block;
-  u32 pm = 0;
+  u32 done = 0;
   for (int l = 0; l < 32; l++)
     if (warp.mask >> l & 1) {
       u32 a = shared_offset(address_at(warp, in.src0, in.address_width, in.immediate, l));
@@ -94,7 +94,7 @@ inline void op_mbarrier(Warp& warp, const Instruction& in) {
           u64 want = in.operation == MbarrierOp::TEST ? warp.lanes<u64>(in.src1)[l] : 0;
           bool ok = in.operation == MbarrierOp::TEST ? m.phase > (u32)want : ((m.phase & 1) != (v & 1));
           if (ok) {
-            pm |= 1u << l;
+            done |= 1u << l;
             join_clock(warp.clock, m.released, block.num_warps);
             warp.epoch++;
           }
@@ -104,7 +104,7 @@ inline void op_mbarrier(Warp& warp, const Instruction& in) {
   if (in.operation == MbarrierOp::ARRIVE || in.operation == MbarrierOp::ARRIVE_TX || in.operation == MbarrierOp::DROP ||
       in.operation == MbarrierOp::COPY_ARRIVE)
     warp.clock[warp.id]++;
-  if (in.operation == MbarrierOp::TEST || in.operation == MbarrierOp::PARITY) set_predicate(warp, in.pred_dst, pm);
+  if (in.operation == MbarrierOp::TEST || in.operation == MbarrierOp::PARITY) set_predicate(warp, in.pred_dst, done);
 }
 // cp.async.bulk, from global to shared memory or back. slots: (slot, width, offset) of the source and the mbarrier.
 inline void op_bulk(Warp& warp, const Instruction& in) {
