@@ -76,12 +76,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*' 'tools/*.inc')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*')
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*' 'tools/*.inc')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'benchmarks/*.cpp' 'tools/*.cpp' 'tools/*.h' 'tools/*.cu*')
 
 # torch goes in first, so that the build uses it instead of downloading a second copy into an isolated environment
 $(INSTALLED): $(VENV)/tools $(CSRC)

@@ -310,10 +310,10 @@ def global_accesses(report: Any) -> list[Row]:
 
 def tensor_flops(report: Any, kind: str) -> float:
     """Operations of mma instructions on factors of `kind`: "tf32", or "16" bits."""
-    from ptxsim.module import _flops
+    from ptxsim.opcodes import flops
 
     return sum(
-        _flops(op) * int(report.stats[pc]["thread_exec"])
+        flops(op) * int(report.stats[pc]["thread_exec"])
         for pc, op in enumerate(report.kernel.ops)
         if op.startswith("mma") and ("tf32" in op) == (kind == "tf32")
     )

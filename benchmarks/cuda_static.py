@@ -65,7 +65,7 @@ BUDGETS = {
 
 def compile_kernels(archs: Sequence[int], sources: Sequence[Path]) -> list[Row]:
     """Every kernel of the sources on every architecture."""
-    from ptxsim.module import _demangle, nvcc_path, parse_ptxas
+    from ptxsim.nvcc import demangle, nvcc_path, parse_ptxas
 
     include = Path(torch.__file__).parent / "include"
     flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'csrc'}"]
@@ -81,7 +81,7 @@ def compile_kernels(archs: Sequence[int], sources: Sequence[Path]) -> list[Row]:
                 raise RuntimeError(f"nvcc failed on {source.name}:\n{done.stderr}")
             found = parse_ptxas(done.stderr)
             tensor = tensor_instructions(binary) if any("flash" in k["name"] for k in found) else {}
-        names = _demangle([k["name"] for k in found])
+        names = demangle([k["name"] for k in found])
         for k in found:
             row = {"kernel": short_name(names[k["name"]]), "arch": k["arch"], "registers": k["registers"]}
             row |= {"spill_bytes": k["spill_stores"] + k["spill_loads"], "static_shared": k["shared"]}
@@ -142,7 +142,7 @@ def cuobjdump() -> str | None:
 
 def blocks_per_sm(launch: Row, kernels: Sequence[Row]) -> dict[str, int]:
     """Architecture → blocks of a launch that fit on an SM, by registers and shared memory."""
-    from ptxsim.module import occupancy
+    from ptxsim.limits import occupancy
 
     found = {}
     for k in (k for k in kernels if k["kernel"] == launch["kernel"]):
@@ -237,7 +237,7 @@ def out_of_date(results: Row) -> list[str]:
 
 
 def nvcc_version() -> str:
-    from ptxsim.module import nvcc_path
+    from ptxsim.nvcc import nvcc_path
 
     text = subprocess.run([nvcc_path(), "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"V([\d.]+)", text)[1]

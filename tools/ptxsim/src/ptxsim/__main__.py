@@ -3,13 +3,16 @@
 import argparse
 import sys
 
-from . import module
+from .limits import occupancy
+from .module import compile
+from .nvcc import resources
+from .parser import PtxError
 
 
 def info(a):
     try:
-        rows = module.resources(a.file, a.arch, a.include, a.define, a.flag)
-        mod = module.compile(a.file, a.arch, a.include, a.define, a.flag)
+        rows = resources(a.file, a.arch, a.include, a.define, a.flag)
+        mod = compile(a.file, a.arch, a.include, a.define, a.flag)
     except RuntimeError as e:
         sys.exit(str(e))
     print(f"{a.file} for {a.arch}")
@@ -27,14 +30,14 @@ def info(a):
             f"barriers {r['barriers']}, launch bound {k.max_threads if k else None}"
         )
         for t in [threads] if threads else [128, 256, 512]:
-            n, w, m, why = module.occupancy(a.arch, r["registers"], r["shared"] + a.shared, t)
+            n, w, m, why = occupancy(a.arch, r["registers"], r["shared"] + a.shared, t)
             print(f"  block of {t}: {n} blocks/SM, {w} of {m} warps ({w / m:.0%}), limited by {why}")
         if k:
             try:
                 _ = k.built  # decodes it
                 bad = sorted({u for _, u in k.unsupported})
                 print(f"  {len(k.ops)} PTX instructions" + (f"; the simulator lacks: {'; '.join(bad)}" if bad else ""))
-            except module.PtxError as e:
+            except PtxError as e:
                 print(f"  the simulator cannot load it: {e}")
 
 

@@ -1,15 +1,20 @@
-"""Builds the C++ core once per source version, into a cache directory outside the source tree."""
+"""Builds the C++ parts once per source version, into a cache directory outside the source tree."""
 
+import contextlib
 import ctypes
 import fcntl
+import glob
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 
+from . import abi
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-CORE = os.path.join(HERE, "core")
+CORE, CUDART = os.path.join(HERE, "core"), os.path.join(HERE, "cudart")
 FLAGS = [
     "-std=c++20",
     "-O2",
@@ -19,6 +24,8 @@ FLAGS = [
     "-frounding-math",
     "-fwrapv",
     "-fno-math-errno",
+    "-fvisibility-inlines-hidden",
+    "-fno-semantic-interposition",
     "-fPIC",
     "-shared",
     "-pthread",
@@ -43,27 +50,64 @@ def cache_dir():
     return root
 
 
+def digest(*parts):
+    """A name for what these strings and bytes say."""
+    h = hashlib.sha256()
+    for part in parts:
+        h.update((part if isinstance(part, bytes) else str(part).encode()) + b"\0")
+    return h.hexdigest()[:20]
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One process at a time: files in the cache are written once."""
+    with open(path + ".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def run(command):
+    """Runs a command. Returns its stderr.
+
+    Raises:
+        RuntimeError: it failed. The message has the command and what it printed.
+    """
+    r = subprocess.run(command, capture_output=True, text=True)
+    if r.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{r.stdout}{r.stderr}")
+    return r.stderr
+
+
+def build_once(path, command):
+    """Makes a file with `command -o FILE`, unless it is there."""
+    with locked(path):
+        if not os.path.exists(path):
+            temporary = f"{path}.{os.getpid()}"
+            run([*command, "-o", temporary])
+            os.replace(temporary, path)
+    return path
+
+
+def sources_in(folder):
+    """C++ files and headers of a folder."""
+    return sorted(glob.glob(os.path.join(folder, "**", "*.cpp"), recursive=True)) + sorted(
+        glob.glob(os.path.join(folder, "**", "*.h"), recursive=True)
+    )
+
+
 def core():
-    """The loaded core library (compiled at the first use, some 15 s)."""
+    """The loaded core library. It is compiled at the first use, which takes some 15 s."""
     global _lib
-    if _lib is not None:
-        return _lib
-    h = hashlib.sha256((" ".join(FLAGS) + platform.machine() + _cpu()).encode())
-    for name in ("core.cpp", "decode.inc", "engine.inc"):
-        with open(os.path.join(CORE, name), "rb") as f:
-            h.update(f.read())
-    path = os.path.join(cache_dir(), f"core-{h.hexdigest()[:16]}.so")
-    if not os.path.exists(path):
-        with open(path + ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(path):
-                tmp = f"{path}.{os.getpid()}"
-                r = subprocess.run(
-                    ["g++", *FLAGS, os.path.join(CORE, "core.cpp"), "-o", tmp], capture_output=True, text=True
-                )
-                if r.returncode:
-                    raise RuntimeError("ptxsim: building the core failed:\n" + r.stderr[-4000:])
-                os.replace(tmp, path)
-    _lib = ctypes.CDLL(path)
-    _lib.ps_prog.restype = ctypes.c_void_p
+    if _lib is None:
+        command = ["g++", *FLAGS, f"-I{CORE}", os.path.join(CORE, "core.cpp")]
+        # (-march=native: another CPU needs another build)
+        key = digest(*FLAGS, platform.machine(), _cpu(), *[read(path) for path in sources_in(CORE)])
+        _lib = ctypes.CDLL(build_once(os.path.join(cache_dir(), f"core-{key}.so"), command))
+        _lib.ptxsim_decode.restype = ctypes.c_void_p
+        abi.check_core(_lib)
     return _lib

@@ -1,28 +1,26 @@
-"""Host code without a GPU: a CUDA extension on a simulated CUDA runtime (cudart_sim.cpp), so that its real launches
-run in the simulator, on the memory of CPU tensors."""
+"""The simulated CUDA runtime of this process: host code calls it, and its launches run in the simulator."""
 
-import concurrent.futures
-import contextlib
 import ctypes
-import fcntl
-import hashlib
 import os
-import re
-import shlex
-import subprocess
 import tempfile
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
-from . import build
-from .module import Memory, Module, PtxSimWarning, SimError, _sm, config_error, nvcc_path, occupancy, parse_ptxas
+from . import abi, build, pointers
+from .limits import capability, config_error, limits_of, occupancy, registers_per_warp
+from .memory import Memory
+from .module import Module
+from .nvcc import nvcc_path, parse_ptxas
+from .options import LaunchOptions
 from .parser import PtxError
+from .report import PtxSimWarning, SimError
 
 
 class CudaError(RuntimeError):
-    """A launch that the device refuses, or a wrong call of the runtime API; .code is the CUDA name of the error."""
+    """A launch that the device refuses, or a wrong call of the runtime API. `code` is the CUDA name of the error."""
 
     def __init__(self, code, text):
         super().__init__(f"{code}: {text}")
@@ -32,20 +30,29 @@ class CudaError(RuntimeError):
 class Launch:
     """One kernel launch of the host code.
 
-    `kernel` is the demangled name, `name` the mangled one; `report` what it executed.
+    `kernel` is the demangled name, `name` the mangled one, `report` what it executed.
     """
 
-    def __init__(self, kernel, L):
+    def __init__(self, kernel, call):
         self.kernel, self.name = kernel.pretty, kernel.name
-        self.grid, self.block, self.shared = tuple(L.grid), tuple(L.block), L.shared
-        self.cooperative, self.stream, self.report = bool(L.cooperative), L.stream, None
+        self.grid, self.block, self.shared = tuple(call.grid), tuple(call.block), call.shared
+        self.cooperative, self.stream, self.report = bool(call.cooperative), call.stream, None
 
     def __repr__(self):
         return f"<{self.kernel} grid {self.grid} block {self.block} shared {self.shared}>"
 
 
-# ---------------------------------------------------------------- interface to cudart_sim.cpp
-class _SimLaunch(ctypes.Structure):
+class DeviceState:
+    """What the simulated device is, and what happened on it. See ptxsim.device."""
+
+    def __init__(self, arch=None, sms=None, poison=True, keep=True, options=None):
+        self.arch, self.sms, self.poison, self.keep = arch, sms, poison, keep
+        self.options = options or LaunchOptions()
+        self.launches, self.errors, self.leaked = [], [], 0
+
+
+# ---------------------------------------------------------------- cudart/abi.h, mirrored
+class SimLaunch(ctypes.Structure):
     _fields_ = [
         ("kernel", ctypes.c_char_p),
         ("module", ctypes.c_int),
@@ -60,38 +67,38 @@ class _SimLaunch(ctypes.Structure):
     ]
 
 
-class _SimAlloc(ctypes.Structure):
+class SimAllocation(ctypes.Structure):
+    READ_ONLY, ALLOCATED = 1, 2  # flags
     _fields_ = [(n, ctypes.c_uint64) for n in ("base", "size", "host", "flags")]
 
 
-class _SimDevice(ctypes.Structure):
+class SimDevice(ctypes.Structure):
     _fields_ = [
         (n, ctypes.c_int)
         for n in ("major", "minor", "sms", "threads_sm", "blocks_sm", "regs_sm", "shared_sm", "shared_block", "l2")
     ]
 
 
-class _SimFunc(ctypes.Structure):
+class SimFunction(ctypes.Structure):
     _fields_ = [
         (n, ctypes.c_int) for n in ("regs", "static_shared", "local", "constant", "max_threads", "ptx", "active")
     ]
 
 
-_LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_SimLaunch))
-_FUNC = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_SimFunc)
+_U64P = ctypes.POINTER(ctypes.c_uint64)
+_LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(SimLaunch))
+_FUNCTION = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(SimFunction)
 )
-_SYMBOL = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint64)
-)
+_SYMBOL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, _U64P, _U64P)
 _ERROR = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
 
-class _Hooks(ctypes.Structure):
-    _fields_ = [("launch", _LAUNCH), ("func", _FUNC), ("symbol", _SYMBOL), ("error", _ERROR)]
+class SimHooks(ctypes.Structure):
+    _fields_ = [("launch", _LAUNCH), ("function", _FUNCTION), ("symbol", _SYMBOL), ("error", _ERROR)]
 
 
-_CODE = {
+_CODE_OF_KIND = {
     "out-of-bounds": "cudaErrorIllegalAddress",
     "read-only": "cudaErrorIllegalAddress",
     "misaligned": "cudaErrorMisalignedAddress",
@@ -99,9 +106,22 @@ _CODE = {
     "instruction-limit": "cudaErrorLaunchTimeout",
     "unsupported": "cudaErrorNotSupported",
 }
-_NEAR = 1 << 25  # half a red zone
-_SMS = {75: 40, 80: 108, 86: 84, 87: 16, 89: 128, 90: 132, 100: 148, 120: 170}
-_L2_MIB = {75: 4, 80: 40, 86: 6, 87: 4, 89: 72, 90: 50, 100: 126, 120: 96}
+
+
+def _link_runtime():
+    """The library of cudart/*.cpp, compiled at the first use."""
+    sources = build.sources_in(build.CUDART)
+    key = build.digest(*[build.read(path) for path in sources], nvcc_path())
+    path = os.path.join(build.cache_dir(), f"libptxsim_cudart-{key}.so")
+    with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
+        # Symbols have a version of their own, or those of a real libcudart that torch has loaded would win.
+        versions = os.path.join(folder, "map")
+        with open(versions, "w") as f:
+            f.write("PTXSIM_CUDART { global: *; };\n")
+        flags = ["-shared", "-O2", "-std=c++17", "-cudart", "none", "-Xcompiler", "-fPIC", f"-I{build.CUDART}"]
+        link = ["-Xlinker", f"--version-script={versions},-soname={os.path.basename(path)}"]
+        units = [source for source in sources if source.endswith(".cpp")]
+        return build.build_once(path, [nvcc_path(), *flags, *units, *link])
 
 
 class Runtime:
@@ -110,15 +130,19 @@ class Runtime:
     def __init__(self):
         self.path = _link_runtime()
         self.lib = lib = ctypes.CDLL(self.path)
+        lib.ptxsim_cudart_layout.restype = ctypes.c_char_p
+        layout = abi.layout([SimLaunch, SimAllocation, SimDevice, SimFunction, SimHooks])
+        abi.check(lib.ptxsim_cudart_layout().decode(), layout, "cudart/abi.h")
         lib.ptxsim_ptx.restype = ctypes.c_char_p
         lib.ptxsim_allocs.restype = ctypes.c_uint64
         lib.ptxsim_register_buffer.restype = ctypes.c_void_p
         lib.ptxsim_register_buffer.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        lib.cudaGetErrorName.restype = ctypes.c_char_p
         self.memory, self.modules, self.ptxas, self.lock = Memory(), {}, {}, threading.Lock()
-        self.devices = [device("sm_80", _keep=False)]
-        self.hooks = _Hooks(
+        self.devices = [DeviceState("sm_80", keep=False)]
+        self.hooks = SimHooks(
             _LAUNCH(self._hook(self.launch)),
-            _FUNC(self._hook(self.func)),
+            _FUNCTION(self._hook(self.function)),
             _SYMBOL(self._hook(self.symbol)),
             _ERROR(self.error),
         )
@@ -130,23 +154,33 @@ class Runtime:
         return self.devices[-1]
 
     def configure(self):
-        n = int(re.sub(r"\D", "", self.device.arch))
-        regs, smem, block, threads, blocks = _sm(self.device.arch)
-        base = max([k for k in _SMS if k <= n] or [75])
-        d = _SimDevice(
-            n // 10, n % 10, self.device.sms or _SMS[base], threads, blocks, regs, smem, block, _L2_MIB[base] << 20
+        """Tells the library what the current device is."""
+        number, limits = capability(self.device.arch), limits_of(self.device.arch)
+        self.sms = self.device.sms or limits.sms
+        d = SimDevice(
+            number // 10,
+            number % 10,
+            self.sms,
+            limits.threads,
+            limits.blocks,
+            limits.registers,
+            limits.shared,
+            limits.shared_per_block,
+            limits.l2_mib << 20,
         )
-        self.sms = d.sms
         self.lib.ptxsim_device(ctypes.byref(d))
 
+    # ---- errors
     def _hook(self, f):
+        """f as a callback of the library: returns the code of a CUDA error instead of raising."""
+
         def hook(*args):
             try:
                 with self.lock:
                     f(*args)
                 return 0
             except SimError as e:
-                return self._failed(e, _CODE.get(e.kind, "cudaErrorLaunchFailure"))
+                return self._failed(e, _CODE_OF_KIND.get(e.kind, "cudaErrorLaunchFailure"))
             except CudaError as e:
                 return self._failed(e, e.code)
             except PtxError as e:
@@ -157,23 +191,21 @@ class Runtime:
         return hook
 
     def _failed(self, e, code):
-        self.error_of(e)
+        self._keep_error(e)
         self.lib.ptxsim_detail((str(e) or repr(e)).encode())
         return self.lib.ptxsim_error_code(code.encode())
 
-    def error_of(self, e):
+    def _keep_error(self, e):
         if self.device.keep:
             self.device.errors.append(e)
 
     def error(self, code, text):
-        self.error_of(CudaError(self._name(code), text.decode()))
+        """Callback: a wrong call of the API."""
+        self._keep_error(CudaError(self.lib.cudaGetErrorName(code).decode(), text.decode()))
 
-    def _name(self, code):
-        f = self.lib.cudaGetErrorName
-        f.restype = ctypes.c_char_p
-        return f(code).decode()
-
+    # ---- modules
     def module(self, i):
+        """The Module of the i-th fat binary that extensions registered."""
         if i not in self.modules:
             text = self.lib.ptxsim_ptx(i).decode()
             if ".version" not in text:
@@ -183,445 +215,140 @@ class Runtime:
                     "-gencode arch=compute_XX,code=compute_XX -no-compress",
                 )
             self.modules[i] = m = Module(text, memory=self.memory)
-            for name, a in m._vars.items():
-                if "\0" not in name and a.nbytes:
-                    addr = m.address_of(name)
-                    self.lib.ptxsim_map(
-                        ctypes.c_uint64(addr),
-                        ctypes.c_uint64(a.nbytes),
-                        ctypes.c_void_p(a.ctypes.data),
-                        ctypes.c_uint64(self.memory.entries["var", id(m), name][2]),
-                    )
+            for address, array, flags in m.variable_memory():
+                if array.nbytes:
+                    numbers = (address, array.nbytes, array.ctypes.data, flags)
+                    self.lib.ptxsim_map(*[ctypes.c_uint64(n) for n in numbers])
         return self.modules[i]
 
     def kernel(self, i, name):
         return self.module(i).kernels[name.decode()]
 
-    def resources(self, i, k):
-        """What ptxas makes of a kernel for the device (compiled when first asked for)."""
+    def resources(self, i, kernel):
+        """What ptxas makes of a kernel for the device. A module is compiled when first asked for."""
         key = i, self.device.arch
         if key not in self.ptxas:
-            ptx = os.path.join(
-                build.cache_dir(), f"ptxas-{_hash(self.module(i).text, self.device.arch, nvcc_path())}.ptx"
-            )
-            log = ptx[:-4] + ".log"
-            with _locked(ptx):
+            text = self.module(i).text
+            log = os.path.join(build.cache_dir(), f"ptxas-{build.digest(text, self.device.arch, nvcc_path())}.log")
+            with build.locked(log):
                 if not os.path.exists(log):
-                    with open(ptx, "w") as f:
-                        f.write(self.module(i).text)
-                    try:
-                        text = _run(
-                            [
-                                nvcc_path(),
-                                "-cubin",
-                                f"-arch={self.device.arch}",
-                                "-Xptxas",
-                                "-v",
-                                ptx,
-                                "-o",
-                                ptx + ".cubin",
-                            ]
-                        )
-                    except RuntimeError as e:
-                        raise CudaError("cudaErrorNoKernelImageForDevice", str(e)) from e
-                    with open(log, "w") as f:
-                        f.write(text)
-                    os.unlink(ptx)
-                    os.unlink(ptx + ".cubin")
-            self.ptxas[key] = {d["name"]: d for d in parse_ptxas(_read(log).decode())}
-        return self.ptxas[key][k.name]
+                    self._run_ptxas(text, log)
+            self.ptxas[key] = {d["name"]: d for d in parse_ptxas(build.read(log).decode())}
+        return self.ptxas[key][kernel.name]
 
-    def max_threads(self, i, k):
+    def _run_ptxas(self, text, log):
+        with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
+            ptx, cubin = os.path.join(folder, "module.ptx"), os.path.join(folder, "module.cubin")
+            with open(ptx, "w") as f:
+                f.write(text)
+            flags = ["-cubin", f"-arch={self.device.arch}", "-Xptxas", "-v"]
+            try:
+                printed = build.run([nvcc_path(), *flags, ptx, "-o", cubin])
+            except RuntimeError as e:
+                raise CudaError("cudaErrorNoKernelImageForDevice", str(e)) from e
+        with open(log, "w") as f:
+            f.write(printed)
+
+    def max_threads(self, i, kernel):
         """Threads per block that the registers allow."""
-        regs = (max(self.resources(i, k)["registers"], 1) * 32 + 255) // 256 * 256
-        return min(k.max_threads or 1024, 65536 // 4 // regs * 4 * 32, 1024)
+        registers = registers_per_warp(max(self.resources(i, kernel)["registers"], 1))
+        return min(kernel.max_threads or 1024, 65536 // 4 // registers * 4 * 32, 1024)
 
-    def active(self, i, k, threads, shared):
-        d = self.resources(i, k)
-        return (
-            occupancy(self.device.arch, d["registers"], k.static_shared + shared, threads)[0]
-            if threads <= self.max_threads(i, k)
-            else 0
-        )
+    def active(self, i, kernel, threads, shared):
+        """Blocks per SM."""
+        if threads > self.max_threads(i, kernel):
+            return 0
+        registers = self.resources(i, kernel)["registers"]
+        return occupancy(self.device.arch, registers, kernel.static_shared + shared, threads)[0]
 
-    # ---- hooks
-    def func(self, i, name, block, shared, out):
-        k, o = self.kernel(i, name), out.contents
-        o.static_shared = k.static_shared
-        if block < 0:  # no more than that is wanted
+    # ---- callbacks
+    def function(self, i, name, block, shared, out):
+        """Attributes of a kernel. block -1: only the static shared memory, 0: all but the occupancy."""
+        kernel, out = self.kernel(i, name), out.contents
+        out.static_shared = kernel.static_shared
+        if block < 0:
             return
-        d = self.resources(i, k)
-        o.regs, o.local, o.constant = d["registers"], d["stack"], d["const"]
-        o.max_threads = self.max_threads(i, k)
-        o.ptx = int(re.sub(r"\D", "", self.module(i).ptx.target))
-        o.active = self.active(i, k, block, shared) if block else 0
+        ptxas = self.resources(i, kernel)
+        out.regs, out.local, out.constant = ptxas["registers"], ptxas["stack"], ptxas["const"]
+        out.max_threads = self.max_threads(i, kernel)
+        out.ptx = capability(self.module(i).ptx.target)
+        out.active = self.active(i, kernel, block, shared) if block else 0
 
-    def symbol(self, i, name, addr, size):
+    def symbol(self, i, name, address, size):
         m, name = self.module(i), name.decode()
-        addr[0], size[0] = m.address_of(name), m._vars[name].nbytes
+        address[0], size[0] = m.address_of(name), m.variable(name).nbytes
 
-    def launch(self, L):
-        L, dev = L.contents, self.device
-        k = self.kernel(L.module, L.kernel)
-        grid, block = list(L.grid), list(L.block)
-        rec = Launch(k, L)
-        if dev.keep:
-            dev.launches.append(rec)
-        where = f"launch of {k.pretty} with grid {grid}, block {block}, {L.shared} bytes of dynamic shared memory: "
-        have, want = (int(re.sub(r"\D", "", a)) for a in (dev.arch, k.mod.ptx.target))
-        if have < want or (have != want and k.mod.ptx.target.endswith("a")):
-            raise CudaError("cudaErrorNoKernelImageForDevice", where + f"PTX for {k.mod.ptx.target}, device {dev.arch}")
-        bad = config_error(
-            k, grid, block, L.shared, dev.arch, L.max_dynamic if L.max_dynamic >= 0 else 48 * 1024 - k.static_shared
+    def launch(self, call):
+        call, device = call.contents, self.device
+        kernel = self.kernel(call.module, call.kernel)
+        grid, block = list(call.grid), list(call.block)
+        record = Launch(kernel, call)
+        if device.keep:
+            device.launches.append(record)
+        where = (
+            f"launch of {kernel.pretty} with grid {grid}, block {block}, {call.shared} bytes of dynamic shared memory: "
         )
-        if bad:
-            raise CudaError(bad[0], where + bad[1])
-        n = block[0] * block[1] * block[2]
-        if n > 256 and not k.max_threads and n > self.max_threads(L.module, k):
-            raise CudaError(
-                "cudaErrorLaunchOutOfResources",
-                where + f"{self.resources(L.module, k)['registers']} registers a thread allow "
-                f"{self.max_threads(L.module, k)} threads a block (__launch_bounds__ would limit the registers)",
-            )
-        if L.cooperative and int(np.prod(grid)) > (fit := self.active(L.module, k, n, L.shared) * self.sms):
-            raise CudaError("cudaErrorCooperativeLaunchTooLarge", where + f"{fit} blocks fit on the device at once")
-        if max(L.cluster) > 1:
-            raise PtxError(where + "clusters of more than one block are not supported")
-        params = bytearray(k.built.params_size)
-        for p, a in zip(k.params, L.args[: len(k.params)], strict=False):
-            params[p.offset : p.offset + p.size] = ctypes.string_at(a, p.size)
-        ents = [(x.base, x.size, x.host, x.flags & 1) for x in self.allocs()]
-        self.check_pointers(k, params, ents, where)
+        self._check_launch(call, kernel, grid, block, where)
+        params = bytearray(kernel.built.params_size)
+        for param, arg in zip(kernel.params, call.args[: len(kernel.params)], strict=True):
+            params[param.offset : param.offset + param.size] = ctypes.string_at(arg, param.size)
+        allocations = [(a.base, a.size, a.host, a.flags & SimAllocation.READ_ONLY) for a in self.allocations()]
+        wild = pointers.outside(kernel, params, allocations)
+        if wild:
+            raise CudaError("cudaErrorIllegalAddress", where + wild)
+        options = replace(device.options, cooperative=bool(call.cooperative))
         try:
-            rec.report = k.mod._run(
-                k, grid, block, bytes(params), ents, L.shared, cooperative=bool(L.cooperative), **dev.options
-            )
+            record.report = kernel.module.run_raw(kernel, grid, block, params, allocations, call.shared, options)
         except SimError as e:
-            rec.report = e.report
-            self.name_buffer(e, k, params, ents)
+            record.report = e.report
+            pointers.name_buffer(e, kernel, params, allocations)
             raise
-        for f in rec.report.findings:
+        for f in record.report.findings:
             warnings.warn(str(f), PtxSimWarning, stacklevel=2)
 
-    def allocs(self):
+    def _check_launch(self, call, kernel, grid, block, where):
+        """Raises what a device would refuse."""
+        target, i = kernel.module.ptx.target, call.module
+        have, want = capability(self.device.arch), capability(target)
+        if have < want or (have != want and target.endswith("a")):
+            text = f"PTX for {target}, device {self.device.arch}"
+            raise CudaError("cudaErrorNoKernelImageForDevice", where + text)
+        max_dynamic = call.max_dynamic if call.max_dynamic >= 0 else 48 * 1024 - kernel.static_shared
+        refused = config_error(kernel, grid, block, call.shared, self.device.arch, max_dynamic)
+        if refused:
+            raise CudaError(refused[0], where + refused[1])
+        threads = int(np.prod(block))
+        if threads > 256 and not kernel.max_threads and threads > self.max_threads(i, kernel):
+            raise CudaError(
+                "cudaErrorLaunchOutOfResources",
+                where + f"{self.resources(i, kernel)['registers']} registers a thread allow "
+                f"{self.max_threads(i, kernel)} threads a block (__launch_bounds__ would limit the registers)",
+            )
+        if call.cooperative:
+            fit = self.active(i, kernel, threads, call.shared) * self.sms
+            if int(np.prod(grid)) > fit:
+                raise CudaError("cudaErrorCooperativeLaunchTooLarge", where + f"{fit} blocks fit on the device at once")
+        if max(call.cluster) > 1:
+            raise PtxError(where + "clusters of more than one block are not supported")
+
+    # ---- buffers
+    def allocations(self):
+        """SimAllocations of all buffers."""
         n = self.lib.ptxsim_allocs(None, ctypes.c_uint64(0))
-        a = (_SimAlloc * max(n, 1))()
-        return a[: min(n, self.lib.ptxsim_allocs(a, ctypes.c_uint64(n)))]
+        table = (SimAllocation * max(n, 1))()
+        return table[: min(n, self.lib.ptxsim_allocs(table, ctypes.c_uint64(n)))]
 
     def allocated(self):
         """Bytes of cudaMalloc and the like that are not freed yet."""
-        return sum(x.size for x in self.allocs() if x.flags & 2)
-
-    @staticmethod
-    def pointers(k, params):
-        """(number, type, value) of the kernel's pointer parameters."""
-        for n, (p, t) in enumerate(zip(k.params, _param_types(k.pretty, len(k.params)), strict=False)):
-            if t.endswith("*") and p.size == 8:
-                yield n, t, int.from_bytes(params[p.offset : p.offset + 8], "little")
-
-    def check_pointers(self, k, params, ents, where):
-        """A pointer parameter must be null, or at most half a red zone away from a buffer."""
-        for n, t, v in self.pointers(k, params):
-            if v and not any(b - _NEAR <= v <= b + size + _NEAR for b, size, _, _ in ents):
-                raise CudaError(
-                    "cudaErrorIllegalAddress",
-                    where + f"parameter {n} ({t}) is 0x{v:x}, which is in no registered buffer (a tensor "
-                    "whose address did not come from device_ptr, or memory that is gone)",
-                )
-
-    def name_buffer(self, e, k, params, ents):
-        """Adds to a finding in global memory which parameters point into the nearest buffer."""
-        a = e.finding.address
-        if (
-            e.kind != "out-of-bounds" or a >> 32 == 0 or a >> 32 in range(0x7E00, 0x7E30)
-        ):  # (not shared, local, parameters)
-            return
-        note = (
-            "; no registered buffer is near: memory that is gone, an address that is not from device_ptr, or a wild "
-            "index"
-        )
-        for b, size, _, _ in ents:
-            if b - _NEAR <= a <= b + size + _NEAR:
-                which = [f"{n} ({t})" for n, t, v in self.pointers(k, params) if b <= v <= b + size]
-                note = f"; the buffer of parameter {' and '.join(which)}" if which else ""
-        e.finding.message += note
-        e.args = (str(e.finding),)
-
-
-def _param_types(pretty, n):
-    """The parameter types in a demangled signature; '' where there is none (extern "C")."""
-    if not pretty.endswith(")"):
-        return [""] * n
-    depth, parts, cur = 0, [], ""
-    for c in reversed(pretty[:-1]):
-        if c == "(" and depth == 0:
-            break
-        depth += (c in ")>]") - (c in "(<[")
-        if c == "," and depth == 0:
-            parts.append(cur)
-            cur = ""
-        else:
-            cur += c
-    parts = [re.sub(r"\s*(__restrict__|const)?$", "", x[::-1].strip()) for x in [*parts, cur]][::-1]
-    return parts if len(parts) == n else [""] * n
+        return sum(a.size for a in self.allocations() if a.flags & SimAllocation.ALLOCATED)
 
 
 _runtime = None
 
 
 def runtime():
+    """The Runtime, made at the first call."""
     global _runtime
     if _runtime is None:
         _runtime = Runtime()
     return _runtime
-
-
-class device(contextlib.AbstractContextManager):
-    """`with ptxsim.device(arch='sm_80', strict=True) as dev:` — the device on which ops of sim builds run meanwhile.
-
-    Args:
-        arch, sms: what the host code is told, and the limits of launches; default: that for which the newest extension
-            was built.
-        poison: torch.empty and the like are filled with NaN (integers: the greatest), so that what no kernel writes
-            shows.
-        options: as for Module.launch: strict, checks, race, metrics, workers, resident, schedule, seed, max_instr,
-            quantum, printf.
-
-    `launches` has a Launch for every launch, `leaked` says what was cudaMalloc'ed and not freed (bytes), `errors` has
-    the findings and API errors. The first one is raised at the end of the block, whatever the op made of it.
-    `take_error()` removes and returns it.
-    """
-
-    def __init__(self, arch=None, sms=None, poison=True, _keep=True, **options):
-        ok = {
-            "strict",
-            "checks",
-            "race",
-            "metrics",
-            "workers",
-            "resident",
-            "schedule",
-            "seed",
-            "max_instr",
-            "quantum",
-            "printf",
-        }
-        if set(options) - ok:
-            raise TypeError(f"unknown options {sorted(set(options) - ok)}")
-        self.arch, self.sms, self.poison, self.keep, self.options = arch, sms, poison, _keep, options
-        self.launches, self.errors, self.leaked = [], [], 0
-
-    def __enter__(self):
-        rt = runtime()
-        self.arch = self.arch or rt.devices[0].arch
-        rt.devices.append(self)
-        rt.configure()
-        rt.lib.ptxsim_unchecked()  # an old error is not this block's
-        self._before = rt.allocated()
-        if self.poison:
-            import torch
-
-            self._torch = (
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-                torch.utils.deterministic.fill_uninitialized_memory,
-            )
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = True
-        return self
-
-    def __exit__(self, kind, exc, tb):
-        rt = runtime()
-        rt.devices.remove(self)
-        rt.configure()
-        rt.lib.ptxsim_unchecked()
-        rt.lib.ptxsim_forget()
-        self.leaked = rt.allocated() - self._before
-        if self.poison:
-            import torch
-
-            torch.use_deterministic_algorithms(self._torch[0], warn_only=self._torch[1])
-            torch.utils.deterministic.fill_uninitialized_memory = self._torch[2]
-        if self.errors and exc is not self.errors[0]:
-            raise self.errors[0] from exc
-
-    def take_error(self):
-        return self.errors.pop(0) if self.errors else None
-
-    def count(self, name):
-        """How many launches were of kernels whose name contains this."""
-        return sum(name in x.kernel for x in self.launches)
-
-
-# ---------------------------------------------------------------- building
-def _run(cmd):
-    r = subprocess.run(cmd, capture_output=True, text=True)
-    if r.returncode:
-        raise RuntimeError(f"{shlex.join(cmd)}\n{r.stdout}{r.stderr}")
-    return r.stderr
-
-
-def _hash(*parts):
-    h = hashlib.sha256()
-    for p in parts:
-        h.update((p if isinstance(p, bytes) else str(p).encode()) + b"\0")
-    return h.hexdigest()[:20]
-
-
-def _read(path):
-    with open(path, "rb") as f:
-        return f.read()
-
-
-@contextlib.contextmanager
-def _locked(path):
-    with open(path + ".lock", "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def _link_runtime():
-    src = os.path.join(build.CORE, "cudart_sim.cpp")
-    path = os.path.join(build.cache_dir(), f"libptxsim_cudart-{_hash(_read(src), nvcc_path())}.so")
-    with _locked(path):
-        if not os.path.exists(path):
-            with tempfile.TemporaryDirectory(prefix="ptxsim-") as tmp:
-                # symbols with a version of their own, or those of a real libcudart that torch has loaded would win
-                vers = os.path.join(tmp, "map")
-                with open(vers, "w") as f:
-                    f.write("PTXSIM_CUDART { global: *; };\n")
-                out = f"{path}.{os.getpid()}"
-                _run(
-                    [
-                        nvcc_path(),
-                        "-shared",
-                        "-O2",
-                        "-std=c++17",
-                        "-cudart",
-                        "none",
-                        "-Xcompiler",
-                        "-fPIC",
-                        src,
-                        "-o",
-                        out,
-                        "-Xlinker",
-                        f"--version-script={vers},-soname={os.path.basename(path)}",
-                    ]
-                )
-                os.replace(out, path)
-    return path
-
-
-def _object(src, cmd, system):
-    """Compiles one file unless an object of the same command, source and headers is in the cache; returns its path."""
-    base = os.path.join(build.cache_dir(), f"obj-{_hash(os.path.abspath(src), *cmd)}")
-    obj, deps = base + ".o", base + ".d"
-
-    def stamp():
-        names = shlex.split(_read(deps).decode().replace("\\\n", " ").split(":", 1)[1])
-        return _hash(*[x for n in names if not n.startswith(system) for x in (n, _read(n))])
-
-    with _locked(base):
-        try:
-            if _read(base + ".stamp").decode() == stamp():
-                return obj
-        except OSError:
-            pass
-        _run([*cmd, "-MD", "-MF", deps, "-c", src, "-o", obj])
-        with open(base + ".stamp", "w") as f:
-            f.write(stamp())
-    return obj
-
-
-class Extension:
-    """A loaded sim build. With torch: call torch.ops.<namespace>.<op>. Without: `lib` is a ctypes library."""
-
-    def __init__(self, name, path, lib):
-        self.name, self.path, self.lib = name, path, lib
-
-    @staticmethod
-    def device_ptr(array, writable=True):
-        """Registers a numpy array until the device block ends.
-
-        Returns its device address, for host functions called with ctypes.
-        """
-        return runtime().lib.ptxsim_register_buffer(array.ctypes.data, array.nbytes, int(writable))
-
-
-def build_sim_extension(
-    name,
-    sources,
-    include_dirs=(),
-    cflags=(),
-    nvcc_flags=(),
-    file_flags=None,
-    arch="sm_80",
-    torch=True,
-    jobs=2,
-    verbose=False,
-):
-    """Compiles .cu and .cpp files with -DPTXSIM, links them with the simulated runtime, and loads the library.
-
-    cflags are for the host compiler (all sources), nvcc_flags for the .cu files, file_flags by name for some of these.
-    Objects are kept in the cache directory."""
-    rt = runtime()
-    cc = arch.replace("sm_", "compute_")
-    dirs = [os.path.abspath(d) for d in include_dirs] + [os.path.join(build.HERE, "include")]
-    # (unique symbols are one for the process: inline host code could share its caches with a libtorch_cuda that found
-    # no device)
-    host, libs, system = ["-fPIC", "-fno-gnu-unique", *cflags], [], ["/usr/include/", "/usr/lib/"]
-    system.append(os.path.dirname(_cuda_header()) + "/")
-    defs = ["-DPTXSIM"]
-    if torch:
-        import torch as t
-
-        root = os.path.dirname(t.__file__)
-        dirs += [os.path.join(root, "include"), os.path.join(root, "include/torch/csrc/api/include")]
-        system.append(root + "/")
-        defs += [f"-D_GLIBCXX_USE_CXX11_ABI={int(t._C._GLIBCXX_USE_CXX11_ABI)}", f'-DPTXSIM_TORCH="{t.__version__}"']
-        libs = [f"-L{root}/lib", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root}/lib"]
-    common = [
-        nvcc_path(),
-        "-std=c++20",
-        "-O2",
-        *defs,
-        *[f"-I{d}" for d in dirs],
-        *[x for h in host for x in ("-Xcompiler", h)],
-    ]
-
-    def compiled(src):
-        cu = (
-            ["-gencode", f"arch={cc},code={cc}", "-no-compress", "-lineinfo", *nvcc_flags]
-            if str(src).endswith(".cu")
-            else []
-        )
-        cu += (file_flags or {}).get(os.path.basename(src), ())
-        if verbose:
-            print("compiling", src)
-        return _object(str(src), common + cu, tuple(system))
-
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        objs = list(pool.map(compiled, sources))
-    cmd = ["g++", "-shared", "-Wl,-z,defs", "-Wl,--as-needed", *objs, rt.path, *libs]
-    path = os.path.join(build.cache_dir(), f"{name}-{_hash(*cmd, *[_read(o) for o in objs])}.so")
-    with _locked(path):
-        if not os.path.exists(path):
-            _run([*cmd, "-o", f"{path}.{os.getpid()}"])
-            os.replace(f"{path}.{os.getpid()}", path)
-    lib = ctypes.CDLL(path)
-    if torch:
-        t.ops.load_library(path)
-    if rt.devices[0].arch != arch:  # outside of `with device`, the newest extension's
-        rt.devices[0].arch = arch
-        rt.configure()
-    return Extension(name, path, lib)
-
-
-def _cuda_header():
-    r = subprocess.run(
-        [nvcc_path(), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", "none.o"], capture_output=True, text=True
-    )
-    for d in re.findall(r'-I\s*"?([^"\s]+)', r.stderr):
-        if os.path.exists(os.path.join(d, "cuda_runtime.h")):
-            return os.path.realpath(os.path.join(d, "cuda_runtime.h"))
-    return "/usr/include/cuda_runtime.h"
