@@ -58,7 +58,7 @@ class Options:
     """Pictures, as for maskco pretrain: a folder, or a .tar."""
     image_size: int = 224
     images: int = 128
-    """How many of them, spread evenly."""
+    """How many of them, at equal distances."""
     repeats: int = 7
     """Passes over the pictures; the median and the 20th and 80th percentiles are reported."""
     device: str = "cpu"
@@ -198,8 +198,8 @@ def statistics(views: Callable[[int], list[Tensor]], count: int, draws: int) -> 
             for i in range(count)
         ]
     )  # [pictures, views, statistics]
-    mean, spread = values.mean((0, 1)), values.std(1).mean(0)
-    return {name: [round(float(mean[k]), 4), round(float(spread[k]), 4)] for k, name in enumerate(STATISTICS)}
+    mean, within = values.mean((0, 1)), values.std(1).mean(0)
+    return {name: [round(float(mean[k]), 4), round(float(within[k]), 4)] for k, name in enumerate(STATISTICS)}
 
 
 def show(rows: list[Row]) -> None:
@@ -211,13 +211,13 @@ def show(rows: list[Row]) -> None:
             continue
         target = "".join(f"  ≥ {t['limit']:g} {'✓' if t['met'] else '✗'}" for t in row.get("targets", ()))
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        spread = f"{row['p20']:.0f} – {row['p80']:.0f}"
-        print(f"{row['impl']:<31}{row['pictures_per_s']:>11.0f}{spread:>16}{row['ms']:>8.2f}{ratio:>11}{target}")
+        between = f"{row['p20']:.0f} – {row['p80']:.0f}"
+        print(f"{row['impl']:<31}{row['pictures_per_s']:>11.0f}{between:>16}{row['ms']:>8.2f}{ratio:>11}{target}")
     drawn = [row for row in rows if "views" in row]
     if drawn:
-        print(f"\n{'views: mean, and spread within':<31}" + "".join(f"{name:>18}" for name in STATISTICS))
+        print(f"\n{'views: mean, and deviation within':<31}" + "".join(f"{name:>18}" for name in STATISTICS))
     for row in drawn:
-        print(f"{row['impl']:<31}" + "".join(f"{mean:>10.3f} ± {spread:.3f}" for mean, spread in row["views"].values()))
+        print(f"{row['impl']:<31}" + "".join(f"{mean:>10.3f} ± {within:.3f}" for mean, within in row["views"].values()))
 
 
 def main() -> None:

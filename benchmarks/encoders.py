@@ -167,13 +167,13 @@ def _by_kind(rows: list[Row]) -> list[Sequence[str]]:
             continue
         accuracy = mean(row["accuracy"] for row in done)
         probe, untrained = (mean(row[part]["linear top-1"] for row in done) for part in ("probe", "untrained"))
-        gains = (_spread([gain(row, score) for row in done]) for score in ("linear top-1", "kNN top-1"))
+        gains = (_mean_and_range([gain(row, score) for row in done]) for score in ("linear top-1", "kNN top-1"))
         scores = (f"{accuracy:.1f} %", f"{probe:.1f}", f"{untrained:.1f}", *gains)
         lines.append((f"`{encoder}`", f"{steps}", changed, f"{len(done)}", *scores))
     return lines
 
 
-def _spread(values: list[float]) -> str:
+def _mean_and_range(values: list[float]) -> str:
     """The mean, and from where to where the seeds go."""
     average = f"{mean(values):+.1f}"
     return average if len(values) == 1 else f"{average} ({min(values):+.1f} to {max(values):+.1f})"

@@ -90,7 +90,7 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
-            print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
+            print("malloc cannot keep freed memory here: times include fetching it again", file=sys.stderr)
         meta = metadata(options)  # before: the load is the others' now
         if meta["multiply_add_gflops"]:
             print(

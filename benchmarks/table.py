@@ -62,9 +62,9 @@ def print_case(rows: list[Row]) -> None:
             continue
         if row["note"]:
             notes[row["impl"]] = row["note"]
-        spread = f"{_ms(row['p20_ms'])} – {_ms(row['p80_ms'])}"
+        between = f"{_ms(row['p20_ms'])} – {_ms(row['p80_ms'])}"
         figures = (
-            f"{_ms(row['median_ms']):>9} {spread:>19} {_number(row['gflops'], 0):>8} {_number(row['peak_mib'], 1):>9}"
+            f"{_ms(row['median_ms']):>9} {between:>19} {_number(row['gflops'], 0):>8} {_number(row['peak_mib'], 1):>9}"
         )
         ratio = None if row["impl"] == OURS else row["ratio"]
         targets = ", ".join(_target(t) for t in row.get("targets", ()))

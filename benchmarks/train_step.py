@@ -235,12 +235,12 @@ def print_rows(case: str, rows: list[Row], batch_size: int) -> None:
         if row.get("group") == "encoders":
             print()
         target = "".join(f"≤ {t['limit']:.0%} {'✓' if t['met'] else '✗'}" for t in row.get("targets", ()))
-        spread = f"{row['p20_ms']:.2f} – {row['p80_ms']:.2f}"
+        range_ = f"{row['p20_ms']:.2f} – {row['p80_ms']:.2f}"
         name = row.get("part") or row["group"]
         print(
-            f"{name:<36} {row['pass']:<9} {row['median_ms']:>9.2f} {spread:>19} {row['share']:>7.2%}  {target}".rstrip()
+            f"{name:<36} {row['pass']:<9} {row['median_ms']:>9.2f} {range_:>19} {row['share']:>7.2%}  {target}".rstrip()
         )
-    print(f"{1000 * batch_size / rows[-1]['median_ms']:.3g} pictures/s")
+    print(f"{1000 * batch_size / rows[-1]['median_ms']:.3g} images/s")
 
 
 def main() -> None:
@@ -251,7 +251,7 @@ def main() -> None:
             options = dataclasses.replace(options, encoder="test_resnet", image_size=64, queue_size=1024, repeats=3)
         torch.set_num_threads(options.threads)
         if options.keep_freed and options.device == "cpu" and not keep_freed_memory():
-            print("malloc cannot be told to keep freed memory here: times include fetching it anew", file=sys.stderr)
+            print("malloc cannot keep freed memory here: times include fetching it again", file=sys.stderr)
         meta = metadata(options)
         case = f"{options.encoder} at {options.image_size}, batch {options.batch_size}, {Path(options.data).name}"
         rows = rows_of(measure(options), case, options)

@@ -189,13 +189,13 @@ class Export:
             from maskco.weights.hub import push_encoder
 
             if self.format is not None or self.out is not None:
-                raise ConfigError("push: takes no `format` and no `out`; write files by a call of its own")
+                raise ConfigError("push: takes no `format` and no `out`. Write files by another call")
             about: dict[str, Any] = {"private": self.private, "message": self.message, "license": self.license}
             return [push_encoder(self.encoder, self.push, **about, **more)]
         if self.private or self.message is not None:
             raise ConfigError(f"{'private' if self.private else 'message'} must be given with `push`")
         if self.format is None or self.out is None:
-            raise ConfigError("out: name a file with `format` and `out`, or a model of the hub with `push`")
+            raise ConfigError("out is missing. Name a file with `format` and `out`, or a model of the hub with `push`")
         if self.format == "hub":
             from maskco.weights.hub import write_folder
 
@@ -227,7 +227,7 @@ class Report:
         from maskco.runs.loggers import add_pictures, check_loggers
 
         if self.log and len(self.runs) > 1:
-            raise ConfigError("log: a report of several runs belongs to none of their records; name one run")
+            raise ConfigError("log: a report of several runs belongs to none of their records. Name one run")
         check_loggers(self.log or ())
         report = write_report(*self.runs, out=self.out, data=self.data, projection=self.projection)
         for path in report:
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
             named.update(flags(command))
             code = command()
         except KeyboardInterrupt:
-            print("stopped at once; what was saved before is untouched", file=sys.stderr)
+            print("stopped at once. Earlier checkpoints are untouched", file=sys.stderr)
             code = 128 + signal.SIGINT
     sys.exit(code)
 
@@ -326,7 +326,7 @@ def pretrain_defaults(arguments: list[str]) -> Pretrain:
         return _grouped(RunOptions(data=MISSING, out=MISSING), MethodOptions(), ViewConfig(), OptimOptions())
     for old, new in RENAMED.items():
         if option(arguments, f"--{old.replace('_', '-')}") is not None:
-            raise ConfigError(f"there is no option {old!r}: it is {new} now")
+            raise ConfigError(f"there is no option {old!r} any more. Use {new}")
     stored = stored_options(arguments)
     method = option(arguments, "--method")
     given = {"method": method} if method else {}
@@ -369,5 +369,5 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
         named |= {"log"} if "loggers" in named else set()
         return {**stored(Path(out), named), "out": out}
     if option(arguments, "--data") is None:
-        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name `data` to start one")
+        raise ConfigError(f"out: {out} holds no run to resume. Check the folder, or name `data` to start one")
     return None

@@ -112,7 +112,7 @@ class OptimOptions(Options):
         self.require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
         self.require("recipe", self.recipe in (AUTO, *RECIPES), f"one of {', '.join((AUTO, *RECIPES))}")
         if self.warmup_steps and self.warmup_share:
-            raise ConfigError("warmup_steps and warmup_share exclude each other: keep one")
+            raise ConfigError("warmup_steps and warmup_share exclude each other. Keep one")
 
 
 @dataclass
@@ -152,7 +152,7 @@ def _registered(registry: dict[str, Any], its_name: str, option: str, name: str)
                 raise  # a package that it needs
         if isinstance(registry[name], str):
             raise ConfigError(
-                f"{option} {name} cannot be imported from {registry[name]!r}: correct its entry in {its_name}"
+                f"{option} {name} cannot be imported from {registry[name]!r}. Correct its entry in {its_name}"
             )
     return registry[name]
 
@@ -180,7 +180,7 @@ class PretrainConfig:
         for group, kind in kinds.items():
             for option in _names(kind):
                 if homes.setdefault(option, group) != group:
-                    raise ConfigError(f"method {name}: its option {option!r} is one of every run, too: rename it")
+                    raise ConfigError(f"method {name}: its option {option!r} is one of every run, too. Rename it")
         own = {option: value for option, value in kinds["method"].defaults.items() if option not in MOCO_V2}
         for option, value in {"data": "", "out": "", **own, **given}.items():
             if option not in homes:
@@ -279,7 +279,7 @@ def over(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a stored run, with given ones in their place. Raises ConfigError if these name another method."""
     if (method := given.get("method", stored["method"])) != stored["method"]:
         raise ConfigError(
-            f"method: the run is of {stored['method']}, not {method}: leave it out, or name another `out`"
+            f"method: the run is of {stored['method']}, not {method}. Leave it out, or name another `out`"
         )
     return {**stored, **given}
 
@@ -290,16 +290,16 @@ def _names(kind: type[Options]) -> set[str]:
 
 def _hint(option: str, method: str, known: Mapping[str, str]) -> str:
     if option in RENAMED:
-        return f": it is {RENAMED[option]} now"
+        return f" any more. Use {RENAMED[option]}"
     others = []
     for other in METHODS:
         with contextlib.suppress(ConfigError):  # of a method that cannot be imported
             if option in _names(find_method(other).Options):
                 others.append(other)
     if others:
-        return f" of {method}: it is one of {' and '.join(others)}"
+        return f" of {method}. It is one of {' and '.join(others)}"
     near = difflib.get_close_matches(option, known, n=1)
-    return f"; did you mean {near[0]}?" if near else "; `maskco pretrain --help` lists them all"
+    return f". Did you mean {near[0]}?" if near else ". See `maskco pretrain --help`"
 
 
 def read_config(path: str | Path) -> PretrainConfig:
@@ -309,7 +309,7 @@ def read_config(path: str | Path) -> PretrainConfig:
         values.pop("maskco")
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not the configuration of a maskco run: restore it, or replace the run with `overwrite=True`"
+            f"{path} is not the configuration of a maskco run. Restore it, or replace the run with `overwrite=True`"
         ) from error
     values.pop("signature", None)  # see trust.py
     try:

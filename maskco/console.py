@@ -59,7 +59,7 @@ def with_flags(message: str, flags: Collection[str]) -> str:
             return f"--no-{option}" if value == "False" else f"--{option}"
         return f"--{option} {value}"
 
-    return re.sub(r"^(\w+)(?=:| must )|`(\w+)(?:=([^`]*))?`", flag, message)
+    return re.sub(r"^(\w+)(?=:| must | is (?:missing|empty)\b)|`(\w+)(?:=([^`]*))?`", flag, message)
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def one_line_errors(who: str = "", flags: Collection[str] = ()) -> Iterator[None
             yield
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a failure can still be told
+                sys.stdout.flush()  # here, where a failure can still be reported
     except BrokenPipeError as error:
         if not _is_unread(sys.stdout) and not _is_unread(sys.stderr):  # it was another pipe
             _end_with(f"{who}error: {error}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message is one line; the command line shows nothing else.
+    """Something that the user can fix. The message is one line; the command line shows nothing else.
 
     It names arguments as Python does: at its start, as "data: no such folder" or "lr must be positive", and in
-    backticks elsewhere, as "continue it with `resume=True`". The command line shows its flags in their place.
+    backticks elsewhere, as "Continue it with `resume=True`". The command line shows its flags in their place.
     """
 
 
@@ -16,7 +16,7 @@ class ConfigError(UserError, ValueError):
 
 
 class TrainingError(UserError, RuntimeError):
-    """A run cannot go on."""
+    """A run cannot continue."""
 
 
 class RankError(UserError, RuntimeError):

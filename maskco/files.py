@@ -19,7 +19,7 @@ def partial_name(name: str) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write` fills a file beside `path`, which then takes its place: readers see the old file or the new one.
+    """`write` fills a file next to `path`, which then takes its place: readers see the old file or the new one.
 
     If it fails, the old file is untouched, and the disk gets back the room that the half-written one took. A link at
     `path` is replaced, never followed.

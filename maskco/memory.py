@@ -1,4 +1,4 @@
-"""Too little memory, told in one line: before it is asked for, where that can be known, or when it was refused."""
+"""Too little memory, reported in one line: before it is asked for, where that can be known, or when it was refused."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def memory_errors(advice: str) -> Iterator[None]:
     except UserError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(f"out of memory{_asked(error)}: {advice}") from error
+        raise OutOfMemory(f"out of memory{_asked(error)}. {_sentence(advice)}") from error
     except RuntimeError as error:
         if not any(refusal in str(error) for refusal in CPU_REFUSALS):
             raise
-        raise OutOfMemory(f"out of memory{_asked(error)}: {advice}") from error
+        raise OutOfMemory(f"out of memory{_asked(error)}. {_sentence(advice)}") from error
 
 
 def require_memory(what: str, size: float, advice: str) -> None:
@@ -44,8 +44,12 @@ def require_memory(what: str, size: float, advice: str) -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > total:
         raise ConfigError(
-            f"{what} would take {_readable(size)} of memory, the machine has {_readable(total)}: {advice}"
+            f"{what} would take {_readable(size)} of memory, the machine has {_readable(total)}. {_sentence(advice)}"
         )
+
+
+def _sentence(advice: str) -> str:
+    return advice[:1].upper() + advice[1:]
 
 
 def _asked(error: BaseException) -> str:

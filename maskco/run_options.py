@@ -101,18 +101,18 @@ class RunOptions(RecordOptions, MachineOptions, EncoderOptions, StartOptions):
         super().check()
         self.log = tuple(dict.fromkeys(self.log))  # known and installed they must be to train, not to be read
         if not self.data:
-            raise ConfigError('data is missing: name a folder of images, or "demo"')
+            raise ConfigError('data is missing. Name a folder of images, or "demo"')
         if not self.out:
-            raise ConfigError("out is missing: name a folder for the run")
+            raise ConfigError("out is missing. Name a folder for the run")
         if self.init == "":
-            raise ConfigError("init is empty: name a run or a file of weights, or leave it out")
+            raise ConfigError("init is empty. Name a run or a file of weights, or leave it out")
         if self.init is not None and self.pretrained:
-            raise ConfigError("init and pretrained exclude each other: keep one")
+            raise ConfigError("init and pretrained exclude each other. Keep one")
         if self.init_prefix is not None and self.init is None:
-            raise ConfigError("init_prefix chooses in the file that init names: name it")
+            raise ConfigError("init_prefix chooses in the file that init names. Name it")
         if self.shuffle is not None:
             window_of(self.shuffle)
         if self.probe == "":
-            raise ConfigError("probe is empty: name labelled data, or leave it out")
+            raise ConfigError("probe is empty. Name labelled data, or leave it out")
         if self.keep_best == "probe" and self.probe is None:
-            raise ConfigError("keep_best must be off or loss without labelled data: name them with `probe`")
+            raise ConfigError("keep_best must be off or loss without labelled data. Name them with `probe`")

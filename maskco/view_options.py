@@ -76,5 +76,5 @@ class ViewConfig(Options):
         if self.regions and self.min_region_pixels > self.region_scale[1] * self.image_size:
             raise ConfigError(
                 f"min_region_pixels {self.min_region_pixels} exceeds the largest region, region_scale x image_size = "
-                f"{self.region_scale[1] * self.image_size:g} pixels: raise image_size or region_scale"
+                f"{self.region_scale[1] * self.image_size:g} pixels. Raise image_size or region_scale"
             )

@@ -71,4 +71,4 @@ def test_commands_show_their_own_flags(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: --out: ") and "or name --data to start one" in error
     assert run_main("report") == 2
-    assert capsys.readouterr().err.startswith("error: runs: name at least one run folder")
+    assert capsys.readouterr().err.startswith("error: runs: none was named. Name at least one run folder")

@@ -134,8 +134,8 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 def test_a_device_without_kernels_warns_once(no_kernels, recwarn):
     assert _library.kernels(no_kernels) is None and _library.kernels(no_kernels) is None
     assert [str(w.message) for w in recwarn] == [
-        "maskco has no compiled kernels for xpu tensors (only CPU and CUDA kernels exist); "
-        "the plain-torch reference runs instead, slower"
+        "maskco has no compiled kernels for xpu tensors (only CPU and CUDA kernels exist). "
+        "The slower plain-torch reference runs instead"
     ]
 
 

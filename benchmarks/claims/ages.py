@@ -20,7 +20,7 @@ from torch import Tensor
 
 from maskco import config
 from maskco.data.views import Views
-from maskco.methods.base import Method, MomentumOptions, StepOutput, spread
+from maskco.methods.base import Method, MomentumOptions, StepOutput, embedding_std
 from maskco.methods.maskco import MaskCo, MaskCoOptions
 from maskco.methods.moco_v2 import MoCoV2, embed_views
 from maskco.option_values import Natural
@@ -70,7 +70,7 @@ class _Ages(Method):
         positive, queued = (queries * keys).sum(1, keepdim=True), self._queued(queries, age, len(keys))
         logits = torch.cat([positive, *self._others(queries, keys, views), queued], dim=1)
         loss = F.cross_entropy(logits / self.options.temperature, torch.zeros_like(images))
-        metrics = {"accuracy": found(positive, logits[:, 1:]), "embedding_std": spread(queries.detach())}
+        metrics = {"accuracy": found(positive, logits[:, 1:]), "embedding_std": embedding_std(queries.detach())}
         if not self.options.delay:
             full = self.queue.valid == len(self.queue.features)
             for name, negatives in zip(AGES, (fresh, *self._newest_and_oldest(len(keys))), strict=True):

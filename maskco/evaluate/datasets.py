@@ -91,7 +91,7 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
 
     Args:
         image_size: side of demo scenes in pixels; images of files come as they are.
-        train, test: at most so many images of each part, spread evenly; None: all.
+        train, test: at most so many images of each part, at equal distances; None: all.
 
     Raises:
         SourceError: no such data, no labels, a layout that is ambiguous, or classes without images.
@@ -113,8 +113,8 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
 
 
 def some(part: Annotated, count: int | None) -> Annotated:
-    """At most `count` images of a part, spread evenly; None: all."""
-    return part.take(spread(len(part), count)) if count and count < len(part) else part
+    """At most `count` images of a part, at equal distances; None: all."""
+    return part.take(evenly_spaced(len(part), count)) if count and count < len(part) else part
 
 
 def missing(classes: Sequence[str], asked: Iterable[int], found: Iterable[int], most: int = 5) -> str:
@@ -124,7 +124,7 @@ def missing(classes: Sequence[str], asked: Iterable[int], found: Iterable[int], 
     return f"{len(absent)} of {len(classes)} classes ({names})" if absent else ""
 
 
-def spread(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """`count` indices, or all if there are fewer, evenly over 0 … length - 1."""
     count = min(length, count)
     return [i * length // count for i in range(count)]
@@ -132,7 +132,7 @@ def spread(length: int, count: int) -> list[int]:
 
 def _hold_out(length: int) -> tuple[list[int], list[int]]:
     if length < 2:
-        raise EvaluationError("data: expected at least two images, to learn from one and test on the other")
+        raise EvaluationError("data: found fewer than two images. Name data with one to learn from and one to test on")
     order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).tolist()
     count = max(1, length // 5)
     return sorted(order[count:]), sorted(order[:count])

@@ -2,7 +2,7 @@
 
 The recipe is the field's (He et al., arXiv 1911.05722, Lin et al., 1612.03144): every layer is trained but for batch
 norms, which stay frozen; SGD, a short warm-up, the learning rate divided by 10 after 2/3 and 8/9 of the steps, flips.
-Training goes on from its last saved step when the same evaluation is asked for again.
+Training resumes from its last saved step when the same evaluation is asked for again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def evaluate_detection(
     """
     metric = _mean_average_precision()
     if not data.has_boxes:
-        raise EvaluationError(f"data: detection needs boxes, and {data.name} has none")
+        raise EvaluationError(f"data: detection needs boxes, and {data.name} has none. Name COCO's layout, VOC or demo")
     device = next(opened.encoder.parameters()).device
     if options.batch_norm == "data":  # statistics stay frozen, so they had better fit
         form = Input(image_size, False, opened.mean, opened.std, workers)
@@ -107,7 +107,7 @@ class Pyramid(nn.Module):
         super().__init__()
         if opened.encoder.image_size is not None:
             raise EvaluationError(
-                f"{opened.name} takes images of {opened.encoder.image_size} pixels only: detection needs an encoder "
+                f"{opened.name} takes images of {opened.encoder.image_size} pixels only. Detection needs an encoder "
                 "that takes any size, such as a ResNet"
             )
         infos = cast("FeatureInfo", timm.create_model(opened.architecture, features_only=True).feature_info).get_dicts()
@@ -161,7 +161,7 @@ def build_detector(opened: OpenedEncoder, classes: int, image_size: int, proposa
 
 
 class Training:
-    """Fine-tuning that saves itself now and then, and begins where the file at `path` ends."""
+    """Fine-tuning that saves itself now and then, and starts where the file at `path` ends."""
 
     def __init__(self, detector: FasterRCNN, scenes: Scenes, options: Detection, path: Path, workers: int) -> None:
         self.detector, self.options, self.path, self.workers = detector, options, path, workers
@@ -176,7 +176,7 @@ class Training:
             try:
                 self._load(torch.load(path, map_location="cpu", weights_only=True))
             except Exception as error:  # damaged files make the readers raise almost anything
-                raise EvaluationError(f"{path} is no detector to go on with, or is damaged: remove it") from error
+                raise EvaluationError(f"{path} holds no detector to resume from, or is damaged. Remove it") from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
@@ -205,7 +205,7 @@ class Training:
                 if not math.isfinite(self.loss):
                     raise EvaluationError(
                         f"the detector's loss is no longer finite at step {self.step + 1}, learning rate "
-                        f"{self.lr(self.step):.3g}: take a lower `lr`"
+                        f"{self.lr(self.step):.3g}. Take a lower `lr`"
                     )
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -286,7 +286,7 @@ def _readable(batches: Iterable[Batch | str]) -> Iterator[Batch]:
     """Raises EvaluationError for the first image that cannot be read: COCO's measure is of all images."""
     for batch in batches:  # (an error raised in a loading worker would come with the traceback of its process)
         if isinstance(batch, str):
-            raise EvaluationError(f"data: {batch}: restore it, or take it out of the annotation file")
+            raise EvaluationError(f"data: {batch}. Restore it, or take it out of the annotation file")
         yield batch
 
 
@@ -312,7 +312,7 @@ def average_precision(
     result = metric.compute()
     scores = {name: 100 * float(result[key]) for name, key in SCORES.items()}
     if scores["mAP"] < 0:  # pycocotools says -1
-        raise EvaluationError("data: there is no box to find in the test images")
+        raise EvaluationError("data: the test images have no box. Name other data, or raise `test_images`")
     return scores
 
 
@@ -331,4 +331,4 @@ def _mean_average_precision() -> Any:
 
         return MeanAveragePrecision(backend="pycocotools")
     except ImportError as error:  # torchmetrics says ModuleNotFoundError for a missing pycocotools too
-        raise EvaluationError("detection needs torchmetrics and pycocotools: pip install 'maskco[eval]'") from error
+        raise EvaluationError("detection needs torchmetrics and pycocotools. Run pip install 'maskco[eval]'") from error

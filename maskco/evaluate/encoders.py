@@ -29,7 +29,7 @@ from maskco.nn.encoder import DownloadError, Encoder, Source, create_encoder, re
 from maskco.runs.checkpoint import load_run
 from maskco.weights.encoder_file import is_run, load_encoder
 from maskco.weights.files import read_weights
-from maskco.weights.names import told
+from maskco.weights.names import choice_line
 
 IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
@@ -74,7 +74,7 @@ def open_encoder(name: str, architecture: str | None = None, prefix: str | None 
         return _of_run(name, path, architecture)
     if path.is_file():
         return _of_file(name, path, architecture, prefix)
-    hint = f"; did you mean timm:{name}?" if timm.is_model(name.split(".")[0]) else ""
+    hint = f". Did you mean timm:{name}?" if timm.is_model(name.split(".")[0]) else ""
     raise EvaluationError(
         f"encoder {name!r} is neither a run folder, nor a file of weights, nor timm:NAME or untrained:NAME{hint}"
     )
@@ -138,7 +138,7 @@ def _of_timm(name: str, architecture: str, *, pretrained: bool = False) -> Opene
             encoder = create_encoder(architecture, pretrained=pretrained).eval()
         except DownloadError as error:
             raise EvaluationError(
-                f"the weights of encoder {name!r} could not be downloaded: go online once, or take "
+                f"the weights of encoder {name!r} could not be downloaded. Go online once, or take "
                 f"untrained:{architecture}"
             ) from error
         except ValueError as error:
@@ -170,6 +170,6 @@ def _of_file(name: str, path: Path, architecture: str | None, prefix: str | None
     found = load_encoder(name, tensors, said, architecture, prefix)
     opened = _opened(name, found.encoder, found.source)
     opened.facts = {"method": "file of weights", **found.facts}
-    if choice := told(found.facts):
+    if choice := choice_line(found.facts):
         opened.notes.append(f"{name}: {choice}")
     return opened

@@ -21,7 +21,7 @@ def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor)
             )
         if not torch.isfinite(x).all():
             raise EvaluationError(
-                f"{name}_x: expected finite features, found NaN or Inf; the encoder may have diverged"
+                f"{name}_x: expected finite features, found NaN or Inf. The encoder may have diverged"
             )
     if train_x.shape[1] != test_x.shape[1]:
         raise EvaluationError(f"test_x: expected {train_x.shape[1]} channels as train_x has, got {test_x.shape[1]}")

@@ -83,9 +83,9 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
     opened = open_encoder(options.encoder, options.architecture, options.prefix)
     if "prefix" not in opened.facts:  # it is no file of weights
         if options.prefix is not None:
-            raise EvaluationError(f"prefix: chooses in a file of weights, and {options.encoder} is none")
+            raise EvaluationError(f"prefix: {options.encoder} is no file of weights. Leave it out")
         if options.architecture not in (None, opened.architecture):
-            raise EvaluationError(f"architecture: {options.encoder} is of {opened.architecture}: leave it out")
+            raise EvaluationError(f"architecture: {options.encoder} is of {opened.architecture}. Leave it out")
     source = sources.open_source(options.data)
     size = opened.encoder.image_size or options.image_size or opened.image_size or IMAGE_SIZE
     notes = [*opened.notes, *source.left_out.lines()]
@@ -108,18 +108,18 @@ def read_features(path: str | Path) -> FeatureFile:
             names, skipped = (_text(file.get_tensor(name)) for name in ("names", "skipped"))
             return FeatureFile(file.get_tensor("features"), names, skipped, facts)
     except FileNotFoundError as error:
-        raise EvaluationError(f"{path} does not exist: name a file that `maskco features` wrote") from error
+        raise EvaluationError(f"{path} does not exist. Name a file that `maskco features` wrote") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{path} is not a file of features, or damaged: write it by `maskco features`") from error
+        raise EvaluationError(f"{path} is not a file of features, or damaged. Write it by `maskco features`") from error
 
 
 def _checked_out(out: Path, overwrite: bool) -> Path:
     if out.is_dir():
-        raise EvaluationError(f"out: {out} is a folder: name a file in it, such as {out / 'features.safetensors'}")
+        raise EvaluationError(f"out: {out} is a folder. Name a file in it, such as {out / 'features.safetensors'}")
     if out.suffix != ".safetensors":
         raise EvaluationError(f"out: expected a name that ends in .safetensors, got {out.name!r}")
     if os.path.lexists(out) and not overwrite:
-        raise EvaluationError(f"out: {out} exists: name another file, or replace it with `overwrite=True`")
+        raise EvaluationError(f"out: {out} exists. Name another file, or replace it with `overwrite=True`")
     return out
 
 
@@ -183,8 +183,8 @@ class _Writing:
         file.write(header)
         if skipped:
             self.notes.append(
-                f"{len(skipped)} of the {len(self.source)} images could not be read and have no row; the first: "
-                f"{skipped[0]}; the file lists them all"
+                f"{len(skipped)} of the {len(self.source)} images could not be read and have no row. The first: "
+                f"{skipped[0]}. The file lists them all"
             )
 
     def _batches(self, skipped: list[str]) -> Iterator[tuple[Tensor, list[int]]]:
@@ -211,10 +211,10 @@ class _Writing:
         if exact.isfinite().all():
             raise EvaluationError(
                 f"dtype: {self.options.dtype} cannot hold the features of {self.source.name(bad)}, which reach "
-                f"{exact.abs().max():.3g}: take `dtype=bfloat16` or float32"
+                f"{exact.abs().max():.3g}. Take `dtype=bfloat16` or float32"
             )
         raise EvaluationError(
-            f"the features of {self.source.name(bad)} are not finite: the encoder {self.opened.name} may have diverged"
+            f"the features of {self.source.name(bad)} are not finite. The encoder {self.opened.name} may have diverged"
         )
 
     def _check_room(self, row: Tensor) -> None:
@@ -223,7 +223,7 @@ class _Writing:
         if needed > free:
             raise EvaluationError(
                 f"out: the features of {len(self.source)} images would take {needed / 1e9:.3g} GB, and "
-                f"{self.folder} has {free / 1e9:.3g} GB: free some, lower image_size, or take a smaller `dtype`"
+                f"{self.folder} has {free / 1e9:.3g} GB. Free some, lower image_size, or take a smaller `dtype`"
             )
 
     def _header(self, texts: dict[str, int], size: int) -> bytes:
@@ -238,7 +238,7 @@ class _Writing:
             ends += length
         text = json.dumps(entries).encode()
         if len(text) > HEADER - 8:
-            raise EvaluationError("the facts about the features are too long for the file's header: shorten the names")
+            raise EvaluationError("the facts about the features are too long for the file's header. Shorten the names")
         return (HEADER - 8).to_bytes(8, "little") + text.ljust(HEADER - 8)
 
 

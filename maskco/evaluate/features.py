@@ -1,6 +1,6 @@
 """Frozen features of labelled scenes: of every box, or of every whole image.
 
-BatchNorm's running statistics can be estimated anew on the training scenes, for all encoders of a table alike: an
+BatchNorm's running statistics can be estimated again on the training scenes, for all encoders of a table alike: an
 untrained encoder has none (mean 0, variance 1), which would make it look worse than it is, and a trained one has those
 of masked and augmented views. This protocol is ours.
 """
@@ -25,7 +25,7 @@ from maskco.data.loading import start_method
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
 from maskco.devices import default_workers
-from maskco.evaluate.datasets import Scenes, spread
+from maskco.evaluate.datasets import Scenes, evenly_spaced
 from maskco.evaluate.errors import EvaluationError
 from maskco.nn import Encoder
 from maskco.nn.encoder import map_scale
@@ -43,7 +43,7 @@ class Input(NamedTuple):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     workers: int = 0
-    noun: str = "pictures"  # what errors call them
+    noun: str = "images"  # what errors call them
 
 
 def loading_workers(asked: int | None, in_memory: bool) -> int:
@@ -93,7 +93,7 @@ def extract_features(
     check_readable(len(scenes), skipped, form.noun)
     if len(x) == 0:
         raise EvaluationError(
-            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes; pass scenes with boxes"
+            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes. Pass scenes with boxes"
         )
     return Features(x, labels, list(dict.fromkeys(skipped)))
 
@@ -115,7 +115,7 @@ class HeldScenes(NamedTuple):
         check_readable(len(scenes), skipped, form.noun)
         read = [(image.round().byte(), *rest) for image, *rest in samples if not isinstance(image, str)]
         if sum(len(boxes) for _, boxes, *_ in read) == 0:
-            raise EvaluationError(f"data: none of the {len(scenes)} {form.noun} has a labelled box")
+            raise EvaluationError(f"data: none of the {len(scenes)} {form.noun} has a labelled box. Name other data")
         images, boxes, labels, _ = zip(*read, strict=True)
         return cls(torch.stack(images), list(boxes), list(labels), form, list(dict.fromkeys(skipped)))
 
@@ -192,7 +192,7 @@ def check_readable(count: int, skipped: list[str], noun: str) -> None:
     if 2 * len(skipped) > count:
         share = "none" if len(skipped) == count else f"only {count - len(skipped)}"
         raise EvaluationError(
-            f"data: {share} of the {count} {noun} could be read; the first that could not: {skipped[0]}"
+            f"data: {share} of the {count} {noun} could be read. The first that could not: {skipped[0]}"
         )
 
 
@@ -206,7 +206,7 @@ def reestimate_batch_norm(
 ) -> None:
     """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
 
-    At most `limit` scenes are used, spread evenly. All else of the encoder stays as it is; other layers run as in
+    At most `limit` scenes are used, at equal distances. All else of the encoder stays as it is; other layers run as in
     evaluation.
     """
     layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
@@ -214,7 +214,7 @@ def reestimate_batch_norm(
         return
     count = min(len(scenes), limit)
     count -= count % batch_size if count > batch_size else 0  # a short last batch would weigh as much as a full one
-    chosen = Subset(cast("Dataset[Scene]", scenes), spread(len(scenes), count))
+    chosen = Subset(cast("Dataset[Scene]", scenes), evenly_spaced(len(scenes), count))
     momentum = [layer.momentum for layer in layers]
     device = next(encoder.parameters()).device
     with _modes(encoder), torch.no_grad():
@@ -299,7 +299,7 @@ def _batches(
         if digests is not None:
             digests += read
         if len({image.shape for image in images}) > 1:
-            raise EvaluationError("scenes: expected images of one size, found several; pass image_size to resize them")
+            raise EvaluationError("scenes: expected images of one size, found several. Pass image_size to resize them")
         yield (torch.stack(images) / 255 - mean) / std, boxes, labels
 
 

@@ -44,7 +44,7 @@ def linear_probe(
         train_x: [N, C] and test_x: [M, C] floating; train_y: [N] and test_y: [M] int64, any values.
         learning_rates: for batches of 256 rows; scaled to the batch size in use.
         measure: what chooses the learning rate, of predictions and labels. It should be what is reported: top-1 hardly
-            tells learning rates apart between which the mean accuracy over classes differs by points.
+            separates learning rates whose mean accuracy over classes differs by points.
 
     Raises:
         EvaluationError: rows that do not fit together, fewer than two classes or no learning rate.
@@ -52,7 +52,7 @@ def linear_probe(
     check_rows(train_x, train_y, test_x, test_y)
     classes, target = train_y.unique(return_inverse=True)
     if len(classes) < 2:
-        raise EvaluationError("train_y: expected at least two classes, found one; evaluate on data of several classes")
+        raise EvaluationError("train_y: expected at least two classes, found one. Evaluate on data of several classes")
     if not learning_rates or min(learning_rates) <= 0 or epochs < 1 or batch_size < 1:
         raise EvaluationError(
             "learning_rates, epochs and batch_size must be positive, "
@@ -83,7 +83,7 @@ def _fit(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Weights [S, K, C + 1], the bias last, for each of S learning rates; all begin at zero."""
+    """Weights [S, K, C + 1], the bias last, for each of S learning rates; all start at zero."""
     x = _with_ones(x)
     weights = x.new_zeros(len(rates) * classes, x.shape[1])
     velocity = torch.zeros_like(weights)

@@ -59,7 +59,7 @@ def load_rows(path: Path) -> list[Row]:
         return [_row(values) for values in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EvaluationError(
-            f"{path} is no file of evaluations by this version: move it away, or name another"
+            f"{path} is no file of evaluations by this version. Move it away, or name another"
         ) from error
 
 

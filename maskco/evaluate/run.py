@@ -44,7 +44,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     device = usable_device(options.device)
     encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]
     if options.prefix is not None and not any("prefix" in opened.facts for opened in encoders):
-        raise EvaluationError("prefix: chooses in a file of weights, and none of the encoders is one")
+        raise EvaluationError("prefix: none of the encoders is a file of weights. Leave it out")
     if options.untrained:
         fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
         encoders += [open_encoder(name, options.architecture) for name in fresh if name not in options.encoders]
@@ -53,7 +53,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     data = open_labelled(options.data, image_size=size, train=options.train_images, test=options.test_images)
     out = user_path(options.out) if options.out else Path(runs[0][0] if runs else ".", EVALUATION)
     if out.is_dir():
-        raise EvaluationError(f"out: {out} is a folder: name a file, such as {out / EVALUATION}")
+        raise EvaluationError(f"out: {out} is a folder. Name a file, such as {out / EVALUATION}")
     if out.exists():
         load_rows(out)  # what cannot be added to should be known before the work
 
@@ -97,7 +97,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
 def _check(options: Evaluation) -> None:
     options.check()
     if not options.encoders:
-        raise EvaluationError("encoders: name at least one run folder, timm:NAME or file of weights")
+        raise EvaluationError("encoders: none was named. Name at least one run folder, timm:NAME or file of weights")
 
 
 # --- tasks on frozen features ---------------------------------------------------------------------------------------
@@ -130,21 +130,21 @@ def _frozen(
         "rows": {"train": len(train.x), "test": len(test.x)},
         "channels": train.x.shape[1],
         "skipped": {name: {"count": len(those), "first": those[:SHOWN_SKIPPED]} for name, those in skipped.items()},
-        "notes": _told_skipped(data, skipped) + _told_classes(data, train, test) + _told_repeated(boxes_of, *digests),
+        "notes": _skipped_notes(data, skipped) + _class_notes(data, train, test) + _repeated_notes(boxes_of, *digests),
     }
     return train, test, details
 
 
-def _told_skipped(data: LabelledSet, skipped: dict[str, list[str]]) -> list[str]:
+def _skipped_notes(data: LabelledSet, skipped: dict[str, list[str]]) -> list[str]:
     counts = {"train": len(data.train), "test": len(data.test)}
     return [
-        f"{len(those)} of the {counts[name]} {kind} images could not be read and are left out; the first: {those[0]}"
+        f"{len(those)} of the {counts[name]} {kind} images could not be read and are left out. The first: {those[0]}"
         for name, kind in (("train", "training"), ("test", "test"))
         if (those := skipped[name])
     ]
 
 
-def _told_classes(data: LabelledSet, train: Features, test: Features) -> list[str]:
+def _class_notes(data: LabelledSet, train: Features, test: Features) -> list[str]:
     """Classes that only one of the parts has."""
     unknown = missing(data.classes, test.labels.tolist(), train.labels.tolist())
     untested = missing(data.classes, range(len(data.classes)), test.labels.tolist())
@@ -152,7 +152,7 @@ def _told_classes(data: LabelledSet, train: Features, test: Features) -> list[st
     return notes + ([f"not tested, so that the mean per class leaves them out: {untested}"] if untested else [])
 
 
-def _told_repeated(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
+def _repeated_notes(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
     """Pixels that both parts hold: what was learned by heart there counts as right here."""
     repeated = sum(map(set(train).__contains__, test))
     return [f"{repeated} of the {len(test)} {boxes_of}test images are training images too"] if repeated else []
@@ -171,7 +171,7 @@ def _linear(opened: OpenedEncoder, data: LabelledSet, options: Linear, size: int
 
 def _regions(opened: OpenedEncoder, data: LabelledSet, options: Regions, size: int, verbose: bool) -> Scored:
     if not data.has_boxes:
-        raise EvaluationError(f"data: regions need boxes, and {data.name} has none: take knn or linear for it")
+        raise EvaluationError(f"data: regions need boxes, and {data.name} has none. Take knn or linear for it")
     train, test, details = _frozen(opened, data, options, size, verbose, whole=False)
     scores, probe = _probe(train, test, options)
     return scores | _vote(train, test, options) | {"chance": chance(train.labels, test.labels)}, details | probe

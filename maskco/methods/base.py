@@ -34,9 +34,9 @@ class StepOutput(NamedTuple):
     """What a batch gives.
 
     The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
-    micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std"
-    (see `spread`). Pushes are keys [any, dim] without gradient, by the name of their queue. Embeddings [any, dim]
-    without gradient are those of a method without queues: monitors look at how they are spread.
+    micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and
+    "embedding_std". Pushes are keys [any, dim] without gradient, by the name of their queue. Embeddings [any, dim]
+    without gradient are those of a method without queues: monitors look at their deviation.
     """
 
     loss: Tensor
@@ -164,15 +164,15 @@ def key_momentum_at(options: Any, progress: float) -> float:
 
 
 def contrast_metrics(stats: InfoNCEStats, queries: Tensor) -> dict[str, Tensor]:
-    """Contrast accuracy of some queries [Q, D], in percent, and their spread."""
+    """Contrast accuracy of some queries [Q, D], in percent, and their deviation."""
     return {
         "accuracy": 100 * (stats.rank < 1).float().mean(),
         "top5": 100 * (stats.rank < 5).float().mean(),
-        "embedding_std": spread(queries.detach()),
+        "embedding_std": embedding_std(queries.detach()),
     }
 
 
-def spread(embeddings: Tensor) -> Tensor:
+def embedding_std(embeddings: Tensor) -> Tensor:
     """Standard deviation of unit vectors [N, D] over N, averaged over D: 0-d float32.
 
     Near 1/√D where they point everywhere, 0 where they are all the same (Chen & He, arXiv 2011.10566, section 4.1).

@@ -91,7 +91,7 @@ class MaskCo(Method):
     def _create_token(self) -> nn.Parameter:
         if self.patches is None or self.patch % self.patches.side:
             side = f"patches of {self.patches.side} pixels, not {self.patch}" if self.patches else "no patches"
-            raise ConfigError(f"mask_fill token replaces embedded patches, and the encoder embeds {side}: choose grey")
+            raise ConfigError(f"mask_fill token replaces embedded patches, and the encoder embeds {side}. Choose grey")
         return nn.Parameter(nn.init.trunc_normal_(torch.empty(self.patches.projection.out_channels), std=0.02))
 
     def key_modules(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -94,13 +94,13 @@ def resolve(name: str) -> Source:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
-        raise ValueError(f"encoder {name!r} is not a timm model; {hint}")
+        hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise ValueError(f"encoder {name!r} is not a timm model. {hint}")
     try:
         found = timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError as error:  # a weights tag that this architecture does not have
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise ValueError(f"encoder {name!r}: timm has no such weights; it has {tags}") from error
+        raise ValueError(f"encoder {name!r}: timm has no such weights. It has {tags}") from error
     return Source(name, {} if found is None else found.to_dict(), {}, -1)
 
 
@@ -108,9 +108,9 @@ def _unread(error: Exception) -> str:
     """Why timm's config.json could not be read from the hub or a folder."""
     kinds = {each.__name__ for each in type(error).__mro__}  # (names: the client's modules move between versions)
     if "LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError):
-        return "the hub cannot be reached: go online once"
+        return "the hub cannot be reached. Go online once"
     if "RepositoryNotFoundError" in kinds:
-        return "the hub has no such model, or a private one: check the name, or log in with `hf auth login`"
+        return "the hub has no such model, or a private one. Check the name, or log in with `hf auth login`"
     if "EntryNotFoundError" in kinds or isinstance(error, (KeyError, TypeError)):
         return "its config.json is missing, or not timm's"
     return str(error).split("\n")[0] or type(error).__name__
@@ -158,7 +158,7 @@ def create_encoder(
         backbone = timm.create_model(name, **options)
     except OSError as error:  # what the hub's client raises without a connection
         raise DownloadError(
-            f"the weights of encoder {name!r} could not be downloaded: go online once, or leave out `pretrained`"
+            f"the weights of encoder {name!r} could not be downloaded. Go online once, or leave out `pretrained`"
         ) from error
     except Exception as error:  # models of many authors, who raise anything
         asked = ", ".join(
@@ -200,13 +200,13 @@ def same_padding(encoder: Encoder) -> tuple[int, int]:
             return 0, 0
         sides = range(PROBE - stride, PROBE)
         least = sides[0] + bisect_left(sides, True, key=lambda side: cells(side) >= count)
-    except Exception:  # anyone's code, and perhaps not for this size or device: the run's first pass tells
+    except Exception:  # anyone's code, and perhaps not for this size or device: the run's first pass shows it
         return 0, 0
     missing = least - (count - 1) * stride - stride
     return missing // 2, missing - missing // 2
 
 
-SMALL = 1e-2  # layer scales begin at 1e-6 to 1e-4 as timm has them
+SMALL = 1e-2  # layer scales start at 1e-6 to 1e-4 as timm has them
 
 
 def _begin_branches(backbone: nn.Module) -> None:
@@ -254,7 +254,7 @@ def as_encoder(encoder: str | nn.Module) -> Encoder:
     for attribute in ("channels", "stride"):
         if not isinstance(getattr(encoder, attribute, None), int):
             raise ValueError(
-                f"encoder needs an integer attribute .{attribute}; wrap the backbone: "
+                f"encoder needs an integer attribute .{attribute}. Wrap the backbone: "
                 "maskco.nn.Encoder(backbone, channels=…, stride=…)"
             )
     return cast("Encoder", encoder)  # which it stands in for

@@ -64,7 +64,7 @@ class InfoNCE(nn.Module):
             if valid is not None or (queue_ids is not None and queue.ids is not None):
                 name = "queue_ids" if valid is None else "valid"
                 raise ValueError(
-                    f"{name} was given, but the FeatureQueue has its own; pass queue.features as the queue"
+                    f"{name} was given, but the FeatureQueue has its own. Pass queue.features as the queue"
                 )
             if queue_ids is None and query_ids is not None:
                 queue_ids = queue.ids
@@ -86,5 +86,5 @@ class InfoNCE(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        told = f"temperature={self.temperature}, reduction={self.reduction!r}"
-        return f"{told}, decoupled={self.decoupled}, margin={self.margin}"
+        shown = f"temperature={self.temperature}, reduction={self.reduction!r}"
+        return f"{shown}, decoupled={self.decoupled}, margin={self.margin}"

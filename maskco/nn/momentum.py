@@ -44,7 +44,7 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
     onlines: list[Tensor] = list(online.parameters())
     if len(targets) != len(onlines):
         raise ValueError(
-            f"online has {len(onlines)} parameters and target {len(targets)}; make target by momentum_copy"
+            f"online has {len(onlines)} parameters and target {len(targets)}. Make target by momentum_copy"
         )
     if targets:
         torch._foreach_lerp_(targets, onlines, 1 - momentum)

@@ -67,7 +67,7 @@ class ClipLoss(nn.Module):
 
         def check() -> tuple[Tensor | None, ...]:
             if return_stats and self.gather:
-                raise ValueError("return_stats does not work with gather=True; use gather=False, or leave it out")
+                raise ValueError("return_stats does not work with gather=True. Use gather=False, or leave it out")
             image, text = _pairs(image_features, text_features)
             check_nonzero(logit_scale, image, "logit_scale", "image_features")
             return image, text, None if ids is None else check_ids(ids, len(image), image, "ids", "image_features")
@@ -230,10 +230,10 @@ class SupConLoss(nn.Module):
             labels = check_ids(labels, features.shape[0], features, "labels", "features")
         elif features.dim() == 2 or ref_features is not None:
             found = "ref_features" if ref_features is not None else "features [N, C]"
-            raise ValueError(f"labels must be given with {found}; only features [B, V, C] alone go without")
+            raise ValueError(f"labels must be given with {found}. Only features [B, V, C] alone go without")
         if (ref_features is None) != (ref_labels is None):
             given = "ref_labels were" if ref_features is None else "ref_features were"
-            raise ValueError(f"{given} given alone; pass ref_features and ref_labels")
+            raise ValueError(f"{given} given alone. Pass ref_features and ref_labels")
         if ref_features is not None:
             ref_features = as_tensor(ref_features, "ref_features")
             width = features.shape[1:].numel() if features.dim() == 2 else features.shape[2:].numel()

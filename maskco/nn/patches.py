@@ -41,7 +41,7 @@ def token_in_place(embedding: PatchEmbedding, hidden: Tensor, token: Tensor) -> 
     """
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
-        tokens, *others = output if isinstance(output, tuple) else (output,)  # MViT returns their number beside them
+        tokens, *others = output if isinstance(output, tuple) else (output,)  # MViT returns their number too
         where, own = by_token(hidden, token, tokens)
         tokens = torch.where(where, own, tokens)
         return (tokens, *others) if isinstance(output, tuple) else tokens
@@ -68,6 +68,6 @@ def by_token(hidden: Tensor, token: Tensor, tokens: Tensor) -> tuple[Tensor, Ten
     if tuple(tokens.shape) not in forms:
         raise ValueError(
             f"patches are embedded as {list(tokens.shape)}, none of {[*map(list, forms)]}, so no token can replace "
-            "them: choose another mask_fill"
+            "them. Choose another mask_fill"
         )
     return forms[tuple(tokens.shape)]

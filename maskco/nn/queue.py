@@ -73,7 +73,7 @@ class FeatureQueue(nn.Module):
         """
         all_keys, all_ids = gather_together(keys.detach(), ids) if gather else (keys.detach(), ids)
         if (ids is None) != (self.ids is None):
-            wanted = "needs ids with the keys" if ids is None else "keeps no ids; make it with ids=True"
+            wanted = "needs ids with the keys" if ids is None else "keeps no ids. Make it with ids=True"
             raise ValueError(f"this queue {wanted}")
         ops.queue_push_(
             self.features,

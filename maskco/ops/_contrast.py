@@ -47,7 +47,7 @@ def one_dtype(features: dict[str, Tensor | None], first: Tensor, leader: Tensor 
     if not autocast_on(first):
         *names, last = features
         found = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-        raise TypeError(f"{', '.join(names)} and {last} must have one dtype, got {found}; convert them")
+        raise TypeError(f"{', '.join(names)} and {last} must have one dtype, got {found}. Convert them")
     dtype = leader.dtype if leader is not None else max(dtypes, key=lambda d: d.itemsize)
     return [None if t is None else t.to(dtype) for t in features.values()]
 
@@ -226,4 +226,4 @@ def refuse_double_backward(op: str) -> None:
     Values kept by the forward pass would count as constants, so the second derivative would be wrong.
     """
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{op} has no second derivative; call backward without create_graph=True")
+        raise RuntimeError(f"{op} has no second derivative. Call backward without create_graph=True")

@@ -86,7 +86,7 @@ def check_dtype(value: Tensor, dtypes: tuple[torch.dtype, ...], name: str) -> No
 
 def check_device(value: Tensor, like: Tensor, name: str, like_name: str) -> None:
     if value.device != like.device:
-        raise ValueError(f"{name} is on {value.device} but {like_name} on {like.device}; move one of them")
+        raise ValueError(f"{name} is on {value.device} but {like_name} on {like.device}. Move one of them")
 
 
 def autocast_on(value: Tensor) -> bool:
@@ -114,12 +114,12 @@ def refuse_forward_mode(op: str) -> None:
 
 def _no_transform(op: str) -> str:
     if op == "queue_push_":
-        advice = "it takes keys as constants: pass keys.detach()"
+        advice = "Its keys are constants: pass keys.detach()"
     else:
-        advice = f"use backward() or torch.autograd.grad, or maskco.ops.reference.{op}, the same in plain torch"
+        advice = f"Use backward() or torch.autograd.grad, or maskco.ops.reference.{op}, the same in plain torch"
     return (
         f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, dual tensors) and no torch.func gradient (grad, "
-        f"vjp, jacrev, hessian); {advice}"
+        f"vjp, jacrev, hessian). {advice}"
     )
 
 

@@ -29,11 +29,11 @@ def _load_cpu() -> ModuleType:
         package = Path(__file__).parent
         if (package.parent / "CMakeLists.txt").exists():
             advice = (
-                f"{package} is a source folder: run elsewhere, or install it with pip install --no-build-isolation -e ."
+                f"{package} is a source folder. Run elsewhere, or install it with pip install --no-build-isolation -e ."
             )
         else:
-            advice = "reinstall maskco in this environment"
-        raise ImportError(f"maskco's compiled ops could not be loaded ({error}); {advice}") from error
+            advice = "Reinstall maskco in this environment"
+        raise ImportError(f"maskco's compiled ops could not be loaded ({error}). {advice}") from error
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:
@@ -95,7 +95,7 @@ def _arch_runs_on(arch: str, capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def _warn_once(device_type: str) -> None:
-    warnings.warn(_missing(device_type) + "; the plain-torch reference runs instead, slower", stacklevel=4)
+    warnings.warn(_missing(device_type) + ". The slower plain-torch reference runs instead", stacklevel=4)
 
 
 def _missing(device_type: str) -> str:

@@ -103,7 +103,7 @@ def clip_loss(
     check_reduction(reduction)
     image, text = one_dtype({"image": image, "text": text}, image)  # type: ignore[assignment]
     if temperature is not None and logit_scale is not None:
-        raise ValueError("temperature and logit_scale were both given; pass one of them")
+        raise ValueError("temperature and logit_scale were both given. Pass one of them")
     if logit_scale is None:
         scale = inverse(check_nonzero(0.07 if temperature is None else temperature, image, "temperature", "image"))
     else:

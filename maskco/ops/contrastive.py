@@ -201,9 +201,9 @@ def _check_ids(
     query: Tensor, queue: Tensor | None, in_batch: bool, query_ids: Any, queue_ids: Any
 ) -> tuple[Tensor | None, Tensor | None]:
     if queue_ids is not None and (queue is None or query_ids is None):
-        raise ValueError("queue_ids were given without " + ("queue" if queue is None else "query_ids") + "; pass both")
+        raise ValueError("queue_ids were given without " + ("queue" if queue is None else "query_ids") + ". Pass both")
     if query_ids is not None and queue_ids is None and not in_batch:
-        raise ValueError("query_ids have nothing to be compared with; pass queue_ids, or in_batch=True")
+        raise ValueError("query_ids have nothing to be compared with. Pass queue_ids, or in_batch=True")
     checked: list[Tensor | None] = []
     for ids, features, name in ((query_ids, query, "query_ids"), (queue_ids, queue, "queue_ids")):
         given = ids is not None and features is not None  # (queue_ids without a queue raised above)
@@ -218,7 +218,7 @@ def _check_valid(
     if valid is None:
         return queue, queue_ids, None
     if queue is None:
-        raise ValueError("valid was given without queue; pass both")
+        raise ValueError("valid was given without queue. Pass both")
     if is_number(valid):
         valid = as_int(valid, "valid")
         if not 0 <= valid <= queue.shape[0]:

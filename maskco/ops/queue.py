@@ -80,7 +80,7 @@ def queue_push_(
     if 0 in queue.stride() and any(
         stride == 0 and length > 1 for stride, length in zip(queue.stride(), queue.shape, strict=True)
     ):
-        raise ValueError("queue must not be expanded, its rows share memory; pass queue.clone()")
+        raise ValueError("queue must not be expanded, its rows share memory. Pass queue.clone()")
     check_dtype(cursor, (torch.int64,), "cursor")
     check_shape(cursor, (2,), "cursor")
     check_device(cursor, queue, "cursor", "queue")
@@ -90,7 +90,7 @@ def queue_push_(
     count = keys.shape[0]
     if (ids is None) != (queue_ids is None):
         missing = "ids" if ids is None else "queue_ids"
-        raise ValueError(f"ids and queue_ids go together, {missing} is missing: give both or neither")
+        raise ValueError(f"ids and queue_ids go together, {missing} is missing. Give both or neither")
     if ids is not None:
         ids, queue_ids = as_tensor(ids, "ids"), as_tensor(queue_ids, "queue_ids")
         check_dtype(ids, INTEGERS, "ids")
@@ -104,8 +104,8 @@ def queue_push_(
         raise ValueError(f'overflow must be "wrap", "truncate" or "error", got {overflow!r}')
     if overflow == "error" and count > 0 and size % count != 0:
         raise ValueError(
-            f'overflow="error" needs a batch that divides the queue, got {count} keys for {size} rows; '
-            'drop the last short batch or use overflow="wrap"'
+            f'overflow="error" needs a batch that divides the queue, got {count} keys for {size} rows. '
+            'Drop the last short batch or use overflow="wrap"'
         )
 
     refuse_transforms("queue_push_", queue, keys)

@@ -158,7 +158,7 @@ def masked_pool(
         check_dtype(masks, INTEGERS, "masks (labels, as num_regions is given)")
         check_shape(masks, (batch, height, width), "masks (labels, as num_regions is given)")
     elif masks.dtype in INTEGERS:
-        raise TypeError("masks of an integer dtype are labels: give num_regions too, or bool or float masks")
+        raise TypeError("masks of an integer dtype are labels. Give num_regions too, or bool or float masks")
     else:
         if masks.dtype in FLOATS and autocast_on(features):
             masks = masks.to(features.dtype)
@@ -258,7 +258,7 @@ def register(namespace: str) -> None:
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
-        "box_pool and masked_pool have no gradient of their gradient; use torchvision's roi_align, or einsum, for that"
+        "box_pool and masked_pool have no gradient of their gradient. Use torchvision's roi_align, or einsum, for that"
     )
 
 

@@ -91,7 +91,7 @@ def supcon_loss(
     query = as_tensor(query, "query")
     check_features(query, ("N", "C"), "query", query, "query")
     if (keys is None) != (key_labels is None):
-        raise ValueError(f"{'key_labels were' if keys is None else 'keys were'} given alone; pass keys and key_labels")
+        raise ValueError(f"{'key_labels were' if keys is None else 'keys were'} given alone. Pass keys and key_labels")
     query_labels = check_ids(query_labels, query.shape[0], query, "query_labels", "query")
     if keys is not None:
         keys = as_tensor(keys, "keys")
@@ -100,7 +100,7 @@ def supcon_loss(
         query, keys = one_dtype({"query": query, "keys": keys}, query)  # type: ignore[assignment]
         offset = None if offset is None else as_int(offset, "offset")
     elif offset is not None:
-        raise ValueError("offset was given without keys; pass both")
+        raise ValueError("offset was given without keys. Pass both")
     check_reduction(reduction)
     number, tensor = check_nonzero(temperature, query, "temperature", "query")
 

@@ -1,9 +1,9 @@
-"""One report about a run, or several beside each other, as report.html and report.png.
+"""One report about one or several runs, as report.html and report.png.
 
     write_report("runs/demo")
     write_report("runs/maskco", "runs/moco_v2", out="comparison")
 
-Curves, masked views, nearest regions, the spread of keys, regions in the plane and, if there are any, evaluations.
+Curves, masked views, nearest regions, the deviation of keys, regions in the plane and, if there are any, evaluations.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def write_report(
             unreadable evaluation.json.
     """
     if not runs:
-        raise ConfigError("runs: name at least one run folder")
+        raise ConfigError("runs: none was named. Name at least one run folder")
     folder = folder_of(runs[0]) if out is None else user_path(out)
     if folder.is_file() or (not folder.exists() and folder.suffix in (".html", ".png", ".pdf")):
-        raise ConfigError(f"out: {folder} is no folder: name one, for report.html and report.png")
+        raise ConfigError(f"out: {folder} is no folder. Name one, for report.html and report.png")
     page = _page(runs, data, projection)
     title = folder_of(runs[0]).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
     written = Report(folder / "report.html", folder / "report.png")

@@ -20,7 +20,7 @@ CURVES = {
 }  # fmt: skip
 STRIPS = {
     "lr": "learning rate", "images_per_s": "images per second", "grad_norm": "gradient norm",
-    "embedding_std": "spread of embeddings", "effective_rank": "effective rank of embeddings",
+    "embedding_std": "deviation of embeddings", "effective_rank": "effective rank of embeddings",
 }  # fmt: skip
 NOT_DRAWN = ("step", "epoch", "seconds")
 KNOWN = CURVES | STRIPS
@@ -141,7 +141,7 @@ def kind(name: str) -> tuple[str, str]:
 
 
 def top5_of(name: str) -> str | None:
-    """The top-5 accuracy that is drawn beside an accuracy."""
+    """The top-5 accuracy that is drawn in the panel of an accuracy."""
     prefix, known = kind(name)
     return prefix + "top5" if known == "accuracy" else None
 

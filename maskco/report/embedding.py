@@ -1,4 +1,4 @@
-"""Parts that show how embeddings are spread: keys over their dimensions, regions over the plane."""
+"""Parts that show embeddings: keys over their dimensions, regions over the plane."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Spread(Part):
 
     def __init__(self, runs: list[Run]) -> None:
         self.runs = [run for run in runs if run.keys]
-        self.remark = "left: flat is spread over all axes, steep is collapse · right: at 1 all keys are alike"
+        self.remark = "left: flat uses all axes, steep is collapse · right: at 1 all keys are alike"
         if without := [run.name for run in runs if not run.keys]:
             self.remark += f" · without a queue: {', '.join(map(shortened, without))}"
 
@@ -95,7 +95,7 @@ def project(features: Tensor, how: str) -> Tensor:
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise ProjectionError("projection tsne needs scikit-learn: pip install 'maskco[eval]'") from error
+        raise ProjectionError("projection tsne needs scikit-learn. Run pip install 'maskco[eval]'") from error
     perplexity = min(30.0, (len(features) - 1) / 3)
     return torch.from_numpy(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy()))
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskco.data.sources.demo import CLASS_NAMES
-from maskco.evaluate.datasets import cut_out, spread
+from maskco.evaluate.datasets import cut_out, evenly_spaced
 from maskco.evaluate.errors import EvaluationError
 from maskco.report.page import FAINT, GREEN, INK, MARGIN, MUTED, RED, WIDTH, Page, Part
 from maskco.report.runs import Regions
@@ -33,7 +33,7 @@ def nearest_regions(found: Regions, *, queries: int = QUERIES, neighbours: int =
     """For some regions, those of other scenes whose features have the largest cosine, at most one a scene.
 
     Which regions ask does not depend on the answer: the first of each class in turn, each of another scene, or, without
-    labels, regions spread evenly over the scenes.
+    labels, regions at equal distances in the scenes.
 
     Raises:
         EvaluationError: only one scene holds any region.
@@ -41,11 +41,11 @@ def nearest_regions(found: Regions, *, queries: int = QUERIES, neighbours: int =
     boxes, scene, labels = found.boxes, found.scene_of, found.labels
     others = len(scene.unique()) - 1
     if others < 1:
-        raise EvaluationError("scenes: expected regions in at least two scenes, found one; nothing to compare")
+        raise EvaluationError("scenes: expected regions in at least two scenes, found one. There is nothing to compare")
     features = F.normalize(found.features, dim=1)
     similarity = (features @ features.T).masked_fill(scene[:, None] == scene, -2)  # [M, M]
 
-    asking = spread(len(scene), queries) if labels is None else _first_of_each_class(labels, scene)[:queries]
+    asking = evenly_spaced(len(scene), queries) if labels is None else _first_of_each_class(labels, scene)[:queries]
     shown = []
     for region in asking:
         best: dict[int, int] = {}  # scene -> its nearest region, nearest scene first

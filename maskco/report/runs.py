@@ -1,4 +1,4 @@
-"""A run as the report sees it: what it was told to do, what it learned, and images to show that on.
+"""A run as the report sees it: its options, what it learned, and images to show that on.
 
 Only this file looks at a run's options and its method.
 """
@@ -19,7 +19,7 @@ from maskco.config import PretrainConfig
 from maskco.data.images import ImageError
 from maskco.data.sources import Source, locate, open_source
 from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
-from maskco.evaluate.datasets import spread
+from maskco.evaluate.datasets import evenly_spaced
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.features import extract_features
 from maskco.files import user_path
@@ -170,7 +170,7 @@ def read_runs(paths: list[str | Path], data: str | Path | None = None) -> list[R
 
 def _scenes(source: Source, size: int) -> list[Scene]:
     scenes = []
-    for index in spread(len(source), IMAGES):
+    for index in evenly_spaced(len(source), IMAGES):
         try:
             image = source[index]
         except ImageError:

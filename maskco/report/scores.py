@@ -1,4 +1,4 @@
-"""The rows of the runs' evaluation.json: a table for each task and data set beside the same numbers as bars."""
+"""The rows of the runs' evaluation.json: a table for each task and data set, and the same numbers as bars."""
 
 from __future__ import annotations
 

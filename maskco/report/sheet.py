@@ -47,7 +47,7 @@ def write_sheet(
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
 ) -> list[tuple[str, str]]:
-    """Draws `count` images, spread evenly over the data, with the views that a run of this seed has of them in this
+    """Draws `count` images, at equal distances in the data, with the views that a run of this seed has of them in this
     epoch, in the format that the suffix of `out` says. Returns (name, reason) of images that were left out because they
     cannot be used.
 
@@ -63,7 +63,7 @@ def write_sheet(
     for group in (options, config, masks):
         group.check()
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
-        raise ConfigError(f"out: {out} is no file name of an image: let it end in one of {', '.join(SUFFIXES)}")
+        raise ConfigError(f"out: {out} is no file name of an image. Let it end in one of {', '.join(SUFFIXES)}")
     source = open_source(str(data))
     needed = 2 * 3 * 4 * config.image_size**2 * options.count
     require_memory(f"image_size {config.image_size}", needed, "lower it or count")
@@ -76,9 +76,9 @@ def write_sheet(
         raise ConfigError(
             f"data: none of {len(failures)} images can be used (first: {printable(': '.join(failures[0]))})"
         )
-    told = f"seed {options.seed}, epoch {options.epoch}: the same views as in a run with these options"
+    caption = f"seed {options.seed}, epoch {options.epoch}: the same views as in a run with these options"
     heading = Heading(_explanation(config, len(source)))
-    _write(Page([heading, Samples(samples, masks if config.regions else None, 2), Note(told)]), out)
+    _write(Page([heading, Samples(samples, masks if config.regions else None, 2), Note(caption)]), out)
     return failures
 
 
@@ -112,7 +112,7 @@ def _write(page: Page, out: Path) -> None:
             page.save(buffer, kind)
         except (ValueError, OSError) as error:  # WebP and JPEG have a largest height
             raise ConfigError(
-                f"out: the sheet cannot be written as {kind} ({error}): lower count, or take .png"
+                f"out: the sheet cannot be written as {kind} ({error}). Lower count, or take .png"
             ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(buffer.getvalue()))

@@ -14,7 +14,7 @@ from maskco.data.images import ImageError
 from maskco.data.samples import PretrainDataset, seed_from
 from maskco.data.sources import Source
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
-from maskco.evaluate.datasets import spread
+from maskco.evaluate.datasets import evenly_spaced
 from maskco.report.page import BLUE, MARGIN, MUTED, ORANGE, Page, Part, grid, outline, shortened
 from maskco.view_options import MaskOptions, ViewConfig
 
@@ -37,12 +37,12 @@ def read_samples(
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
-    """Images spread evenly over a source, with the views that a run of this seed has of them in this epoch, and
+    """Images at equal distances in a source, with the views that a run of this seed has of them in this epoch, and
     (name, reason) of those that cannot be used."""
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     samples, failures = [], []
-    for index in spread(len(dataset), count):
+    for index in evenly_spaced(len(dataset), count):
         try:
             image = source[index]
             image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)

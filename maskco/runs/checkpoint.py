@@ -1,4 +1,4 @@
-"""Checkpoints: one file with everything a run needs to go on."""
+"""Checkpoints: one file with everything a run needs to continue."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def kept_checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints beside a run's last one, by their steps, oldest first."""
+    """The checkpoints next to a run's last one, by their steps, oldest first."""
     found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in run.glob(KEPT.format("*")))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
-    """Gives the checkpoint at `path`, which will be replaced, a second name beside it. If that fails
+    """Gives the checkpoint at `path`, which will be replaced, a second name next to it. If that fails
     (OSError), what had the name before has it still."""
     kept = path.with_name(name)
     if kept.exists() and kept.samefile(path):
@@ -79,19 +79,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU, read with `weights_only=True`. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointNotFoundError(f"{path} does not exist: name the folder of a run that has saved a checkpoint")
+        raise CheckpointNotFoundError(f"{path} does not exist. Name the folder of a run that has saved a checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the zip and pickle readers raise almost anything
         copies = [kept.name for kept in kept_checkpoints(path.parent).values() if kept != path]
-        copy = f"copy {copies[-1]} over it" if copies else "restore it from a copy"
+        copy = f"Copy {copies[-1]} over it" if copies else "Restore it from a copy"
         raise CheckpointError(
-            f"{path} cannot be read, damaged or truncated: {copy}, or start over with `overwrite=True`"
+            f"{path} cannot be read: it is damaged or truncated. {copy}, or start over with `overwrite=True`"
         ) from error
     if isinstance(state, dict) and state.get("format") == FORMER:
         state = converted(path, state)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of a maskco run ({FORMAT!r})")
+        raise CheckpointError(f"{path} is not a checkpoint of a maskco run ({FORMAT!r}). Name one, such as RUN/last.pt")
     return state
 
 
@@ -104,7 +104,7 @@ def converted(path: Path, state: dict[str, Any]) -> dict[str, Any]:
             totals |= {"names": ["accuracy", "top5", "embedding_std"], "sums": totals["sums"].reshape(-1, 4) * share}
         return {**state, "format": FORMAT, "images": state.get("pictures"), "totals": totals}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}. Restore it from a copy") from error
 
 
 def require_queues(config: PretrainConfig, weights: dict[str, Any]) -> None:
@@ -122,7 +122,9 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
         config = PretrainConfig.from_stored(state["config"])
         config.check()
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{path} holds no options of a maskco run: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{path} holds no options of a maskco run: {one_line(error)}. Restore it from a copy"
+        ) from error
     return config
 
 
@@ -141,7 +143,7 @@ def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[Pretr
     state = read_checkpoint(path)
     config = stored_config(path, state)
     if architecture != config.run.encoder:
-        refuse_source(config.run.encoder, str(path), "name it with `architecture`")
+        refuse_source(config.run.encoder, str(path), "Name it with `architecture`")
     try:
         step = int(state["step"])
         weights = state["method"]
@@ -152,5 +154,7 @@ def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[Pretr
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        raise CheckpointError(f"{path} holds weights that its own options do not fit: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{path} holds weights that its own options do not fit: {one_line(error)}. Restore it from a copy"
+        ) from error
     return config, method.eval(), step

@@ -29,16 +29,16 @@ METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row h
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises ConfigError if a run must not be written to `out`. Changes nothing."""
     if resume and overwrite:
-        raise ConfigError("resume and overwrite exclude each other: keep one")
+        raise ConfigError("resume and overwrite exclude each other. Keep one")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: {out} is a file; name a folder for the run")
+        raise ConfigError(f"out: {out} is a file. Name a folder for the run")
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"out: {existing} cannot be written to: name another folder, or change its permissions")
+        raise ConfigError(f"out: {existing} cannot be written to. Name another folder, or change its permissions")
     if not out.exists() or all(path.name in PARTIALS for path in out.iterdir()):
         return
     if not _is_run(out):
-        raise ConfigError(f"out: {out} holds other files and no maskco run; name a new or empty folder")
+        raise ConfigError(f"out: {out} holds other files and no maskco run. Name a new or empty folder")
     if overwrite:
         return
     if resume:
@@ -47,7 +47,7 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         read_config(out / CONFIG)
     elif not never_began(out):
         raise ConfigError(
-            f"out: {out} holds a run already; continue it with `resume=True`, or replace it with `overwrite=True`"
+            f"out: {out} holds a run already. Continue it with `resume=True`, or replace it with `overwrite=True`"
         )
 
 
@@ -74,7 +74,7 @@ def _names_maskco(config: Path) -> bool:
 
 
 def _first_line(log: Path) -> bool:
-    """Whether a log begins as ours do."""
+    """Whether a log starts as ours do."""
     if not log.is_file():
         return False
     with open(log, encoding="utf-8", errors="replace") as file:
@@ -82,7 +82,7 @@ def _first_line(log: Path) -> bool:
 
 
 def clear_out(out: Path) -> None:
-    """Removes a run's own files, and nothing else that lies beside them."""
+    """Removes a run's own files, and nothing else in the folder."""
     half_kept = out.glob(partial_name(KEPT.format("*")))
     for path in [*(out / name for name in OWN_FILES), *kept_checkpoints(out).values(), *half_kept]:
         if path.is_dir() and not path.is_symlink():

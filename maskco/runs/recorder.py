@@ -1,4 +1,4 @@
-"""Writes a run's log and metrics, and tells its loggers."""
+"""Writes a run's log and metrics, and passes them to its loggers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Writes a run's log.txt and metrics.jsonl, and tells its loggers. A context manager.
+    """Writes a run's log.txt and metrics.jsonl, and passes rows to its loggers. A context manager.
 
     A log or metrics that cannot be written stop the run; a logger that fails does not.
 
@@ -80,7 +80,7 @@ class Recorder:
             tqdm.write(text, file=sys.stderr)
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row of metrics, once the run has begun."""
+        """One row of metrics, once the run has started."""
         append(self._metrics, json.dumps(row) + "\n")
         self._last_row = {**self._last_row, **row}
         self._loggers.add(row)

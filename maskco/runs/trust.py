@@ -36,24 +36,24 @@ class ForeignRunError(ConfigError):
 
 def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
     """The options in a run's config.json as defaults for resuming it. Those of `DATA` that the run has are "" unless
-    they are among those `named` in this call: `stored_data` tells whether the run's own may be opened.
+    they are among those `named` in this call: `stored_data` says whether the run's own may be opened.
 
     Raises ConfigError if there is no readable config.json, or an option that is not named would have to be fetched.
     """
     config = read_config(own_file(run, CONFIG))
     if "encoder" not in named:
-        refuse_source(config.run.encoder, f"{run / CONFIG}", "name it again with `encoder`")
+        refuse_source(config.run.encoder, f"{run / CONFIG}", "Name it again with `encoder`")
     if not own_file(run, "last.pt").is_file():  # a checkpoint has the weights already
         for name in STARTS_FROM:
             if name not in named and getattr(config.run, name):
                 raise ForeignRunError(
-                    f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}): "
-                    f"name them again with `{name}`"
+                    f"{run / CONFIG} asks for weights from elsewhere ({name}: {getattr(config.run, name)}). "
+                    f"Name them again with `{name}`"
                 )
     if config.run.log and "log" not in named and not started_here(run, config.run.data):
         raise ForeignRunError(
-            f"log: {run} was not started by you on this machine, so its loggers ({', '.join(config.run.log)}) must be "
-            "named, or none: `log`"
+            f"log: {run} was not started by you on this machine, so its loggers ({', '.join(config.run.log)}) "
+            "must be named, or none: `log`"
         )
     options = config.flat()
     return options | {name: "" for name in DATA if options[name] is not None}
@@ -62,7 +62,7 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
 def refuse_source(encoder: str, where: str, remedy: str) -> None:
     """Raises ForeignRunError for a stored encoder whose architecture is not timm's own but in a folder or on a hub."""
     if ":" in encoder:
-        raise ForeignRunError(f"{where} asks for the encoder {encoder!r}, which comes from elsewhere: {remedy}")
+        raise ForeignRunError(f"{where} asks for the encoder {encoder!r}, which comes from elsewhere. {remedy}")
 
 
 def stored_data(run: Path, data: str, command: str, option: str = "data") -> str:
@@ -100,9 +100,9 @@ def own_file(run: Path, name: str) -> Path:
     in place of a file."""
     path = run / name
     if path.is_symlink() and not _inside(path, run):
-        raise ForeignRunError(f"{path} is a link to {os.readlink(path)!r}, outside the run: put the file itself there")
+        raise ForeignRunError(f"{path} is a link to {os.readlink(path)!r}, outside the run. Put the file itself there")
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ForeignRunError(f"{path} is no regular file: remove it")
+        raise ForeignRunError(f"{path} is no regular file. Remove it")
     return path
 
 

@@ -39,10 +39,10 @@ def local_device(name: str) -> torch.device:
     if device.type != "cuda" or not _launched_with_others():
         return device
     if device.index is not None:
-        raise ConfigError(f"device {name} is one GPU for all ranks: leave it at auto or cuda, and each takes its own")
+        raise ConfigError(f"device {name} is one GPU for all ranks. Leave it at auto or cuda, and each takes its own")
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= count:
-        raise ConfigError(f"device: no GPU is left for local rank {number}, this machine shows {count}: start fewer")
+        raise ConfigError(f"device: no GPU is left for local rank {number}, this machine shows {count}. Start fewer")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -63,7 +63,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         ours = isinstance(error, UserError) or not any(name in str(error) for name in ("gloo", "NCCL"))
         if ours or not is_distributed():
             raise
-        raise RankError(f"rank {rank()} lost another rank, which tells why; go on from the last checkpoint") from error
+        raise RankError(
+            f"rank {rank()}: another rank failed. Its log has the cause. Resume from the last checkpoint"
+        ) from error
     if own:
         dist.destroy_process_group()  # (after an error this could wait for ranks that will not come)
 
@@ -77,7 +79,7 @@ def all_or_none() -> Iterator[None]:
         agree(True)
         raise
     if agree(False)[0]:
-        raise RankError(f"rank {rank()} does not start, since another one cannot: see its error")
+        raise RankError(f"rank {rank()}: another rank could not start. Its log has the cause")
 
 
 def _launched_with_others() -> bool:

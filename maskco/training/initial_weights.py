@@ -11,7 +11,7 @@ from maskco.errors import ConfigError
 from maskco.methods import Method
 from maskco.runs.checkpoint import CHECKPOINT
 from maskco.weights.files import WeightsError, read_weights
-from maskco.weights.names import load_named, timm_names, told, whole_model_state
+from maskco.weights.names import choice_line, load_named, timm_names, whole_model_state
 
 
 def start_from_weights(method: Method, config: PretrainConfig) -> str:
@@ -38,5 +38,5 @@ def start_from_weights(method: Method, config: PretrainConfig) -> str:
         if online is method.encoder:
             copy.load_state_dict(online.state_dict())
     before = f" behind {found['prefix']!r}" if found["prefix"] else ""
-    choice = told(found, "init_prefix")
+    choice = choice_line(found, "init_prefix")
     return f"the encoder starts from {path}: {found['matched']} tensors{before}" + (f"; {choice}" if choice else "")

@@ -2,7 +2,7 @@
 
     maskco pretrain --data PHOTOS --out RUN                        # ResNet-50 and MoCo v2's schedule
     maskco pretrain --data PHOTOS --out RUN --encoder resnet18 --epochs 20 --batch-size 64
-    maskco pretrain --out RUN --resume                             # goes on where it stopped
+    maskco pretrain --out RUN --resume                             # continues where it stopped
     torchrun --nproc-per-node 8 -m maskco pretrain --data PHOTOS --out RUN    # on 8 GPUs, see distributed.py
 
 or, in Python, `maskco.pretrain(data="PHOTOS", out="RUN", encoder="resnet18", epochs=20)`.
@@ -39,8 +39,8 @@ from maskco.runs.trust import CONFIG, DATA, own_file, stored_data, stored_option
 from maskco.training.distributed import all_or_none, data_parallel, local_device, process_group, reduce_gradients
 from maskco.training.initial_weights import start_from_weights
 from maskco.training.optim import clip_gradient, set_learning_rate
-from maskco.training.recipe import told_recipe
-from maskco.training.rehearsal import rehearse, told
+from maskco.training.recipe import recipe_line
+from maskco.training.rehearsal import rehearse, unused_line
 from maskco.training.signals import StopSignals
 from maskco.training.start import (
     check_equal_start,
@@ -88,7 +88,7 @@ def pretrain(
         data: folder of images, "demo", or whatever else `open_source` takes; or a data set in Python, any object with
             `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if the run was started by
             this user from a local folder; it may name the same images elsewhere.
-        resume: go on with the run in `out`, with its own options except those given here. Starts it if there is none.
+        resume: continue the run in `out`, with its own options except those given here. Starts it if there is none.
         overwrite: replace the run in `out`.
         options: any options of `maskco.config.PretrainConfig`, by name.
 
@@ -98,7 +98,7 @@ def pretrain(
     """
     stored = user_path(out or "") / CONFIG
     if resume and not stored.exists() and data is None:
-        raise ConfigError(f"out: {out} holds no run to resume; check the folder, or name data to start one")
+        raise ConfigError(f"out: {out} holds no run to resume. Check the folder, or name data to start one")
     dataset = None if data is None or isinstance(data, (str, os.PathLike)) else data
     if dataset is not None:
         data = f"{PREFIX}{title_of(dataset)}"
@@ -188,16 +188,16 @@ def _train(
             f"{f'{world_size()} x {device.type}' if world_size() > 1 else device}: "
             f"step {state.step} of {steps} ({config.optim.epochs} epochs), writing to {out}"
         )
-        record.say(told_recipe(config, state.method.encoder))
+        record.say(recipe_line(config, state.method.encoder))
         if unused:
-            record.say(told(unused))
+            record.say(unused_line(unused))
         if started_from:
             record.say(started_from)
         for line in (*source.left_out.lines(), *window_notes(config, source), *state.monitors.lines()):
             record.say(line)
         started = window = saved = time.monotonic()
         stopped = 0
-        latest: dict[str, float] = {}  # metrics by name, each as it was told last
+        latest: dict[str, float] = {}  # metrics by name, each as it was reported last
         parts = zip(*[iter(loading)] * config.optim.accumulate, strict=True)  # n in a row at a time
         for micro_batches in parts if state.step < steps else ():
             # ---- learn: nothing here waits for the device
@@ -267,14 +267,16 @@ def _train(
         progress.close()
 
         if config.run.keep_best != "off":
-            record.say(state.best.told(state.steps_per_epoch))
+            record.say(state.best.line(state.steps_per_epoch))
         if state.broken.names:
             record.say(f"{len(state.broken)} of {len(source)} images could not be used, see {out / LOG}")
         if state.step < steps:
             name = signal.Signals(stopped).name
-            record.say(f"{name}: saved step {state.step} of {steps}, go on with: maskco pretrain --out {out} --resume")
+            record.say(
+                f"{name}: saved step {state.step} of {steps}, continue with: maskco pretrain --out {out} --resume"
+            )
         elif first_step >= steps:
-            record.say(f"this run was finished already, after {state.step} steps; a larger --epochs would go on")
+            record.say(f"this run was finished already, after {state.step} steps. A larger --epochs continues it")
         else:
             record.say(f"finished {steps} steps in {state.seconds:.0f} s: {out / CHECKPOINT}")
         return RunResult(

@@ -35,8 +35,8 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
     name, decay = _filled(options.optimizer, "optimizer"), _filled(options.weight_decay, "weight_decay")
     if name not in (known := list_optimizers()):
         near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "timm.optim.list_optimizers() lists them"
-        raise ConfigError(f"optimizer must be one that timm has, got {name!r}; {hint}")
+        hint = f"Did you mean {near[0]}?" if near else "timm.optim.list_optimizers() lists them"
+        raise ConfigError(f"optimizer must be one that timm has, got {name!r}. {hint}")
     extra: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
     if fused and name in FUSED:
         extra["fused"] = True
@@ -54,9 +54,9 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
         reason = "betas are too few for it" if isinstance(error, IndexError) else error or type(error).__name__
         raise ConfigError(f"optimizer {name} cannot be made: {reason}") from error
     if options.betas is not None and "betas" not in optimizer.param_groups[0]:
-        raise ConfigError(f"betas are no option of optimizer {name}: leave them out")
+        raise ConfigError(f"betas are no option of optimizer {name}. Leave them out")
     if getattr(optimizer, "is_second_order", False):
-        raise ConfigError(f"optimizer {name} needs second derivatives, which the ops do not have: choose another")
+        raise ConfigError(f"optimizer {name} needs second derivatives, which the ops do not have. Choose another")
     if name == "sgd" and fused and options.optimizer_momentum:
         # It does not write its buffers in a step that it skips: not even the first time.
         for group in optimizer.param_groups:
@@ -113,7 +113,7 @@ def layer_scales(method: Method, decay: float, encoder: str) -> dict[str, float]
     with torch.device("meta"):
         whole: Any = timm.create_model(encoder)
     if not hasattr(whole, "group_matcher"):
-        raise ConfigError(f"layer_decay: timm does not say which layers {encoder} has; leave it out")
+        raise ConfigError(f"layer_decay: timm does not say which layers {encoder} has. Leave it out")
     layers: Mapping[str, int] = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
     used = {own: layers[name] for own, name in names.items() if name in layers}
     last = max(used.values(), default=0)
@@ -132,7 +132,7 @@ def learning_rate(options: OptimOptions, step: int, steps: int) -> float:
 
 def _filled(value: T | None, option: str) -> T:
     if value is None:
-        raise ConfigError(f"{option} is neither given nor filled in from a recipe: see maskco.training.recipe")
+        raise ConfigError(f"{option} is neither given nor filled in from a recipe. See maskco.training.recipe")
     return value
 
 

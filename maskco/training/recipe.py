@@ -33,11 +33,11 @@ def with_recipe(config: PretrainConfig) -> PretrainConfig:
         recipe = "moco_v3" if attends_or_layer_normalises(parts) else "moco_v2"
     elif recipe == "moco_v2" and attends_or_layer_normalises(parts):
         raise ConfigError(
-            f"recipe moco_v2 is for batch norms, and encoder {config.run.encoder} is made of {told_parts(parts)}: "
-            "leave it out, or take moco_v3 with `optimizer=sgd` and an lr of your own"
+            f"recipe moco_v2 is for batch norms, and encoder {config.run.encoder} is made of {parts_line(parts)}. "
+            "Leave it out, or take moco_v3 with `optimizer=sgd` and an lr of your own"
         )
     if config.optim.freeze_patch_embedding and patches is None:
-        raise ConfigError(f"freeze_patch_embedding: {config.run.encoder} embeds no patches: leave it out")
+        raise ConfigError(f"freeze_patch_embedding: {config.run.encoder} embeds no patches. Leave it out")
     config = config.filled(recipe)
     own: dict[str, Any] = {}
     if given["freeze_patch_embedding"] is None and (patches is None or patches.side != encoder.stride):
@@ -47,17 +47,17 @@ def with_recipe(config: PretrainConfig) -> PretrainConfig:
     return config.replace(**own)
 
 
-def told_recipe(config: PretrainConfig, encoder: nn.Module) -> str:
+def recipe_line(config: PretrainConfig, encoder: nn.Module) -> str:
     """One line: a run's recipe, why it suits the encoder, and the values that it comes to."""
     values = config.flat()
     options = [option for option in (*MOCO_V2, "mask_patch") if option in values]
     if values["warmup_steps"]:
         options[options.index("warmup_share")] = "warmup_steps"
-    told = ", ".join(f"{option} {_written(values[option])}" for option in options)
+    line = ", ".join(f"{option} {_written(values[option])}" for option in options)
     usual = {**RECIPES[config.optim.recipe], **config.method.defaults}
     if values["optimizer"] != usual["optimizer"] and values["lr"] == usual["lr"]:
-        told += f"; this lr is one for {usual['optimizer']}, give your own for {values['optimizer']}"
-    return f"recipe {config.optim.recipe} ({config.run.encoder} is made of {told_parts(parts_of(encoder))}): {told}"
+        line += f". This lr is for {usual['optimizer']}: give one for {values['optimizer']}"
+    return f"recipe {config.optim.recipe} ({config.run.encoder} is made of {parts_line(parts_of(encoder))}): {line}"
 
 
 def parts_of(encoder: nn.Module) -> dict[str, int]:
@@ -76,7 +76,7 @@ def attends_or_layer_normalises(parts: dict[str, int]) -> bool:
     return "attention" in parts or parts.get("LayerNorm", 0) > parts.get("BatchNorm", 0)
 
 
-def told_parts(parts: dict[str, int]) -> str:
+def parts_line(parts: dict[str, int]) -> str:
     return " and ".join(parts) or "neither norms nor attention"
 
 

@@ -53,14 +53,14 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
         except Exception as error:  # encoders are anyone's code
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise ConfigError(
-                f"{who} fails in its first pass ({type(error).__name__}: {reason}): "
-                "choose an image_size that it takes, or another encoder"
+                f"{who} fails in its first pass ({type(error).__name__}: {reason}). "
+                "Choose an image_size that it takes, or another encoder"
             ) from error
     check_gradients(who, dict(zip(learned, gradients, strict=True)), dict(zip(learned, plain, strict=True)))
     return [name for name, gradient in zip(learned, gradients, strict=True) if gradient is None]
 
 
-def told(unused: list[str]) -> str:
+def unused_line(unused: list[str]) -> str:
     """One line about parameters without gradient."""
     more = ", …" if len(unused) > 3 else ""
     return f"{len(unused)} parameters get no gradient and stay as they are: {', '.join(unused[:3])}{more}"
@@ -120,18 +120,18 @@ def check_gradients(who: str, masked: dict[str, Tensor | None], plain: dict[str,
     for what, found in (("", others), (" with masks", norms)):
         worst = next((name for name, value in found.items() if not math.isfinite(value)), None)
         if worst:
-            raise ConfigError(f"{who}: the gradient of {worst} is not finite{what}: {advice(what)}")
+            raise ConfigError(f"{who}: the gradient of {worst} is not finite{what}. {advice(what)}")
     whole, other = math.hypot(*norms.values()), math.hypot(*others.values())
     if whole > EXPLODES * other:
         worst = max(norms, key=norms.__getitem__)
         raise ConfigError(
             f"{who}: masks make the gradient explode (norm {whole:.2g} with, {other:.2g} without, most of it in "
-            f"{worst}): {advice(' with masks')}"
+            f"{worst}). {advice(' with masks')}"
         )
 
 
 def advice(what: str) -> str:
-    return "choose another mask_fill, grey or noise" if what else "choose another encoder, or amp bf16 or off"
+    return "Choose another mask_fill, grey or noise" if what else "Choose another encoder, or amp bf16 or off"
 
 
 def norm(gradient: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from maskco.nn.ranks import world_size
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two; Slurm sends any that it is told to
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two; Slurm sends any that its user names
 
 
 class StopSignals:

@@ -43,11 +43,11 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
     if device == "auto":
         device = kind
     if config.optim.amp == "fp16" and kind != "cuda":
-        raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}; choose bf16 or off")
+        raise ConfigError(f"amp fp16 needs a CUDA device, and this run uses {device}. Choose bf16 or off")
     if config.run.batch_norm == "sync" and kind != "cuda":
         raise ConfigError(
-            f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}: "
-            "leave it at local"
+            f"batch_norm sync needs CUDA devices, since torch has it for no other, and this run uses {device}. "
+            "Leave it at local"
         )
     init = config.run.init and os.path.abspath(os.path.expanduser(config.run.init))
     named = {name: value for name in DATA if (value := getattr(config.run, name)) is not None}
@@ -67,7 +67,7 @@ def raise_if_of_compiler(error: RuntimeError) -> None:
     if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
         reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
         raise TrainingError(
-            f"torch.compile fails here ({reason}): leave out `compile=True`, or install the compiler that it needs"
+            f"torch.compile fails here ({reason}). Leave out `compile=True`, or install the compiler that it needs"
         ) from error
 
 
@@ -100,11 +100,11 @@ def check_memory(config: PretrainConfig) -> None:
 
 
 def check_equal_start(state: TrainState) -> None:
-    """Raises CheckpointError on all ranks unless they all go on from the same step."""
+    """Raises CheckpointError on all ranks unless they all resume from the same step."""
     latest, earliest = agree(state.step, -state.step)
     if latest != -earliest:
         raise CheckpointError(
-            f"out: ranks go on from different steps ({-earliest} and {latest}): name a folder that all machines share"
+            f"out: ranks resume from different steps ({-earliest} and {latest}). Name a folder that all machines share"
         )
 
 
@@ -114,7 +114,7 @@ def open_images(config: PretrainConfig, dataset: object | None = None) -> Source
     source: Source = open_source(config.run.data) if dataset is None else PythonSource(dataset)
     if len(source) < config.optim.batch_size:
         data = f"the data ({len(source)} images)"
-        raise ConfigError(f"batch_size {config.optim.batch_size} is larger than {data}: lower it or add images")
+        raise ConfigError(f"batch_size {config.optim.batch_size} is larger than {data}. Lower it or add images")
     open_order(config, source)
     return source
 
@@ -126,7 +126,7 @@ def open_order(config: PretrainConfig, source: Source) -> Order:
         return FullShuffle(len(source))
     starts = getattr(source, "shard_starts", None)
     if starts is None:
-        raise ConfigError(f"shuffle {config.run.shuffle} is for tar shards, and {config.run.data} has none: take full")
+        raise ConfigError(f"shuffle {config.run.shuffle} is for tar shards, and {config.run.data} has none. Take full")
     return WindowShuffle(starts, window)
 
 
@@ -171,5 +171,5 @@ def queue_warnings(state: TrainState, outputs: Sequence[StepOutput]) -> list[str
             if size > run:
                 why = f"will never be full: the whole run makes {run:,} keys, an epoch {epoch:,}"
             what = name.replace("_", " ")
-            warnings.append(f"warning: the {what} of {size:,} keys {why}; --queue-size {epoch} would fit")
+            warnings.append(f"warning: the {what} of {size:,} keys {why}. --queue-size {epoch} would fit")
     return warnings

@@ -129,8 +129,8 @@ class TrainState:
             save_checkpoint(path, state)
         except OSError as error:
             raise TrainingError(
-                f"step {self.step} could not be saved ({error.strerror}); {self._last_good}: "
-                "make room, then `resume=True`"
+                f"step {self.step} could not be saved ({error.strerror}). {self._last_good}. "
+                "Free some space, then continue with `resume=True`"
             ) from error
         # Those of later steps are of a run that was put back to an earlier one: for its owner to remove.
         older = [kept for step, kept in kept_checkpoints(path.parent).items() if step < self.step]
@@ -143,8 +143,8 @@ class TrainState:
                 keep_checkpoint(path, BEST)
             except OSError as error:
                 raise TrainingError(
-                    f"step {self.step} could not be kept as {BEST} ({error.strerror}), but {path} is whole: "
-                    "make room, then `resume=True`"
+                    f"step {self.step} could not be kept as {BEST} ({error.strerror}), but {path} is whole. "
+                    "Free some space, then continue with `resume=True`"
                 ) from error
 
     def load(self, path: Path) -> None:
@@ -158,32 +158,32 @@ class TrainState:
         differences = self.config.differences(config)
         if differences:
             raise CheckpointError(
-                f"{path} is of a run with other options ({'; '.join(differences)}): "
-                "leave these as they were, or start another run with another `out`"
+                f"cannot resume from {path}: its run has other options ({'; '.join(differences)}). "
+                "Leave these as they were, or start another run with another `out`"
             )
         if state.get("images") != self.images:
             raise CheckpointError(
-                f"{path} is of a run on {state.get('images')} images, but {self.config.run.data} holds "
-                f"{self.images}: put the images back as they were, or start another run with another `out`"
+                f"cannot resume from {path}: its run has {state.get('images')} images, but {self.config.run.data} has "
+                f"{self.images}. Restore the images, or start another run with another `out`"
             )
         if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
-                f"{path} is of a run on as many images of other names or content than {self.config.run.data} holds: "
-                "put the images back as they were, or start another run with another `out`"
+                f"cannot resume from {path}: its run has as many images of other names or content than "
+                f"{self.config.run.data} holds. Restore the images, or start another run with another `out`"
             )
         bad = not_finite({name: state.get(name) for name in ("method", "optimizer")})
         if bad:
-            more = f" (as do {len(bad) - 1} more)" if len(bad) > 1 else ""
+            more = f" and {len(bad) - 1} more tensors contain" if len(bad) > 1 else " contains"
             raise CheckpointError(
-                f"{path} cannot be gone on from: {bad[0]} holds NaN or infinity{more}; put an earlier checkpoint in "
-                "its place, or start over with `overwrite=True`"
+                f"cannot resume from {path}: {bad[0]}{more} NaN or Inf. Restore an earlier checkpoint, or start over "
+                "with `overwrite=True`"
             )
         try:
             self._take(state)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path} cannot be gone on from: {one_line(error)}; put an earlier checkpoint in its place, or start "
-                "over with `overwrite=True`"
+                f"cannot resume from {path}: {one_line(error)}. Restore an earlier checkpoint, or start over with "
+                "`overwrite=True`"
             ) from error
         if rank() == 0:
             self._keep_if_best(path)  # the run may have been killed just before it did
@@ -218,15 +218,15 @@ class TrainState:
     def _not_finite(self, what: str, step: int, causes: str) -> TrainingError:
         lr = learning_rate(self.config.optim, max(step - 1, 0), self.steps)
         return TrainingError(
-            f"{what} no longer finite at step {step}, learning rate {lr:.3g}{causes}; {self._last_good}: "
-            "start over with `overwrite=True` or another `out`, and a lower lr, more warmup_steps, or amp bf16 or off"
+            f"{what} no longer finite at step {step}, learning rate {lr:.3g}{causes}. {self._last_good}. "
+            "Start over with `overwrite=True` or another `out`, and a lower lr, more warmup_steps, or amp bf16 or off"
         )
 
     @property
     def _last_good(self) -> str:
         if not self.saved_step:
-            return "no checkpoint was saved before"
-        return f"the last good checkpoint is {Path(self.config.run.out, CHECKPOINT)} (step {self.saved_step})"
+            return "No checkpoint was saved before"
+        return f"The last good checkpoint is {Path(self.config.run.out, CHECKPOINT)} (step {self.saved_step})"
 
 
 def not_finite(state: dict[str, Any]) -> list[str]:

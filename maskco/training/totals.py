@@ -95,7 +95,7 @@ class BestEpoch:
         self.sum, self.count = 0.0, 0
         self.counts = all(int(queue.valid) == len(queue.features) for queue in self.queues)
 
-    def told(self, steps_per_epoch: int) -> str:
+    def line(self, steps_per_epoch: int) -> str:
         if not self.step:
             return f"no {BEST}: no epoch {'was probed' if self.by_probe else 'that started with full queues has ended'}"
         loss, accuracy = f"lowest mean loss, {self.cost:.3f}", f"highest {self.score} accuracy, {-self.cost:.1f}%"
@@ -140,7 +140,7 @@ class BrokenImages:
         else:
             return
         raise TrainingError(
-            f"more than half of the data cannot be used ({share}): see log.txt; repair the images and continue with "
+            f"more than half of the data cannot be used ({share}). See log.txt. Repair the images and continue with "
             "`resume=True`, or remove them and start over with `overwrite=True`"
         )
 

@@ -13,7 +13,7 @@ from maskco.weights.origin import Origin
 
 
 def card_start(name: str) -> str:
-    """What the card of an export of this name begins with."""
+    """What the card of an export of this name starts with."""
     return f"# {name}\n\n| | |\n|---|---|\n| encoder | "
 
 

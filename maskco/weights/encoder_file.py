@@ -61,10 +61,10 @@ def _said(name: str, said: Mapping[str, Any]) -> str:
     """The architecture that a file says it is of, if timm has it built in."""
     architecture = said.get("arch") or said.get("architecture")
     if not isinstance(architecture, str):
-        raise WeightsError(f"{name} does not say which architecture it is: name it, such as `architecture=resnet50`")
+        raise WeightsError(f"{name} does not say which architecture it is. Name it, such as `architecture=resnet50`")
     if not timm.is_model(architecture.removeprefix("timm/").split(".")[0]):
         raise WeightsError(
-            f"{name} says that its architecture is {architecture!r}, which timm does not have: name timm's with "
+            f"{name} says that its architecture is {architecture!r}, which timm does not have. Name timm's with "
             "`architecture`"
         )
     return architecture

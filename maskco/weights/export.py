@@ -1,4 +1,4 @@
-"""Writes an encoder as another library's weights, with a model card beside it.
+"""Writes an encoder as another library's weights, with a model card next to it.
 
     export_encoder("RUN", "torchvision", "resnet50_maskco.pth")
     export_encoder("moco_v2_800ep.pth.tar", "detectron2", "moco_v2.pth", architecture="resnet50")
@@ -72,7 +72,7 @@ def export_encoder(
         raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     suffixes = SUFFIXES[format]
     if out.is_dir():
-        raise ExportError(f"out: {out} is a folder: name a file in it, such as {out / ('encoder' + suffixes[-1])}")
+        raise ExportError(f"out: {out} is a folder. Name a file in it, such as {out / ('encoder' + suffixes[-1])}")
     if out.suffix not in suffixes:
         raise ExportError(f"out: {format} reads {' and '.join(suffixes)} files, got {out.name!r}")
     card = _card_of(out)
@@ -102,11 +102,11 @@ def _card_of(out: Path) -> Path:
     names = (out.with_suffix(".md"), out.with_name(f"{out.name}.md"))
     own = next((card for card in names if _is_card_of(card, out)), None)
     if out.exists() and own is None:
-        raise ExportError(f"out: {out} exists, and no card beside it says that it is an export: name another file")
+        raise ExportError(f"out: {out} exists, and no card next to it says that it is an export. Name another file")
     card = own or next((card for card in names if not os.path.lexists(card)), None)
     if card is None:
         raise ExportError(
-            f"out: {names[0]} and {names[1].name} exist, and no export to {out.name} wrote them: name "
+            f"out: {names[0]} and {names[1].name} exist, and no export to {out.name} wrote them. Name "
             "another file, or move one away"
         )
     return card
@@ -159,7 +159,7 @@ def _detectron2(origin: Origin, out: Path) -> Exported:
     tensors = {detectron2_name(n): v for n, v in origin.tensors.items() if not n.endswith("num_batches_tracked")}
     depth = re.fullmatch(r"resnet(\d+)", origin.architecture)
     if depth is None:
-        raise ExportError(f"detectron2 has no {origin.encoder}: it has resnet18, 34, 50, 101 and 152")
+        raise ExportError(f"detectron2 has no {origin.encoder}. It has resnet18, 34, 50, 101 and 152")
     mean, std = ([round(255 * value, 3) for value in values] for values in (origin.mean, origin.std))
     loading = (
         f"cfg.MODEL.WEIGHTS = {out.name!r}\n"
@@ -195,9 +195,9 @@ def detectron2_name(name: str) -> str:
 def _require_torchvisions_resnet(origin: Origin, format: str) -> None:
     name = origin.architecture
     known = {n for n in torchvision.models.list_models(torchvision.models) if "resne" in n}
-    hint = "take `format=timm` or safetensors"
+    hint = "Take `format=timm` or safetensors"
     if name not in known:
-        raise ExportError(f"{format} has no {origin.encoder}: {hint}")
+        raise ExportError(f"{format} has no {origin.encoder}. {hint}")
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
     expected = {n: value.shape for n, value in theirs.items() if not n.startswith("fc.")}
@@ -205,10 +205,10 @@ def _require_torchvisions_resnet(origin: Origin, format: str) -> None:
     if missing:
         raise ExportError(
             f"the encoder ends at stage {origin.stage} of {origin.encoder}, before {missing[0]}, "
-            f"and {format} needs all of it: {hint}"
+            f"and {format} needs all of it. {hint}"
         )
     if {n: value.shape for n, value in origin.tensors.items()} != expected:
-        raise ExportError(f"{format}'s {name} differs from timm's {origin.encoder}: {hint}")
+        raise ExportError(f"{format}'s {name} differs from timm's {origin.encoder}. {hint}")
 
 
 FORMATS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2, "safetensors": _timm}

@@ -1,5 +1,5 @@
-"""Reads files of weights that other projects wrote. Nothing in them is executed, and what is no such file is told by
-its content: a git-lfs pointer, a web page, a download that was cut off …
+"""Reads files of weights that other projects wrote. Nothing in them is executed, and other files are recognised by
+their content: a git-lfs pointer, a web page, a download that was cut off …
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from maskco.errors import UserError
 
-EXPECTED = "expected a state dict of tensors (.pth, .pt or .safetensors)"
+EXPECTED = "Name a state dict of tensors (.pth, .pt or .safetensors)"
 DEEPEST = 20  # dictionaries inside each other that are searched for tensors
 
 
@@ -38,7 +38,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: {EXPECTED}")
+        raise WeightsError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. {EXPECTED}")
     try:
         if reason := _no_weights(path):
             raise WeightsError(f"{path} {reason}")
@@ -49,10 +49,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged ({str(error).splitlines()[0]}): {_AGAIN}") from error
+        raise WeightsError(f"{path} is damaged ({str(error).splitlines()[0]}). {_AGAIN}") from error
     tensors = {name.removeprefix("state_dict."): tensor for name, tensor in _tensors(content)}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors by name: expected a state dict")
+        raise WeightsError(f"{path} holds no tensors by name. {EXPECTED}")
     return tensors, {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, (str, int, float))}
 
 
@@ -117,7 +117,7 @@ STAND_INS: list[Any] = [
     (_dictionary, "collections.defaultdict"),
     (_sequence, "collections.deque"),
 ]
-"""What a pickle may name besides tensors, and what it gets instead. The named classes are never imported."""
+"""What a pickle may name next to tensors, and what it gets instead. The named classes are never imported."""
 
 
 def _load(path: Path) -> Any:
@@ -129,12 +129,12 @@ def _load(path: Path) -> Any:
         except Exception as error:  # damaged files make the reader raise almost anything
             if names := _refused_names(path, error):
                 raise WeightsError(
-                    f"{path} holds objects that only unpickling code could make ({', '.join(names)}): {EXPECTED}. If "
+                    f"{path} holds objects that only unpickling code could make ({', '.join(names)}). {EXPECTED}. If "
                     "you trust it, load it where these are installed, with weights_only=False, and save its "
                     "state_dict alone"
                 ) from error
-            text = f": it begins with {start!r}" if (start := _readable_start(path)) else ""
-            raise WeightsError(f"{path} is damaged, cut off or no file of weights{text}: {EXPECTED}") from error
+            text = f", and starts with {start!r}" if (start := _readable_start(path)) else ""
+            raise WeightsError(f"{path} is damaged, cut off or no file of weights{text}. {EXPECTED}") from error
 
 
 def _refused_names(path: Path, error: Exception) -> list[str]:
@@ -155,11 +155,11 @@ def _readable_start(path: Path) -> str:
 
 # --- what is no file of weights -------------------------------------------------------------------------------------
 
-_UNPACK = "unpack it and name the file inside"
-_AGAIN = "download or copy it again"
-_KINDS = (  # first bytes, what begins so, and what to do
-    (b"version https://git-lfs", "is a git-lfs pointer", "run `git lfs pull` where it came from"),
-    (b"/annex/objects/", "is a git-annex pointer", "run `git annex get` where it came from"),
+_UNPACK = "Unpack it and name the file inside"
+_AGAIN = "Download or copy it again"
+_KINDS = (  # first bytes, what starts so, and what to do
+    (b"version https://git-lfs", "is a git-lfs pointer", "Run `git lfs pull` where it came from"),
+    (b"/annex/objects/", "is a git-annex pointer", "Run `git annex get` where it came from"),
     (b"\x1f\x8b", "is compressed by gzip", _UNPACK),
     (b"BZh", "is compressed by bzip2", _UNPACK),
     (b"\xfd7zXZ", "is compressed by xz", _UNPACK),
@@ -183,37 +183,37 @@ def _no_weights(path: Path) -> str | None:
     with open(path, "rb") as file:
         head = file.read(512)
     if not head.strip(b"\0"):
-        return f"is empty: {_AGAIN}" if size == 0 else f"begins with zeros, as a download that never ended: {_AGAIN}"
+        return f"is empty. {_AGAIN}" if size == 0 else f"starts with zeros, as a download that never ended. {_AGAIN}"
     if (header := _safetensors_header(path)) is not None:
         end = 8 + header + (_data_length(path, header) if 8 + header <= size else 0)
-        return f"is cut off, {size} bytes of {end} or more: {_AGAIN}" if end > size else None
+        return f"is cut off, {size} bytes of {end} or more. {_AGAIN}" if end > size else None
     for start, kind, remedy in _KINDS:
         if head.startswith(start):
-            return f"{kind}, not weights: {remedy}"
+            return f"{kind}, not weights. {remedy}"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"<"):
-        return "is a web page, not weights: download what the page links to"
+        return "is a web page, not weights. Download what the page links to"
     if text[:1] in (b"{", b"["):
-        return f"is JSON, not weights: {EXPECTED}"
+        return f"is JSON, not weights. {EXPECTED}"
     if head.startswith(b"PK\x03\x04"):
         return _no_weights_in_zip(path, size)
     if head.startswith(b"\x80") and _LEGACY not in head[:20]:
-        return f"is a pickle that torch did not save, and only unpickling code could make what it holds: {EXPECTED}"
-    return f"is a tar archive, not weights: {_UNPACK}" if head[257:262] == b"ustar" else None
+        return f"is a pickle that torch did not save, and only unpickling code could make what it holds. {EXPECTED}"
+    return f"is a tar archive, not weights. {_UNPACK}" if head[257:262] == b"ustar" else None
 
 
 def _no_weights_in_zip(path: Path, size: int) -> str | None:
     try:
         if not zipfile.is_zipfile(path):  # its directory is at the end
-            return f"is cut off after {size} bytes: {_AGAIN}"
+            return f"is cut off after {size} bytes. {_AGAIN}"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        return f"is damaged ({error}): {_AGAIN}"
+        return f"is damaged ({error}). {_AGAIN}"
     if any(name.endswith("constants.pkl") for name in names):
-        return "is a TorchScript program, not weights: save torch.jit.load(…).state_dict()"
+        return "is a TorchScript program, not weights. Save torch.jit.load(…).state_dict()"
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return f"is a zip archive (of {', '.join(names[:3]) or 'nothing'}), not weights: {_UNPACK}"
+        return f"is a zip archive (of {', '.join(names[:3]) or 'nothing'}), not weights. {_UNPACK}"
     return None
 
 

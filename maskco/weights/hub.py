@@ -4,7 +4,7 @@
     timm.create_model("hf_hub:USER/NAME", pretrained=True)
 
 The repository gets three files: model.safetensors and config.json, by timm's own writer, and README.md, the model card.
-None of them tells of the user's machine: see `maskco.weights.origin.public_config`. The hub keeps what they replace in
+None of them describes the user's machine: see `maskco.weights.origin.public_config`. The hub keeps what they replace in
 its history.
 """
 
@@ -72,7 +72,7 @@ def push_encoder(
 
     check_name(push)
     if get_token() is None:
-        raise PushError("push: this machine is not logged in to the hub: run `hf auth login`, or set HF_TOKEN")
+        raise PushError("push: this machine is not logged in to the hub. Run `hf auth login`, or set HF_TOKEN")
     notes = [] if notes is None else notes
     origin = open_origin(source, architecture, prefix, public=True, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +88,7 @@ def push_encoder(
                 commit_message=message or f"Add {origin.name}",
             )
     if keeps_card:
-        notes.append(f"{CARD} on the hub was edited and stays as it is; delete it there to get a new one")
+        notes.append(f"{CARD} on the hub was edited and stays as it is. Delete it there to get a new one")
     return str(done.repo_url)
 
 
@@ -111,12 +111,12 @@ def write_folder(
     """
     folder = user_path(out)
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"out: {folder} is a file: the hub's format is a folder")
+        raise ExportError(f"out: {folder} is a file, and the hub's format is a folder. Name another")
     others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if others and not ({*others} <= {WEIGHTS, CONFIG, CARD} and _is_export(folder / CONFIG)):
-        raise ExportError(f"out: {folder} holds other files ({others[0]} …): name a new or empty folder")
+        raise ExportError(f"out: {folder} holds other files ({others[0]} …). Name a new or empty folder")
     if (folder / CARD).is_file() and not is_unchanged((folder / CARD).read_text(encoding="utf-8", errors="replace")):
-        raise ExportError(f"out: {folder / CARD} was edited: move it away, or name another folder")
+        raise ExportError(f"out: {folder / CARD} was edited. Move it away, or name another folder")
     notes = [] if notes is None else notes
     origin = open_origin(source, architecture, prefix, public=True, notes=notes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def check_name(push: str) -> None:
     except HFValidationError as error:
         raise PushError(f"push: the hub takes no such name: {' '.join(str(error).split())}") from error
     if push.count("/") != 1:
-        raise PushError(f"push: expected USER/NAME, got {push!r}: name the user or organisation, too")
+        raise PushError(f"push: expected USER/NAME, got {push!r}. Name the user or organisation, too")
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
@@ -231,11 +231,11 @@ def _prepare(api: Any, push: str, private: bool) -> bool:
         api.create_repo(push, private=private, exist_ok=True)
         info = api.model_info(push)
     if private and not info.private:
-        raise PushError(f"push: {push} exists and is public: make it private on the hub, or leave out `private`")
+        raise PushError(f"push: {push} exists and is public. Make it private on the hub, or leave out `private`")
     files = {each.rfilename for each in info.siblings or ()}
     is_export = CONFIG in files and _is_export(Path(api.hf_hub_download(push, CONFIG)))
     if not is_export and (other := next((name for name in (CONFIG, WEIGHTS) if name in files), None)):
-        raise PushError(f"push: {push} holds a model that no export wrote ({other}): name another repository")
+        raise PushError(f"push: {push} holds a model that no export wrote ({other}). Name another repository")
     if CARD not in files:
         return False
     card = Path(api.hf_hub_download(push, CARD)).read_text(encoding="utf-8", errors="replace")
@@ -268,14 +268,14 @@ def _reason(error: Exception, push: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error).strip().split("\n")[0] or type(error).__name__
     if status == 401:
-        return "the hub does not know the token: log in again with `hf auth login`"
+        return "the hub does not know the token. Log in again with `hf auth login`"
     if status == 403:
-        return f"the token may not write to {push}: take one with write access, or another user's name ({said})"
+        return f"the token may not write to {push} ({said}). Take one with write access, or another user's name"
     if status is not None:
         return f"the hub refuses {push} ({status}: {said})"
     kinds = [each.__name__ for each in type(error).__mro__]  # (of several libraries, which differ with its version)
     if any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Transport", "LocalEntryNotFound")):
-        return f"the hub cannot be reached ({said}): go online, and give the same command again"
+        return f"the hub cannot be reached ({said}). Go online, and run the same command again"
     if isinstance(error, ValueError):  # of front matter, which the client asks the hub about
         return f"the hub refuses the card: {one_line(error)}"
     return f"the hub's client failed ({type(error).__name__}: {said})"

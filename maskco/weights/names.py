@@ -124,7 +124,7 @@ def fill(model: nn.Module, taken: Candidate, tensors: Mapping[str, Tensor], sour
     state = {name: tensors[called] for name, called in taken.names.items()}
     if bad := [taken.names[name] for name, value in state.items() if not value.isfinite().all()]:
         more = f" (as do {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
-        raise WeightsError(f"{source}: {bad[0]} holds NaN or infinity{more}: take an earlier file")
+        raise WeightsError(f"{source}: {bad[0]} contains NaN or Inf{more}. Take an earlier file")
     model.load_state_dict(model.state_dict() | state)
 
 
@@ -144,12 +144,12 @@ def rest_named(
     return {n: c for n, c in called.items() if c is not None and _kind(tensors[c]) == _kind(whole[n])}
 
 
-def told(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:
+def choice_line(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:
     """What to say of a choice between encoders in `load_named`, which an argument makes; None if there was none."""
     if not facts.get("others"):
         return None
     taken, *others = (str(Candidate(prefix, {})) for prefix in (facts["prefix"], *facts["others"]))
-    return f"the encoder taken is {taken}; the file holds {', '.join(others)} as well ({argument} chooses)"
+    return f"the encoder taken is {taken}. The file also holds {', '.join(others)} ({argument} chooses)"
 
 
 def preference(prefix: str) -> int:
@@ -176,7 +176,7 @@ def _choose(
         chosen = chosen or _distinct([e for e in found if asked and f".{asked}." in f".{e.prefix}"], tensors)
         if len(chosen) != 1:
             raise WeightsError(
-                f"{source}: {len(chosen) or 'no'} encoders that fit have the prefix {prefix!r}: name one of "
+                f"{source}: {len(chosen) or 'no'} encoders that fit have the prefix {prefix!r}. Name one of "
                 f"{', '.join(map(str, found))}"
             )
         taken = chosen[0]
@@ -184,7 +184,7 @@ def _choose(
         first = [each for each in distinct if preference(each.prefix) == preference(distinct[0].prefix)]
         if len(first) > 1:
             raise WeightsError(
-                f"{source} holds {len(first)} encoders that fit, and nothing tells which to take: choose by their "
+                f"{source} holds {len(first)} encoders that fit, and nothing says which to take. Choose by their "
                 f"prefix, {' or '.join(map(str, first))}"
             )
         taken = first[0]
@@ -290,6 +290,6 @@ def _misfit(
     if any(each.endswith("flat_param") for each in tensors):
         reason += " (FSDP's flattened parameters: save a full state dict)"
     return WeightsError(
-        f"{source} fits in {len(shapes) - len(misfits)} of {len(shapes)} tensors: {reason}; "
-        f"the file holds {', '.join(list(tensors)[:3])} …: name the right architecture with `{argument}`"
+        f"{source} fits in {len(shapes) - len(misfits)} of {len(shapes)} tensors: {reason}. "
+        f"The file holds {', '.join(list(tensors)[:3])} … Name the right architecture with `{argument}`"
     )

@@ -23,7 +23,7 @@ from maskco.runs.checkpoint import is_checkpoint, load_run
 from maskco.runs.folder import read_metrics
 from maskco.weights.encoder_file import load_encoder
 from maskco.weights.files import read_weights
-from maskco.weights.names import COUNTERS, rest_named, timm_state, told, whole_model_state
+from maskco.weights.names import COUNTERS, choice_line, rest_named, timm_state, whole_model_state
 
 SHOWN = 12  # groups of keys in a card's table; its last section has all
 
@@ -58,7 +58,7 @@ class Origin:
         return self.name.split(".")[0]
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `timm.create_model` beside the name, for a model into which the tensors fit."""
+        """Arguments of `timm.create_model` next to the name, for a model into which the tensors fit."""
         options = {**resolve(self.encoder).arguments, "num_classes": 0}
         if self.output_stride is not None:
             options["output_stride"] = self.output_stride
@@ -85,7 +85,7 @@ def open_origin(
     Args:
         architecture: timm's name for the encoder in a file that does not say it; of a run only if it is not timm's own.
         prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
-        public: leave out what tells of the user's machine, such as paths.
+        public: leave out what describes the user's machine, such as paths.
         notes: gets what the user should know.
 
     Raises:
@@ -94,18 +94,18 @@ def open_origin(
     """
     path = user_path(source)
     if not path.exists():
-        raise ExportError(f"{path} does not exist: name a run folder, a checkpoint, or a file of weights")
+        raise ExportError(f"{path} does not exist. Name a run folder, a checkpoint, or a file of weights")
     if path.is_file() and not is_checkpoint(path):
         return _of_file(path, architecture, prefix, [] if notes is None else notes)
     if prefix is not None:
-        raise ExportError(f"prefix: chooses in a file of weights, and {path} is a run")
+        raise ExportError(f"prefix: {path} is a run, no file of weights. Leave it out")
     return _of_run(path, architecture, public)
 
 
 def _of_run(run: Path, architecture: str | None, public: bool) -> Origin:
     config, method, step = load_run(run, architecture=architecture)
     if architecture not in (None, config.run.encoder):
-        raise ExportError(f"architecture: {run} is a run of {config.run.encoder}: leave it out")
+        raise ExportError(f"architecture: {run} is a run of {config.run.encoder}. Leave it out")
     seconds = _seconds(run)
     hours = "" if seconds is None else f", {seconds / 3600:.1f} h"
     data = public_data(config.run.data) if public else config.run.data
@@ -144,7 +144,7 @@ def _seconds(run: Path) -> float | None:
 def _of_file(path: Path, architecture: str | None, prefix: str | None, notes: list[str]) -> Origin:
     tensors, said = read_weights(path)
     found = load_encoder(str(path), tensors, said, architecture, prefix)
-    if choice := told(found.facts):
+    if choice := choice_line(found.facts):
         notes.append(f"{path.name}: {choice}")
     state = timm_state(found.encoder.backbone, found.architecture)
     whole = whole_model_state(found.architecture)
@@ -218,7 +218,7 @@ def public_data(data: str) -> str | None:
 
 
 def public_config(config: PretrainConfig) -> dict[str, dict[str, Any]]:
-    """How the encoder learned, without what tells of the user's machine: names of data, paths, devices."""
+    """How the encoder learned, without what describes the user's machine: names of data, paths, devices."""
     groups = config.to_dict()
     groups["run"] = {name: value for name, value in groups["run"].items() if name in PUBLIC}
     groups["run"]["encoder"] = resolve(config.run.encoder).architecture

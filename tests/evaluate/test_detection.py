@@ -140,7 +140,7 @@ def test_right_boxes_score_100_shifted_ones_less_and_crowds_do_not_count(coco: s
 
 
 def test_nothing_to_find_and_packages_that_are_missing_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EvaluationError, match="no box to find"):
+    with pytest.raises(EvaluationError, match="the test images have no box"):
         none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "scores": torch.zeros(0)}
         average_precision(Oracle([none]), colored(1, 0, boxes=0), detection._mean_average_precision())
     monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
@@ -167,6 +167,6 @@ def test_a_whole_detection_run_learns_three_colors_and_is_short_the_second_time(
 def test_a_damaged_detector_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.pt"
     torch.save({"step": 1}, path) if content is None else path.write_bytes(content)
-    with pytest.raises(EvaluationError, match=r"x.pt is no detector to go on with.*: remove it") as error:
+    with pytest.raises(EvaluationError, match=r"x.pt holds no detector to resume from.*. Remove it") as error:
         small_training(path, Detection(encoders=()))
     assert "\n" not in str(error.value)

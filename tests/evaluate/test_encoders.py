@@ -126,7 +126,7 @@ def test_a_file_that_does_not_fit_says_how_much_of_it_does(tmp_path: Path, resne
     torch.save({name: value for name, value in state.items() if "layer4.1" not in name}, path)
     refused(path, WeightsError, r"fits in 90 of 100 tensors: layer4.1.conv1.weight is missing", "resnet18")
     torch.save(state, path)
-    refused(path, WeightsError, r"fits in \d+ of 265 tensors: .* name the right architecture", "resnet50")
+    refused(path, WeightsError, r"fits in \d+ of 265 tensors: .* Name the right architecture", "resnet50")
     torch.save(state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
     refused(path, WeightsError, r"conv1.weight is \[64, 1, 7, 7\], not \[64, 3, 7, 7\]", "resnet18")
 
@@ -148,9 +148,9 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_nothing_are_refused_with_a_hint(tmp_path: Path) -> None:
-    refused("resnet50", EvaluationError, "did you mean timm:resnet50")
+    refused("resnet50", EvaluationError, "Did you mean timm:resnet50")
     refused("no/such/run", EvaluationError, "neither a run folder")
-    refused("untrained:resnet5", EvaluationError, "not a timm model; did you mean")
+    refused("untrained:resnet5", EvaluationError, "not a timm model. Did you mean")
     refused(str(tmp_path), CheckpointError, "does not exist")
 
 
@@ -169,7 +169,7 @@ def test_timm_s_own_weights_come_with_their_mean_and_deviation(monkeypatch: pyte
 def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     refused(
-        "timm:test_resnet", EvaluationError, "could not be downloaded: go online once, or take untrained:test_resnet"
+        "timm:test_resnet", EvaluationError, "could not be downloaded. Go online once, or take untrained:test_resnet"
     )
 
 
@@ -221,7 +221,7 @@ def test_an_encoder_that_only_a_run_names_is_neither_fetched_nor_opened(
 ) -> None:
     rewrite(run, encoder=encoder)
     for name in (str(run), f"untrained:{run}", str(run / "last.pt")):
-        refused(name, ForeignRunError, "which comes from elsewhere: name it with `architecture`")
+        refused(name, ForeignRunError, "which comes from elsewhere. Name it with `architecture`")
     assert not offline
     with pytest.raises(UserError) as error:
         open_encoder(str(run), encoder)  # named by the user, it is
@@ -242,6 +242,6 @@ def test_an_architecture_that_only_a_file_names_is_timm_s_own(
 ) -> None:
     for said in ("hf-hub:somebody/else", "local-dir:/etc", "vit_small_of_dino", ""):
         torch.save({"arch": said, "state_dict": resnet.state_dict()}, tmp_path / "x.pth")
-        message = "which timm does not have: name timm's" if said else "does not say which architecture"
+        message = "which timm does not have. Name timm's" if said else "does not say which architecture"
         refused(str(tmp_path / "x.pth"), WeightsError, message)
     assert not offline

@@ -157,7 +157,7 @@ def test_images_that_cannot_be_read_have_no_row_and_are_named(run: Path, tmp_pat
     assert run_main("features", run, "--data", data, "--out", out, "--workers", 0, "--image-size", 32) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{out}  6 × 96\n"
-    assert re.search(r"3 of the 9 images could not be read and have no row; the first: .*000\.png: ", printed.err)
+    assert re.search(r"3 of the 9 images could not be read and have no row. The first: .*000\.png: ", printed.err)
     found = read_features(out)
     assert sorted(Path(name).name for name in found.names) == [f"{index:03}.png" for index in range(3, 9)]
     assert sorted(re.search(r"(\d+)\.png: ", line)[1] for line in found.skipped) == ["000", "001", "002"]
@@ -167,7 +167,7 @@ def test_images_that_cannot_be_read_have_no_row_and_are_named(run: Path, tmp_pat
 
 def test_most_images_unreadable_is_an_error(run: Path, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "photos", count=9, broken=5)
-    refused("only 4 of the 9 images could be read; the first that could not: ", run, data, tmp_path / "x.safetensors")
+    refused("only 4 of the 9 images could be read. The first that could not: ", run, data, tmp_path / "x.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -258,10 +258,10 @@ def test_an_interrupted_file_never_appears(passing, photos: Path, tmp_path: Path
 def test_a_file_in_the_way_is_not_replaced(run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
     out.write_text("mine")
-    refused("exists: name another file, or replace it with `overwrite=True`", run, photos, out)
+    refused("exists. Name another file, or replace it with `overwrite=True`", run, photos, out)
     assert out.read_text() == "mine"
     assert len(read_features(write(run, photos, out, overwrite=True)).names) == 9
-    refused("is a folder: name a file in it, such as", run, photos, tmp_path)
+    refused("is a folder. Name a file in it, such as", run, photos, tmp_path)
     refused("expected a name that ends in .safetensors, got 'x.pt'", run, photos, tmp_path / "x.pt")
 
 
@@ -269,15 +269,15 @@ def test_what_does_not_fit_the_disk_or_the_dtype(passing, photos: Path, tmp_path
     out = tmp_path / "x.safetensors"
     passing(factor=1e6)
     refused(
-        "float16 cannot hold the features of .*: take `dtype=bfloat16` or float32", "x", photos, out, dtype="float16"
+        "float16 cannot hold the features of .*. Take `dtype=bfloat16` or float32", "x", photos, out, dtype="float16"
     )
     write("x", photos, out, dtype="bfloat16")
     out.unlink()
     passing(factor=float("nan"))
-    refused(r"the features of .*\.png are not finite: the encoder passing may have diverged", "x", photos, out)
+    refused(r"the features of .*\.png are not finite. The encoder passing may have diverged", "x", photos, out)
     passing()
     monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda path: SimpleNamespace(free=50))
-    refused("would take 1.08e-07 GB, and .* has 5e-08 GB: free some, lower image_size", "x", photos, out)
+    refused("would take 1.08e-07 GB, and .* has 5e-08 GB. Free some, lower image_size", "x", photos, out)
     assert not list(tmp_path.iterdir())
 
 
@@ -285,10 +285,10 @@ def test_bad_input_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys) 
     out = tmp_path / "x.safetensors"
     for encoder, data, more, message in (
         ("nothing", photos, [], "encoder 'nothing' is neither a run folder, nor"),
-        ("timm:resnet5", photos, [], "is not a timm model; did you mean"),
+        ("timm:resnet5", photos, [], "is not a timm model. Did you mean"),
         (run, tmp_path / "none", [], "--data: "),
-        (run, photos, ["--prefix", "x"], "--prefix: chooses in a file of weights"),
-        (run, photos, ["--architecture", "resnet50"], f"--architecture: {run} is of test_resnet: leave it out"),
+        (run, photos, ["--prefix", "x"], f"--prefix: {run} is no file of weights. Leave it out"),
+        (run, photos, ["--architecture", "resnet50"], f"--architecture: {run} is of test_resnet. Leave it out"),
         (run, photos, ["--device", "nope"], "device 'nope' cannot be used here"),
         (run, photos, ["--batch-size", "0"], "--batch-size must be at least 1"),
     ):

@@ -143,8 +143,8 @@ def test_a_table_leaves_out_what_an_encoder_has_no_score_for() -> None:
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, run: Path, pictures: str) -> None:
     before = sorted(run.iterdir())
     for options, message in (
-        (Knn(encoders=()), "encoders: name at least one"),
-        (Knn(encoders=(str(run), "resnet50")), "did you mean timm:resnet50"),
+        (Knn(encoders=()), "encoders: none was named. Name at least one"),
+        (Knn(encoders=(str(run), "resnet50")), "Did you mean timm:resnet50"),
         (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder '.*imagenet'"),
         (Knn(encoders=(str(run),), k=0), "k must be at least 1"),
         (Knn(encoders=(str(run),), image_size=8), "image_size must be between 16 and"),
@@ -204,8 +204,8 @@ def test_unreadable_images_are_counted_and_named(
 @pytest.mark.parametrize(
     ("part", "count", "message"),
     [
-        ("train", 24, r"none of the 24 training images could be read; the first that could not: .*blue/\d+.png: "),
-        ("val", 12, r"none of the 12 test images could be read; the first that could not: .*blue/\d+.png: "),
+        ("train", 24, r"none of the 24 training images could be read. The first that could not: .*blue/\d+.png: "),
+        ("val", 12, r"none of the 12 test images could be read. The first that could not: .*blue/\d+.png: "),
         ("val", 7, "only 5 of the 12 test images could be read"),
     ],
 )
@@ -294,12 +294,12 @@ def test_the_encoder_that_was_taken_of_several_is_said(
     options = replace(options, **SMALL)
     (row,) = evaluate(options)
     (note,) = row.details["notes"]
-    assert "the encoder taken is 'module.encoder_q.'; the file holds 'module.encoder_k.' as well" in note
+    assert "the encoder taken is 'module.encoder_q.'. The file also holds 'module.encoder_k.'" in note
     assert note in capsys.readouterr().out
     (chosen,) = evaluate(replace(options, prefix="encoder_k"), verbose=False)
     assert chosen.details["prefix"] == "module.encoder_k." and chosen.details["settings"]["prefix"] == "encoder_k"
     assert chosen.details["encoder_sha256"] != row.details["encoder_sha256"]
-    with pytest.raises(UserError, match="prefix: chooses in a file of weights, and none"):
+    with pytest.raises(UserError, match=r"prefix: none of the encoders is a file of weights. Leave it out"):
         evaluate(replace(options, encoders=("untrained:test_convnext",), prefix="x"), verbose=False)
 
 
@@ -338,5 +338,5 @@ def test_paths_may_begin_with_the_home_folder(
     options = Knn(encoders=names, data=pictures, architecture="test_convnext", out="~/made/x.json", **SMALL)
     rows = evaluate(options, verbose=False)
     assert [row.encoder for row in rows] == list(names) and (tmp_path / "made/x.json").is_file()
-    with pytest.raises(UserError, match=r"out: .* is a folder: name a file"):
+    with pytest.raises(UserError, match=r"out: .* is a folder. Name a file"):
         evaluate(replace(options, out="~/made"), verbose=False)

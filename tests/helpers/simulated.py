@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-
-
 FAMILIES = ("contrastive", "clip", "supcon", "siglip", "queue", "region_pool")
 
 
@@ -55,11 +53,7 @@ def simulated_ops(*flash_flags: str) -> object:
     """
     import ptxsim
 
-    families = [
-        importlib.import_module(f"maskco.ops.{name}")
-        for name in ("contrastive", "clip", "supcon", "siglip", "queue", "region_pool")
-    ]
-
+    families = [importlib.import_module(f"maskco.ops.{name}") for name in FAMILIES]
     sources = [CSRC / "schema.cpp", *sorted((CSRC / "cuda").glob("*/*.cu"))]
     ptxsim.build_sim_extension(
         "maskco_sim", [str(s) for s in sources], [str(CSRC)], file_flags={"flash.cu": flash_flags}, arch="sm_80"

@@ -256,5 +256,5 @@ def test_timm_encoder_by_name_and_by_module():
     method = MaskCo("test_resnet", dim=8, queue_size=16)
     assert method(random_views()).loss.shape == ()
     assert MoCoV2(create_encoder("test_resnet", stage=-2), dim=8, queue_size=16).encoder.stride == 16
-    with pytest.raises(ValueError, match="did you mean"):
+    with pytest.raises(ValueError, match="Did you mean"):
         MaskCo("resnet5O")

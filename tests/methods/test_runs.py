@@ -113,7 +113,7 @@ def test_a_method_whose_option_is_one_of_every_run_is_refused(monkeypatch):
         lr: float = 0.5
 
     monkeypatch.setitem(METHODS, "mine", type("Mine", (Alignment,), {"Options": Options}))
-    with pytest.raises(ConfigError, match=r"^method mine: its option 'lr' is one of every run, too: rename it"):
+    with pytest.raises(ConfigError, match=r"^method mine: its option 'lr' is one of every run, too. Rename it"):
         PretrainConfig.of(method="mine")
 
 
@@ -121,7 +121,7 @@ def test_a_method_that_cannot_be_imported_is_one_line_and_hinders_no_other(monke
     monkeypatch.setitem(METHODS, "gone", "no_such_module:Method")
     with pytest.raises(ConfigError, match=r"^method gone cannot be imported from 'no_such_module:Method'"):
         PretrainConfig.of(method="gone")
-    with pytest.raises(ConfigError, match="there is no option 'lrr'; did you mean lr"):
+    with pytest.raises(ConfigError, match=r"there is no option 'lrr'. Did you mean lr"):
         PretrainConfig.of(lrr=1)
 
 

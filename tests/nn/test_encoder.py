@@ -69,7 +69,7 @@ def flat(name: str) -> str:
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(ValueError, match=r"'resnet5O' is not a timm model; did you mean .*resnet50") as caught:
+    with pytest.raises(ValueError, match=r"'resnet5O' is not a timm model. Did you mean .*resnet50") as caught:
         create_encoder("resnet5O")
     assert "\n" not in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_an_unknown_name_suggests_the_nearest():
 def test_a_prefix_is_taken_and_a_wrong_tag_is_a_one_line_error():
     assert create_encoder("timm/test_resnet").channels == create_encoder("test_resnet").channels
     with pytest.raises(
-        ValueError, match=r"'resnet18.best': timm has no such weights; it has .*resnet18.a1_in1k"
+        ValueError, match=r"'resnet18.best': timm has no such weights. It has .*resnet18.a1_in1k"
     ) as caught:
         create_encoder("resnet18.best")
     assert "\n" not in str(caught.value)

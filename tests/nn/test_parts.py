@@ -212,7 +212,7 @@ def test_loss_takes_ids_and_valid_rows_of_a_queue_from_that_queue():
         loss(query, positive, with_ids, queue_ids=own_ids, **asked)
     with pytest.raises(ValueError, match="valid was given, but the FeatureQueue has its own"):
         loss(query, positive, without, valid=3)
-    with pytest.raises(ValueError, match="pass queue_ids"):
+    with pytest.raises(ValueError, match="Pass queue_ids"):
         loss(query, positive, without, **asked)
 
 

@@ -77,7 +77,7 @@ def test_another_number_of_patches_is_told():
     encoder = create_encoder("test_vit", image_size=64)
     with (
         pytest.raises(
-            ValueError, match=r"patches are embedded as \[2, 4, 4, 64\], none of .* choose another mask_fill"
+            ValueError, match=r"patches are embedded as \[2, 4, 4, 64\], none of .* Choose another mask_fill"
         ),
         token_in_place(patch_embedding(encoder), torch.zeros(2, 3, 3, dtype=torch.bool), torch.zeros(64)),
     ):

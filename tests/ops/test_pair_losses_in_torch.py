@@ -143,7 +143,7 @@ def test_autocast_widens(loss):
     expected = loss.op(**case)
     if len(loss.features) == 2:
         narrow = case | {loss.features[1]: case[loss.features[1]].bfloat16()}
-        with pytest.raises(TypeError, match="must have one dtype, got bfloat16, float32; convert them"):
+        with pytest.raises(TypeError, match=r"must have one dtype, got bfloat16, float32. Convert them"):
             loss.op(**narrow)
         with torch.autocast("cpu", torch.bfloat16):
             leaf = narrow[loss.features[1]].requires_grad_()
@@ -181,8 +181,8 @@ BAD = {
     "siglip reduction": (SIGLIP, {"reduction": "avg"}, ValueError, "reduction must be 'mean', 'sum' or 'none', got"),
     "supcon labels": (SUPCON, {"query_labels": torch.zeros(9)}, TypeError, "query_labels must be int64, .*, got float"),
     "supcon length": (SUPCON, {"key_labels": torch.arange(3)}, ValueError, r"key_labels must have shape \[14\]"),
-    "supcon alone": (SUPCON, {"key_labels": None}, ValueError, "keys were given alone; pass keys and key_labels"),
-    "supcon offset": (SUPCON_SELF, {"offset": 3}, ValueError, "offset was given without keys; pass both"),
+    "supcon alone": (SUPCON, {"key_labels": None}, ValueError, "keys were given alone. Pass keys and key_labels"),
+    "supcon offset": (SUPCON_SELF, {"offset": 3}, ValueError, "offset was given without keys. Pass both"),
     "supcon temperature": (SUPCON_SELF, {"temperature": 0.0}, ValueError, "temperature must be a number other than 0"),
 }  # fmt: skip
 

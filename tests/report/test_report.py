@@ -343,7 +343,7 @@ def test_the_command_line(run: Path, other: Path, tmp_path: Path, capsys: pytest
         assert stopped.value.code == code
     printed = capsys.readouterr()
     assert printed.out.split() == [str(tmp_path / "both/report.html"), str(tmp_path / "both/report.png")]
-    assert printed.err == "error: runs: name at least one run folder\n"
+    assert printed.err == "error: runs: none was named. Name at least one run folder\n"
 
 
 @pytest.mark.parametrize("length", [1, 2, 39, 40, 500])

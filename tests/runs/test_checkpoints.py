@@ -44,8 +44,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(tmp_path,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(caught.value) == (
-        f"step 8 could not be saved (File too large); the last good checkpoint is {run}/last.pt (step 4): "
-        "make room, then `resume=True`"
+        f"step 8 could not be saved (File too large). The last good checkpoint is {run}/last.pt (step 4). "
+        "Free some space, then continue with `resume=True`"
     )
     assert "could not be saved" in (run / "log.txt").read_text()
     assert (run / "last.pt").read_bytes() == good and not (run / ".last.pt.partial").exists()
@@ -105,7 +105,7 @@ def test_the_newest_checkpoints_are_kept_and_can_be_gone_back_to(pictures, tmp_p
     assert same(*(read_checkpoint(each / "last.pt") | {"config": 0} for each in (run, whole)))
 
     (run / "last.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"damaged or truncated: copy step-7.pt over it"):
+    with pytest.raises(CheckpointError, match=r"damaged or truncated. Copy step-7.pt over it"):
         pretrain(out=run, resume=True)
     (run / ".step-9.pt.partial").touch()  # of a run that was killed while it kept one
     pretrain(pictures, run, overwrite=True, **ONE_EPOCH)
@@ -161,7 +161,7 @@ def test_a_best_checkpoint_that_has_no_room_is_named_and_the_one_before_stays(tm
     assert before == last.read_bytes()
     monkeypatch.setattr(shutil, "copyfileobj", no_room)
     state.step = state.best.step = 8
-    told = r"step 8 could not be kept as best.pt \(No space left on device\), but .*last.pt is whole: make room"
+    told = r"step 8 could not be kept as best.pt \(No space left on device\), but .*last.pt is whole. Free some space"
     with pytest.raises(TrainingError, match=told):
         state.save(last)
     assert best.read_bytes() == before
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_infinity_in_it_is_refused(run, part, name):
     state = read_checkpoint(run / "last.pt")
     part(state)[-1] = math.inf
     save_checkpoint(run / "last.pt", state)
-    with pytest.raises(CheckpointError, match=f"last.pt cannot be gone on from: {name}.*holds NaN or infinity; put"):
+    with pytest.raises(CheckpointError, match=f"cannot resume from .*last.pt: {name}.* NaN or Inf. Restore"):
         pretrain(out=run, resume=True, epochs=2)
 
 
@@ -196,7 +196,7 @@ def test_infinity_anywhere_in_the_state_is_never_saved(tmp_path):
         state.step = 3
         break_it(state)
         with pytest.raises(
-            TrainingError, match=r"no longer finite at step 3, learning rate .*; no checkpoint was saved"
+            TrainingError, match=r"no longer finite at step 3, learning rate .*\. No checkpoint was saved"
         ):
             state.save(tmp_path / "last.pt")
         assert not (tmp_path / "last.pt").exists()

@@ -177,7 +177,7 @@ def test_a_stored_encoder_from_elsewhere_is_not_fetched(run, tmp_path, monkeypat
         with pytest.raises(UserError) as caught:
             ENTRIES[entry](run)
         told = str(caught.value) + "\n"
-    assert "which comes from elsewhere: name it" in told and told.count("\n") == 1
+    assert "which comes from elsewhere. Name it" in told and told.count("\n") == 1
 
 
 def test_resuming_a_pretrained_run_downloads_nothing(run, monkeypatch):
@@ -194,7 +194,7 @@ def test_resuming_a_pretrained_run_downloads_nothing(run, monkeypatch):
     assert pretrain(out=run, resume=True, epochs=2).steps == 8
     assert "the run began with timm's weights" in open_encoder(f"untrained:{run}").notes[0]
     (run / "last.pt").unlink()
-    with pytest.raises(UserError, match=r"weights from elsewhere \(pretrained: True\): name them again"):
+    with pytest.raises(UserError, match=r"weights from elsewhere \(pretrained: True\). Name them again"):
         pretrain(out=run, resume=True)
 
 

@@ -64,7 +64,7 @@ def test_a_signal_saves_and_resume_needs_nothing_but_the_folder(pictures, tmp_pa
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, error
     assert "Traceback" not in error
-    assert f"{number.name}: saved step" in error and f"go on with: maskco pretrain --out {run} --resume" in error
+    assert f"{number.name}: saved step" in error and f"continue with: maskco pretrain --out {run} --resume" in error
 
     epochs = rows(run)[-1]["step"] // 4 + 1
     assert run_main("pretrain", "--out", run, "--resume", "--epochs", epochs, "--workers", "0") == 0

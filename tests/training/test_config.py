@@ -215,10 +215,10 @@ def test_json_and_back(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"batchsize": 3}, "there is no option 'batchsize'; did you mean batch_size?"),
-        ({"momentum": 0.9}, "there is no option 'momentum': it is key_momentum now"),
-        ({"method": "simclr", "mask_head": "none"}, "there is no option 'mask_head' of simclr: it is one of maskco"),
-        ({"xyz": 1}, "there is no option 'xyz'; `maskco pretrain --help` lists them all"),
+        ({"batchsize": 3}, "there is no option 'batchsize'. Did you mean batch_size?"),
+        ({"momentum": 0.9}, "there is no option 'momentum' any more. Use key_momentum"),
+        ({"method": "simclr", "mask_head": "none"}, "there is no option 'mask_head' of simclr. It is one of maskco"),
+        ({"xyz": 1}, "there is no option 'xyz'. See `maskco pretrain --help`"),
     ],
 )
 def test_an_unknown_option_says_what_was_meant(options, told):

@@ -369,7 +369,7 @@ def start_alone(data: Path, out: Path) -> str:
 
 def test_no_rank_starts_if_one_cannot(ranks, pictures, tmp_path):
     first, second = ranks(start_alone, pictures, tmp_path / "run")
-    assert first.startswith("RankError: rank 0 does not start") and "no such folder" in second
+    assert first.startswith("RankError: rank 0: another rank could not start") and "no such folder" in second
     assert not (tmp_path / "run").exists()
 
 
@@ -423,7 +423,7 @@ def test_a_killed_rank_ends_the_run_and_its_checkpoint_resumes(pictures, tmp_pat
     os.kill(int(victim), signal.SIGKILL)
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert "[rank 0] error: rank 0 lost another rank" in error
+    assert "[rank 0] error: rank 0: another rank failed" in error
     step = read_checkpoint(out / "last.pt")["step"]
     epochs = step // 4 + 1
     assert pretrain(out=out, resume=True, epochs=epochs).steps == 4 * epochs

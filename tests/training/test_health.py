@@ -14,7 +14,7 @@ from maskco.config import METHODS, PretrainConfig
 from maskco.data.views import Views
 from maskco.errors import TrainingError
 from maskco.methods import MaskCo, StepOutput
-from maskco.methods.base import spread
+from maskco.methods.base import embedding_std
 from maskco.nn import FeatureQueue
 from maskco.training.loop import pretrain
 from maskco.training.monitors.gradient import EXPLODED
@@ -71,8 +71,8 @@ def learned(state: TrainState) -> list[str]:
 
 def test_spread_is_that_of_the_sphere_and_0_of_a_point():
     vectors = F.normalize(torch.randn(10000, 16), dim=1)
-    assert abs(spread(vectors).item() - 0.25) < 0.01
-    assert spread(vectors[:1].expand(100, -1)) < 1e-6
+    assert abs(embedding_std(vectors).item() - 0.25) < 0.01
+    assert embedding_std(vectors[:1].expand(100, -1)) < 1e-6
 
 
 # ---- collapse
@@ -82,7 +82,7 @@ def test_collapsed_embeddings_are_told_once_and_not_in_the_first_steps():
     state = run_of()
     told = [look(state, step, embedding_std=std) for step, std in ((10, 0.001), (100, 0.1), (101, 0.001), (102, 0.001))]
     assert [len(warnings) for warnings in told] == [0, 0, 1, 0]
-    assert told[2][0].startswith("the embeddings have collapsed: all queries are alike (std 0.001; spread out")
+    assert told[2][0].startswith("the embeddings have collapsed: all queries are alike (std 0.001, in all directions")
     assert "0.35" in told[2][0] and "\n" not in told[2][0]
 
 
@@ -99,7 +99,7 @@ def test_keys_along_one_line_are_a_collapse_where_there_are_enough_of_them(queue
     assert look(state, 99, keys=line(2)) == []
     warnings = look(state, 100, keys=line(3))
     assert len(warnings) == expected
-    told = "the embeddings have collapsed into few dimensions: their effective rank is 1.0 of 8; "
+    told = "the embeddings have collapsed into few dimensions: their effective rank is 1.0 of 8. "
     assert all(warning.startswith(told) for warning in warnings)
     assert look(run_of(queue_size=64), 200, keys=F.normalize(torch.randn(64, 8), dim=1)) == []
 
@@ -167,7 +167,7 @@ def test_an_exploding_gradient_names_the_module_that_holds_most_of_it():
     told(state, 4, projection__net__0__weight=2 * EXPLODED)
     (warning,) = look(state, 5)
     assert warning.startswith("the gradient exploded at step 3: its norm was 3.2e+04, 90% of its square in encoder.")
-    assert "conv1.0; clip_grad 1 would shorten it: start over with a lower lr" in warning
+    assert "conv1.0; clip_grad 1 would shorten it. Start over with a lower lr" in warning
     assert look(state, 6) == []
     clipped = run_of(clip_grad=1.0)
     told(clipped, 1, conv1__0__weight=3 * EXPLODED)
@@ -193,7 +193,7 @@ def test_overflow_is_a_part_of_fp16_unless_no_step_is_left():
         told(state, step, weight=math.inf)
     row = state.monitors.metrics()
     (warning,) = state.monitors.warnings(102, {**FINE, **row}, HALF)
-    assert "grad_norm" not in row and "overflowed in fp16; start over with amp bf16 or off" in warning
+    assert "grad_norm" not in row and "overflowed in fp16. Start over with amp bf16 or off" in warning
 
 
 def test_a_loss_that_is_not_finite_is_traced_to_the_gradient_before(pictures, tmp_path, monkeypatch):

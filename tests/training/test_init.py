@@ -63,7 +63,7 @@ def test_both_sides_of_the_encoder_hold_the_weights(
         torch.testing.assert_close(found, own_names(found, model), rtol=0, atol=0)
     log = (run / "log.txt").read_text()
     assert f"the encoder starts from {weights}: " in log and "behind 'module.encoder_q.'" in log
-    assert "the file holds 'module.encoder_k.' as well (init_prefix chooses)" in log
+    assert "The file also holds 'module.encoder_k.' (init_prefix chooses)" in log
     assert json.loads((run / "config.json").read_text())["run"]["init"] == str(weights)
 
 
@@ -105,11 +105,11 @@ def test_a_stored_file_is_not_opened_unless_this_call_names_it(
     run = tmp_path / "run"
     pretrain(photos, run, init=str(weights), **FROZEN)
     (run / "last.pt").unlink()
-    with pytest.raises(ConfigError, match=r"weights from elsewhere \(init: .*moco.pth\): name them again"):
+    with pytest.raises(ConfigError, match=r"weights from elsewhere \(init: .*moco.pth\). Name them again"):
         pretrain(out=run, resume=True)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["pretrain", "--out", str(run), "--resume"])
-    assert stopped.value.code == 2 and "name them again with --init" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "Name them again with --init" in capsys.readouterr().err
     assert pretrain(out=run, resume=True, init=str(weights)).steps == 4
     (run / "last.pt").unlink()
     with pytest.raises(SystemExit) as stopped:
@@ -119,7 +119,7 @@ def test_a_stored_file_is_not_opened_unless_this_call_names_it(
 
 def test_other_first_weights_are_another_run(tmp_path: Path, photos: Path, weights: Path) -> None:
     pretrain(photos, tmp_path / "run", init=str(weights), **FROZEN)
-    with pytest.raises(UserError, match="of a run with other options"):
+    with pytest.raises(UserError, match="its run has other options"):
         pretrain(out=tmp_path / "run", resume=True, init=str(tmp_path / "other.pth"))
 
 

@@ -160,10 +160,10 @@ def test_clipping_scales_the_whole_gradient():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"optimizer": "adamW"}, "optimizer must be one that timm has, got 'adamW'; did you mean adamw?"),
+        ({"optimizer": "adamW"}, "optimizer must be one that timm has, got 'adamW'. Did you mean adamw?"),
         (
             {"optimizer": "xyz"},
-            "optimizer must be one that timm has, got 'xyz'; timm.optim.list_optimizers() lists them",
+            "optimizer must be one that timm has, got 'xyz'. timm.optim.list_optimizers() lists them",
         ),
         ({"betas": (0.9, 0.99)}, "betas"),
         ({"optimizer": "adan", "betas": (0.9, 0.99)}, "optimizer adan cannot be made"),

@@ -164,7 +164,7 @@ def test_an_encoder_that_cannot_be_probed_does_not_end_the_run(pictures, folders
     options = {**TINY, "probe": folders, "probe_every": 1, "keep_best": "probe"}
     assert pretrain(pictures, tmp_path / "run", **options).steps == 8
     log = (tmp_path / "run/log.txt").read_text()
-    assert log.count("warning: the probe failed, and the run goes on without its figures: out of memory") == 1
+    assert log.count("warning: the probe failed, and the run continues without it: out of memory") == 1
     assert "no best.pt: no epoch was probed" in log and not any("probe_knn" in row for row in rows(tmp_path / "run"))
 
 
@@ -237,9 +237,9 @@ def test_bad_probes_are_one_line_and_nothing_is_written(pictures, folders, tmp_p
     assert unwritten(pictures, out, probe=tmp_path / "nowhere").startswith("probe: ")
     told = unwritten(pictures, out, probe=pictures / "000.png")
     assert told.startswith("probe: ")
-    assert unwritten(pictures, out, probe="").startswith("probe is empty: name labelled data")
+    assert unwritten(pictures, out, probe="").startswith("probe is empty. Name labelled data")
     told = unwritten(pictures, out, keep_best="probe")
-    assert told == "keep_best must be off or loss without labelled data: name them with `probe`"
+    assert told == "keep_best must be off or loss without labelled data. Name them with `probe`"
     assert unwritten(pictures, out, probe=folders, probe_every=0).startswith("probe_every must be at least 1")
     assert unwritten(pictures, out, probe=folders, probe_images=2).startswith("probe_images must be at least 4")
     assert pretrain(pictures, out, probe_every=3, **{**TINY, "epochs": 1}).steps == 4  # harmless without a probe
@@ -255,7 +255,7 @@ def test_an_encoder_that_takes_no_whole_images_is_told_before_the_run(pictures, 
 
     monkeypatch.setattr(Encoder, "forward", small)
     told = unwritten(pictures, tmp_path / "run", probe=folders)
-    assert told.startswith("probe: encoder test_resnet fails on images of 64 pixels (too large): leave the probe out")
+    assert told.startswith("probe: encoder test_resnet fails on images of 64 pixels (too large). Leave the probe out")
 
 
 def test_images_without_labels_are_no_probe(pictures, tmp_path, monkeypatch):
@@ -316,11 +316,11 @@ def test_unreadable_images_are_told_and_more_than_half_refused(pictures, folders
     files = sorted((damaged / "train").rglob("*.png"))
     files[0].write_bytes(files[0].read_bytes()[:100])
     state = state_of(probe=str(damaged))
-    assert any("warning: 1 images of the probe cannot be read; the first: " in line for line in state.monitors.lines())
+    assert any("warning: 1 images of the probe cannot be read. The first: " in line for line in state.monitors.lines())
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
     told = unwritten(pictures, tmp_path / "run", probe=damaged)
-    assert told.startswith("probe: none of the 30 training images could be read; the first that could not: ")
+    assert told.startswith("probe: none of the 30 training images could be read. The first that could not: ")
 
 
 def test_a_probe_set_is_the_same_only_for_the_same_images(folders, coco):

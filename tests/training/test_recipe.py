@@ -11,7 +11,7 @@ from maskco.methods import build_method
 from maskco.recipes import MOCO_V2, MOCO_V3, RECIPES
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain
-from maskco.training.recipe import told_recipe, with_recipe
+from maskco.training.recipe import recipe_line, with_recipe
 from resuming import same
 from tiny_runs import TINY, rows, tiny
 
@@ -86,10 +86,10 @@ def test_each_value_can_be_given(method, option):
 
 def test_a_rate_for_another_optimizer_is_told():
     encoder = build_method(config(encoder="test_resnet")).encoder
-    told = told_recipe(with_recipe(config(encoder="test_resnet", optimizer="adamw")), encoder)
-    assert told.endswith("; this lr is one for sgd, give your own for adamw")
+    told = recipe_line(with_recipe(config(encoder="test_resnet", optimizer="adamw")), encoder)
+    assert told.endswith(". This lr is for sgd: give one for adamw")
     for options in ({}, {"optimizer": "adamw", "lr": 1e-3}, {"method": "simclr"}):
-        assert "this lr" not in told_recipe(with_recipe(config(encoder="test_resnet", **options)), encoder)
+        assert "this lr" not in recipe_line(with_recipe(config(encoder="test_resnet", **options)), encoder)
 
 
 def test_steps_of_warm_up_take_the_place_of_the_share():
@@ -107,20 +107,20 @@ def test_steps_of_warm_up_take_the_place_of_the_share():
         ({"recipe": "byol"}, "^recipe must be one of auto, moco_v2, moco_v3, got byol"),
         (
             {"recipe": "moco_v2", "encoder": "test_vit"},
-            "^recipe moco_v2 is for batch norms, and encoder test_vit is made of LayerNorm and attention: leave it out",
+            "^recipe moco_v2 is for batch norms, and encoder test_vit is made of LayerNorm and attention. Leave it out",
         ),
         ({"recipe": "moco_v2", "encoder": "levit_128s"}, "made of BatchNorm and attention"),
         (
             {"freeze_patch_embedding": True, "encoder": "resnet18"},
-            "^freeze_patch_embedding: resnet18 embeds no patches: leave it out",
+            "^freeze_patch_embedding: resnet18 embeds no patches. Leave it out",
         ),
         (
             {"mask_fill": "token", "encoder": "test_resnet"},
-            "^mask_fill token replaces embedded patches, and the encoder embeds no patches: choose grey",
+            "^mask_fill token replaces embedded patches, and the encoder embeds no patches. Choose grey",
         ),
         (
             {"mask_fill": "token", "encoder": "test_vit", "mask_patch": 4},
-            "the encoder embeds patches of 16 pixels, not 4: choose grey",
+            "the encoder embeds patches of 16 pixels, not 4. Choose grey",
         ),
         ({"warmup_share": 1.5}, "^warmup_share must be between 0 and 1"),
         ({"clip_grad": -1.0}, "^clip_grad must be between 0"),
@@ -151,7 +151,7 @@ def test_a_vision_transformer_keeps_its_patch_embedding_and_learns_the_rest(pict
     assert {name for name in kept if "patch_embed" in name} == {name for name in after if "patch_embed.proj" in name}
     assert not [name for name in kept if "qkv.weight" in name]
     (line,) = [line for line in (tmp_path / "run/log.txt").read_text().splitlines() if " recipe " in line]
-    assert line.endswith(told_recipe(stored, trained.encoder)) and "(test_vit is made of LayerNorm and att" in line
+    assert line.endswith(recipe_line(stored, trained.encoder)) and "(test_vit is made of LayerNorm and att" in line
     assert "optimizer adamw, lr 0.001, " in line
 
 

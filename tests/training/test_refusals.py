@@ -39,7 +39,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(pictures, tm
 
     monkeypatch.setattr(MaskCo, "forward", broken_forward)
     with pytest.raises(
-        TrainingError, match=r"loss is no longer finite at step 5, learning rate 0.00781; .*run/last.pt \(step 4\)"
+        TrainingError,
+        match=r"loss is no longer finite at step 5, learning rate 0.00781. The last .*run/last.pt \(step 4\)",
     ):
         pretrain(pictures, tmp_path / "run", **TINY)
     assert read_checkpoint(tmp_path / "run/last.pt")["step"] == 4
@@ -92,7 +93,7 @@ def test_what_is_refused_before_a_file_is_touched(pictures, tmp_path):
     refused(SourceError, "no such folder", data=tmp_path / "missing", out=out, **TINY)
     refused(SourceError, "empty", data=tmp_path / "empty", out=out, **TINY)
     refused(ConfigError, "batch_size 99 is larger than the data", data=pictures, out=out, **{**TINY, "batch_size": 99})
-    refused(ConfigError, "did you mean", data=pictures, out=out, **{**TINY, "encoder": "resnet5O"})
+    refused(ConfigError, "Did you mean", data=pictures, out=out, **{**TINY, "encoder": "resnet5O"})
     refused(ConfigError, "device 'tpu'", data=pictures, out=out, **{**TINY, "device": "tpu"})
     refused(ConfigError, "amp fp16 needs a CUDA", data=pictures, out=out, **{**TINY, "amp": "fp16"})
     refused(ConfigError, "min_region_pixels", data=pictures, out=out, **{**TINY, "image_size": 8})
@@ -120,7 +121,7 @@ def test_a_run_is_kept_until_its_replacement_can_start(pictures, tmp_path):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     refused(ConfigError, "holds a run already", **options)
     refused(ConfigError, "exclude each other", resume=True, overwrite=True, **options)
-    refused(ConfigError, "did you mean", overwrite=True, **{**options, "encoder": "resnet5O"})
+    refused(ConfigError, "Did you mean", overwrite=True, **{**options, "encoder": "resnet5O"})
     refused(SourceError, "no such folder", overwrite=True, **{**options, "data": tmp_path / "missing"})
     different = r"other options \(dim: 16, not 8; queue_size: 24, not 12\)"
     refused(CheckpointError, different, out=run, resume=True, dim=16, queue_size=24)
@@ -149,7 +150,7 @@ def test_other_pictures_are_refused_on_resume(tmp_path):
     data = make_pictures(tmp_path / "photos")
     pretrain(data, tmp_path / "run", **ONE_EPOCH)
     (data / "000.png").unlink()
-    refused(CheckpointError, "16 images, but .* holds 15", out=tmp_path / "run", resume=True, epochs=2)
+    refused(CheckpointError, "16 images, but .* has 15", out=tmp_path / "run", resume=True, epochs=2)
 
 
 def test_as_many_pictures_of_other_names_are_refused_on_resume(tmp_path):
@@ -252,12 +253,12 @@ def test_out_of_memory_says_what_to_lower(pictures, tmp_path, monkeypatch, error
 
     original = MaskCo.forward
     monkeypatch.setattr(MaskCo, "forward", forward)
-    refused(OutOfMemory, r"^out of memory.*: lower batch_size", data=pictures, out=tmp_path / "run", **ONE_EPOCH)
+    refused(OutOfMemory, r"^out of memory.*\. Lower batch_size", data=pictures, out=tmp_path / "run", **ONE_EPOCH)
 
 
 def test_real_refusals_of_memory_are_told():
     for allocate in (lambda: torch.empty(10**14), lambda: torch.empty(10**18, 128), lambda: np.empty(10**15)):
-        with pytest.raises(OutOfMemory, match=r"^out of memory.*: lower it$") as caught, memory_errors("lower it"):
+        with pytest.raises(OutOfMemory, match=r"^out of memory.*. Lower it$") as caught, memory_errors("lower it"):
             allocate()
         assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match=r"^other$"), memory_errors("lower it"):

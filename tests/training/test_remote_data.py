@@ -177,7 +177,7 @@ def test_a_shard_that_changes_stops_the_run_in_one_line(tmp_path: Path) -> None:
     with faulty_store(tmp_path / "store") as server:
         pretrain(f"{server.address}/{pattern}", tmp_path / "run", **{**OPTIONS, "epochs": 1})
         pack(tmp_path / "store" / "2.tar", {f"002{index:05}.jpg": jpeg(index) for index in range(5)})
-        with pytest.raises(UserError, match="is of a run on 16 images"):
+        with pytest.raises(UserError, match="its run has 16 images"):
             pretrain(f"{server.address}/{pattern}", tmp_path / "run", resume=True, epochs=2)
 
 

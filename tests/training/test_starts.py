@@ -53,7 +53,7 @@ def test_compiling_without_a_compiler_is_one_line_and_leaves_no_folder(pictures,
         raise BackendCompilerFailed(lambda: None, InvalidCxxCompiler(), None)
 
     monkeypatch.setattr(maskco.training.loop, "to_device", compiles)
-    with pytest.raises(TrainingError, match=r"torch.compile fails here .*leave out `compile=True`") as caught:
+    with pytest.raises(TrainingError, match=r"torch.compile fails here .*Leave out `compile=True`") as caught:
         pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
@@ -170,10 +170,10 @@ def test_a_run_goes_on_with_its_data_in_another_place(tmp_path, capsys):
     ("method", "queue", "told"),
     [
         ("maskco", 32, None),
-        ("maskco", 33, "holds keys of the same images from earlier epochs: an epoch makes 32; --queue-size 32 would"),
-        ("maskco", 65, "will never be full: the whole run makes 64 keys, an epoch 32; --queue-size 32 would fit"),
+        ("maskco", 33, "holds keys of the same images from earlier epochs: an epoch makes 32. --queue-size 32 would"),
+        ("maskco", 65, "will never be full: the whole run makes 64 keys, an epoch 32. --queue-size 32 would fit"),
         ("moco_v2", 16, None),
-        ("moco_v2", 33, "will never be full: the whole run makes 32 keys, an epoch 16; --queue-size 16 would fit"),
+        ("moco_v2", 33, "will never be full: the whole run makes 32 keys, an epoch 16. --queue-size 16 would fit"),
     ],
 )
 def test_a_queue_longer_than_the_data_is_told_once(pictures, tmp_path, capfd, method, queue, told):

@@ -148,7 +148,7 @@ def test_the_card_says_what_it_is(resnet18: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "format", "name", "message"),
     [
-        ({"encoder": "test_convnext"}, "torchvision", "b.pth", "torchvision has no test_convnext: take `format=timm`"),
+        ({"encoder": "test_convnext"}, "torchvision", "b.pth", "torchvision has no test_convnext. Take `format=timm`"),
         ({"encoder": "test_convnext"}, "detectron2", "b.pth", "detectron2 has no test_convnext"),
         ({"encoder": "resnet18", "stage": 3}, "torchvision", "b.pth", "ends at stage 3 of resnet18, before layer4.0"),
         ({"encoder": "resnet18"}, "onnx", "b.onnx", "format must be one of torchvision, timm"),
@@ -185,7 +185,7 @@ def test_other_files_are_not_overwritten(resnet18: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr()
     assert printed.out.split() == [str(out), str(card)] and "README.pth.md is the card" in printed.err
     card.write_text("mine as well")
-    assert_refused(resnet18, tmp_path / "README.pth", "README.pth exists, and no card beside it says")
+    assert_refused(resnet18, tmp_path / "README.pth", "README.pth exists, and no card next to it says")
     out.unlink()
     assert_refused(resnet18, tmp_path / "README.pth", r"README.md and README.pth.md exist, and no export")
     assert card.read_text() == "mine as well" and not out.exists()
@@ -209,7 +209,7 @@ def test_two_exports_of_one_stem_have_a_card_each(small: Path, tmp_path: Path) -
 
 def test_folders_links_and_half_written_files(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
-    assert_refused(small, tmp_path / "models", r"models is a folder: name a file in it, such as .*models/encoder\.")
+    assert_refused(small, tmp_path / "models", r"models is a folder. Name a file in it, such as .*models/encoder\.")
     assert_refused(small, tmp_path / "backbone", "reads .pth and .pt and .safetensors files, got 'backbone'")
     (tmp_path / "b.md").symlink_to(tmp_path / "nowhere.md")  # writing through it would make a file elsewhere
     assert export_encoder(small, "timm", tmp_path / "b.pth")[1].name == "b.pth.md"

@@ -165,7 +165,7 @@ def test_files_of_other_kinds_are_no_hindrance(hub: Hub, run: Path) -> None:
 
 def test_what_should_be_private_is_never_made_public(hub: Hub, run: Path) -> None:
     hub.repositories["user/model"] = Repository()
-    refused("user/model exists and is public: make it private", run, "user/model", private=True)
+    refused("user/model exists and is public. Make it private", run, "user/model", private=True)
     assert not hub.repositories["user/model"].files
 
 
@@ -204,7 +204,7 @@ def test_an_encoder_that_came_from_a_folder_goes_on(tmp_path: Path, monkeypatch)
     first = make_run(tmp_path / "first", encoder="test_resnet", stage=1, output_stride=8)
     base = write_folder(first, tmp_path / "secret")
     run = make_run(tmp_path / "run", encoder=f"local-dir:{base}", stage=1)
-    with pytest.raises(UserError, match="which comes from elsewhere: name it with `architecture`"):
+    with pytest.raises(UserError, match=r"which comes from elsewhere. Name it with `architecture`"):
         write_folder(run, tmp_path / "x")
     again = write_folder(run, tmp_path / "again", architecture=f"local-dir:{base}")
     assert all(b"secret" not in path.read_bytes() for path in again.iterdir())
@@ -227,7 +227,7 @@ def test_an_encoder_that_came_from_a_folder_goes_on(tmp_path: Path, monkeypatch)
         ("user/my model", OWNER, "the hub takes no such name"),
         ("user/x.git", OWNER, "the hub takes no such name"),
         ("", OWNER, "the hub takes no such name"),
-        ("user/model", None, "not logged in to the hub: run `hf auth login`, or set HF_TOKEN"),
+        ("user/model", None, "not logged in to the hub. Run `hf auth login`, or set HF_TOKEN"),
     ],
 )
 def test_what_the_hub_would_refuse_is_refused_before_any_work(
@@ -245,7 +245,7 @@ def test_what_the_hub_would_refuse_is_refused_before_any_work(
     [
         ("other/model", OWNER, {}, "the token may not write to other/model"),
         ("user/model", READER, {}, "the token may not write to user/model"),
-        ("user/model", "hf_wrong", {}, "the hub does not know the token: log in again"),
+        ("user/model", "hf_wrong", {}, "the hub does not know the token. Log in again"),
         ("user/model", OWNER, {"license": "nonsense"}, 'the hub refuses the card: .*"license" must be one of'),
     ],
 )
@@ -270,7 +270,7 @@ def test_an_upload_that_breaks_off_changes_nothing(hub: Hub, run: Path) -> None:
 def test_without_a_connection(run: Path, tmp_path: Path, monkeypatch) -> None:
     with serving(monkeypatch, tmp_path / "cache"):
         pass  # a port that nobody listens at any more
-    refused("the hub cannot be reached .*: go online, and give the same command again", run, "user/model")
+    refused("the hub cannot be reached .*. Go online, and run the same command again", run, "user/model")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("the hub cannot be reached", run, "user/model")
 
@@ -279,7 +279,7 @@ def test_models_that_are_not_there(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["user/other"] = Repository(files={"README.md": b""})
     (tmp_path / "config.json").write_text("{}")
     for name, message in (
-        ("hf_hub:user/none", "the hub has no such model, or a private one: check the name, or log in"),
+        ("hf_hub:user/none", "the hub has no such model, or a private one. Check the name, or log in"),
         ("hf-hub:user/other", "its config.json is missing, or not timm's"),
         (f"local-dir:{tmp_path}", "its config.json is missing, or not timm's"),
         (f"local-dir:{tmp_path / 'none'}", "Config file not found"),
@@ -295,7 +295,7 @@ def test_a_folder_with_other_files_is_left_alone(run: Path, tmp_path: Path) -> N
     folder = write_folder(run, tmp_path / "model")
     assert write_folder(run, folder) == folder  # over its own files
     (folder / "README.md").write_text("mine")
-    refuse_folder("README.md was edited: move it away", run, folder)
+    refuse_folder("README.md was edited. Move it away", run, folder)
     (folder / "mine.txt").write_text("mine")
     refuse_folder("holds other files", run, folder)
     for name in ("config.json", "model.safetensors"):
@@ -303,25 +303,25 @@ def test_a_folder_with_other_files_is_left_alone(run: Path, tmp_path: Path) -> N
         foreign.mkdir()
         (foreign / name).write_text("{}")
         refuse_folder("holds other files", run, foreign)
-    refuse_folder("is a file: the hub's format is a folder", run, folder / "mine.txt")
+    refuse_folder("is a file, and the hub's format is a folder", run, folder / "mine.txt")
 
 
 def test_flags_that_do_not_go_together(run: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "x.pth"
     for arguments, message in (
-        ([], "--out: name a file with --format and --out, or a model of the hub with --push"),
-        (["--out", out], "--out: name a file with --format"),
+        ([], "--out is missing. Name a file with --format and --out, or a model of the hub with --push"),
+        (["--out", out], "--out is missing. Name a file with --format"),
         (["--push", "user/model", "--format", "timm", "--out", out], "--push: takes no --format and no --out"),
         (["--private", "--format", "timm", "--out", out], "--private must be given with --push"),
         (["--message", "x", "--format", "timm", "--out", out], "--message must be given with --push"),
         (["--license", "mit", "--format", "timm", "--out", out], "--license must be given with --push or --format hub"),
         (
             ["--architecture", "x", "--format", "timm", "--out", out],
-            "--architecture: .* is a run of test_resnet: leave",
+            "--architecture: .* is a run of test_resnet. Leave",
         ),
         (
             ["--prefix", "a", "--format", "timm", "--out", out],
-            "--prefix: chooses in a file of weights, and .* is a run",
+            "--prefix: .* is a run, no file of weights. Leave it out",
         ),
     ):
         assert run_main("export", run, *arguments) == 2

@@ -220,10 +220,10 @@ def test_numbers_of_other_precision_become_the_model_s(tmp_path: Path, resnet: n
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "maskco.pth does not say which architecture it is: name it, such as --architecture resnet50"),
-        (["--architecture", "resnet50"], r"fits in \d+ of 265 tensors: .*: name the right architecture with --archit"),
+        ([], "maskco.pth does not say which architecture it is. Name it, such as --architecture resnet50"),
+        (["--architecture", "resnet50"], r"fits in \d+ of 265 tensors: .*. Name the right architecture with --archit"),
         (["--architecture", "resnet34"], r"fits in \d+ of 180 tensors"),
-        (["--architecture", "resnet81"], "encoder 'resnet81' is not a timm model; did you mean"),
+        (["--architecture", "resnet81"], "encoder 'resnet81' is not a timm model. Did you mean"),
         (["--architecture", "resnet18", "--prefix", "encoder_x"], "no encoders that fit have the prefix 'encoder_x'"),
         (["--architecture", "test_convnext"], "fits in 0 of"),
     ],
@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, resnet: nn.Mod
 @pytest.mark.parametrize("format", ["detectron2", "torchvision"])
 def test_only_resnets_become_torchvision_s_and_detectron2_s(tmp_path: Path, format: str) -> None:
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=f"{format} has no test_convnext: take `format=timm`") as error:
+    with pytest.raises(UserError, match=f"{format} has no test_convnext. Take `format=timm`") as error:
         export_encoder(tmp_path / "x.pth", format, tmp_path / "y.pth", architecture="test_convnext")
     assert "\n" not in str(error.value) and not (tmp_path / "y.pth").exists()
 

@@ -113,7 +113,7 @@ class Foreign:
 
 def test_what_is_not_allowed_is_named_with_a_way_out(tmp_path: Path) -> None:
     torch.save({"config": Foreign(), "state_dict": {"weight": WEIGHT}}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", r"\(\w*\.?test_weight_files\.Foreign\): .*save its state_dict alone")
+    refused(tmp_path / "x.pth", r"\(\w*\.?test_weight_files\.Foreign\)\. .*save its state_dict alone")
     torch.save(nn.Linear(1, 1), tmp_path / "model.pth")
     refused(tmp_path / "model.pth", r"\(torch\.nn\.modules\.linear\.Linear\)")
 
@@ -124,15 +124,15 @@ def test_what_is_not_allowed_is_named_with_a_way_out(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 97\n", "git-lfs pointer.*git lfs pull"),
         (b"/annex/objects/SHA256E-s97--4d7a.pth\n", "git-annex pointer.*git annex get"),
-        (b"<!DOCTYPE html><html><head>", "is a web page, not weights: download"),
+        (b"<!DOCTYPE html><html><head>", "is a web page, not weights. Download"),
         (b"\n\n  <html lang='en'>", "is a web page"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "is a web page"),
         (b'{"message": "Not Found"}', "is JSON"),
         (b'[{"weight_map": 1}]', "is JSON"),
         (b"", "is empty"),
-        (bytes(5000), "begins with zeros"),
-        (b"Entry not found", "is damaged.* it begins with 'Entry not found'"),
-        (b"\x1f\x8b\x08\x00rest", "compressed by gzip.*unpack it"),
+        (bytes(5000), "starts with zeros"),
+        (b"Entry not found", "is damaged.* starts with 'Entry not found'"),
+        (b"\x1f\x8b\x08\x00rest", "compressed by gzip.*Unpack it"),
         (b"\x89HDF\r\n\x1a\nrest", "HDF5"),
         (b"\x93NUMPY\x01\x00", "NumPy array"),
         (b"\x89PNG\r\n\x1a\n", "is an image"),
@@ -149,7 +149,7 @@ def test_what_is_no_file_of_weights_is_told_by_its_content(
 def test_archives_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("resnet/weights.pth", b"x")
-    refused(tmp_path / "x.pth", r"is a zip archive \(of resnet/weights.pth\), not weights: unpack it")
+    refused(tmp_path / "x.pth", r"is a zip archive \(of resnet/weights.pth\), not weights. Unpack it")
     np.savez(tmp_path / "x.npz", weight=np.zeros(3))
     refused(tmp_path / "x.npz", r"is a zip archive \(of weight.npy\)")
     with tarfile.open(tmp_path / "x.pth.tar", "w") as archive:

@@ -165,7 +165,7 @@ def test_a_prefix_chooses(tmp_path: Path, resnet: nn.Module, asked: str) -> None
 def test_a_prefix_that_chooses_none_or_several_is_refused(tmp_path: Path, resnet: nn.Module) -> None:
     state = resnet.state_dict()
     torch.save({"teacher": behind("a.", state) | behind("b.", other(state))}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "no encoders that fit have the prefix 'c': name one of 'teacher.a.', 'teacher.b.'", "c")
+    refused(tmp_path / "x.pth", "no encoders that fit have the prefix 'c'. Name one of 'teacher.a.', 'teacher.b.'", "c")
     refused(tmp_path / "x.pth", "2 encoders that fit have the prefix 'teacher'", "teacher")
     refused(tmp_path / "x.pth", "no encoders that fit have the prefix ''", "")
 
@@ -178,7 +178,7 @@ def test_an_empty_prefix_chooses_names_without_one(tmp_path: Path, resnet: nn.Mo
 def test_where_nothing_tells_which_to_take_none_is(tmp_path: Path, resnet: nn.Module) -> None:
     state = resnet.state_dict()
     torch.save(behind("encoder_1.", state) | behind("encoder_2.", other(state)), tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "holds 2 encoders that fit, and nothing tells .*'encoder_1.' or 'encoder_2.'")
+    refused(tmp_path / "x.pth", "holds 2 encoders that fit, and nothing says .*'encoder_1.' or 'encoder_2.'")
 
 
 def test_two_names_of_one_encoder_are_no_choice(tmp_path: Path, resnet: nn.Module) -> None:
@@ -195,7 +195,7 @@ def test_two_names_of_one_encoder_are_no_choice(tmp_path: Path, resnet: nn.Modul
 def test_numbers_that_no_encoder_can_have_are_refused(tmp_path: Path, resnet: nn.Module) -> None:
     state = dict(resnet.state_dict())
     torch.save(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "layer1.0.conv1.weight holds NaN or infinity: take an earlier file")
+    refused(tmp_path / "x.pth", "layer1.0.conv1.weight contains NaN or Inf. Take an earlier file")
     torch.save(state | {"conv1.weight": state["conv1.weight"].to(torch.int8)}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", "conv1.weight holds integers")
 

@@ -1,7 +1,7 @@
 """Loggers take a run to other tools: TensorBoard always, others by `--log`, see `maskco.config.LOGGERS`.
 
-They follow metrics.jsonl, which is the run's own: a record that lacks rows gets them when a process begins to write it,
-and none that it has already. So a resumed run goes on in the same record, with one value for each step.
+They follow metrics.jsonl, which is the run's own: a record that lacks rows gets them when a process starts to write it,
+and none that it has already. So a resumed run continues the same record, with one value for each step.
 
 Python has no report at the end of a run by itself:
 
@@ -39,7 +39,7 @@ def check_loggers(names: Sequence[str]) -> None:
         package = find_logger(name).package
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:  # W&B's folder ./wandb is no package
-            raise ConfigError(f"log: {package} is not installed: pip install 'maskco[{name}]'")
+            raise ConfigError(f"log: {package} is not installed. Run pip install 'maskco[{name}]'")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def write_record(run: Path, logger: str, record: Record) -> None:
 
 
 class Loggers:
-    """The loggers of one run. One that fails is reported once, in `say`, and left alone: the run goes on without it.
+    """The loggers of one run. One that fails is reported once, in `say`, and left alone: the run continues without it.
 
     Args:
         loggers: by the names that they are reported by.
@@ -87,7 +87,7 @@ class Loggers:
         self._run, self._config, self._say = run, config, say
         self._loggers = dict(loggers)
         self._records: dict[str, str] = {}  # their names by logger, where there are some
-        self._held: dict[str, int] = {}  # the last step of each when it was begun
+        self._held: dict[str, int] = {}  # the last step of each when it was started
         self._given: dict[str, int] = {}  # and now
         self._lock = FileLock(own_file(run, LOGGERS_LOCK), thread_local=False)
 
@@ -159,7 +159,7 @@ class Loggers:
                     self._settle(name)
                 with contextlib.suppress(Exception):
                     logger.close("failed")
-            remedy = "" if name == ALWAYS else "; resuming the run or drawing its report brings its record up to date"
+            remedy = "" if name == ALWAYS else ". Resume the run or draw its report to update its record"
             self._say(f"warning: {name} failed and is left alone: {one_line(error)}. {METRICS} has every row{remedy}")
 
 

@@ -41,7 +41,7 @@ class Begun:
     """A record that is open.
 
     Attributes:
-        record: names it in the tool, so that a later process goes on with it: letters, digits, - and _, at most 64.
+        record: names it in the tool, so that a later process continues it: letters, digits, - and _, at most 64.
             Empty if the run folder is all that it takes.
         last_step: of the rows that it holds. Later ones are added, also those that were made before `begin`.
         where: the rest of a line for the log that starts with the logger's name. Empty: there is no line.
@@ -53,14 +53,14 @@ class Begun:
 
 
 class Logger(ABC):
-    """Takes a run to another tool. Each method may raise anything: the run goes on without this logger then."""
+    """Takes a run to another tool. Each method may raise anything: the run then continues without this logger."""
 
     package: ClassVar[str]
     """What it imports, and `pip install 'maskco[NAME]'` installs."""
 
     @abstractmethod
     def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
-        """Starts a record, or goes on with that of the past."""
+        """Starts a record, or continues that of the past."""
 
     @abstractmethod
     def add(self, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ from maskco.config import PretrainConfig
 from maskco.errors import one_line
 from maskco.runs.loggers.base import Begun, Logger, Past, Row, Status, described, environment, name_of, numbers
 
-# Each gives way to its environment variable, such as WANDB_DISABLE_GIT. Metrics, options and pictures are sent.
+# Each gives way to its environment variable, such as WANDB_DISABLE_GIT. Metrics, options and images are sent.
 OURS: dict[str, Any] = {
     "console": "off",  # the progress bar would fill it
     "save_code": False,
@@ -31,7 +31,7 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 255, "failed": 1}  # 
 
 
 class WandbLogger(Logger):
-    """Charts have the run's "step" as their axis: W&B's own counts rows and pictures, and cannot go back.
+    """Charts have the run's "step" as their axis: W&B's own counts rows and images, and cannot go back.
 
     Offline, each process writes a folder of its own. `wandb sync` appends those of one run, in the order of time.
     """
@@ -64,9 +64,9 @@ class WandbLogger(Logger):
                     if wandb.login(prompt=False):  # never waits for a key to be typed
                         self._run = wandb.init(**options, resume="allow")
                     else:
-                        why = "there is no API key (wandb login); "
+                        why = "there is no API key (wandb login), so "
                 except wandb.Error as error:
-                    why = f"{one_line(error)}; "
+                    why = f"{one_line(error)}, so "
             if self._run is None:
                 self._run = wandb.init(**options, mode="offline" if why else None)
             self._run.define_metric("step", hidden=True)

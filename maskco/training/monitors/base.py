@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """Watches a run from beside the loop, and changes nothing in it. A subclass overrides what it needs.
+    """Watches a run, and changes nothing in it. A subclass overrides what it needs.
 
     All ranks have the same monitors, and call them at the same steps with the same gradient and row.
     """

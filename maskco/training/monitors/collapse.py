@@ -1,4 +1,4 @@
-"""How embeddings are spread, and whether they have collapsed."""
+"""Deviation and effective rank of embeddings, and whether they have collapsed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskco.training.monitors.base import Monitor
 if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
-COLLAPSED = 0.05  # of the spread that unit vectors in all directions have
+COLLAPSED = 0.05  # of the deviation that unit vectors in all directions have
 FEW_DIMENSIONS = 0.02  # share of the dimensions
 SETTLED_STEPS = 100  # before them embeddings lie close together in sound runs as well
 ROWS_A_DIMENSION, MOST_ROWS = 8, 1024  # that the effective rank is taken over
@@ -67,12 +67,12 @@ class Collapse(Monitor):
         if step < SETTLED_STEPS:
             return {}
         found = {}
-        remedy = "start over with a lower lr, more warmup, or a queue_size that fills sooner"
+        remedy = "Start over with a lower lr, more warmup, or a queue_size that fills sooner"
         std = row.get("embedding_std", math.inf)
         if std < COLLAPSED * self.uniform:
             found["collapse"] = (
-                f"the embeddings have collapsed: all queries are alike (std {std:.2g}; spread out they have "
-                f"{self.uniform:.2g}); {remedy}"
+                f"the embeddings have collapsed: all queries are alike (std {std:.2g}, in all directions "
+                f"it would be {self.uniform:.2g}). {remedy}"
             )
         for name, (rows, dim) in self.sizes.items():
             low = 1 + FEW_DIMENSIONS * (min(rows, dim) - 1)
@@ -80,7 +80,7 @@ class Collapse(Monitor):
                 of = name.removesuffix("effective_rank").replace("_", " ")
                 found[name] = (
                     f"the {of}embeddings have collapsed into few dimensions: their effective rank is {row[name]:.1f} "
-                    f"of {dim}; {remedy}, a higher temperature, or views that differ more"
+                    f"of {dim}. {remedy}, a higher temperature, or views that differ more"
                 )
         return found
 

@@ -63,7 +63,7 @@ class Gradient(Monitor):
         if self.stuck and step >= SETTLED_STEPS:
             return {
                 "overflow": "nothing was learned since the last row of metrics: each step's gradient overflowed in "
-                "fp16; start over with amp bf16 or off"
+                "fp16. Start over with amp bf16 or off"
             }
         if self.exploded is None:
             return {}
@@ -72,7 +72,7 @@ class Gradient(Monitor):
             if self.clips
             else "clip_grad 1 would shorten it"
         )
-        return {"gradient": f"{self.exploded}; {remedy}: start over with a lower lr or more warmup, or another encoder"}
+        return {"gradient": f"{self.exploded}; {remedy}. Start over with a lower lr or more warmup, or another encoder"}
 
     def cause(self, step: int) -> str | None:
         exploded_at = int(self.largest_step)

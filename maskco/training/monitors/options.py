@@ -23,8 +23,7 @@ class FrozenKeys(Monitor):
         if not self.frozen:
             return {}
         return {
-            "momentum": "key_momentum 1 leaves the key side as it started, for good; usual is 0.99 (short runs) to "
-            "0.9999"
+            "momentum": "key_momentum 1 leaves the key side as it started, for good. Choose 0.99 (short runs) to 0.9999"
         }
 
 

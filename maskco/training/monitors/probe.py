@@ -1,4 +1,4 @@
-"""The online probe: how good the features are while a run goes on, by nearest neighbours among labelled images."""
+"""The online probe: how good the features are during a run, by nearest neighbours among labelled images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from maskco.data.views import Views
 from maskco.devices import AMP_DTYPES
 from maskco.errors import ConfigError, UserError, one_line
 from maskco.evaluate.accuracy import chance
-from maskco.evaluate.datasets import Annotated, CutOuts, LabelledSet, Scenes, missing, open_labelled, some, spread
+from maskco.evaluate.datasets import (
+    Annotated,
+    CutOuts,
+    LabelledSet,
+    Scenes,
+    evenly_spaced,
+    missing,
+    open_labelled,
+    some,
+)
 from maskco.evaluate.encoders import scene_size
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, HeldScenes, Input
@@ -41,7 +50,7 @@ NEIGHBOURS = 20
 
 
 class Probe(Monitor):
-    """`probe_knn` and, with boxes, `probe_regions`: kNN accuracy in per cent, and beside each what chance scores.
+    """`probe_knn` and, with boxes, `probe_regions`: kNN accuracy in per cent, each with what chance scores.
 
     The momentum encoder is probed, or the encoder of a method that has none, after every `probe_every` epochs and at
     the end of the run. Batch norms take their running statistics as they are: on the key side those are of whole views,
@@ -70,8 +79,8 @@ class Probe(Monitor):
             raise
         except Exception as error:  # encoders are anyone's code
             raise ConfigError(
-                f"probe: encoder {self.run.encoder} fails on images of {probe_set.size} pixels ({one_line(error)}): "
-                "leave the probe out, or choose another image_size or encoder"
+                f"probe: encoder {self.run.encoder} fails on images of {probe_set.size} pixels ({one_line(error)}). "
+                "Leave the probe out, or choose another image_size or encoder"
             ) from error
 
     def _features(self, part: HeldScenes) -> Features:
@@ -112,7 +121,7 @@ class Probe(Monitor):
     def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
         found = {}
         if self.failure is not None:
-            found["probe"] = f"the probe failed, and the run goes on without its figures: {self.failure}"
+            found["probe"] = f"the probe failed, and the run continues without it: {self.failure}"
         if self.changed:
             found["probe changed"] = (
                 "the probe's images are not those that the run had before: its figures do not compare with earlier "
@@ -176,7 +185,7 @@ class ProbeSet:
                 f"--probe-images, though fewer than {FEWEST} images say little"
             )
         if skipped := list(dict.fromkeys(s for parts in self.tasks.values() for part in parts for s in part.skipped)):
-            lines.append(f"warning: {len(skipped)} images of the probe cannot be read; the first: {skipped[0]}")
+            lines.append(f"warning: {len(skipped)} images of the probe cannot be read. The first: {skipped[0]}")
         if unlearned := missing(self.data.classes, labels_of(self.data.test), labels_of(self.data.train)):
             lines.append(f"warning: the probe has no training images of {unlearned}: their test images count as wrong")
         return [*lines, *(f"probe: {note}" for note in self.data.notes)]
@@ -217,10 +226,10 @@ def check_classes(data: LabelledSet) -> None:
     if not learned & tested:
         raise ConfigError(
             f"probe: no class of the test images of {data.name} has training images, so that no image could be "
-            "classified rightly: name data whose parts share classes"
+            "classified rightly. Name data whose parts share classes"
         )
     if len(learned) < 2:
-        raise ConfigError(f"probe: the training images of {data.name} are all of one class: name data of several")
+        raise ConfigError(f"probe: the training images of {data.name} are all of one class. Name data of several")
 
 
 def read_tasks(data: LabelledSet, form: Input) -> dict[str, tuple[HeldScenes, HeldScenes]]:
@@ -242,4 +251,4 @@ def read_tasks(data: LabelledSet, form: Input) -> dict[str, tuple[HeldScenes, He
 
 def _cut_out(part: Annotated, size: int) -> Scenes:
     cut_outs = CutOuts(part, size)
-    return cast("Scenes", Subset(cast("Dataset[Scene]", cut_outs), spread(len(cut_outs), len(part))))
+    return cast("Scenes", Subset(cast("Dataset[Scene]", cut_outs), evenly_spaced(len(cut_outs), len(part))))

@@ -16,7 +16,7 @@ from maskco.training.monitors.base import Monitor
 if TYPE_CHECKING:
     from maskco.training.state import TrainState
 
-LEARNED, GAIN = 0.1, 0.02  # nats by which a loss must be below that of guessing, or go on falling below it
+LEARNED, GAIN = 0.1, 0.02  # nats by which a loss must be below that of guessing, or continue falling below it
 ABOVE_CHANCE, ABOVE_ANY = 3.0, 0.5  # times chance, and per cent, from which on contrast accuracy is no chance
 PATIENCE = 300  # steps without either, while the learning rate does not rise
 
@@ -34,8 +34,8 @@ class DeadQueue(Monitor):
     def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
         before, self.sums = self.sums, self._sums()
         return {
-            name: f"the {name.replace('_', ' ')} is dead: no key in it has changed since the last row of metrics; the "
-            "method must push keys after every step, and they must be of new views"
+            name: f"the {name.replace('_', ' ')} is dead: no key in it has changed since the last row of metrics. "
+            "The method must push keys of new views after every step"
             for name, total in self.sums.items()
             if torch.equal(before[name], total)
         }
@@ -55,7 +55,7 @@ class QueueFollowed(Monitor):
         self.valid = self.sum = torch.zeros((), device=state.device)  # keys before the step; log(1 + negatives) summed
         self.count = 0
         self.lr, self.most = math.inf, 0.0  # of the last row; nats by which the loss was below when it last gained some
-        self.learned = 0  # the last step at which it learned, or had not begun to
+        self.learned = 0  # the last step at which it learned, or had not started to
 
     def see(self, step: int, outputs: Sequence[StepOutput], norms: Tensor) -> None:
         if self.queue is not None:
@@ -80,6 +80,6 @@ class QueueFollowed(Monitor):
         return {
             "followed": f"the loss only follows the queue: {row['loss']:.2f} is no better than guessing among "
             f"{math.exp(guessed):,.0f} keys ({guessed:.2f}), and {row['accuracy']:.2g}% of queries find their key "
-            f"(chance {chance:.2g}%); start over with another lr, a lower temperature, or views that share more "
+            f"(chance {chance:.2g}%). Start over with another lr, a lower temperature, or views that share more "
             "(crop_scale, min_overlap)"
         }

@@ -123,7 +123,7 @@ def test_a_package_that_is_not_installed_is_refused_before_anything_is_written(m
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError) as caught:
         pretrain(pictures, run, log=["memory", name])
-    assert str(caught.value) == f"log: {name} is not installed: pip install 'maskco[{name}]'"
+    assert str(caught.value) == f"log: {name} is not installed. Run pip install 'maskco[{name}]'"
     assert not run.exists() and not Memory.records
 
 
@@ -131,7 +131,7 @@ def test_a_folder_of_the_packages_name_is_no_package(monkeypatch, pictures, tmp_
     (tmp_path / "nowhere").mkdir()  # as ./wandb, which W&B makes
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(Memory, "package", "nowhere")
-    with pytest.raises(ConfigError, match=r"nowhere is not installed: pip install 'maskco\[memory\]'"):
+    with pytest.raises(ConfigError, match=r"nowhere is not installed. Run pip install 'maskco\[memory\]'"):
         pretrain(pictures, tmp_path / "run", log="memory")
 
 

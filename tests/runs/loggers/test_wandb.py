@@ -126,7 +126,7 @@ def test_wandb_without_a_key_goes_offline_and_never_asks(monkeypatch, tmp_path):
     for stream in (sys.stdin, sys.stderr, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     (line,) = kept(tmp_path, "wandb", ROWS)
-    assert line.startswith("wandb: there is no API key (wandb login); offline, to be uploaded with: wandb sync ")
+    assert line.startswith("wandb: there is no API key (wandb login), so offline, to be uploaded with: wandb sync ")
     assert steps(wandb_runs(tmp_path)[0].rows) == [2, 4]
 
 
