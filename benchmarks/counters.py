@@ -8,7 +8,6 @@ ncu runs each kernel several times, with its caches emptied, and at the clocks t
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -95,9 +94,7 @@ def main() -> None:
         except Denied as denied:  # no reason for the whole step to fail
             print(f"nothing was measured: {denied}")
             return
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-        print(f"wrote {options.json}")
+        harness.write_results(options.json, meta, rows)
 
 
 if __name__ == "__main__":

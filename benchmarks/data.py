@@ -8,7 +8,6 @@ are equally strong. Ours also makes the crops overlap and draws regions.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -235,9 +234,7 @@ def main() -> None:
             raise ConfigError(f"{error}: benchmark pictures that can be read") from error
         show(rows)
         if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-            print(f"\nwrote {options.json}")
+            harness.write_results(options.json, meta, rows)
 
 
 if __name__ == "__main__":

@@ -101,9 +101,7 @@ def main(module: str, cases: Callable[[], list[Case]]) -> None:
             print(table.ceilings_line(meta["ceilings"]))
         rows = run(module, cases(), options)
         if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-            print(f"\nwrote {options.json}")
+            write_results(options.json, meta, rows)
 
 
 def check_options(options: Any) -> None:
@@ -293,6 +291,13 @@ def metadata(options: Options) -> dict[str, Any]:
         "build": maskco.build_info(),
         "versions": {"python": platform.python_version()} | versions(("numpy", "torch", "maskco", *PEERS)),
     }
+
+
+def write_results(path: Path, meta: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a result file, as `benchmarks.tables` and `benchmarks.table` read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+    print(f"\nwrote {path}")
 
 
 def _mm_gflops(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:

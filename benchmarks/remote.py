@@ -11,7 +11,6 @@ start of workers nor what was fetched during it counts.
 from __future__ import annotations
 
 import io
-import json
 import os
 import resource
 import subprocess
@@ -217,9 +216,7 @@ def main() -> None:
         meta = harness.metadata(harness.Options(repeats=1))
         meta["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-            print(f"\nwrote {options.json}")
+            harness.write_results(options.json, meta, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 import maskco.methods.maskco
 import maskco.training.loop
-from benchmarks.harness import check_options, metadata
+from benchmarks.harness import check_options, metadata, write_results
 from benchmarks.memory import keep_freed_memory
 from benchmarks.timing import clock
 from maskco import ops
@@ -259,9 +258,7 @@ def main() -> None:
         if options.json is not None:
             chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
             meta["options"] = {name: value for name, value in chosen.items() if name not in ("data", "json")}
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-            print(f"\nwrote {options.json}")
+            write_results(options.json, meta, rows)
 
 
 if __name__ == "__main__":

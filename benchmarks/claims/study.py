@@ -77,7 +77,7 @@ def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Pa
     rows = load(file) if file.exists() else []
     for row, job in itertools.product(rows, jobs):
         if row["scale"] != job.scale.name:
-            raise UserError(f"json: {file} has rows of scale {row['scale']}; name another file for {job.scale.name}")
+            raise UserError(f"json: {file} has rows of scale {row['scale']}. Name another file for {job.scale.name}")
     known = {key_of(row) for row in rows}
     missing = [job for job in jobs if job.key not in known]
     for name in dict.fromkeys(job.set for job in missing):

@@ -228,7 +228,7 @@ def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
 def test_scales_are_not_mixed_in_one_file(tmp_path):
     file = tmp_path / "rows.json"
     save(file, _rows(maskco=40.0))
-    with pytest.raises(UserError, match="has rows of scale laptop: name another file for long"):
+    with pytest.raises(UserError, match=r"has rows of scale laptop\. Name another file for long"):
         compute([Job(LONG, SCENES, MASKCO, {}, 0, "test")], "no pictures", tmp_path, file, together=1)
 
 

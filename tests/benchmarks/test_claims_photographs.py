@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from voc_devkit import write_devkit
 
 from benchmarks import tables as page
 from benchmarks.claims import __main__ as claims
@@ -44,6 +43,7 @@ from maskco.data.sources.coco import CocoSource
 from maskco.errors import UserError
 from maskco.evaluate.features import Input
 from maskco.nn import create_encoder
+from voc_devkit import write_devkit
 
 SHORT = dataclasses.replace(PHOTOGRAPHS, steps=2, probed=32, batch_size=8)
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))

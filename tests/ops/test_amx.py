@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
-from pair_cases import LOSSES, check, make
 
 import amx_model
 from contrast_cases import CASES, FEATURES, make_case, run
 from maskco.ops import info_nce, reference
+from pair_cases import LOSSES, check, make
 from tolerance import assert_as_good_as
 
 pytestmark = pytest.mark.slow  # (the ops are compiled once more)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from flash_cases import KINDS, check, dtype_of, every_kind, kernels
 
 from contrast_cases import CASES, FEATURES, make_case, run, unit
+from flash_cases import KINDS, check, dtype_of, every_kind, kernels
 from maskco.ops import info_nce, reference
 from simulated import FlashShape, flash_table
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from flash_cases import dtype_of, every_kind
 
 from contrast_cases import FEATURES, make_case, run, unit
+from flash_cases import dtype_of, every_kind
 from maskco.ops import info_nce, reference
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)

@@ -311,7 +311,7 @@ def test_bad_arguments_are_named():
         masked_pool(features, masks[:, :, 1:])
     with pytest.raises(ValueError, match=r"masks \(labels.*must have shape \[2, 9, 13\]"):
         masked_pool(features, labels[None], num_regions=regions)
-    with pytest.raises(TypeError, match="give num_regions too"):
+    with pytest.raises(TypeError, match="Give num_regions too"):
         masked_pool(features, labels)
     with pytest.raises(TypeError, match=r"masks \(labels.*must be int64"):
         masked_pool(features, masks, num_regions=regions)

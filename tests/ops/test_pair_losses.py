@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from pair_cases import CLIP, SIGLIP, SUPCON, SUPCON_SELF, check, every_loss, make, run, wide
 
 from contrast_cases import DTYPES, unit
 from maskco.ops import clip_loss, siglip_loss, supcon_loss
+from pair_cases import CLIP, SIGLIP, SUPCON, SUPCON_SELF, check, every_loss, make, run, wide
 from peak_memory import peak_mib
 from tolerance import assert_as_good_as
 

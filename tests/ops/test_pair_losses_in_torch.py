@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pair_cases import CLIP, SIGLIP, SUPCON, SUPCON_SELF, every_loss, make, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from contrast_cases import unit
+from pair_cases import CLIP, SIGLIP, SUPCON, SUPCON_SELF, every_loss, make, run
 
 
 @every_loss

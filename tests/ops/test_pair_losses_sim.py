@@ -9,11 +9,11 @@ import importlib
 
 import pytest
 import torch
-from pair_cases import CLIP, LOSSES, SIGLIP, SUPCON, check, make, run
 from torch.library import opcheck
 
 from contrast_cases import DTYPES, unit
 from maskco.ops import clip_loss, siglip_loss, supcon_loss
+from pair_cases import CLIP, LOSSES, SIGLIP, SUPCON, check, make, run
 from simulated import kernel_names
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)

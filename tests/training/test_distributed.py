@@ -22,7 +22,6 @@ import torch
 from timm.models import register_model
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from two_ranks import Ranks, two_ranks
 
 import maskco.training.loop
 import maskco.training.monitors.probe
@@ -45,6 +44,7 @@ from maskco.training.state import TrainState
 from resuming import SignalAt, same
 from tiny_methods import step
 from tiny_runs import TINY, make_pictures, rows, tiny
+from two_ranks import Ranks, two_ranks
 
 pytestmark = pytest.mark.distributed
 

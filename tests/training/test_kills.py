@@ -9,12 +9,12 @@ import multiprocessing as mp
 import os
 import random
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kills import kill_after
 from maskco.runs.checkpoint import kept_checkpoints, read_checkpoint
 from resuming import same
 from tiny_runs import TINY, rows
@@ -29,18 +29,7 @@ def train_in_child(data: Path, out: Path, options: dict[str, Any], count: int = 
     from maskco.runs.recorder import Recorder
     from maskco.training.loop import pretrain
 
-    add, timer = Recorder.add, threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-
-    def add_and_count(self: Recorder, row: dict[str, Any]) -> None:
-        nonlocal count
-        add(self, row)
-        count -= 1
-        if count == 0:
-            timer.start()
-
-    Recorder.add = add_and_count
-    if count == 0:
-        timer.start()
+    kill_after(Recorder, "add", count, seconds)
     os.dup2(os.open(f"{out}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     pretrain(data, out, resume=True, **options)
 

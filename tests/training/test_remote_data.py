@@ -11,7 +11,6 @@ import multiprocessing as mp
 import os
 import random
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from faulty_store import QUICK, RandomFaults, faulty_store, jpeg, make_shards, pack
+from kills import kill_after
 from maskco.config import PretrainConfig
 from maskco.data.samples import EpochBatches
 from maskco.data.sources import remote_shards
@@ -67,22 +67,6 @@ def note_images(log: Path) -> None:
     EpochBatches.__iter__ = noted
 
 
-def kill_at(steps: int, seconds: float) -> None:
-    """Kills this process so long after so many steps."""
-    add, timer = Totals.add, threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-
-    def add_and_count(self: Totals, *arguments: Any) -> None:
-        nonlocal steps
-        add(self, *arguments)
-        steps -= 1
-        if steps == 0:
-            timer.start()
-
-    Totals.add = add_and_count
-    if steps == 0:
-        timer.start()
-
-
 def train(
     rank: int, ranks: int, store: str, cache: str, data: str, out: str, log: str, options: dict[str, Any]
 ) -> None:
@@ -97,7 +81,7 @@ def train(
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     victim, *moment = options.pop("kill", (None,))
     if rank == victim:
-        kill_at(*moment)
+        kill_after(Totals, "add", *moment)
     pretrain(data, out, resume=True, **options)
     if ranks > 1:
         dist.destroy_process_group()

@@ -25,15 +25,6 @@ from saved_runs import IMAGES
 State = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    """torchvision's, whose batch norms have seen something."""
-    torch.manual_seed(1)
-    model = torchvision.models.resnet18()
-    model.train()(torch.rand(8, 3, 32, 32))
-    return model.eval()
-
-
 def body(model: nn.Module) -> State:
     """Without the classifier, as OpenSelfSup's and MMSelfSup's backbones come."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}

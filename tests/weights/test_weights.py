@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -16,14 +15,6 @@ from maskco.weights.names import WeightsError, preference
 
 IMAGES = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    torch.manual_seed(1)
-    model = torchvision.models.resnet18()
-    model.train()(torch.rand(8, 3, 32, 32))
-    return model.eval()
 
 
 def behind(prefix: str, state: State) -> State:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from voc_devkit import write_devkit, write_year, xml
 
 from maskco.data.sources import SourceError, open_labelled, open_source
 from maskco.data.sources.coco import CocoSource
+from voc_devkit import write_devkit, write_year, xml
 
 LABELS = Path("VOC2007/Annotations/000001.xml")
 

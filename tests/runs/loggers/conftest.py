@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from logged_runs import PNG, Memory, pretrain
 from PIL import Image
 
+from logged_runs import PNG, Memory, pretrain
 from maskco.config import LOGGERS
 from maskco.report import Report
 

@@ -1,7 +1,6 @@
 """Reports in a logger's record: at the end of a run, and whenever the command writes one."""
 
 from logged_runs import PNG, Memory, command, fail, pretrain, run_command, steps
-
 from maskco.config import LOGGERS
 from maskco.runs.loggers import add_pictures
 

@@ -4,9 +4,9 @@ import json
 import sys
 
 import pytest
-from logged_runs import LAST_ROW, ROWS, Memory, fail, interrupted, kept, log_of, pretrain, step_back, steps
 
 import maskco
+from logged_runs import LAST_ROW, ROWS, Memory, fail, interrupted, kept, log_of, pretrain, step_back, steps
 from maskco.config import LOGGERS, read_config
 from maskco.errors import ConfigError
 from maskco.runs.checkpoint import read_checkpoint

@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
-from logged_runs import BAD_ROW, LAST_ROW, ODD_NAMES, PNG, ROWS, history, kept, mlflow_client, steps
 
 import maskco
+from logged_runs import BAD_ROW, LAST_ROW, ODD_NAMES, PNG, ROWS, history, kept, mlflow_client, steps
 from maskco.runs.folder import RECORDS
 from maskco.runs.loggers import read_records
 

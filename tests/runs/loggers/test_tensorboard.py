@@ -1,8 +1,8 @@
 """What TensorBoard shows of a run."""
 
-from logged_runs import BAD_ROW, LAST_ROW, ROWS, config_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from logged_runs import BAD_ROW, LAST_ROW, ROWS, config_of
 from maskco.runs.loggers import Past
 from maskco.runs.loggers.tensorboard import TensorBoardLogger
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from logged_runs import BAD_ROW, LAST_ROW, ODD_NAMES, ROWS, children, history, kept, mlflow_client, steps
 
 import maskco
+from logged_runs import BAD_ROW, LAST_ROW, ODD_NAMES, ROWS, children, history, kept, mlflow_client, steps
 from maskco.runs.loggers import Record, read_records, write_record
 from wandb_files import wandb_runs
 from wandb_server import wandb_server

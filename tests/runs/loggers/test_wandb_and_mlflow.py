@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from logged_runs import ROWS, children, command, history, interrupted, kept, mlflow_client, steps
 
 import maskco
+from logged_runs import ROWS, children, command, history, interrupted, kept, mlflow_client, steps
 from maskco.runs.checkpoint import read_checkpoint
 from maskco.runs.loggers import read_records
 from resuming import same
