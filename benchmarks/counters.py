@@ -87,7 +87,7 @@ def main() -> None:
         options = tyro.cli(Options, prog="python -m benchmarks.counters")
         harness.check_device("cuda")
         if shutil.which("ncu") is None:
-            raise ConfigError("ncu is not on PATH; it comes with CUDA as Nsight Compute")
+            raise ConfigError("ncu is not on PATH. Install Nsight Compute, which comes with CUDA")
         meta = harness.metadata(harness.Options(device="cuda"))
         try:
             rows = [row for dtype in DTYPES for row in measure(dtype)]

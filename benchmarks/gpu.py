@@ -134,7 +134,7 @@ def check(options: Options) -> None:
     """Raises ConfigError if what the step needs is missing, with what to do."""
     if options.device == "sim":
         if options.step != "test":
-            raise ConfigError(f"device: {options.step} needs a GPU; only test runs on the simulated one")
+            raise ConfigError(f"device: {options.step} needs a GPU. Only test runs on the simulated one")
         if shutil.which("nvcc") is None:
             raise ConfigError("device: the simulated GPU needs nvcc. Put it on PATH")
         return

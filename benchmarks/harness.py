@@ -134,7 +134,7 @@ def run(module: str, cases: Sequence[Case], options: Options) -> list[Row]:
     suite = "quick" if options.quick else "full"
     chosen = [c for c in cases if options.case in c.name and suite in c.suites and (options.sweeps or c.sweep is None)]
     if not chosen:
-        raise ConfigError(f"case: none of {module} fits; there are: {', '.join(c.name for c in cases)}")
+        raise ConfigError(f"case: none of {module} fits. There are: {', '.join(c.name for c in cases)}")
     memory = PeakMemory(module, device, torch.get_num_threads())
     table.print_heading(device_name(device), torch.get_num_threads())
     rows: list[Row] = []

@@ -121,7 +121,7 @@ def over_rows(result: Row) -> str:
     """
     rows = [row for row in result["rows"] if "skipped" not in row and "N" in row.get("at", ())]
     if not rows:
-        raise ConfigError("result: holds no losses over N; those of benchmarks.contrast do")
+        raise ConfigError("result: the file holds no losses over N. Name one of benchmarks.contrast")
     sizes = sorted({row["at"]["N"] for row in rows})
     head = ["loss", "dtype", "C", *(f"N = {n}" for n in sizes), "MiB beyond gradients"]
     lines = [head, ["---"] * len(head)]

@@ -78,7 +78,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 if member.isfile():
                     yield member.name, archive.extractfile(member).read()
     else:
-        raise UserError(f"pictures: there is no {path}; see python -m benchmarks.claims --help")
+        raise UserError(f"pictures: there is no {path}. See python -m benchmarks.claims --help")
 
 
 class Mosaics(Dataset):
