@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.cases import BOTH, FORWARD, OURS
-from benchmarks.table import Row, ceilings_line, markdown, over_rows, read_results, threads, where, with_dtype
+from benchmarks.table import Row, ceilings_line, judged, markdown, over_rows, read_results, threads, where, with_dtype
 
 NOTHING = "Nothing has been timed on a GPU yet."
 
@@ -112,3 +112,35 @@ def evaluations(rows: Iterable[Row]) -> str:
         title = "untrained" if row["details"]["method"] == "untrained" else row["details"]["method"]
         lines.append([title, *(f"{row['scores'][name]:.3g}" for name in names)])
     return markdown(lines)
+
+
+def ranged_reads(result: Row) -> str:
+    """A line for each number of loading workers: the local rate, and what of it each other way reaches."""
+    rows = result["rows"]
+    ways = list(dict.fromkeys(row["impl"] for row in rows))
+    lines = [["workers", f"{ways[0]}, images/s", *(f"{way}, of that" for way in ways[1:]), "MiB, main + each worker"]]
+    lines.append(["---:"] * len(lines[0]))
+    for workers, group in groupby(rows, key=lambda row: row["workers"]):
+        local, *others = group
+        memory = f"{max(row['main_mib'] for row in others)} + {max(row['worker_mib'] for row in others)}"
+        shares = [judged(row["of_local"], row, "of_local") for row in others]
+        lines.append([f"{workers}", f"{local['images_per_s']:.3g}", *shares, memory])
+    return f"{result['meta']['device']}, {rows[0]['case']}:\n\n{markdown(lines)}"
+
+
+INDEX = {
+    "bytes_per_image": "bytes an image on the disk",
+    "write_s": "s to write it",
+    "opened_mib": "MiB of a worker after opening it",
+    "private_mib": "MiB of a worker that no other process shares, after look-ups all over it",
+    "lookup_us": "µs to find an image",
+    "name_us": "µs to read its name",
+    "order_s": "s to draw an epoch's order, up to a batch in its middle",
+}
+
+
+def remote_index(result: Row) -> str:
+    """What the index of very many images costs."""
+    (row,) = result["rows"]
+    lines = [[row["case"], ""], ["---", "---:"], *([text, f"{row[name]:.3g}"] for name, text in INDEX.items())]
+    return f"{result['meta']['device']}:\n\n{markdown(lines)}"

@@ -127,13 +127,13 @@ def over_rows(result: Row) -> str:
     lines = [head, ["---"] * len(head)]
     for key in dict.fromkeys((row["at"]["loss"], row["dtype"], row["at"]["C"]) for row in rows):
         group = [row for row in rows if (row["at"]["loss"], row["dtype"], row["at"]["C"]) == key]
-        ratios = {row["at"]["N"]: _judged(row["ratio"], row, "ratio") for row in group if row["impl"] == "eager"}
+        ratios = {row["at"]["N"]: judged(row["ratio"], row, "ratio") for row in group if row["impl"] == "eager"}
         most = max(
             (row for row in group if row["impl"] == OURS and row["beyond_gradients_mib"] is not None),
             key=lambda row: row["beyond_gradients_mib"],
             default=None,
         )
-        memory = "" if most is None else _judged(most["beyond_gradients_mib"], most, "beyond_gradients_mib", 1)
+        memory = "" if most is None else judged(most["beyond_gradients_mib"], most, "beyond_gradients_mib", 1)
         lines.append([*map(str, key), *(ratios.get(n, "") for n in sizes), memory])
     return f"{where(result)}:\n\n{markdown(lines)}"
 
@@ -157,7 +157,7 @@ def threads(meta: Row) -> str:
     return f"{meta['threads']} thread{'s' * (meta['threads'] != 1)}"
 
 
-def _judged(value: float, row: Row, metric: str, digits: int = 2) -> str:
+def judged(value: float, row: Row, metric: str, digits: int = 2) -> str:
     missed = any(not target["met"] for target in row.get("targets", ()) if target["metric"] == metric)
     return f"{value:.{digits}f}{' ✗' if missed else ''}"
 

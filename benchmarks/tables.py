@@ -80,6 +80,8 @@ BLOCKS = (
     Block("docs/results/gpu.md", "cuda_static.json", _roofline),
     Block("docs/results/training.md", "train_step_cpu.json", _of("train_step_cpu", blocks.parts)),
     Block("docs/results/training.md", "data_cpu.json", _of("data_cpu", blocks.loading)),
+    Block("docs/results/training.md", "remote_cpu.json", _of("remote_cpu", blocks.ranged_reads)),
+    Block("docs/results/training.md", "remote_index.json", _of("remote_index", blocks.remote_index)),
     Block("docs/results/training.md", "demo.json", _scores("demo")),
     Block("docs/results/training.md", "detection_coco128.json", _scores("detection_coco128")),
     Block("docs/results/claims.md", "claims.json", _claims("claims")),

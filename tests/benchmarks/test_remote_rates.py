@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import remote, remote_index
+from benchmarks import blocks, remote, remote_index
 from benchmarks.range_server import RangeServer
 
 pytest.importorskip("obstore")
@@ -68,3 +68,18 @@ def test_rates_of_all_ways_to_the_same_images(tmp_path: Path, monkeypatch, capsy
     assert [row["impl"] for row in rows] == [remote.LOCAL, remote.COPIED, remote.COLD, remote.WARM, remote.ALONE]
     assert all(row["images_per_s"] > 0 and row["worker_mib"] > 0 for row in rows)
     assert {row["impl"]: row["targets"][0]["limit"] for row in rows if "targets" in row} == remote.TARGETS
+
+
+def test_the_table_has_a_line_for_each_number_of_workers() -> None:
+    local = [remote.Figures(100.0, 50, 40), remote.Figures(120.0, 50, 40)]
+    cold = [remote.Figures(75.0, 60, 41), remote.Figures(84.0, 60, 43)]
+    rows = [
+        remote.row_of("a case", 2, name, found, local) for name, found in ((remote.LOCAL, local), (remote.COLD, cold))
+    ]
+    assert blocks.ranged_reads({"meta": {"device": "A CPU"}, "rows": rows}).splitlines() == [
+        "A CPU, a case:",
+        "",
+        "| workers | local shards, images/s | ranges, cold cache, of that | MiB, main + each worker |",
+        "| ---: | ---: | ---: | ---: |",
+        "| 2 | 110 | 0.72 ✗ | 60 + 42 |",
+    ]

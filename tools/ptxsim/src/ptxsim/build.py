@@ -94,10 +94,9 @@ def build_once(path, command):
 
 
 def sources_in(folder):
-    """C++ files and headers of a folder."""
-    return sorted(glob.glob(os.path.join(folder, "**", "*.cpp"), recursive=True)) + sorted(
-        glob.glob(os.path.join(folder, "**", "*.h"), recursive=True)
-    )
+    """C++ files and headers of a folder, and the header that the libraries share."""
+    found = [glob.glob(os.path.join(folder, "**", kind), recursive=True) for kind in ("*.cpp", "*.h")]
+    return [*sorted(found[0]), *sorted(found[1]), os.path.join(os.path.dirname(folder), "layout.h")]
 
 
 def core():

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../layout.h"
+
 namespace ptxsim {
 
 using u8 = uint8_t;
@@ -101,12 +103,6 @@ struct LaunchConfig {
   u64 output_capacity, output_size;
 };
 
-struct Layout {
-  const char* name;
-  u64 offset, size;
-};
-#define PTXSIM_STRUCT(S) {#S, 0, sizeof(S)}
-#define PTXSIM_FIELD(S, F) {#S "." #F, offsetof(S, F), sizeof(S::F)}
 inline constexpr Layout LAYOUT[] = {
     {"Kind", 0, u64(Kind::COUNT)},
     {"OperandKind", 0, u64(OperandKind::COUNT)},
@@ -171,7 +167,5 @@ inline constexpr Layout LAYOUT[] = {
     PTXSIM_FIELD(LaunchConfig, output_capacity),
     PTXSIM_FIELD(LaunchConfig, output_size),
 };
-#undef PTXSIM_STRUCT
-#undef PTXSIM_FIELD
 
 }  // namespace ptxsim

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../layout.h"
+
 namespace ptxsim_cudart {
 
 using u64 = uint64_t;
@@ -35,13 +37,7 @@ struct SimHooks {
   void (*error)(int code, const char* text);  // an API error that host code should never make
 };
 
-struct Layout {
-  const char* name;
-  u64 offset, size;
-};
-#define PTXSIM_STRUCT(S) {#S, 0, sizeof(S)}
-#define PTXSIM_FIELD(S, F) {#S "." #F, offsetof(S, F), sizeof(S::F)}
-inline constexpr Layout LAYOUT[] = {
+inline constexpr ptxsim::Layout LAYOUT[] = {
     PTXSIM_STRUCT(SimLaunch),
     PTXSIM_FIELD(SimLaunch, kernel),
     PTXSIM_FIELD(SimLaunch, module),
@@ -82,7 +78,5 @@ inline constexpr Layout LAYOUT[] = {
     PTXSIM_FIELD(SimHooks, symbol),
     PTXSIM_FIELD(SimHooks, error),
 };
-#undef PTXSIM_STRUCT
-#undef PTXSIM_FIELD
 
 }  // namespace ptxsim_cudart

@@ -24,12 +24,7 @@ extern "C" {
 
 // The layout of the structs of abi.h, one "name offset size" a line.
 const char* ptxsim_cudart_layout() {
-  static const std::string text = [] {
-    std::string lines;
-    for (const Layout& part : LAYOUT)
-      lines += std::string(part.name) + " " + std::to_string(part.offset) + " " + std::to_string(part.size) + "\n";
-    return lines;
-  }();
+  static const std::string text = ptxsim::layout_text(LAYOUT);
   return text.c_str();
 }
 void ptxsim_hooks(const SimHooks* h) {
