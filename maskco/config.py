@@ -209,7 +209,7 @@ class PretrainConfig:
         }
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain values by group, as JSON and `torch.load(weights_only=True)` know them; the inverse of `of`."""
+        """Plain values by group, as JSON and `torch.load(weights_only=True)` know them. The inverse of `of`."""
         kinds = {**GROUPS, "method": type(self.method)}
         values = self.flat()
         return {
@@ -323,9 +323,11 @@ def read_config(path: str | Path) -> PretrainConfig:
 def demo_config(out: str | Path) -> PretrainConfig:
     """A run on the built-in scenes that two CPU cores finish in some minutes.
 
-    What differs from the defaults, and why: in the scenes color says nothing about an item's class but everything
-    about which item it is, so views vary it strongly; regions are parts of items; a short run
-    needs a small queue, whose keys the encoder has not left behind.
+    Besides its size and length, it differs from the defaults in three points:
+
+    - Views vary color strongly. Color says nothing about an item's class, but everything about which item it is.
+    - Regions are parts of items.
+    - The queue is small, so that its keys are those of a recent encoder, even in a short run.
     """
     return PretrainConfig.of(
         data="demo",

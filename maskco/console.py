@@ -64,8 +64,10 @@ def with_flags(message: str, flags: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(who: str = "", flags: Collection[str] = ()) -> Iterator[None]:
-    """Around all that a command does. Ends the process with 2 after one line on stderr for UserError and OSError,
-    and with 128 + SIGPIPE, quietly, if nobody reads what it prints any more (as in `… | head -1`).
+    """Context manager around all that a command does.
+
+    On UserError and OSError it prints one line on stderr and ends the process with 2. If nobody reads the output any
+    more, as in `… | head -1`, it prints nothing and ends the process with 128 + SIGPIPE.
 
     Args:
         who: stands before "error:", such as the rank.

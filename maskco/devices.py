@@ -12,9 +12,9 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of 
 
 
 def usable_device(name: str) -> torch.device:
-    """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError.
+    """torch's device of this name. "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError.
 
-    A sum shows that it is usable: a device that cannot add, such as meta, trains nothing.
+    It is tested by a sum. A device that cannot add, such as meta, trains nothing.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 def user_path(path: str | Path) -> Path:
-    """The path with ~ replaced by a home folder. That of nobody stays as it is, for whoever opens it to refuse."""
+    """The path with ~ replaced by a home folder. If no such user exists it stays as it is, and opening it fails."""
     return Path(os.path.expanduser(path))
 
 

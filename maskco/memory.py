@@ -21,7 +21,7 @@ class OutOfMemory(UserError, MemoryError):
 
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Raises OutOfMemory in place of the errors by which Python, NumPy and torch say so; as a decorator, too.
+    """Context manager or decorator that raises OutOfMemory in place of Python's, NumPy's and torch's own errors.
 
     Args:
         advice: what can be lowered, such as "lower batch_size".

@@ -159,7 +159,7 @@ def written(kind: Any) -> str:
 
 
 def window_of(shuffle: str) -> int | None:
-    """How many shards N an order "window:N" draws from; None for "full". Raises ConfigError for another order."""
+    """How many shards N an order "window:N" draws from. None for "full". Raises ConfigError for another order."""
     if shuffle == "full":
         return None
     name, _, count = shuffle.partition(":")

@@ -50,10 +50,10 @@ def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def jitter(views: Tensor, rows: np.ndarray) -> None:
-    """Color jitter of [n, 3, S, S], in place; rows [n, 10] are sorted by their first number, descending.
+    """Color jitter of [n, 3, S, S], in place. Rows [n, 10] are sorted by their first number, descending.
 
-    Brightness, contrast and saturation are one operation here, of which each view takes three: some before its hue is
-    shifted, the rest after. So the k-th is taken before it by the first few views, and after it by the others.
+    Brightness, contrast and saturation are one operation here. Each view takes three, some before its hue is shifted,
+    the rest after. So the first few views take the k-th before the shift, and the others after it.
     """
     views = views[: int((rows[:, 0] >= 0).sum())]
     if not len(views):
@@ -102,7 +102,7 @@ def greyscale(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(planes: Tensor, sigma: np.ndarray) -> Tensor:
-    """[n, S, S], each blurred by its own sigma, sorted in descending order; as `maskco.data.augment.gaussian_blur`."""
+    """As `maskco.data.augment.gaussian_blur`, for [n, S, S], each with its own sigma, sorted in descending order."""
     size = planes.shape[-1]
     radius = np.minimum(np.ceil(4 * sigma), size - 1)
     distances = np.arange(1, radius[0] + 1)

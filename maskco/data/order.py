@@ -137,5 +137,5 @@ def hashed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
 
 
 def mix(*numbers: int) -> int:
-    """One 32-bit seed from several numbers; torch's CPU generator uses no more bits."""
+    """One 32-bit seed from several numbers. torch's CPU generator uses no more bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -46,8 +46,8 @@ class PretrainDataset(Dataset):
     """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`. The transform is a
     `TwoViews`, or its method `raw` to leave the colors for whole batches.
 
-    An image that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
-    the failure is reported with the sample. Raises SourceError after 32 failures in a row.
+    An image that fails is replaced by one drawn at random, which keeps batches full and the run reproducible.
+    The failure is reported with the sample. Raises SourceError after 32 failures in a row.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ def lacks_resources(error: BaseException) -> bool:
 
 @contextmanager
 def seed_from(*numbers: int) -> Iterator[None]:
-    """Random numbers of torch that follow from these numbers; whoever calls this keeps their own."""
+    """Context manager in which torch's random numbers follow from these numbers. The caller's state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mix(*numbers))
         yield
@@ -115,8 +115,8 @@ class EpochBatches:
     """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch), fully or by `order`. The last,
     incomplete batch is dropped. `start_step` leaves out the batches a resumed run has already seen.
 
-    The order is the same for any number of ranks: of each batch, rank r of n takes the r-th of n equal slices, which it
-    gives in `parts` equal lists, one after the other.
+    The order is the same for any number of ranks. Of each batch, rank r of n takes the r-th of n equal slices. It gives
+    this slice in `parts` equal lists, one after the other.
 
     Raises ValueError if not even one batch can be filled, or one cannot be divided by ranks and parts.
     """

@@ -65,7 +65,7 @@ def import_package(package: str, needed_for: str, install: str) -> ModuleType:
 
 
 def split_options(data: str) -> tuple[str, dict[str, str]]:
-    """NAME and the options of `NAME?option=value&option=value`; %26 is an & in a value. Raises SourceError."""
+    """NAME and the options of `NAME?option=value&option=value`. %26 is an & in a value. Raises SourceError."""
     name, _, query = data.partition("?")
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):

@@ -4,7 +4,7 @@
     image, (boxes, labels, crowd) = images[0], images.objects[0]
     images.categories[labels[0]]                                           # "person"
 
-Pretraining takes the images and never looks at the boxes; they are for evaluation.
+Pretraining takes the images only. The boxes are for evaluation.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def _require_none(left_out: LeftOut, path: Path) -> None:
 
 
 class CocoSource(ImageFiles):
-    """The images that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
+    """The images that a COCO annotation file lists, in order of their ids. A `maskco.data.sources.Source`.
 
-    They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
-    then in `images/` and beside `annotations/`. Images that are missing are counted in `left_out`. Counted in
+    They are looked for in the folder named like what follows `instances_` (next to `annotations/`, or in `images/`),
+    then in `images/` and next to `annotations/`. Images that are missing are counted in `left_out`. Counted in
     `boxes_left_out` are boxes without area, outside of their image, or of unknown images or categories.
 
     Boxes are placed when `objects` is first asked for, which reads every annotated image's header. They follow an

@@ -35,7 +35,7 @@ class ImageFiles:
 
 
 class FolderSource(ImageFiles):
-    """Every image below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
+    """Every image below a folder, sorted by path. Names that start with a dot are left out, as are run folders and
     any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
     def __init__(self, root: str | Path) -> None:

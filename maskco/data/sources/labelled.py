@@ -19,7 +19,7 @@ _MORE = r"[ _-]*(set|data|images?|imgs?|split|part)?[ _-]*\d*"  # as in train_se
 
 
 class Wanted(NamedTuple):
-    """What will be used. A source that draws its images draws these; others may ignore it."""
+    """Part of the data that will be used. A source that draws its images draws these. Others may ignore it."""
 
     image_size: int = 96  # side in pixels
     train: int | None = None  # at most so many images to learn from; None: all

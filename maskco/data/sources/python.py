@@ -30,13 +30,16 @@ def open_source(data: str) -> NoReturn:
 
 
 class PythonSource:
-    """The images of an object with `__len__` and `__getitem__`; a `Source`.
+    """The images of an object with `__len__` and `__getitem__`. A `Source`.
 
-    An item is a PIL image; a uint8 tensor or array [H, W, 3], [3, H, W], [H, W] or [1, H, W]; the bytes of an image
-    file, as litdata's `StreamingRawDataset` returns them; or a tuple or list whose first element is one of these, as
-    torchvision's sets return (image, label). An exception in `__getitem__` makes an image unusable.
+    An item is one of these, or a tuple or list that starts with one, such as torchvision's (image, label):
 
-    A run can be resumed if an index always stands for the same image: the data set must neither augment nor shuffle.
+    - a PIL image
+    - a uint8 tensor or array [H, W, 3], [3, H, W], [H, W] or [1, H, W]
+    - the bytes of an image file, as litdata's `StreamingRawDataset` returns them
+
+    An exception in `__getitem__` makes an image unusable. A run can be resumed if an index always gives the same image.
+    So the data set must neither augment nor shuffle.
 
     Raises SourceError if the object has no length, no images, or no way to get one.
     """

@@ -96,10 +96,10 @@ def open_source(data: str | Path) -> Source:
         demo                            the built-in scenes
         torchvision:NAME?option=value   a data set of torchvision's, downloaded if need be
         hf:NAME?option=value            a data set of the Hugging Face Hub, downloaded if need be
-        an address, ….tar               shards; braces and, if local, * expand
+        an address, ….tar               shards, where braces and, if local, * expand
         ….npy                           a NumPy array of small images
         ….json                          a COCO annotation file: the images that it lists
-        a folder with annotations/instances_*.json    the same; of several files, the one for training
+        a folder with annotations/instances_*.json    the same, of several files the one for training
         VOCdevkit, or VOC2007, VOC2012 … in it        Pascal VOC: the images of its trainval lists
         ….parquet, a folder of them, or one that save_to_disk wrote    a Hugging Face data set
         any other folder                every image below it

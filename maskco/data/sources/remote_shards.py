@@ -34,9 +34,9 @@ def open_source(data: str) -> RemoteShardSource:
 
 
 class RemoteShardSource:
-    """Every image in the shards of a pattern of addresses, in the order of shards and members; a `Source`.
+    """Every image in the shards of a pattern of addresses, in the order of shards and members. A `Source`.
 
-    What is an image, and what is left out, is as for local shards. A copy in another process shares cache and index
+    Images and left-out members are the same as for local shards. A copy in another process shares cache and index
     with this one.
 
     Raises SourceError if a shard is missing, cannot be read or is no tar file, or if all hold no image.

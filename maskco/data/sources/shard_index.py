@@ -121,7 +121,7 @@ def _index(members: dict[str, tuple[str, int, int]], left_out: LeftOut, damage: 
 
 
 def _reason(member: tarfile.TarInfo) -> str | None:
-    """Why a member cannot be used; None if it can."""
+    """Why a member cannot be used. None if it can."""
     if any(part.startswith(".") for part in member.name.split("/") if part not in (".", "..")):
         return "hidden (the name begins with a dot)"
     if member.issym() or member.islnk():
@@ -138,12 +138,12 @@ def _reason(member: tarfile.TarInfo) -> str | None:
 def second_images(paths: list[str]) -> list[str]:
     """Those images of a shard that belong to another one's sample, such as its mask.
 
-    webdataset takes a name up to the first dot for the sample's key, and there `2021.05.01.jpg` and `2021.05.02.jpg`
-    are one sample. Here a name's last dot ends it, and an image belongs to another one in the same folder only if
+    In webdataset the sample's key ends at the first dot, so `2021.05.01.jpg` and `2021.05.02.jpg` are one sample. Here
+    a name ends at its last dot. An image belongs to another one in the same folder in three cases:
 
-    - both have the same name but for the extension: of `1.jpg` and `1.png` the JPEG stays, else the first;
-    - its name is the other's and a word: `1.mask.png` and `1.left.seg.png` belong to `1.jpg`, but `1.5.jpg` does not;
-    - the other's last word is `image`, `img` or `rgb`: `1.mask.png` belongs to `1.image.png`.
+    - Both have the same name but for the extension. Of `1.jpg` and `1.png` the JPEG stays, else the first.
+    - Its name is the other's and a word. `1.mask.png` and `1.left.seg.png` belong to `1.jpg`, but `1.5.jpg` does not.
+    - The other's last word is `image`, `img` or `rgb`. `1.mask.png` belongs to `1.image.png`.
     """
     stems: dict[str, list[str]] = {}
     for path in paths:

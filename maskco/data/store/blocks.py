@@ -45,7 +45,7 @@ class BlockCache:
     """Blocks by key and number.
 
     Args:
-        folder: made if missing; by default `blocks` in the cache folder.
+        folder: made if missing. By default `blocks` in the cache folder.
         limit: bytes, by default $MASKCO_CACHE_GIB GiB, or 20. It is held to within what is written at the moment.
     """
 
@@ -67,7 +67,7 @@ class BlockCache:
         return os.path.exists(self.path(key, number))
 
     def read(self, key: str, number: int, start: int, stop: int) -> bytes | None:
-        """The bytes start … stop - 1 of a block; None if it is absent. A damaged one is removed."""
+        """The bytes start … stop - 1 of a block. None if it is absent. A damaged one is removed."""
         path = self.path(key, number)
         try:
             file = os.open(path, os.O_RDONLY)
