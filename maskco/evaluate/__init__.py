@@ -5,6 +5,12 @@
 
     rows = evaluate(Regions(("RUN", "timm:resnet50", "moco_v2.pth.tar"), data="COCO"))
 
-encoders.py opens runs, timm's models and other projects' files alike; datasets.py labelled sets; features.py pools;
-knn.py and linear.py read out; detection.py fine-tunes a detector; results.py keeps and prints the rows.
+| file | |
+|---|---|
+| encoders.py | opens runs, timm's models and other projects' files alike |
+| datasets.py | opens labelled sets |
+| features.py | pools features |
+| knn.py, linear.py | classify them |
+| detection.py | fine-tunes a detector |
+| results.py | keeps and prints the rows |
 """

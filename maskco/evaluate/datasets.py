@@ -90,8 +90,8 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
     """The labelled set that `data` names.
 
     Args:
-        image_size: side of demo scenes in pixels; images of files come as they are.
-        train, test: at most so many images of each part, at equal distances; None: all.
+        image_size: side of demo scenes in pixels. Images of files come as they are.
+        train, test: at most so many images of each part, at equal distances. None: all.
 
     Raises:
         SourceError: no such data, no labels, a layout that is ambiguous, or classes without images.
@@ -113,7 +113,7 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
 
 
 def some(part: Annotated, count: int | None) -> Annotated:
-    """At most `count` images of a part, at equal distances; None: all."""
+    """At most `count` images of a part, at equal distances. None: all."""
     return part.take(evenly_spaced(len(part), count)) if count and count < len(part) else part
 
 

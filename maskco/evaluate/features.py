@@ -1,8 +1,8 @@
 """Frozen features of labelled scenes: of every box, or of every whole image.
 
-BatchNorm's running statistics can be estimated again on the training scenes, for all encoders of a table alike: an
-untrained encoder has none (mean 0, variance 1), which would make it look worse than it is, and a trained one has those
-of masked and augmented views. This protocol is ours.
+BatchNorm's running statistics can be estimated again on the training scenes, for all encoders of a table alike. An
+untrained encoder has none (mean 0, variance 1), which would make it look worse than it is. A trained one has those of
+masked and augmented views. This protocol is ours.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def extract_features(
     """The mean of the encoder's feature map over each box, or over each whole image, scene by scene.
 
     Args:
-        encoder: maps normalised images [B, 3, H, W] to [B, C, h, w] and has `.stride`; used in eval mode, without
-            gradients, on the device of its parameters, and left in the mode it was in.
+        encoder: maps normalised images [B, 3, H, W] to [B, C, h, w] and has `.stride`. It is used in eval mode, without
+            gradients, on the device of its parameters. Its mode is restored.
         scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
-        progress: the words before a progress bar; None shows no bar.
+        progress: the words before a progress bar. None shows no bar.
         digests: gets a digest of each image that was read, the same for the same pixels.
 
     Raises:
@@ -126,7 +126,7 @@ class HeldScenes(NamedTuple):
     def features(self, encoder: Encoder, *, batch_size: int = 128, amp: torch.dtype | None = None) -> Features:
         """As `extract_features`, for many calls. They are normalised on the encoder's device.
 
-        amp: dtype of autocast in the encoder; None: it is off.
+        amp: dtype of autocast in the encoder. None: it is off.
         """
         device = next(encoder.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.form.mean, self.form.std))
@@ -168,8 +168,10 @@ def feature_maps(
     skipped: list[str] | None = None,
     digests: list[bytes] | None = None,
 ) -> Iterator[Mapped]:
-    """Normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and one tensor
-    of boxes and one of labels for each image, batch by batch.
+    """Feature maps, batch by batch.
+
+    Yields normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and for
+    each image one tensor of boxes and one of labels.
 
     Takes what `extract_features` takes. skipped: gets the images that could not be read, and why.
     """
@@ -177,7 +179,7 @@ def feature_maps(
 
 
 def _maps(encoder: Encoder, batches: Iterable[Batch], amp: torch.dtype | None = None) -> Iterator[Mapped]:
-    """As `feature_maps`. amp: dtype of autocast in the encoder; None: it is off."""
+    """As `feature_maps`. amp: dtype of autocast in the encoder. None: it is off."""
     device = next(encoder.parameters()).device
     with _modes(encoder):
         encoder.eval()
@@ -206,7 +208,7 @@ def reestimate_batch_norm(
 ) -> None:
     """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
 
-    At most `limit` scenes are used, at equal distances. All else of the encoder stays as it is; other layers run as in
+    At most `limit` scenes are used, at equal distances. Nothing else in the encoder changes. Other layers run as in
     evaluation.
     """
     layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]

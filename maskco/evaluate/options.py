@@ -92,7 +92,7 @@ class Detection(Evaluation):
 
     task: ClassVar[str] = "detection"
     epochs: Count = 12
-    """Passes over the training images; 12 is the usual "1×"."""
+    """Passes over the training images. 12 is the usual "1×"."""
     batch_size: Count = 16
     """Images in a step."""
     lr: Annotated[float, Between(1e-12, 1e6)] = 0.02

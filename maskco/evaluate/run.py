@@ -37,7 +37,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         verbose: show progress and print the table.
 
     Raises:
-        SourceError: no such data, or none with labels; EvaluationError: unsuitable data, or unknown encoders;
+        SourceError: no such data, or none with labels.
+        EvaluationError: unsuitable data, or unknown encoders.
         WeightsError: a file that does not fit.
     """
     _check(options)
