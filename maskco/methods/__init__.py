@@ -1,4 +1,5 @@
-"""Pretraining methods, each readable on one page. `maskco.config.METHODS` maps names to them; see `base` for how.
+"""Pretraining methods, each readable on one page. `maskco.config.METHODS` maps names to them. `base` has their
+contract.
 
 Their classes can be imported from here as well. Each is loaded when first asked for.
 """

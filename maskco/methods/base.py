@@ -49,7 +49,7 @@ class Method(nn.Module):
     """Base of all methods. Parameters that require gradients are learned.
 
     Args:
-        encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
+        encoder: timm name, or a module with `.channels` and `.stride`. `nn.create_encoder` has more options.
         options: fields of the method's `Options`, where they are explained. Raises ConfigError for impossible values.
     """
 

@@ -67,7 +67,7 @@ def info_nce(
 
     Equivalent plain torch, whose `logits` this op never allocates::
 
-        negatives = query @ queue.T                          # [N, K]; also local, in-batch
+        negatives = query @ queue.T                          # [N, K], also local, in-batch
         logits = torch.cat([(query * positive).sum(1, keepdim=True), negatives], 1) / temperature
         loss = F.cross_entropy(logits, torch.zeros(N, dtype=torch.long), reduction=reduction)
 
