@@ -162,6 +162,6 @@ def _curve(axes: Axes, run: Run, key: str, color: str, label: str | None) -> Non
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Centered running mean over about a twentieth of the values; at the ends over what there is."""
+    """Centered running mean over about a twentieth of the values. At the ends it takes fewer."""
     window = np.ones(min(len(values), 2 * (len(values) // 40) + 1))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")

@@ -102,8 +102,8 @@ class Run:
         return {name: queue.features[: int(queue.valid)].float() for name, queue in self.method.queues.items()}
 
     def chance_of(self, metric: str) -> float | None:
-        """Percent that a guess gets right: of a probe, as it was logged last; of the contrast accuracy, among all
-        candidates once the queue is full. None where it is not known."""
+        """Percent that a guess gets right, or None where it is not known. For a probe it is the last logged. For the
+        contrast accuracy it is that among all candidates once the queue is full."""
         if metric in PROBES:
             return next(reversed(self.column(metric + CHANCE)[1]), None)
         if metric != "accuracy" or not self.method.queues:

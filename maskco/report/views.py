@@ -37,8 +37,8 @@ def read_samples(
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
-    """Images at equal distances in a source, with the views that a run of this seed has of them in this epoch, and
-    (name, reason) of those that cannot be used."""
+    """Images at equal distances in a source, with their views in this epoch of a run of this seed. Also (name, reason)
+    of those that cannot be used."""
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     samples, failures = [], []

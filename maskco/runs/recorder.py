@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 class Recorder:
     """Writes a run's log.txt and metrics.jsonl, and passes rows to its loggers. A context manager.
 
-    A log or metrics that cannot be written stop the run; a logger that fails does not.
+    A log or metrics that cannot be written stop the run. A logger that fails does not.
 
-    Nothing is written, and nothing replaced, before `begin`: a run that fails in its first step leaves no trace, and
-    the run that it was to replace as it was.
+    Nothing is written or replaced before `begin`. So a run that fails in its first step leaves no trace, and does not
+    change the run that it was to replace.
 
     Args:
-        step: steps already done; rows of metrics past them, which a resumed run makes again, are dropped.
+        step: steps already done. Later rows of metrics are dropped, since a resumed run makes them again.
         replace: remove the run that is in `out`.
     """
 

@@ -85,15 +85,15 @@ def pretrain(
     """Pretrains an encoder on the images in `data` and writes checkpoint, metrics and log to `out`.
 
     Args:
-        data: folder of images, "demo", or whatever else `open_source` takes; or a data set in Python, any object with
-            `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if the run was started by
-            this user from a local folder; it may name the same images elsewhere.
+        data: folder of images, "demo", or whatever else `open_source` takes. Or a data set in Python, any object with
+            `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if this user started the
+            run from a local folder. It may also name the same images elsewhere.
         resume: continue the run in `out`, with its own options except those given here. Starts it if there is none.
         overwrite: replace the run in `out`.
         options: any options of `maskco.config.PretrainConfig`, by name.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it after the current step, saved; in a thread other than the main one they
-    are left alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 save the run and end it after the current step. Outside the main thread it does
+    not handle signals.
     Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
     """
     stored = user_path(out or "") / CONFIG

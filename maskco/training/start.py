@@ -109,8 +109,8 @@ def check_equal_start(state: TrainState) -> None:
 
 
 def open_images(config: PretrainConfig, dataset: object | None = None) -> Source:
-    """The images of `config.run.data`, or of a data set in Python. Raises SourceError if there are no images, and
-    ConfigError if there are fewer than a batch, or if they have no shards for the order that is asked for."""
+    """The images of `config.run.data`, or of a data set in Python. Raises SourceError if there are no images. Raises
+    ConfigError if there are fewer than a batch, or if they have no shards for the requested order."""
     source: Source = open_source(config.run.data) if dataset is None else PythonSource(dataset)
     if len(source) < config.optim.batch_size:
         data = f"the data ({len(source)} images)"

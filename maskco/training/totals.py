@@ -64,11 +64,10 @@ class Totals:
 
 
 class BestEpoch:
-    """Finds the epoch with the lowest mean loss, or with `by` "probe" the one after which the probe scored highest: on
-    regions, if its data have boxes, else on whole images.
+    """Finds the best epoch: that with the lowest mean loss, or with `by` "probe" that with the highest probe score.
 
-    By loss, an epoch that starts before all queues are full does not count: from fewer negatives a key is easier to
-    tell. The probe does not look at queues.
+    The probe scores regions, if its data have boxes, else whole images. By loss, an epoch that starts before all queues
+    are full does not count, since a key is easier to find among fewer negatives. The probe does not depend on queues.
     """
 
     def __init__(self, by: str, queues: Collection[FeatureQueue]) -> None:

@@ -1,9 +1,9 @@
 """Loggers take a run to other tools: TensorBoard always, others by `--log`, see `maskco.config.LOGGERS`.
 
-They follow metrics.jsonl, which is the run's own: a record that lacks rows gets them when a process starts to write it,
-and none that it has already. So a resumed run continues the same record, with one value for each step.
+They follow metrics.jsonl, which is the run's own. When a process starts to write a record, the record gets the rows
+that it lacks, and no row twice. So a resumed run continues the same record, with one value for each step.
 
-Python has no report at the end of a run by itself:
+From Python, no report is drawn at the end of a run. Add one:
 
     maskco.pretrain(data="PHOTOS", out="RUN", log="wandb")
     add_pictures("RUN", write_report("RUN").png)
@@ -46,7 +46,7 @@ def check_loggers(names: Sequence[str]) -> None:
 class Record:
     """A record of a run, as the run folder names it.
 
-    given: last step of the rows that it was given; None while a process writes it, and after that was killed.
+    given: last step of the rows that it was given. None while a process writes it, and after that was killed.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Loggers:
         Args:
             rows: of the run so far.
             step: steps done.
-            made: last step of the rows that were ever made; those past `step` will be made again.
+            made: last step of the rows that were ever made. Those past `step` will be made again.
         """
         for name, logger in list(self._loggers.items()):
             with self._left_alone_if_it_fails(name):

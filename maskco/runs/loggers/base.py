@@ -26,7 +26,7 @@ class Past:
     """What was before `begin`.
 
     Attributes:
-        record: the one that a former process began, if there is one. It may be gone.
+        record: the one that a former process started, if there is one. It may be gone.
         given: last step of the rows that it was given.
         step: steps done. Rows past it, of a process that was killed, are made again.
     """

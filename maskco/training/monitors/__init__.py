@@ -27,7 +27,7 @@ MONITORS: list[type[Monitor]] = [Gradient, Collapse, DeadQueue, QueueFollowed, F
 
 
 class Monitors:
-    """All monitors of a run; see `Monitor` for what each call means."""
+    """All monitors of a run. `Monitor` explains the calls."""
 
     def __init__(self, state: TrainState) -> None:
         self.all = [monitor(state) for monitor in MONITORS]

@@ -53,11 +53,11 @@ class Probe(Monitor):
     """`probe_knn` and, with boxes, `probe_regions`: kNN accuracy in per cent, each with what chance scores.
 
     The momentum encoder is probed, or the encoder of a method that has none, after every `probe_every` epochs and at
-    the end of the run. Batch norms take their running statistics as they are: on the key side those are of whole views,
-    and to estimate them again, as `maskco eval` does, would double the cost. Nothing in the run changes, buffers and
-    random numbers included.
+    the end of the run. Batch norms take their running statistics as they are. On the key side those are of whole views.
+    To estimate them again, as `maskco eval` does, would double the cost. Nothing in the run changes, including buffers
+    and random numbers.
 
-    Rank 0 holds the images, which are read once before the run starts, and works while the others wait.
+    Rank 0 holds the images, which are read once before the run starts. It works while the others wait.
     """
 
     def __init__(self, state: TrainState) -> None:
