@@ -1,8 +1,8 @@
 """MaskCo: contrastive mask prediction (Zhao et al., ICCV 2021, arXiv 2108.07954).
 
 A region of the query view is masked, and its feature is predicted from its surroundings. The prediction has to find the
-feature of the same region in the whole key view, among the keys of other regions. Details that the paper's abstract
-does not give are ours and labelled so. The rest follows MoCo v2.
+feature of the same region in the whole key view, among the keys of other regions. Details that
+are not known from the paper are ours and labelled so. The rest follows MoCo v2.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def hub_card(card: str, license: str | None = None) -> str:
     """The card with the front matter that the hub reads, and a seal by which `is_unchanged` knows it.
 
     Args:
-        license: the hub's name for one, such as "apache-2.0". None: the card says none, and whoever publishes decides.
+        license: the hub's name for one, such as "apache-2.0". None: the card says none, and the publisher decides.
     """
     matter = ["library_name: timm", f"pipeline_tag: {TAGS[0]}"]
     matter += [f"license: {license}"] if license else []

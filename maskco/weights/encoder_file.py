@@ -34,7 +34,7 @@ def load_encoder(
     Args:
         name: what to call the file in errors.
         tensors, said: what `read_weights` returns.
-        architecture: timm's name for the encoder; None: what the file says (MoCo's does).
+        architecture: timm's name for the encoder. None: what the file says (MoCo's does).
         prefix: which of several encoders, see `maskco.weights.names.load_named`.
 
     Raises WeightsError: an unknown architecture, or tensors of another.

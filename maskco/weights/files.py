@@ -57,7 +57,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _tensors(content: object, prefix: str = "", depth: int = 0, seen: frozenset[int] = frozenset()) -> Iterator:
-    """(name, tensor) of a nested dictionary, in its order; one that holds itself is entered once."""
+    """(name, tensor) of a nested dictionary, in its order. One that holds itself is entered once."""
     if not isinstance(content, Mapping) or id(content) in seen or depth > DEEPEST:
         return
     if all(isinstance(key, str) for key in content):
@@ -178,7 +178,7 @@ _LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # torch's magic number in files
 
 
 def _no_weights(path: Path) -> str | None:
-    """What the file is instead of weights, and what to do; None if it may be weights."""
+    """What the file is instead of weights, and what to do. None if it may be weights."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)
@@ -218,7 +218,7 @@ def _no_weights_in_zip(path: Path, size: int) -> str | None:
 
 
 def _safetensors_header(path: Path) -> int | None:
-    """The length of a .safetensors file's header; None of any other file, whatever its name."""
+    """The length of a .safetensors file's header. None for any other file, whatever its name."""
     with open(path, "rb") as file:
         head = file.read(9)
     return int.from_bytes(head[:8], "little") if len(head) == 9 and head[7:8] == b"\0" and head[8:] == b"{" else None

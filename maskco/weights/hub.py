@@ -64,8 +64,8 @@ def push_encoder(
         notes: gets what the user should know.
 
     Raises:
-        PushError: a name that the hub refuses, no token or permission, no connection, a repository that holds another
-            model, or a public one though `private` is asked for.
+        PushError: a name that the hub refuses, no token or permission, no connection. Also a repository that holds
+            another model, or a public one with `private`.
         CheckpointError, ConfigError, WeightsError: as `export_encoder`.
     """
     from huggingface_hub import HfApi, get_token

@@ -1,9 +1,9 @@
 """Weights by name: what timm calls an encoder's tensors, and files of weights that other projects wrote.
 
-The common language is the state dict of timm's whole model, without its classifier: an encoder made with
-`features_only` calls the same tensors slightly otherwise (`stages_0.…` for `stages.0.…`), and files put
-prefixes before them, or number its parts (`nn.Sequential`). A file may hold several encoders that fit. Which one is
-taken is written at `preference`, and said.
+The common language is the state dict of timm's whole model, without its classifier. An encoder made with
+`features_only` has slightly different names for the same tensors (`stages_0.…` for `stages.0.…`). Files put prefixes
+before them, or number the parts (`nn.Sequential`). A file may hold several encoders that fit. `preference` chooses one,
+and the choice is reported.
 """
 
 from __future__ import annotations
@@ -74,20 +74,21 @@ def load_named(
     """Fills all of `model` from tensors of another's state dict, whatever prefix they stand behind.
 
     Args:
-        names: the model's own name of each tensor -> the name to look for. The own names are looked for too, and
-            numbers in place of the model's parts, as `nn.Sequential` has them.
+        names: the model's own name of each tensor -> the name to look for. Own names are looked for too, and so are
+            numbers in place of the model's parts, as in `nn.Sequential`.
         tensors: may hold more (classifier, projection, a second encoder).
         source: what to call the file in errors.
-        prefix: which of several encoders to take: what stands before its tensors' names, or whole words of that, such
-            as "teacher". None: the one that `preference` puts first.
+        prefix: chooses one of several encoders, by the prefix of its tensors' names or whole words of it, such as
+            "teacher". None: the one that `preference` puts first.
         argument: the caller's argument that names the architecture, for an error where that is wrong.
 
-    Returns: {"prefix", "others", "matched", "unused"}: how the tensors were called, prefixes of other encoders that fit
-    and hold other values, how many tensors were used, how many left over.
+    Returns:
+        A dictionary. "prefix" is that of the tensors. "others" has the prefixes of other encoders that fit and hold
+        other values. "matched" and "unused" count the tensors that were used and left over.
 
     Raises:
-        WeightsError: a tensor is missing, has another shape or is not finite (says how many fit and names one that does
-            not), no encoder has this prefix, or several have an equal claim.
+        WeightsError: a tensor is missing, has another shape or is not finite. The message says how many fit and names
+            one that does not. Also if no encoder has this prefix, or several have equal rank.
     """
     taken, others = find_named(model, names, tensors, source, prefix=prefix, argument=argument)
     fill(model, taken, tensors, source)
@@ -145,7 +146,7 @@ def rest_named(
 
 
 def choice_line(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:
-    """What to say of a choice between encoders in `load_named`, which an argument makes; None if there was none."""
+    """A line about the choice between encoders in `load_named`, and its argument. None if there was no choice."""
     if not facts.get("others"):
         return None
     taken, *others = (str(Candidate(prefix, {})) for prefix in (facts["prefix"], *facts["others"]))
@@ -153,11 +154,13 @@ def choice_line(facts: Mapping[str, Any], argument: str = "prefix") -> str | Non
 
 
 def preference(prefix: str) -> int:
-    """Of several encoders in a file the one with the lowest number is taken, by the words in its prefix.
+    """Rank of an encoder in a file, by the words in its prefix. The lowest is taken.
 
-    0: an average for evaluation (`ema`), as timm prefers it; 1: the `teacher`, as DINO and iBOT evaluate it; 2: any
-    other, such as MoCo's `encoder_q`, BYOL's `online_encoder`, MoCo v3's `base_encoder` and lightly's `backbone`; 3: a
-    `student`; 4: a momentum side (`k`, `key`, `m`, `momentum`, `target`).
+    - 0: an average for evaluation (`ema`), as timm prefers it.
+    - 1: the `teacher`, as DINO and iBOT evaluate it.
+    - 2: any other, such as MoCo's `encoder_q`, BYOL's `online_encoder`, MoCo v3's `base_encoder`, lightly's `backbone`.
+    - 3: a `student`.
+    - 4: a momentum side (`k`, `key`, `m`, `momentum`, `target`).
     """
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", prefix)}
     ranks = ({"ema"}, {"teacher"}, set[str](), {"student"}, {"k", "key", "m", "momentum", "target"})

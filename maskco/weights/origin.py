@@ -83,13 +83,15 @@ def open_origin(
     """The encoder in a run folder, a checkpoint or a file of weights.
 
     Args:
-        architecture: timm's name for the encoder in a file that does not say it; of a run only if it is not timm's own.
+        architecture: timm's name for the encoder in a file that does not say it. For a run, only if the encoder is not
+            timm's own.
         prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
         public: leave out what describes the user's machine, such as paths.
         notes: gets what the user should know.
 
     Raises:
-        CheckpointError, ConfigError: no usable checkpoint; WeightsError: a file that does not fit.
+        CheckpointError, ConfigError: no usable checkpoint.
+        WeightsError: a file that does not fit.
         ExportError: nothing is there, or a prefix or another architecture is named for a run.
     """
     path = user_path(source)
