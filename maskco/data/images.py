@@ -45,7 +45,7 @@ class EncodedImage:
 
     Args:
         file: path, or the file's bytes.
-        name: what errors call it; by default the path.
+        name: its name in errors. By default the path.
     """
 
     def __init__(self, file: str | Path | bytes, name: str | None = None) -> None:

@@ -1,9 +1,9 @@
 """Batches from loading processes, whose errors arrive as what they are.
 
-torch raises a worker's exception again in the training process, with the worker's traceback as the message, if it can
-make its type from a text. Then only the text separates a broken decoder from a worker that the system killed. Here
-workers return errors as values. So whatever torch itself raises is about processes and memory, and exit codes and errno
-say what happened.
+torch raises a worker's exception again in the training process, with the worker's traceback as the message. Its type is
+kept only if it can be made from a text. So only the text separates a broken decoder from a worker that the system
+killed. Here workers return errors as values. So torch's own errors are about processes and memory, and exit codes and
+errno say what happened.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class _Listed:
 class WindowShuffle:
     """Shards in random order, and every image moved back by a random part of a window, which holds the images of
     `window` shards on average. So a reader needs each part of a shard for one window's time, then never again in the
-    epoch, and new parts at a steady rate.
+    epoch. It needs new parts at a steady rate.
 
     Let W be the window in images and p an image's place when the shuffled shards are read one after another. Images are
     sorted by p + u W, with u uniform in [0, 1). An image of the places [bW, bW + W) then comes in bucket b or b + 1.

@@ -5,7 +5,7 @@
     batches = EpochBatches(len(source), batch_size=256, seed=0, epoch=0)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=8)
 
-All randomness follows from (seed, epoch, index), so neither the number of workers nor a resumed run changes a pixel.
+All randomness follows from (seed, epoch, index). So neither the number of workers nor a resumed run changes a pixel.
 """
 
 from __future__ import annotations

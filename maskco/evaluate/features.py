@@ -170,10 +170,10 @@ def feature_maps(
 ) -> Iterator[Mapped]:
     """Feature maps, batch by batch.
 
-    Yields normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and for
-    each image one tensor of boxes and one of labels.
+    Each item has normalised images [B, 3, H, W] on the CPU and the encoder's maps of them [B, C, h, w] on its device.
+    It also has one tensor of boxes and one of labels for each image.
 
-    Takes what `extract_features` takes. skipped: gets the images that could not be read, and why.
+    Takes the arguments of `extract_features`. skipped: gets the images that could not be read, and why.
     """
     return _maps(encoder, _batches(scenes, form, batch_size, progress, skipped, digests))
 
@@ -250,8 +250,10 @@ class _Prepared(Dataset):
 
 
 def fit(image: Tensor, boxes: Tensor, form: Input) -> tuple[Tensor, Tensor]:
-    """An image [3, H, W] and its boxes [n, 4] as the encoder sees them: float32 [3, S, S] in [0, 255], and boxes in its
-    pixels. Without `form.image_size` both stay as they are."""
+    """An image [3, H, W] and its boxes [n, 4] as the encoder sees them.
+
+    Returns float32 [3, S, S] in [0, 255], and boxes in its pixels. Without `form.image_size` both stay as they are.
+    """
     image, boxes, size = image.float(), boxes.float(), form.image_size
     height, width = image.shape[-2:]
     if size is not None and (height, width) != (size, size):

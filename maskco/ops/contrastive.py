@@ -63,7 +63,7 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020), without a tensor of all logits.
+    """The InfoNCE loss (van den Oord et al., 2018, and MoCo, He et al., 2020), without a tensor of all logits.
 
     Equivalent plain torch, whose `logits` this op never allocates::
 

@@ -60,7 +60,7 @@ from maskco.training.state import TrainState
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run: its folder, steps done in all, last logged loss, unusable images, and the signal that
+    """Result of a run: its folder, all steps done, the last logged loss, and unusable images. Also the signal that
     ended it early, if one did."""
 
     out: Path

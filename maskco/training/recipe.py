@@ -61,7 +61,7 @@ def recipe_line(config: PretrainConfig, encoder: nn.Module) -> str:
 
 
 def parts_of(encoder: nn.Module) -> dict[str, int]:
-    """What an encoder is made of, as far as recipes tell encoders apart: how many modules of each kind."""
+    """How many modules of each kind an encoder has, as far as recipes distinguish them."""
     counts = {"BatchNorm": 0, "LayerNorm": 0, "attention": 0}
     for module in encoder.modules():
         name = type(module).__name__.lower()

@@ -62,8 +62,8 @@ def export_encoder(
         notes: gets lines for the user, such as which of several encoders was taken.
 
     Raises:
-        ExportError: no such format, an encoder that the library lacks, a suffix that readers of the format do not take,
-            or existing files that no export to `out` wrote.
+        ExportError: no such format, an encoder that the library lacks, or a suffix that readers of the format do not
+            take. Also existing files that no export to `out` wrote.
         CheckpointError, ConfigError: a run without a usable checkpoint.
         WeightsError: a file of weights that is unreadable, of an unknown architecture, or of another.
     """

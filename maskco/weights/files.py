@@ -1,5 +1,7 @@
-"""Reads files of weights that other projects wrote. Nothing in them is executed, and other files are recognised by
-their content: a git-lfs pointer, a web page, a download that was cut off …
+"""Reads files of weights that other projects wrote.
+
+Nothing in them is executed. Other files are recognised by their content: a git-lfs pointer, a web page, a download that
+was cut off …
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Names in nested dictionaries are joined by dots: `teacher.backbone.conv1.weight`. `state_dict.`, where most files
     keep everything, is left out. Dictionaries with other keys than text, such as an optimizer's, are not searched.
 
-    Read without unpickling code (`weights_only=True`): of what is no tensor, well-known classes are replaced by empty
-    stand-ins (see `STAND_INS`), and any other is refused by its name. Raises WeightsError.
+    Read without unpickling code (`weights_only=True`). Well-known classes other than tensors are replaced by empty
+    stand-ins (see `STAND_INS`). Any other class is refused by its name. Raises WeightsError.
     """
     path = Path(path)
     if not path.is_file():

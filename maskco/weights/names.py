@@ -138,8 +138,8 @@ def facts_of(taken: Candidate, others: list[str], tensors: Mapping[str, Tensor])
 def rest_named(
     whole: Mapping[str, Tensor], state: Mapping[str, Tensor], taken: Candidate, tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """Tensors of the whole model that an encoder lacks, such as a last norm, and that the file has behind the same
-    prefix: their names in timm's model, and in the file."""
+    """Names in timm's model -> names in the file, of tensors that an encoder lacks, such as a last norm. The file has
+    them behind the same prefix."""
     unwrapped = {_unwrapped(name): name for name in tensors}
     called = {name: unwrapped.get(taken.prefix + name) for name in whole if name not in state}
     return {n: c for n, c in called.items() if c is not None and _kind(tensors[c]) == _kind(whole[n])}

@@ -2,7 +2,7 @@
 
 A block is one file: a header, then up to 1 MiB of an object. The header has a checksum for every 64 KiB, so a reader
 of one image checks no more than it needs. Blocks get their name when they are whole. After a crash of the machine a
-block may still be damaged, since nothing waits for the disk: then its checksum differs, and it is fetched again.
+block may still be damaged, since nothing waits for the disk. Then its checksum differs, and it is fetched again.
 
 There is no common state but the files, so a process may be killed at any moment. The least recently used blocks go
 first. The time of a file is that of its last use, to the minute.

@@ -1,4 +1,4 @@
-"""What a logger is: another tool that keeps a record of a run, next to metrics.jsonl.
+"""The contract of a logger: another tool that keeps a record of a run, next to metrics.jsonl.
 
 Imports nothing heavy: a logger imports its tool in `begin`.
 """
@@ -23,7 +23,7 @@ Status = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be
 
 @dataclass(frozen=True)
 class Past:
-    """What was before `begin`.
+    """The record of a run before `begin`.
 
     Attributes:
         record: the one that a former process started, if there is one. It may be gone.
@@ -41,8 +41,8 @@ class Begun:
     """A record that is open.
 
     Attributes:
-        record: names it in the tool, so that a later process continues it: letters, digits, - and _, at most 64.
-            Empty if the run folder is all that it takes.
+        record: its name in the tool, by which a later process continues it. At most 64 letters, digits, - and _.
+            Empty if the run folder is enough.
         last_step: of the rows that it holds. Later ones are added, also those that were made before `begin`.
         where: the rest of a line for the log that starts with the logger's name. Empty: there is no line.
     """

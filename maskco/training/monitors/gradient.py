@@ -83,8 +83,8 @@ class Gradient(Monitor):
         return f"the gradient exploded at step {exploded_at}: {value}, {self._where()}"
 
     def _where(self) -> str:
-        """The module that holds most of the largest gradient. If some are not finite, it is the one of these that is
-        nearest to the loss, since backwards from there no gradient can be finite."""
+        """The module that holds most of the largest gradient. If gradients of several are not finite, it is the one
+        nearest to the loss. Backwards from there no gradient can be finite."""
         squares: dict[str, float] = {}
         parts = sorted(zip(self.names, self.parts.cpu().double().square().tolist(), strict=True))
         for (_, name), square in parts:

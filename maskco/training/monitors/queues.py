@@ -45,8 +45,8 @@ class QueueFollowed(Monitor):
     """A loss that only follows the queue.
 
     Guessing among n negatives has the loss log(1 + n), which rises while the queue fills. The gap between this and the
-    loss is a lower bound on the information between a query and its key (van den Oord et al., arXiv 1807.03748,
-    equation 6). A run without a gap, and with an accuracy of chance, learns nothing, however its loss moves.
+    loss is a lower bound on the information between a query and its key (van den Oord et al., arXiv 1807.03748, eq. 6).
+    A run without a gap, and with an accuracy of chance, learns nothing, however its loss moves.
     """
 
     def __init__(self, state: TrainState) -> None:
