@@ -5,7 +5,7 @@ Option names are unique over the groups, so that flags and keyword arguments nee
     config = PretrainConfig.of(data="PHOTOS", out="RUN", method="moco_v2", lr=0.06, image_size=96)
     config.optim.lr, config.views.image_size
 
-Defaults are MoCo v2's where it has one. What it lacks, and what is not known of the MaskCo paper, is marked ours.
+Defaults are MoCo v2's where it has one. Others, and those that are not known from the MaskCo paper, are marked ours.
 A method has an options class of its own, with its own defaults for the other groups (`MethodOptions.defaults`).
 """
 
@@ -126,7 +126,7 @@ class MethodOptions(Options):
         """Raises ConfigError for views that the method cannot use."""
 
     def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
-        """What of the options may take much memory, for so many images at a time: (options, bytes, advice)."""
+        """Options that may take much memory, for so many images at a time: (options, bytes, advice)."""
         yield from ()
 
 
@@ -170,7 +170,7 @@ class PretrainConfig:
     def of(cls, **options: Any) -> PretrainConfig:
         """A configuration from options by their names, or whole groups as dicts.
 
-        What is missing takes the method's default. Raises ConfigError for an unknown option.
+        Missing options take the method's defaults. Raises ConfigError for an unknown option.
         """
         given = dict(ungrouped(options))
         name = str(given.get("method", RunOptions.method))

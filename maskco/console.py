@@ -1,4 +1,4 @@
-"""What a command does with its terminal: any text can be printed, errors are one line, a reader may stop listening.
+"""The terminal of a command: any text can be printed, errors are one line, and a reader may stop reading.
 
     with one_line_errors(flags={"data", "out"}):
         ...                       # a UserError or OSError becomes "error: …" and exit code 2
@@ -70,7 +70,7 @@ def one_line_errors(who: str = "", flags: Collection[str] = ()) -> Iterator[None
     more, as in `… | head -1`, it prints nothing and ends the process with 128 + SIGPIPE.
 
     Args:
-        who: stands before "error:", such as the rank.
+        who: printed before "error:", such as the rank.
         flags: arguments of Python that are flags of the command, see `with_flags`.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -14,7 +14,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def partial_name(name: str) -> str:
-    """What a file is called while `write_atomically` fills it."""
+    """Name of a file while `write_atomically` fills it."""
     return f".{name}.partial"
 
 

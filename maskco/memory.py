@@ -16,7 +16,7 @@ CPU_REFUSALS = ("DefaultCPUAllocator", "Storage size calculation overflowed", "i
 
 
 class OutOfMemory(UserError, MemoryError):
-    """The machine, or the GPU, has too little memory for what was asked."""
+    """The machine, or the GPU, has too little memory for the request."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def memory_errors(advice: str) -> Iterator[None]:
     """Context manager or decorator that raises OutOfMemory in place of Python's, NumPy's and torch's own errors.
 
     Args:
-        advice: what can be lowered, such as "lower batch_size".
+        advice: a remedy, such as "lower batch_size".
     """
     try:
         yield

@@ -28,7 +28,7 @@ class Between:
     high: float = LARGEST
 
     def refuse(self, value: Any) -> str | None:
-        """What the value must be, or None if it is. NaN is out of bounds."""
+        """The requirement that the value violates, or None. NaN is out of bounds."""
         if self.low <= value <= self.high:
             return None
         return (

@@ -1,4 +1,4 @@
-"""Where a figure comes from: versions, commit and device. Everything that writes results says so with these."""
+"""Origin of a figure: versions, commit and device. Everything that writes results adds them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of color jitter
 
 
 class Colors(NamedTuple):
-    """What was drawn for one view by MoCo v2's color augmentations."""
+    """The values drawn for one view by MoCo v2's color augmentations."""
 
     jitter: list[tuple[int, float]]  # the four steps in the order drawn, with factor or shift; none: no jitter
     grey: bool

@@ -36,7 +36,7 @@ def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
     device = images.device
     out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
     scale, offset = (_put(values, device)[:, None, None] for values in (1 / np.array(STD), -np.divide(MEAN, STD)))
-    # Sorted so that, whatever the order of their steps, all views that take one together stand side by side.
+    # Sorted so that, whatever the order of their steps, all views that take one together are next to each other.
     order = np.argsort(-rows[:, 0], kind="stable")
     chunk = len(rows) if device.type != "cpu" else max(CHUNK // images[0].numel(), 1)
     for first in range(0, len(rows), chunk):
@@ -79,7 +79,7 @@ def jitter(views: Tensor, rows: np.ndarray) -> None:
 
 
 def take_color_and_blur(views: Tensor, rows: np.ndarray) -> None:
-    """What comes after the jitter of [n, 3, S, S], in place. A view without color has one plane blurred for three."""
+    """The steps after the jitter of [n, 3, S, S], in place. A view without color has one plane blurred for three."""
     (colorless,) = rows[:, 8].nonzero()
     planes = np.repeat(rows[:, 9:], 3, axis=1)  # sigma of each plane that is to be blurred, [n, 3]
     planes[colorless, 1:] = 0

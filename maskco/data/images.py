@@ -56,7 +56,7 @@ class EncodedImage:
             # (colors only: grey of 16 bits has a mode of its own)
             self._is_deep = any(";16" in str(tile) for tile in getattr(self._image, "tile", ()))
             self._is_jpeg = isinstance(self._image, JpegImageFile)
-            if not self._is_jpeg:  # other formats may tell only after decoding how they are to be turned
+            if not self._is_jpeg:  # other formats may show their orientation only after decoding
                 self._image.load()
             width, height = self._image.size
             self._orientation = orientation_of(self._image)

@@ -1,4 +1,4 @@
-"""Batches from loading processes, whose errors arrive as what they are.
+"""Batches from loading processes, whose errors keep their type.
 
 torch raises a worker's exception again in the training process, with the worker's traceback as the message. Its type is
 kept only if it can be made from a text. So only the text separates a broken decoder from a worker that the system

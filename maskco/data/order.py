@@ -1,7 +1,7 @@
 """The order of an epoch's images: a pure function of (seed, epoch, position).
 
-Nothing is drawn in passing, so a run resumes at any step, on any number of ranks, with the very images that come next.
-In an epoch every image has exactly one position.
+Nothing is drawn in passing, so a run resumes at any step, on any number of ranks, with exactly the images that come
+next. In an epoch every image has exactly one position.
 
     FullShuffle(length)        every order of all images is equally likely
     WindowShuffle(starts, 16)  shards in random order, images drawn from a window of 16 shards
@@ -91,7 +91,7 @@ class _Windowed:
         while first < last:
             if not self.start <= first < self.start + len(self.images):
                 bucket = first // self.window
-                bucket += self._start(bucket + 1) <= first  # one begins up to a window early
+                bucket += self._start(bucket + 1) <= first  # one starts up to a window early
                 self.start, self.images = self._start(bucket), self._images(bucket)
             part = self.images[first - self.start : last - self.start].tolist()
             taken += part

@@ -5,7 +5,7 @@
 
 The views are MoCo v2's: a random resized crop, color jitter, greyscale, blur and flip, drawn independently for each
 view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
-How crops come to overlap and how regions are drawn is not in what is known of the paper: all of that is ours.
+It is not known how the paper makes crops overlap and draws regions. All of that is ours.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class TwoViews:
         return image, query.shrunk(shrink, height, width), key.shrunk(shrink, height, width)
 
     def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
-        """What the query and the key view show of an image of this size: the first that a call draws at random."""
+        """Crops of the query and the key view, for an image of this size: the first random draw of a call."""
         config = self.config
         query = self._random_crop(height, width)
         if not config.regions and not config.min_overlap:
@@ -262,7 +262,7 @@ def mask_boxes(
 
 
 def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor:
-    """What a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
+    """The areas that a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
 
     share: area of the mask over the box's, around the same centre. Above 1 it may reach out of the image.
     patch: above 1, edges are moved to the nearest multiple of it. A side that would vanish becomes the patch around its
@@ -284,7 +284,7 @@ def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor
 
 
 def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
-    """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
+    """The fill of masks of normalised images [B, 3, H, W], for `mask_boxes` (all fills are ours).
 
     "grey" and "token": a constant near the mean color. "noise": standard normal numbers of the images' shape, from
     `generator` or else torch's own of the device. "mean": 0, the mean color.

@@ -1,4 +1,4 @@
-"""What is a frozen or fine-tuned encoder good for? `maskco eval knn|linear|regions|detection`, in Python:
+"""Evaluates frozen or fine-tuned encoders, as `maskco eval knn|linear|regions|detection` does. In Python:
 
     from maskco.evaluate.options import Regions
     from maskco.evaluate.run import evaluate

@@ -1,4 +1,4 @@
-"""Opens every encoder that can stand in one table: runs of ours, timm's models, other projects' checkpoints.
+"""Opens every encoder that one table can compare: our runs, timm's models, other projects' checkpoints.
 
 RUN                    a folder that `maskco pretrain` wrote, or one of its checkpoints
 timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them)
@@ -36,7 +36,7 @@ IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
 @dataclass
 class OpenedEncoder:
-    """An encoder with what is needed to use it and to say in a table what it is."""
+    """An encoder, and what is needed to use it and to describe it in a table."""
 
     name: str  # as the user called it
     encoder: Encoder

@@ -47,7 +47,7 @@ SEPARATOR = "\0"  # which no file name can hold
 
 
 class FeatureFile(NamedTuple):
-    """What a file of features holds."""
+    """The content of a file of features."""
 
     features: Tensor  # [N, C] or [N, C, h, w], mapped from the file
     names: list[str]  # of the N images
@@ -101,7 +101,7 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
 
 
 def read_features(path: str | Path) -> FeatureFile:
-    """What `write_features` wrote. The features are mapped, not read. Raises EvaluationError for another file."""
+    """Opens a file that `write_features` wrote. Features are mapped, not read. Raises EvaluationError for others."""
     path = user_path(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -14,7 +14,7 @@ Temperature = Annotated[float, Between(1e-4, 1e4)]
 
 @dataclass(kw_only=True)
 class Evaluation(Options):
-    """What all evaluations share."""
+    """Options that all evaluations share."""
 
     task: ClassVar[str]
 

@@ -154,7 +154,7 @@ def _class_notes(data: LabelledSet, train: Features, test: Features) -> list[str
 
 
 def _repeated_notes(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
-    """Pixels that both parts hold: what was learned by heart there counts as right here."""
+    """Images that both parts hold. Learning one by heart counts as right on the test part."""
     repeated = sum(map(set(train).__contains__, test))
     return [f"{repeated} of the {len(test)} {boxes_of}test images are training images too"] if repeated else []
 

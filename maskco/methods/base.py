@@ -31,7 +31,7 @@ from maskco.view_options import ViewConfig
 
 
 class StepOutput(NamedTuple):
-    """What a batch gives.
+    """The results of a batch.
 
     The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
     micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and
@@ -101,7 +101,7 @@ class Method(nn.Module):
         return None
 
     def warnings(self, views: Views) -> dict[str, str]:
-        """What is wrong with views that were learned from, by a short name. Each is reported once."""
+        """Faults of views that were learned from, by a short name. Each is reported once."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""What the runs are, and the curves of all that they logged, overlaid."""
+"""Names and options of the runs, and overlaid curves of all metrics that they logged."""
 
 from __future__ import annotations
 

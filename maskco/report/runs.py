@@ -1,4 +1,4 @@
-"""A run as the report sees it: its options, what it learned, and images to show that on.
+"""A run as the report sees it: its options, its method, and images to show it on.
 
 Only this file looks at a run's options and its method.
 """
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of what was logged as numbers that can be drawn."""
+        """Names of the logged numbers that can be drawn."""
         return list(dict.fromkeys(name for row in self.rows for name, value in row.items() if is_number(value)))
 
     def column(self, key: str) -> tuple[list[float], list[float]]:

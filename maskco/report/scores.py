@@ -19,7 +19,7 @@ NAMES = {"knn": "Images by nearest neighbours", "linear": "Images by a linear cl
 
 @dataclass(frozen=True)
 class Table:
-    """What some encoders scored at one task on one data set."""
+    """Scores of some encoders at one task on one data set."""
 
     rows: list[Row]
     names: list[str]  # of the encoders; a run by its name in the report

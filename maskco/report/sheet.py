@@ -1,4 +1,4 @@
-"""A contact sheet of views: what the network is shown, and what it has to find, before any training.
+"""A contact sheet of views: the network's input, and the regions it has to find, before any training.
 
 write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 """
@@ -52,7 +52,7 @@ def write_sheet(
     The suffix of `out` chooses the format. Returns (name, reason) of images that cannot be used and were left out.
 
     Args:
-        masks: what hides the regions, by default as in `MaskOptions`.
+        masks: options of the masks that hide the regions, by default those of `MaskOptions`.
         augment: as in `PretrainConfig`, with the CPU as the device.
 
     Raises:

@@ -67,7 +67,7 @@ def finished(views: Views | RawViews) -> Views:
 class Samples(Part):
     """So many samples in a row: an image, its query view as the encoder sees it, and its key view.
 
-    masks: what hides the regions, which are then outlined in both views, or None.
+    masks: options of the masks that hide the regions, which are then outlined in both views, or None.
     """
 
     gap, between = 0.08, 0.3

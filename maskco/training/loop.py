@@ -230,7 +230,7 @@ def _train(
             due = 0 < 60 * config.run.save_every_minutes <= time.monotonic() - saved
             stopped, by_time, failed = agree(stop.signal or 0, due, bool(failures))
 
-            # ---- tell
+            # ---- report
             for name, reason in state.broken.add(config.optim.batch_size, join_lists(failures) if failed else []):
                 record.say(f"cannot be used: {name}: {reason}", show=False)
             state.broken.require_few()

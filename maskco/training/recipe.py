@@ -1,4 +1,4 @@
-"""Which recipe suits an encoder, by what it is made of, and a run's options filled in from it."""
+"""Chooses the recipe for an encoder by its layers, and fills in a run's options from it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from maskco.nn.encoder import map_scale
 from maskco.nn.ranks import alone
 
 EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
-IMAGES = 2  # batch norms need company
+IMAGES = 2  # batch norms need more than one
 
 
 def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype: torch.dtype | None) -> list[str]:

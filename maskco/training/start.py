@@ -1,4 +1,4 @@
-"""What is settled before a run writes anything: its options filled in, and all that can be refused."""
+"""Steps before a run writes anything: fill in its options, and refuse what cannot work."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def open_order(config: PretrainConfig, source: Source) -> Order:
 
 
 def window_notes(config: PretrainConfig, source: Source) -> list[str]:
-    """What to say of an order that draws from more than the cache holds."""
+    """A warning for an order that draws from more than the cache holds."""
     note = getattr(source, "window_note", None)
     line = note(window_of(config.run.shuffle or "full")) if note else None
     return [line] if line else []
@@ -161,7 +161,7 @@ def open_loading(config: PretrainConfig, source: Source, state: TrainState, devi
 
 
 def queue_warnings(state: TrainState, outputs: Sequence[StepOutput]) -> list[str]:
-    """What to say of queues longer than the data or the whole run will fill, from what this rank pushed in one step."""
+    """A warning for queues longer than the data or the whole run will fill, from what this rank pushed in one step."""
     warnings = []
     for name, queue in state.method.queues.items():
         keys = sum(len(output.pushes[name]) for output in outputs) * world_size()

@@ -1,4 +1,4 @@
-"""What a pretraining run carries from step to step, and from one process to the one that resumes it."""
+"""State of a pretraining run, from step to step, and from one process to the one that resumes it."""
 
 from __future__ import annotations
 

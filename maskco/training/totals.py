@@ -1,4 +1,4 @@
-"""What a run adds up between two rows of metrics, and over its epochs."""
+"""Sums of a run between two rows of metrics, and over its epochs."""
 
 from __future__ import annotations
 

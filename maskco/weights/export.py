@@ -3,7 +3,7 @@
     export_encoder("RUN", "torchvision", "resnet50_maskco.pth")
     export_encoder("moco_v2_800ep.pth.tar", "detectron2", "moco_v2.pth", architecture="resnet50")
 
-What ends in .safetensors is written as that, anything else by `torch.save` as tensors and plain values, which
+A name that ends in .safetensors is written in that format, any other by `torch.save` as tensors and plain values, which
 `torch.load(weights_only=True)` reads. Projection, mask head, queue and momentum side are left out: pretraining is done.
 """
 
@@ -31,7 +31,7 @@ from maskco.weights.origin import ExportError, Origin, open_origin
 
 @dataclass(frozen=True)
 class Exported:
-    """What goes into the file, and how it is loaded."""
+    """Content of the file, and how it is loaded."""
 
     tensors: dict[str, Tensor]
     loading: str  # Python
@@ -98,7 +98,7 @@ def export_encoder(
 
 
 def _card_of(out: Path) -> Path:
-    """Where the card goes. Raises ExportError if a file is in the way that no export to `out` wrote."""
+    """Where the card goes. Raises ExportError if it exists and no export to `out` wrote it."""
     names = (out.with_suffix(".md"), out.with_name(f"{out.name}.md"))
     own = next((card for card in names if _is_card_of(card, out)), None)
     if out.exists() and own is None:

@@ -119,7 +119,7 @@ STAND_INS: list[Any] = [
     (_dictionary, "collections.defaultdict"),
     (_sequence, "collections.deque"),
 ]
-"""What a pickle may name next to tensors, and what it gets instead. The named classes are never imported."""
+"""Classes that a pickle may name next to tensors, and their stand-ins. The named classes are never imported."""
 
 
 def _load(path: Path) -> Any:

@@ -252,7 +252,7 @@ def _is_export(config: Path) -> bool:
 
 @contextmanager
 def _named_failures(push: str) -> Iterator[None]:
-    """What the hub's client raises, of several libraries' types, as a PushError that says what to do."""
+    """The error of the hub's client, of several libraries' types, as a PushError that says what to do."""
     try:
         yield
     except UserError:

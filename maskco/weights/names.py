@@ -1,4 +1,4 @@
-"""Weights by name: what timm calls an encoder's tensors, and files of weights that other projects wrote.
+"""Weights by name: timm's names of an encoder's tensors, and files of weights that other projects wrote.
 
 The common language is the state dict of timm's whole model, without its classifier. An encoder made with
 `features_only` has slightly different names for the same tensors (`stages_0.…` for `stages.0.…`). Files put prefixes
@@ -53,7 +53,7 @@ def timm_state(backbone: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 class Candidate(NamedTuple):
-    """An encoder in a file: what stands before its tensors' names, and the file's name of each of the model's own."""
+    """An encoder in a file: the prefix of its tensors' names, and the file's name of each of the model's own."""
 
     prefix: str
     names: dict[str, str]
@@ -71,13 +71,13 @@ def load_named(
     prefix: str | None = None,
     argument: str = "architecture",
 ) -> dict[str, Any]:
-    """Fills all of `model` from tensors of another's state dict, whatever prefix they stand behind.
+    """Fills all of `model` from tensors of another's state dict, behind any prefix.
 
     Args:
         names: the model's own name of each tensor -> the name to look for. Own names are looked for too, and so are
             numbers in place of the model's parts, as in `nn.Sequential`.
         tensors: may hold more (classifier, projection, a second encoder).
-        source: what to call the file in errors.
+        source: name of the file in errors.
         prefix: chooses one of several encoders, by the prefix of its tensors' names or whole words of it, such as
             "teacher". None: the one that `preference` puts first.
         argument: the caller's argument that names the architecture, for an error where that is wrong.
@@ -130,7 +130,7 @@ def fill(model: nn.Module, taken: Candidate, tensors: Mapping[str, Tensor], sour
 
 
 def facts_of(taken: Candidate, others: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `load_named` returns."""
+    """The result of `load_named`."""
     unused = sum(not name.endswith(COUNTERS) for name in tensors) - len(taken.names)
     return {"prefix": taken.prefix, "others": others, "matched": len(taken.names), "unused": unused}
 
@@ -170,7 +170,7 @@ def preference(prefix: str) -> int:
 def _choose(
     found: list[Candidate], tensors: Mapping[str, Tensor], source: str, prefix: str | None
 ) -> tuple[Candidate, list[str]]:
-    """The encoder to take, and the prefixes of the others, but for further names of the same values."""
+    """The encoder to take, and the prefixes of the others, except further names of the same values."""
     found = sorted(found, key=lambda each: preference(each.prefix))  # (stable: else in the file's order)
     distinct = _distinct(found, tensors)
     if prefix is not None:
@@ -220,7 +220,7 @@ def _unwrapped(name: str) -> str:
 def _prefixes(
     needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Counter[str]:
-    """How many of the needed tensors stand behind each prefix, in the file's order, which most_common keeps."""
+    """How many of the needed tensors have each prefix, in the file's order, which most_common keeps."""
     wanted = {name: shapes[own] for own, name in needed.items()}
     fitting: Counter[str] = Counter()
     for name, in_file in called.items():

@@ -1,4 +1,4 @@
-"""What can be exported: the encoder of a run, or one in a file of weights that another project wrote."""
+"""Encoders that can be exported: that of a run, or one in a file of weights that another project wrote."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExportError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Origin:
-    """An encoder, and what its card says of where it comes from."""
+    """An encoder, and the facts of its card about its origin."""
 
     encoder: str  # timm's name, as the run or the user has it
     tensors: dict[str, Tensor]  # by the names of timm's whole model

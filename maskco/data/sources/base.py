@@ -1,4 +1,4 @@
-"""What a source of images is. Every source imports this module, and this module imports none of them.
+"""The contract of a source of images. Every source imports this module, and this module imports none of them.
 
 A source is one file with a function `open_source(data) -> Source` and one entry in `registry.SOURCES`. If it has
 labels, it also has a function `open_labelled(data, wanted) -> LabelledData`.
@@ -35,7 +35,7 @@ class Source(Protocol):
         """RGB PIL image or uint8 tensor [3, H, W]. Raises ImageError."""
 
     def name(self, index: int) -> str:
-        """What to call the image in a log."""
+        """Name of the image in a log."""
 
     # Sources of files also have `open(index) -> EncodedImage`: views that show little of a large image decode less.
     # Sources may also have
@@ -51,7 +51,7 @@ def is_remote(data: str) -> bool:
 
 
 def check_regular(path: Path) -> None:
-    """Raises SourceError for what is neither file nor folder: reading a named pipe would wait for ever."""
+    """Raises SourceError unless it is a file or folder. Reading a named pipe would wait for ever."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise SourceError(f"data: {str(path)!r} is a pipe, socket or device: give a file or a folder")
 

@@ -25,7 +25,7 @@ from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
 
-NO_AREA = "boxes without area"  # as annotators leave them; whoever scores may ignore them
+NO_AREA = "boxes without area"  # as annotators leave them; a scorer may ignore them
 
 
 def open_source(data: str) -> CocoSource:

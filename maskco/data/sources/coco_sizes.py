@@ -22,7 +22,7 @@ READERS = 8  # threads that read headers: they wait for the disk
 
 
 class Stored(NamedTuple):
-    """What an image file's header says."""
+    """An image file's header."""
 
     width: int
     height: int
@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 class Frames(NamedTuple):
     frames: list[Frame]
-    notes: list[str]  # what was done to boxes and to how many images, for whoever reads the scores
+    notes: list[str]  # what was done to boxes and to how many images, for readers of the scores
     unexplained: list[int]  # images for which no frame fits
 
 
@@ -78,7 +78,7 @@ def find_frames(
 
     Args:
         listed: width and height as the annotation file has it, if it does.
-        stored: what `read_headers` gives. Where that is None, the frame is as listed.
+        stored: the result of `read_headers`. Where that is None, the frame is as listed.
     """
     fits = [_fits(size, header) for size, header in zip(listed, stored, strict=True)]
     votes = [of_stored > of_upright for of_stored, of_upright in fits if of_stored != of_upright]

@@ -133,7 +133,7 @@ class HuggingFaceSource:
 
 
 class Opened:
-    """A data set with all its splits, and what the options in `data` choose."""
+    """A data set with all its splits, and the choice that the options in `data` make."""
 
     def __init__(self, data: str) -> None:
         self.data = data

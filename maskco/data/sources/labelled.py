@@ -1,4 +1,4 @@
-"""What a source with labels gives to evaluation."""
+"""The contract of a source with labels, which evaluation uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """What is annotated in one image."""
+    """The annotations of one image."""
 
     boxes: Tensor  # float32 [n, 4]: x1, y1, x2, y2 in pixels, inside the upright image
     labels: Tensor  # int64 [n]: index into the classes
@@ -70,7 +70,7 @@ def parts_among(names: Iterable[str], where: str, remedy: str) -> dict[str, str]
 
 
 def notes_on_parts(parts: dict[str, str]) -> tuple[str, ...]:
-    """What to say if the parts that are used are not just train and one other. `parts` as of `parts_among`."""
+    """A note if the parts that are used are not just train and one other. `parts` as of `parts_among`."""
     names = list(parts.values())
     if len(names) < 2 or (len(names) == 2 and "train" in parts):
         return ()

@@ -1,4 +1,4 @@
-"""What a source leaves out, counted by reason, so that a run can say it before it starts."""
+"""Files that a source leaves out, counted by reason, so that a run can report them before it starts."""
 
 from __future__ import annotations
 

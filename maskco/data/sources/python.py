@@ -95,12 +95,12 @@ class PythonSource:
 
 
 def title_of(dataset: object) -> str:
-    """What the data set is called in messages and in a run's options: the name of its class."""
+    """Name of the data set in messages and in a run's options: that of its class."""
     return type(dataset).__name__
 
 
 def _pixels(item: Any) -> Tensor:
-    """uint8 [3, H, W]. Raises ValueError for what is no image."""
+    """uint8 [3, H, W]. Raises ValueError if it is no image."""
     if isinstance(item, Mapping):
         raise ValueError(f"a dict with the keys {', '.join(map(str, item))} is no image: return {KINDS}")
     values = torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) and item.dtype == np.uint8 else item

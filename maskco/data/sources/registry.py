@@ -43,7 +43,7 @@ def _is_voc(data: str) -> bool:
 
 
 def _is_saved_or_parquet(data: str) -> bool:
-    """What `save_to_disk` of Hugging Face's datasets wrote, a parquet file, or a folder of parquet files alone."""
+    """Whether it is a parquet file, a folder of these, or a folder that datasets' `save_to_disk` wrote."""
     if not os.path.isdir(data):
         return data.lower().endswith(".parquet")
     names = _visible(data)
@@ -65,7 +65,7 @@ def _is_other(name: str) -> bool:
 def _visible(folder: str) -> set[str]:
     try:
         return {name for name in os.listdir(folder) if not name.startswith(".")}
-    except OSError:  # for whoever opens it to say
+    except OSError:  # the opener will report it
         return set()
 
 

@@ -85,7 +85,7 @@ class RemoteShardSource:
             ) from None
         self._failing.discard(shard)
         self._in_a_row.clear()
-        if not is_member(data[:UNIT], size):  # a stale .idx, or a store that does not tell a changed object
+        if not is_member(data[:UNIT], size):  # a stale .idx, or a store that does not detect a changed object
             raise ImageError(name, "its header is not where the index says")
         return EncodedImage(data[UNIT:], name=name)
 
@@ -94,7 +94,7 @@ class RemoteShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """What `maskco.data.sources.fingerprint` computes from all names, kept with the index."""
+        """The `maskco.data.sources.fingerprint` of all names, kept with the index."""
         return self.table.facts["digest"]
 
     @property

@@ -35,7 +35,7 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
     damage: list[int] = []
     end = 0
     try:
-        # (to go on after zeros is also to look for the next good header after a bad one)
+        # (continuing after zeros also finds the next good header after a bad one)
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             for member in tar:
                 if _any_byte(tar.fileobj, end, member.offset):
@@ -181,7 +181,7 @@ def text_of(name: bytes) -> str:
 
 
 def _any_byte(file, start: int, end: int) -> bool:
-    """Whether anything but zeros stands there."""
+    """Whether there is anything but zeros."""
     if end <= start:
         return False
     place = file.tell()

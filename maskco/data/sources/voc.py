@@ -159,7 +159,7 @@ def _years(root: Path) -> list[Path]:
         return [root]
     try:
         return sorted(folder for folder in root.iterdir() if re.fullmatch(r"VOC\d{4}", folder.name) and is_year(folder))
-    except OSError:  # for whoever opens it to say
+    except OSError:  # the opener will report it
         return []
 
 

@@ -26,7 +26,7 @@ class ReadAhead:
     """Hands on lists of keys in their order, and fetches the blocks of later ones meanwhile, by threads.
 
     No more than `AHEAD` blocks are fetched ahead, and no more than a quarter of the cache. A fetch that fails is not
-    repeated here: the worker that needs the block tries again, and says what is wrong.
+    repeated here. The worker that needs the block tries again, and reports the error.
 
     Args:
         blocks_of: the blocks that hold an image.

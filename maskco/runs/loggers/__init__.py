@@ -54,7 +54,7 @@ class Record:
 
 
 def read_records(run: Path) -> dict[str, Record]:
-    """A run's records by logger. The run may come from anyone: what is no plain name is left out."""
+    """A run's records by logger. The run may come from anyone, so anything but plain names is left out."""
     path = own_file(run, RECORDS)
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -199,6 +199,6 @@ def add_pictures(run: str | Path, *pictures: str | Path, log: str | Sequence[str
 
 
 def status_of(last: Row, config: PretrainConfig) -> Status:
-    """What became of a run without an error, from its last row."""
+    """Outcome of a run without an error, from its last row."""
     epoch = last.get("epoch", 0)
     return "finished" if isinstance(epoch, (int, float)) and epoch >= config.optim.epochs else "stopped"

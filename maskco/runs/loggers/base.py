@@ -56,7 +56,7 @@ class Logger(ABC):
     """Takes a run to another tool. Each method may raise anything: the run then continues without this logger."""
 
     package: ClassVar[str]
-    """What it imports, and `pip install 'maskco[NAME]'` installs."""
+    """The package that it imports, and `pip install 'maskco[NAME]'` installs."""
 
     @abstractmethod
     def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
@@ -76,7 +76,7 @@ class Logger(ABC):
 
 
 def name_of(run: Path) -> str:
-    """What to call a run: its folder's name."""
+    """Name of a run: that of its folder."""
     return printable(run.absolute().name)[:128]  # W&B takes no more
 
 

@@ -51,7 +51,7 @@ class Monitors:
         return new
 
     def causes(self, step: int) -> str:
-        """What of the steps up to this one may explain values that are not finite, as the end of a sentence, or ""."""
+        """Possible reasons for values that are not finite, up to this step, as the end of a sentence, or ""."""
         return "".join(f"; {cause}" for monitor in self.all if (cause := monitor.cause(step)))
 
     def state_dict(self) -> dict[str, Any]:

@@ -233,8 +233,8 @@ def check_classes(data: LabelledSet) -> None:
 
 
 def read_tasks(data: LabelledSet, form: Input) -> dict[str, tuple[HeldScenes, HeldScenes]]:
-    """What is tested, by its metric. Of a set with boxes, as many boxes are cut out as images of their own as there are
-    images, evenly chosen. Raises EvaluationError if more than half of the images cannot be read."""
+    """Training and test images by metric. From a set with boxes, as many boxes are cut out as images of their own as
+    there are images, evenly chosen. Raises EvaluationError if more than half of the images cannot be read."""
     whole = form._replace(whole=True)
     kinds: dict[str, tuple[Scenes, Scenes, Input]] = {KNN: (data.train, data.test, whole)}
     if data.has_boxes:
