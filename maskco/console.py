@@ -28,7 +28,7 @@ ASCII = dict(zip("─│╭╮╰╯├┤•…×–—≤≥→·²✓✗“�
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal shows written as escapes: bytes of file names that are no UTF-8, line breaks."""
+    """The text with escapes for line breaks and for bytes of file names that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
@@ -111,7 +111,7 @@ def _is_unread(stream: TextIO | None) -> bool:
 
 
 def _silence() -> None:
-    """Sends what waits in a stream that cannot be written to nowhere, since Python would try again as it ends."""
+    """Discards the buffer of a stream that cannot be written, since Python would try again as it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

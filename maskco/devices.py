@@ -1,4 +1,4 @@
-"""The device and the loading workers of a command, where its options leave the choice."""
+"""Default device and number of loading workers of a command."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """Processes that load images: a core each of those that the ranks of this machine share, at most 8."""
+    """Processes that load images: one for each core of the rank's share, at most 8."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(usable_cores() // ranks, 1), 8)

@@ -21,7 +21,7 @@ class TrainingError(UserError, RuntimeError):
 
 
 class RankError(UserError, RuntimeError):
-    """Another rank failed or is gone, or brings what does not fit."""
+    """Another rank failed or is gone, or its values do not fit."""
 
 
 def one_line(error: BaseException | str) -> str:

@@ -1,4 +1,4 @@
-"""Files as users name them, and files that are replaced in one go, so that they are never half there."""
+"""Files as users name them, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ def partial_name(name: str) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write` fills a file next to `path`, which then takes its place: readers see the old file or the new one.
+    """`write` fills a file next to `path`, which then replaces it. Readers see the old file or the new one.
 
-    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took. A link at
-    `path` is replaced, never followed.
+    If it fails, the old file is untouched, and the new one is removed. A link at `path` is replaced, never followed.
     """
     partial = path.with_name(partial_name(path.name))
     partial.unlink(missing_ok=True)  # of a process that was killed, or a link

@@ -1,6 +1,6 @@
 """Color changes and blur of one image, as float32 [3, H, W] with colors in [0, 1], on the CPU.
 
-The values are those of torchvision's functions, at a fraction of their time: most of what a view costs is here.
+The values are those of torchvision's functions, in a fraction of their time. Most of a view's time is spent here.
 """
 
 from __future__ import annotations

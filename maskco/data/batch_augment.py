@@ -2,8 +2,8 @@
 
     views = finish(raw, device)     # RawViews [B, …] as the loading workers give them -> Views on the device
 
-Each view gets what was drawn for it alone, so the result is that of `TwoViews` up to rounding, whatever else is in the
-batch. Nothing here waits for the device: which views share a step is read from the rows while they are the host's.
+Each view gets the values drawn for it alone. So the result is that of `TwoViews` up to rounding, in any batch. Nothing
+here waits for the device: which views share a step is read from the rows while they are the host's.
 """
 
 from __future__ import annotations

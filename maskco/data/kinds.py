@@ -1,4 +1,4 @@
-"""Which files are images that can be read here, and why the others are not."""
+"""Kinds of files: those that can be read as images, and reasons for the others."""
 
 from __future__ import annotations
 

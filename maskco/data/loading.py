@@ -36,7 +36,7 @@ SHARED_MEMORY = "shared memory (/dev/shm)"
 
 
 class LoadingTraceback(Exception):
-    """Where in a loading worker the error arose: the cause of the TrainingError."""
+    """Traceback of an error in a loading worker, as the cause of the TrainingError."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Failure:
 
 
 class HandOver(Dataset):
-    """A dataset whose items are a `Failure` where it raises."""
+    """Wraps a dataset: an item that raises becomes a `Failure`."""
 
     def __init__(self, dataset: PretrainDataset) -> None:
         self.dataset = dataset

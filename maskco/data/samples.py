@@ -80,7 +80,7 @@ class PretrainDataset(Dataset):
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
-        """The views of the image `index`, or, drawn as those, of the image `shown`. Raises ImageError."""
+        """Views of the image `index`, or of `shown` with the random numbers of `index`. Raises ImageError."""
         shown = index if shown is None else shown
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):

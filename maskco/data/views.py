@@ -4,7 +4,7 @@
     query = mask_boxes(views.query[None], views.query_boxes[None])      # what MaskCo's query branch sees
 
 The views are MoCo v2's: a random resized crop, color jitter, greyscale, blur and flip, drawn independently for each
-view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
+view. MaskCo adds that the two crops must share an area, because a region is masked in one and found in the other.
 It is not known how the paper makes crops overlap and draws regions. All of that is ours.
 """
 

@@ -57,7 +57,7 @@ def evaluate_detection(
     workers: int = 0,
     verbose: bool = True,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Fine-tunes a detector from the encoder and gives its average precision in per cent, and what a row says of it.
+    """Fine-tunes a detector from the encoder and returns its average precision in per cent, and details for a row.
 
     Args:
         image_size: the shorter side of the images in pixels. The longer is at most 5/3 of it.
@@ -161,7 +161,7 @@ def build_detector(opened: OpenedEncoder, classes: int, image_size: int, proposa
 
 
 class Training:
-    """Fine-tuning that saves itself now and then, and starts where the file at `path` ends."""
+    """Fine-tuning that saves itself now and then, and resumes from the file at `path`."""
 
     def __init__(self, detector: FasterRCNN, scenes: Scenes, options: Detection, path: Path, workers: int) -> None:
         self.detector, self.options, self.path, self.workers = detector, options, path, workers
@@ -283,7 +283,7 @@ def _collate(samples: list[tuple[Tensor, Target] | str]) -> Batch | str:
 
 
 def _readable(batches: Iterable[Batch | str]) -> Iterator[Batch]:
-    """Raises EvaluationError for the first image that cannot be read: COCO's measure is of all images."""
+    """Raises EvaluationError for the first image that cannot be read, since COCO's measure is of all images."""
     for batch in batches:  # (an error raised in a loading worker would come with the traceback of its process)
         if isinstance(batch, str):
             raise EvaluationError(f"data: {batch}. Restore it, or take it out of the annotation file")
@@ -317,7 +317,7 @@ def average_precision(
 
 
 def _add_crowds(target: Target, scenes: Scenes, index: int) -> None:
-    """Boxes around groups, matches to which COCO's measure ignores."""
+    """Adds boxes around groups. COCO's measure ignores matches to them."""
     if isinstance(scenes, Annotated) and scenes.crowds is not None:
         crowd = scenes.crowds[index]
         target["iscrowd"] = torch.cat([torch.zeros_like(target["labels"]), crowd.crowd.long()])

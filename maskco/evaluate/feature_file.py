@@ -146,7 +146,7 @@ def _facts(opened: OpenedEncoder, options: FeatureOptions, size: int) -> dict[st
 
 
 class _Writing:
-    """Fills a file. Its header has a fixed length and is written last: until then, the number of rows is unknown."""
+    """Fills a file. Its header has a fixed length and is written last, when the number of rows is known."""
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class Input(NamedTuple):
 
 
 def loading_workers(asked: int | None, in_memory: bool) -> int:
-    """Processes that load images: as many as are asked for, and else none where decoding costs nothing."""
+    """Number of processes that load images: as given, or by default none where decoding costs nothing."""
     if asked is not None:
         return asked
     return 0 if in_memory else default_workers()
@@ -273,7 +273,7 @@ def _digest(image: Tensor) -> bytes:
 
 
 def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = False) -> DataLoader:
-    """Lists of what `_Prepared` gives."""
+    """Lists of the items of `_Prepared`."""
     prepared = _Prepared(scenes, form, digested)
     context = start_method(scenes) if form.workers else None
     return DataLoader(
@@ -309,7 +309,7 @@ def _batches(
 
 @contextmanager
 def _modes(module: nn.Module) -> Iterator[None]:
-    """Every submodule leaves in the training or eval mode it came with (a frozen BatchNorm stays frozen)."""
+    """Restores the training or eval mode of every submodule (a frozen BatchNorm stays frozen)."""
     before = [(part, part.training) for part in module.modules()]
     try:
         yield

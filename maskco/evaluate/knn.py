@@ -21,7 +21,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """The per cent of test rows whose class `knn_predictions` finds. Takes and raises what that does."""
+    """The per cent of test rows whose class `knn_predictions` finds. Same arguments and errors."""
     predictions = knn_predictions(train_x, train_y, test_x, test_y, k=k, temperature=temperature, chunk=chunk)
     return accuracy(predictions, test_y)
 

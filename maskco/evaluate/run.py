@@ -107,7 +107,7 @@ def _check(options: Evaluation) -> None:
 def _frozen(
     opened: OpenedEncoder, data: LabelledSet, options: Evaluation, size: int, verbose: bool, *, whole: bool
 ) -> tuple[Features, Features, dict[str, Any]]:
-    """Features of both parts, and what a row says of them."""
+    """Features of both parts, and details for a row."""
     parts: list[Scenes] = [data.train, data.test]
     if whole and data.has_boxes:
         parts = [CutOuts(data.train, size), CutOuts(data.test, size)]

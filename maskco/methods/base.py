@@ -94,7 +94,7 @@ class Method(nn.Module):
             queue.push(torch.cat([output.pushes[name] for output in outputs]))
 
     def plain_loss(self, views: Views) -> Tensor | None:
-        """The loss without what may make a fresh encoder's gradients explode, or None where there is no such thing.
+        """The loss without masks or whatever else may make a fresh encoder's gradients explode. None if nothing may.
 
         The rehearsal before a run compares gradients with and without it.
         """
@@ -106,7 +106,7 @@ class Method(nn.Module):
 
 
 def encoders(method: Method) -> list[nn.Module]:
-    """A method's encoder, and its momentum copy where there is one."""
+    """A method's encoder, and its momentum copy if it has one."""
     return [method.encoder, *(copy for online, copy in method.key_modules() if online is method.encoder)]
 
 

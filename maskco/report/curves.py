@@ -54,7 +54,7 @@ class Header(Part):
         return "".join(lines) + self._options()
 
     def _options(self) -> str:
-        """Of one run all options, of several those in which they differ."""
+        """All options of one run, or those in which several runs differ."""
         one, values = len(self.runs) == 1, [run.options for run in self.runs]
         rows = {
             name: [str(of.get(name, "–")) for of in values] for name in dict.fromkeys(n for of in values for n in of)
@@ -135,7 +135,7 @@ class Curves(Part):
 
 
 def kind(name: str) -> tuple[str, str]:
-    """A metric's name in two, the second of them the known metric that it is one of: dense_, accuracy."""
+    """A metric's name in two parts, a prefix and the known metric: dense_, accuracy."""
     known = next((known for known in KNOWN if name == known or name.endswith(f"_{known}")), name)
     return name.removesuffix(known), known
 

@@ -129,7 +129,7 @@ class Run:
         return samples
 
     def regions(self) -> Regions:
-        """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own images."""
+        """The known boxes of the demo set's test scenes, else boxes drawn at random in the run's own images."""
         size = scene_size(self.config, self.method.encoder)
         labelled = (self.data or self.config.run.data) == "demo"
         if labelled:
@@ -141,7 +141,7 @@ class Run:
         return Regions(scenes, features, labels if labelled else None)
 
     def _source(self) -> Source:
-        """The images that were named, or else the run's own, if they may be opened. Of the demo set only the first few,
+        """The named images, or else the run's own, if they may be opened. Of the demo set only the first few,
         since drawing all takes seconds."""
         data = self.data or stored_data(self.path, self.config.run.data, f"report {shlex.quote(str(self.path))}")
         return DemoSource(SAMPLES) if data == "demo" else open_source(data)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and what lies in it."""
+"""The folder of a run: checks before a run writes into it, and its files."""
 
 from __future__ import annotations
 

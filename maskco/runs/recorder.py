@@ -105,7 +105,7 @@ class Recorder:
 
 
 def append(file: TextIO, text: str) -> None:
-    """Writes at once. An OSError says which file it was, which that of a failing write does not by itself."""
+    """Writes at once. Its OSError names the file, which that of a failing write does not."""
     try:
         file.write(text)
         file.flush()
@@ -115,7 +115,7 @@ def append(file: TextIO, text: str) -> None:
 
 
 class SilentRecorder:
-    """Takes what a `Recorder` takes and writes nothing: all ranks but the first have one. A context manager."""
+    """A `Recorder` that writes nothing, for all ranks but the first. A context manager."""
 
     def begin(self) -> None:
         pass

@@ -72,7 +72,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """No rank leaves the block before all have reached its end, and none at all if one of them fails in it."""
+    """No rank leaves the block before all have reached its end. If one fails in it, all raise."""
     try:
         yield
     except Exception:
@@ -92,9 +92,9 @@ def _launched_with_others() -> bool:
 def data_parallel(module: nn.Module, *, unused: bool = False) -> nn.Module:
     """`module`, equal on all ranks, with gradients averaged over them.
 
-    unused: some parameters get no gradient. They are looked for at each step, or torch would wait for them.
+    unused: some parameters get no gradient. torch looks for them at each step. Else it would wait for them.
 
-    Buffers are not broadcast at each step: the queue's stay equal anyway, and a batch norm's are for each rank to keep.
+    Buffers are not broadcast at each step: the queue's stay equal anyway, and each rank keeps those of its batch norms.
     """
     if not is_distributed():
         return module
@@ -104,7 +104,7 @@ def data_parallel(module: nn.Module, *, unused: bool = False) -> nn.Module:
 
 
 def reduce_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a `data_parallel` module: with `now` false, gradients only add up on each rank."""
+    """Context of a `data_parallel` module's passes. With `now` false, gradients only add up on each rank."""
     return nullcontext() if now or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 

@@ -115,8 +115,8 @@ def train(
 ) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
 
-    With `resume`, `config.run.data` and `probe` may be "": then the run's own are taken, if `trust.stored_data` allows
-    it. A `dataset` in Python takes the place of what `config.run.data` names.
+    With `resume`, `config.run.data` and `probe` may be "". Then the run's own are taken, if `trust.stored_data` allows
+    it. A `dataset` in Python replaces `config.run.data`.
     """
     stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
     if stored and (path := user_path(config.run.out) / CONFIG).exists():

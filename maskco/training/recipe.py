@@ -18,9 +18,9 @@ LAYER_NORMS = ("layernorm", "rmsnorm", "simplenorm", "groupnorm1")  # in names o
 
 
 def with_recipe(config: PretrainConfig) -> PretrainConfig:
-    """The configuration with what it leaves to its recipe, and to the encoder, filled in.
+    """The configuration with values from its recipe, and from the encoder, filled in.
 
-    Nothing happens where all is given, as in what a run stored.
+    It does not change if all values are given, as in stored runs.
     Raises ConfigError for an encoder that cannot be built, or that the recipe is not for.
     """
     given, recipe = config.flat(), config.optim.recipe

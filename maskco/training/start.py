@@ -62,7 +62,7 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
 
 
 def raise_if_of_compiler(error: RuntimeError) -> None:
-    """Raises TrainingError in place of an error of --compile, by its type: torch explains it in many lines."""
+    """Raises TrainingError in place of a compiler's error, which torch explains in many lines."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported by what raises them
     if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
         reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
@@ -72,14 +72,14 @@ def raise_if_of_compiler(error: RuntimeError) -> None:
 
 
 def seeded_devices(device: torch.device) -> list[torch.device | int]:
-    """GPUs whose random numbers are put back after the run: one rank of many must not open its neighbours' GPUs."""
+    """GPUs whose random numbers are restored after the run. One rank of many must not open the others' GPUs."""
     if world_size() == 1:
         return list(range(torch.cuda.device_count()))
     return [device] if device.type == "cuda" else []
 
 
 def check_shares(config: PretrainConfig) -> None:
-    """Raises ConfigError unless the batch can be dealt out equally, to ranks and to --accumulate."""
+    """Raises ConfigError unless ranks and --accumulate divide the batch."""
     shares = world_size() * config.optim.accumulate
     if config.optim.batch_size % shares or config.optim.batch_size < 2 * shares:
         near = shares * max(config.optim.batch_size // shares, 2)
@@ -144,8 +144,8 @@ def without_secrets(config: PretrainConfig) -> PretrainConfig:
 
 
 def open_loading(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Loading:
-    """This rank's micro-batches of every step still to come, of all epochs in a row: workers live once and load ahead
-    across epochs."""
+    """This rank's micro-batches of every step still to come, of all epochs in a row. Workers start once and load
+    ahead across epochs."""
     first, done = divmod(state.step, state.steps_per_epoch)
     whole = (len(source), config.optim.batch_size, config.run.seed)
     share = {"rank": rank(), "ranks": world_size(), "parts": config.optim.accumulate}

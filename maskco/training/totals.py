@@ -19,7 +19,7 @@ from maskco.runs.folder import PROBES
 class Totals:
     """Sums of the loss and of a method's metrics since the last row, on the device, so that adding never waits.
 
-    Each rank adds up what it sees itself. Reading the totals waits for all of them.
+    Each rank adds up its own. Reading the totals waits for all of them.
     """
 
     def __init__(self, device: torch.device) -> None:

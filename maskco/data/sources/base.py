@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # both are heavy, and who asks only whether data are remote s
 
 
 class SourceError(UserError, ValueError):
-    """The place that should hold images does not, or cannot be read."""
+    """A source holds no images, or cannot be read."""
 
 
 class Source(Protocol):

@@ -29,7 +29,7 @@ NO_AREA = "boxes without area"  # as annotators leave them; a scorer may ignore 
 
 
 def open_source(data: str) -> CocoSource:
-    """Of a folder with several annotation files the one for training."""
+    """The images of an annotation file. Of several in a folder, the one for training."""
     files = _annotation_files(data)
     if len(files) > 1:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
@@ -72,7 +72,7 @@ def _part(source: CocoSource) -> LabelledPart:
 
 
 def _complete(path: Path) -> CocoSource:
-    """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
+    """Refuses left-out boxes, since a score on a part of the boxes cannot be compared with others."""
     source = CocoSource(path)
     _require_none(source.left_out, path)
     if not source.categories:

@@ -1,4 +1,4 @@
-"""Where boxes lie that an annotation file gives for an image of another size, or for one that EXIF turns.
+"""Places boxes whose annotation file gives another size for the image, or whose image EXIF turns.
 
 Images are shown upright. Boxes may be of the stored image, of the upright one, or of one that was resized since. The
 file's `width` and `height` show which, and must agree with the image.

@@ -36,7 +36,7 @@ class Objects(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledPart:
-    """The images to learn from, or those to test on."""
+    """The training images, or the test images."""
 
     name: str
     source: Source
@@ -55,12 +55,12 @@ class LabelledData:
 
 
 def part_of(name: str) -> str | None:
-    """Of which part a name speaks ("Train", "validation ", "test_images"), if of any."""
+    """The part that a name means ("Train", "validation ", "test_images"), or None."""
     return next((part for part, words in _WORDS.items() if re.fullmatch(f"({words}){_MORE}", folded(name))), None)
 
 
 def parts_among(names: Iterable[str], where: str, remedy: str) -> dict[str, str]:
-    """Each part that is among the names, and its own name, in the order of `PARTS`. Raises SourceError if two names
+    """Parts among the names, each with its own name, in the order of `PARTS`. Raises SourceError if two names
     are of one part."""
     found: dict[str, str] = {}
     for name in names:

@@ -81,7 +81,7 @@ class PythonSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the length and the pixels of some images: equal if a run can go on with this data set."""
+        """A hash of the length and the pixels of some images: equal if a run can continue with this data set."""
         digest = hashlib.sha256(f"{len(self)}".encode())
         for index in np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int).tolist():
             try:

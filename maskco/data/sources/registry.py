@@ -1,4 +1,4 @@
-"""The kinds of sources, and which of them `data` names. A new one is a file and an entry here.
+"""The kinds of sources, and the choice among them by `data`. A new one is a file and an entry here.
 
 Pretraining and evaluation open their data by the same entries. Nothing heavy is imported before a source is opened.
 """
@@ -136,7 +136,7 @@ def locate(data: str) -> str:
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of the names of all images in their order: equal if a run can go on with them as with the same data.
+    """A hash of the names of all images in their order: equal if a run can continue with them.
 
     A source may have its own, as a property `fingerprint`.
     """

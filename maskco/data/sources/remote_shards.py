@@ -1,4 +1,4 @@
-"""Images in tar shards of an object store, read by ranges: training on more than the disk holds.
+"""Images in tar shards of an object store, read by ranges, so that data may be larger than the disk.
 
     RemoteShardSource("s3://bucket/cc3m-{0000..0331}.tar")     # or https, gs, az, hf or ftp, see store/addresses.py
 
@@ -114,7 +114,7 @@ class RemoteShardSource:
         )
 
     def read_ahead(self, keys: Iterable[Keys]) -> ReadAhead:
-        """The same lists of keys, whose blocks are fetched before they are needed."""
+        """The same lists of keys. Their blocks are fetched before they are needed."""
         return ReadAhead(self.ranges, keys, self._blocks_of)
 
     def _blocks_of(self, index: int) -> Iterator[tuple[StoredObject, int]]:

@@ -1,4 +1,4 @@
-"""Where the images of a tar shard lie: found from its headers, or read from an index file next to the shard."""
+"""Places of the images in a tar shard, found from its headers, or read from an index file next to the shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INDEX_VERSION = 2  # of what `scan` finds: indices that an older one has left in
 
 
 class Index(NamedTuple):
-    """Where the images of one shard lie."""
+    """Places of the images in one shard."""
 
     names: np.ndarray  # bytes [n]: names of the members, UTF-8
     offsets: np.ndarray  # int64 [n]: first byte
@@ -62,8 +62,9 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
 
 
 def read_idx(text: bytes, length: int) -> Index | None:
-    """The index of a shard of so many bytes from the `.idx` that DALI's wds2idx writes next to it. None if the file is
-    of another version, or says what cannot be: then the headers have to be read.
+    """The index of a shard of so many bytes from the `.idx` that DALI's wds2idx writes next to it.
+
+    Returns None if the file is of another version, or has impossible values. Then the headers have to be read.
 
     Its first line is "v1.2" and the number of samples. Then each line is one sample: for every member the extension,
     first byte, size and name.

@@ -1,4 +1,4 @@
-"""Addresses of objects in stores: which can be read, and how they are shown without their secrets.
+"""Addresses of objects in stores. Checks that they can be read, and shows them without their secrets.
 
 http:// https:// s3:// gs:// gcs:// az:// azure:// abfs://    obstore: pip install 'maskco[cloud]'
 ftp://                                                        fsspec, which comes with torch

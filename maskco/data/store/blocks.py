@@ -115,7 +115,7 @@ class BlockCache:
 
     @contextmanager
     def fetching(self, key: str, number: int, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
-        """Only one process or thread of the machine at a time fetches a block. The lock goes with its process.
+        """Only one process or thread of the machine at a time fetches a block. The lock ends with its process.
 
         Yields whether nobody else does: after so many seconds of waiting the block may enter with False.
         """

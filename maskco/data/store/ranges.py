@@ -1,4 +1,4 @@
-"""Parts of objects: from the cache of blocks, else from the store, and then kept."""
+"""Reads parts of objects: from the cache of blocks, else from the store, and then keeps them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ LOCK_SECONDS = 5.0  # to wait for another process that writes the run's records
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raises ConfigError for one that does not exist, or whose package is not installed."""
+    """Raises ConfigError for a logger that does not exist, or whose package is not installed."""
     for name in names:
         package = find_logger(name).package
         spec = importlib.util.find_spec(package)
@@ -74,7 +74,7 @@ def write_record(run: Path, logger: str, record: Record) -> None:
 
 
 class Loggers:
-    """The loggers of one run. One that fails is reported once, in `say`, and left alone: the run continues without it.
+    """The loggers of one run. One that fails is reported once, in `say`. The run continues without it.
 
     Args:
         loggers: by the names that they are reported by.

@@ -98,7 +98,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 @contextlib.contextmanager
 def environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Within it, those of the environment variables that the user has not set have these values."""
+    """Context manager that sets those of the environment variables that the user has not set."""
     missing = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(missing)
     try:

@@ -1,5 +1,6 @@
-"""Monitors watch a run: they add metrics to its rows, and notice what makes it learn nothing while its loss looks like
-any other. A warning is given once, with its cause and what to do.
+"""Monitors watch a run: they add metrics to its rows, and detect runs that learn nothing though the loss looks normal.
+
+A warning is given once, with its cause and what to do.
 
 A monitor is a class in a file of this folder, and an entry in `MONITORS`. The loop knows none by name.
 """
@@ -59,7 +60,7 @@ class Monitors:
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A monitor that the checkpoint does not know starts afresh."""
+        """A monitor that the checkpoint lacks starts from its initial state."""
         for monitor in self.all:
             if own := state.get(type(monitor).__name__):
                 monitor.load_state_dict(own)

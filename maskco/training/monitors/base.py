@@ -59,4 +59,4 @@ class Monitor:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave. Raises almost anything if that is damaged."""
+        """Takes the result of `state_dict`. Raises almost anything if it is damaged."""

@@ -23,8 +23,8 @@ EXPLODED = 1e4  # norm of the whole; sound encoders of ten families stay below 5
 class Gradient(Monitor):
     """`grad_norm`: before clipping, the mean over the steps since the last row, without those that fp16 skipped.
 
-    The largest gradient since the last row, or the first that exploded, is kept by parameter, on the device. Only if
-    its norm looks wrong are its modules looked at.
+    The largest gradient since the last row, or the first that exploded, is kept by parameter, on the device. Its
+    modules are examined only if its norm looks wrong.
     """
 
     def __init__(self, state: TrainState) -> None:

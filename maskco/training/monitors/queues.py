@@ -22,7 +22,7 @@ PATIENCE = 300  # steps without either, while the learning rate does not rise
 
 
 class DeadQueue(Monitor):
-    """A queue that nobody pushes into, or always the same."""
+    """A queue that gets no keys, or always the same ones."""
 
     def __init__(self, state: TrainState) -> None:
         self.method = state.method
