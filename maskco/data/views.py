@@ -96,7 +96,7 @@ class TwoViews:
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
     def __call__(self, picture: EncodedImage | Image.Image | Tensor) -> Views:
-        """image: an image still to be decoded, an RGB PIL image, or a uint8 tensor [3, H, W].
+        """picture: an image still to be decoded, an RGB PIL image, or a uint8 tensor [3, H, W].
 
         Raises ImageError if it is too small, or cannot be decoded.
         """

@@ -102,7 +102,7 @@ class CocoSource(ImageFiles):
 
     Args:
         annotations: `.../annotations/instances_<split>.json`.
-        images: the folder of the images, if it is another than those named above.
+        pictures: the folder of the images, if it is another than those named above.
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path | None = None) -> None:
