@@ -1,4 +1,4 @@
-"""The command `maskco`, also as `python -m maskco`; `torchrun -m maskco pretrain …` starts one on each device.
+"""The command `maskco`, also as `python -m maskco`. `torchrun -m maskco pretrain …` starts one on each device.
 
 `pip install --no-deps maskco` brings the ops and `maskco.nn` to any torch. The commands need more packages.
 """

@@ -64,7 +64,7 @@ class Pretrain:
 
 
 def add_report(out: Path, data: str | None, log: tuple[str, ...]) -> None:
-    """Draws the report of a run that is done, for its loggers. If that fails, a line says so: the run is whole."""
+    """Draws the report of a run that is done, for its loggers. If that fails, a line says so. The run is unharmed."""
     from maskco.report import write_report
     from maskco.runs.loggers import add_pictures
 
@@ -321,7 +321,7 @@ def commands(arguments: list[str]) -> Any:
 
 
 def pretrain_defaults(arguments: list[str]) -> Pretrain:
-    """What `pretrain` does where the command line says nothing. Only that command imports its method, and so torch."""
+    """Defaults of `pretrain`. Only that command imports its method, and so torch."""
     if "pretrain" not in arguments[:1]:
         return _grouped(RunOptions(data=MISSING, out=MISSING), MethodOptions(), ViewConfig(), OptimOptions())
     for old, new in RENAMED.items():
@@ -335,7 +335,7 @@ def pretrain_defaults(arguments: list[str]) -> Pretrain:
 
 
 def _grouped(run: RunOptions, method: MethodOptions, views: ViewConfig, optim: OptimOptions) -> Pretrain:
-    """The command with these values. On the command line, options of a run stand in groups of their own."""
+    """The command with these values. On the command line, options of a run are in groups."""
     given = vars(run)
     start, encoder, machine, record = (
         described(kind)(**{f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in given})
@@ -357,7 +357,7 @@ def option(arguments: list[str], flag: str) -> str | None:
 
 
 def stored_options(arguments: list[str]) -> dict[str, Any] | None:
-    """What the run in --out was started with, if --resume is asked for."""
+    """The options that the run in --out was started with, if --resume is given."""
     out = option(arguments, "--out")
     if "--resume" not in arguments or out is None:
         return None

@@ -1,7 +1,7 @@
-"""What `--help` shows of an option.
+"""Options as `--help` shows them.
 
 tyro breaks help texts where the docstring's lines end, and shows an option that may be None as
-"{None}|INT … (default: None)". Help texts here say what a default of None stands for.
+"{None}|INT … (default: None)". Help texts here explain a default of None.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def attribute_docs(kind: type) -> dict[str, str]:
 
 
 def metavar(hint: Any) -> str:
-    """What stands for an option's value: "INT", "{off,bf16}"."""
+    """The placeholder for an option's value: "INT", "{off,bf16}"."""
     if get_origin(hint) is Annotated:
         return metavar(get_args(hint)[0])
     if get_origin(hint) is Literal:

@@ -5,7 +5,7 @@ Option names are unique over the groups, so that flags and keyword arguments nee
     config = PretrainConfig.of(data="PHOTOS", out="RUN", method="moco_v2", lr=0.06, image_size=96)
     config.optim.lr, config.views.image_size
 
-Defaults are MoCo v2's where it has one. What it lacks, and what is not known of the MaskCo paper, is marked ours.
+Defaults are MoCo v2's where it has one. Others, and those that are not known from the MaskCo paper, are marked ours.
 A method has an options class of its own, with its own defaults for the other groups (`MethodOptions.defaults`).
 """
 
@@ -126,7 +126,7 @@ class MethodOptions(Options):
         """Raises ConfigError for views that the method cannot use."""
 
     def memory(self, images: int, views: ViewConfig) -> Iterator[tuple[str, float, str]]:
-        """What of the options may take much memory, for so many images at a time: (options, bytes, advice)."""
+        """Options that may take much memory, for so many images at a time: (options, bytes, advice)."""
         yield from ()
 
 
@@ -170,7 +170,7 @@ class PretrainConfig:
     def of(cls, **options: Any) -> PretrainConfig:
         """A configuration from options by their names, or whole groups as dicts.
 
-        What is missing takes the method's default. Raises ConfigError for an unknown option.
+        Missing options take the method's defaults. Raises ConfigError for an unknown option.
         """
         given = dict(ungrouped(options))
         name = str(given.get("method", RunOptions.method))
@@ -209,7 +209,7 @@ class PretrainConfig:
         }
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain values by group, as JSON and `torch.load(weights_only=True)` know them; the inverse of `of`."""
+        """Plain values by group, as JSON and `torch.load(weights_only=True)` know them. The inverse of `of`."""
         kinds = {**GROUPS, "method": type(self.method)}
         values = self.flat()
         return {
@@ -222,7 +222,7 @@ class PretrainConfig:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> PretrainConfig:
-        """The options that a run stored, perhaps of an earlier version: what that lacked is as it was then."""
+        """Options that a run stored, perhaps of an earlier version. Options that it lacked get its behaviour."""
         given = dict(ungrouped(values))
         own = _names(find_method(str(given.get("method", "maskco"))).Options)
         foreign = _names(find_method("maskco").Options) - own
@@ -235,7 +235,7 @@ class PretrainConfig:
         return cls.of(**_of_today({name: value for name, value in given.items() if name not in foreign}))
 
     def filled(self, recipe: str) -> PretrainConfig:
-        """The same with a recipe's values, and the method's, where none is given."""
+        """A copy with a recipe's values, and the method's, where none is given."""
         own = {**RECIPES[recipe], **(self.method.defaults if RECIPES[recipe] is MOCO_V2 else {})}
         given = self.flat()
         if given["warmup_steps"] is not None:
@@ -244,7 +244,7 @@ class PretrainConfig:
         return self.replace(recipe=recipe, **values, warmup_steps=given["warmup_steps"] or 0)
 
     def without_start(self) -> PretrainConfig:
-        """The same method with fresh weights, for those of a checkpoint: nothing is downloaded or read."""
+        """A copy with fresh weights, to be replaced by those of a checkpoint. Nothing is downloaded or read."""
         return self.replace(pretrained=False, init=None, init_prefix=None)
 
     def differences(self, other: PretrainConfig) -> list[str]:
@@ -258,7 +258,7 @@ class PretrainConfig:
 
 
 def _of_today(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored options with their present values: keep_best was yes or no once, and yes meant by the loss."""
+    """Stored options with their present values. keep_best used to be yes or no, and yes meant by the loss."""
     best = options.get("keep_best")
     return {**options, "keep_best": "loss" if best else "off"} if isinstance(best, bool) else dict(options)
 
@@ -267,7 +267,7 @@ GROUPS: dict[str, Any] = {"run": RunOptions, "method": MethodOptions, "views": V
 
 
 def ungrouped(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Options by name, out of groups where they are in some."""
+    """Options by name, without their groups."""
     for name, value in values.items():
         if name in GROUPS and isinstance(value, Mapping):
             yield from value.items()
@@ -276,7 +276,7 @@ def ungrouped(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def over(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a stored run, with given ones in their place. Raises ConfigError if these name another method."""
+    """Options of a stored run, replaced by given ones. Raises ConfigError if these name another method."""
     if (method := given.get("method", stored["method"])) != stored["method"]:
         raise ConfigError(
             f"method: the run is of {stored['method']}, not {method}. Leave it out, or name another `out`"
@@ -323,9 +323,11 @@ def read_config(path: str | Path) -> PretrainConfig:
 def demo_config(out: str | Path) -> PretrainConfig:
     """A run on the built-in scenes that two CPU cores finish in some minutes.
 
-    What differs from the defaults, and why: in the scenes color says nothing about an item's class but everything
-    about which item it is, so views vary it strongly; regions are parts of items; a short run
-    needs a small queue, whose keys the encoder has not left behind.
+    Besides its size and length, it differs from the defaults in three points:
+
+    - Views vary color strongly. Color says nothing about an item's class, but everything about which item it is.
+    - Regions are parts of items.
+    - The queue is small, so that its keys are those of a recent encoder, even in a short run.
     """
     return PretrainConfig.of(
         data="demo",

@@ -1,4 +1,4 @@
-"""What a command does with its terminal: any text can be printed, errors are one line, a reader may stop listening.
+"""The terminal of a command: any text can be printed, errors are one line, and a reader may stop reading.
 
     with one_line_errors(flags={"data", "out"}):
         ...                       # a UserError or OSError becomes "error: …" and exit code 2
@@ -28,7 +28,7 @@ ASCII = dict(zip("─│╭╮╰╯├┤•…×–—≤≥→·²✓✗“�
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal shows written as escapes: bytes of file names that are no UTF-8, line breaks."""
+    """The text with escapes for line breaks and for bytes of file names that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
@@ -64,11 +64,13 @@ def with_flags(message: str, flags: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(who: str = "", flags: Collection[str] = ()) -> Iterator[None]:
-    """Around all that a command does. Ends the process with 2 after one line on stderr for UserError and OSError,
-    and with 128 + SIGPIPE, quietly, if nobody reads what it prints any more (as in `… | head -1`).
+    """Context manager around all that a command does.
+
+    On UserError and OSError it prints one line on stderr and ends the process with 2. If nobody reads the output any
+    more, as in `… | head -1`, it prints nothing and ends the process with 128 + SIGPIPE.
 
     Args:
-        who: stands before "error:", such as the rank.
+        who: printed before "error:", such as the rank.
         flags: arguments of Python that are flags of the command, see `with_flags`.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -109,7 +111,7 @@ def _is_unread(stream: TextIO | None) -> bool:
 
 
 def _silence() -> None:
-    """Sends what waits in a stream that cannot be written to nowhere, since Python would try again as it ends."""
+    """Discards the buffer of a stream that cannot be written, since Python would try again as it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,4 +1,4 @@
-"""The device and the loading workers of a command, where its options leave the choice."""
+"""Default device and number of loading workers of a command."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of 
 
 
 def usable_device(name: str) -> torch.device:
-    """torch's device of this name; "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError.
+    """torch's device of this name. "auto" is CUDA where there is a GPU, else the CPU. Raises ConfigError.
 
-    A sum shows that it is usable: a device that cannot add, such as meta, trains nothing.
+    It is tested by a sum. A device that cannot add, such as meta, trains nothing.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -33,6 +33,6 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """Processes that load images: a core each of those that the ranks of this machine share, at most 8."""
+    """Processes that load images: one for each core of the rank's share, at most 8."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(usable_cores() // ranks, 1), 8)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can fix. The message is one line; the command line shows nothing else.
+    """Something that the user can fix. The message is one line, and the command line shows nothing else.
 
-    It names arguments as Python does: at its start, as "data: no such folder" or "lr must be positive", and in
-    backticks elsewhere, as "Continue it with `resume=True`". The command line shows its flags in their place.
+    It names arguments as Python does. At its start they stand as they are: "data: no such folder" or "lr must be
+    positive". Elsewhere they are in backticks: "Continue it with `resume=True`". The command line shows its flags in
+    their place.
     """
 
 
@@ -20,11 +21,11 @@ class TrainingError(UserError, RuntimeError):
 
 
 class RankError(UserError, RuntimeError):
-    """Another rank failed or is gone, or brings what does not fit."""
+    """Another rank failed or is gone, or its values do not fit."""
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says, on one line of bearable length; of a KeyError, what was missing."""
+    """An error's message, on one line of bearable length. Of a KeyError, the key that was missing."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{text} is missing" if isinstance(error, KeyError) else text
     return text if len(text) <= 1000 else f"{text[:1000]} …"

@@ -1,4 +1,4 @@
-"""Files as users name them, and files that are replaced in one go, so that they are never half there."""
+"""Files as users name them, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import BinaryIO
 
 
 def user_path(path: str | Path) -> Path:
-    """The path with ~ replaced by a home folder. That of nobody stays as it is, for whoever opens it to refuse."""
+    """The path with ~ replaced by a home folder. If no such user exists it stays as it is, and opening it fails."""
     return Path(os.path.expanduser(path))
 
 
 def partial_name(name: str) -> str:
-    """What a file is called while `write_atomically` fills it."""
+    """Name of a file while `write_atomically` fills it."""
     return f".{name}.partial"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write` fills a file next to `path`, which then takes its place: readers see the old file or the new one.
+    """`write` fills a file next to `path`, which then replaces it. Readers see the old file or the new one.
 
-    If it fails, the old file is untouched, and the disk gets back the room that the half-written one took. A link at
-    `path` is replaced, never followed.
+    If it fails, the old file is untouched, and the new one is removed. A link at `path` is replaced, never followed.
     """
     partial = path.with_name(partial_name(path.name))
     partial.unlink(missing_ok=True)  # of a process that was killed, or a link

@@ -1,4 +1,4 @@
-"""Too little memory, reported in one line: before it is asked for, where that can be known, or when it was refused."""
+"""Reports too little memory in one line: in advance, where that is possible, or when an allocation fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CPU_REFUSALS = ("DefaultCPUAllocator", "Storage size calculation overflowed", "i
 
 
 class OutOfMemory(UserError, MemoryError):
-    """The machine, or the GPU, has too little memory for what was asked."""
+    """The machine, or the GPU, has too little memory for the request."""
 
 
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Raises OutOfMemory in place of the errors by which Python, NumPy and torch say so; as a decorator, too.
+    """Context manager or decorator that raises OutOfMemory in place of Python's, NumPy's and torch's own errors.
 
     Args:
-        advice: what can be lowered, such as "lower batch_size".
+        advice: a remedy, such as "lower batch_size".
     """
     try:
         yield
@@ -39,8 +39,8 @@ def memory_errors(advice: str) -> Iterator[None]:
 
 
 def require_memory(what: str, size: float, advice: str) -> None:
-    """Raises ConfigError if `size` bytes exceed the machine's memory. A system that promises more than it has would end
-    the process without a word when they are used."""
+    """Raises ConfigError if `size` bytes exceed the machine's memory. A system that promises more than it has would
+    kill the process when they are used."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > total:
         raise ConfigError(

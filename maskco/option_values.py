@@ -28,7 +28,7 @@ class Between:
     high: float = LARGEST
 
     def refuse(self, value: Any) -> str | None:
-        """What the value must be, or None if it is. NaN is out of bounds."""
+        """The requirement that the value violates, or None. NaN is out of bounds."""
         if self.low <= value <= self.high:
             return None
         return (
@@ -159,7 +159,7 @@ def written(kind: Any) -> str:
 
 
 def window_of(shuffle: str) -> int | None:
-    """How many shards N an order "window:N" draws from; None for "full". Raises ConfigError for another order."""
+    """How many shards N an order "window:N" draws from. None for "full". Raises ConfigError for another order."""
     if shuffle == "full":
         return None
     name, _, count = shuffle.partition(":")

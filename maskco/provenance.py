@@ -1,4 +1,4 @@
-"""Where a figure comes from: versions, commit and device. Everything that writes results says so with these."""
+"""Origin of a figure: versions, commit and device. Everything that writes results adds them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN: dict[str, Callable[[], str]] = {"maskco": lambda: __version__, "torch": _to
 
 @lru_cache
 def commit() -> str | None:
-    """The commit of the source tree that this file is tracked in; None for an installed package.
+    """The commit of the source tree that this file is tracked in. None for an installed package.
 
     It ends with "-dirty" if tracked files other than committed results are changed.
     """

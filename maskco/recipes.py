@@ -1,4 +1,4 @@
-"""How encoders of different make learn: values of options that a run leaves to its `recipe`. Imports nothing.
+"""Recipes for kinds of encoders: values of options that a run leaves to its `recipe`. Imports nothing.
 
 A recipe is an entry in `RECIPES`. All entries have the same options, whose own default is None: the recipe's.
 """

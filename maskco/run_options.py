@@ -57,7 +57,7 @@ class MachineOptions(Options):
     """Processes of each rank that load images. 0: none. Default: the rank's share of the cores, at most 8."""
     shuffle: str | None = None
     """full: every order of the images is equally likely. window:N: shards in random order, images drawn from N shards
-    at a time, so that a store is read in long parts. Default: full for local data, window:16 for addresses."""
+    at a time. So a store is read in long parts. Default: full for local data, window:16 for addresses."""
     augment: Literal["workers", "device"] = "workers"
     """Where views get their colors, blur and normalisation. workers: image by image, in the loading processes. device:
     a batch at once, on the device. The views are the same up to rounding."""

@@ -1,6 +1,6 @@
 """Color changes and blur of one image, as float32 [3, H, W] with colors in [0, 1], on the CPU.
 
-The values are those of torchvision's functions, at a fraction of their time: most of what a view costs is here.
+The values are those of torchvision's functions, in a fraction of their time. Most of a view's time is spent here.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of color jitter
 
 
 class Colors(NamedTuple):
-    """What was drawn for one view by MoCo v2's color augmentations."""
+    """The values drawn for one view by MoCo v2's color augmentations."""
 
     jitter: list[tuple[int, float]]  # the four steps in the order drawn, with factor or shift; none: no jitter
     grey: bool
     sigma: float  # of the blur in pixels; 0: none
 
     def row(self) -> list[float]:
-        """As ten numbers, for a batch: how many of the three steps that are no shift of hue come before it (-1: no
-        jitter); step and factor of each of the three; shift of hue; grey; sigma."""
+        """As ten numbers, for a batch.
+
+        The first is how many of the three steps other than the shift of hue come before it (-1: no jitter). Step and
+        factor of each of the three follow, then the shift of hue, grey and sigma.
+        """
         steps = [step for step, _ in self.jitter]
         if not steps:
             return [-1, 0, 1, 0, 1, 0, 1, 0, self.grey, self.sigma]
@@ -36,7 +39,7 @@ class Colors(NamedTuple):
 
 
 def recolor(view: Tensor, colors: Colors) -> Tensor:
-    """[3, S, S], overwritten, with its colors changed and blurred as drawn; [1, S, S] if it lost its color."""
+    """[3, S, S], overwritten, with its colors changed and blurred as drawn. [1, S, S] if it lost its color."""
     for step, amount in colors.jitter:
         if step == BRIGHTNESS:
             view = scale_from(None, view, amount)
@@ -71,12 +74,12 @@ def mean_grey(image: Tensor) -> Tensor:
 
 
 def shift_hue(image: Tensor, shift: float | Tensor) -> Tensor:
-    """Turn the hue of [3, H, W] colors in [0, 1] by `shift` turns, at most one; brightness and saturation stay.
-    Or of [n, 3, H, W], on any device, by shifts [n, 1, 1]. Overwrites the image.
+    """Turn the hue of [3, H, W] colors in [0, 1] by `shift` turns, at most one. Brightness and saturation stay.
+    Also takes [n, 3, H, W], on any device, with shifts [n, 1, 1]. Overwrites the image.
 
-    With the hue h in sixths of a turn, a channel is value - chroma × p(h - its own hue), where p has period 6 and is
-    |h| - 1 within [0, 1] for |h| <= 3. From this follows |h| = 2 + p(red) - p(green) - p(blue), and that h is positive
-    where green exceeds blue: which channel is the largest need not be told, and telling it is what takes long.
+    Let h be the hue in sixths of a turn. A channel is value - chroma × p(h - its own hue). The function p has period 6.
+    For |h| <= 3 it is |h| - 1 within [0, 1]. It follows that |h| = 2 + p(red) - p(green) - p(blue), and that h is
+    positive where green exceeds blue. So nothing has to find the largest channel, which would take long.
     """
     red, green, blue = image.unbind(-3)
     value = image.amax(-3)

@@ -2,8 +2,8 @@
 
     views = finish(raw, device)     # RawViews [B, …] as the loading workers give them -> Views on the device
 
-Each view gets what was drawn for it alone, so the result is that of `TwoViews` up to rounding, whatever else is in the
-batch. Nothing here waits for the device: which views share a step is read from the rows while they are the host's.
+Each view gets the values drawn for it alone. So the result is that of `TwoViews` up to rounding, in any batch. Nothing
+here waits for the device: which views share a step is read from the rows while they are the host's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
     device = images.device
     out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
     scale, offset = (_put(values, device)[:, None, None] for values in (1 / np.array(STD), -np.divide(MEAN, STD)))
-    # Sorted so that, whatever the order of their steps, all views that take one together stand side by side.
+    # Sorted so that, whatever the order of their steps, all views that take one together are next to each other.
     order = np.argsort(-rows[:, 0], kind="stable")
     chunk = len(rows) if device.type != "cpu" else max(CHUNK // images[0].numel(), 1)
     for first in range(0, len(rows), chunk):
@@ -50,10 +50,10 @@ def recolor(images: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def jitter(views: Tensor, rows: np.ndarray) -> None:
-    """Color jitter of [n, 3, S, S], in place; rows [n, 10] are sorted by their first number, descending.
+    """Color jitter of [n, 3, S, S], in place. Rows [n, 10] are sorted by their first number, descending.
 
-    Brightness, contrast and saturation are one operation here, of which each view takes three: some before its hue is
-    shifted, the rest after. So the k-th is taken before it by the first few views, and after it by the others.
+    Brightness, contrast and saturation are one operation here. Each view takes three, some before its hue is shifted,
+    the rest after. So the first few views take the k-th before the shift, and the others after it.
     """
     views = views[: int((rows[:, 0] >= 0).sum())]
     if not len(views):
@@ -79,7 +79,7 @@ def jitter(views: Tensor, rows: np.ndarray) -> None:
 
 
 def take_color_and_blur(views: Tensor, rows: np.ndarray) -> None:
-    """What comes after the jitter of [n, 3, S, S], in place. A view without color has one plane blurred for three."""
+    """The steps after the jitter of [n, 3, S, S], in place. A view without color has one plane blurred for three."""
     (colorless,) = rows[:, 8].nonzero()
     planes = np.repeat(rows[:, 9:], 3, axis=1)  # sigma of each plane that is to be blurred, [n, 3]
     planes[colorless, 1:] = 0
@@ -102,7 +102,7 @@ def greyscale(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(planes: Tensor, sigma: np.ndarray) -> Tensor:
-    """[n, S, S], each blurred by its own sigma, sorted in descending order; as `maskco.data.augment.gaussian_blur`."""
+    """As `maskco.data.augment.gaussian_blur`, for [n, S, S], each with its own sigma, sorted in descending order."""
     size = planes.shape[-1]
     radius = np.minimum(np.ceil(4 * sigma), size - 1)
     distances = np.arange(1, radius[0] + 1)

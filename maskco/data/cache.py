@@ -1,4 +1,4 @@
-"""Where downloads and indices of data sets are kept: $MASKCO_CACHE, or maskco/ in the user's cache folder."""
+"""The cache of downloads and indices of data sets: $MASKCO_CACHE, or maskco/ in the user's cache folder."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ class ImageError(Exception):
 
 
 class EncodedImage:
-    """One image file: opened, and its size known, before it is decoded. Raises ImageError, then or when decoded.
+    """One image file that is opened, and its size known, before it is decoded. Raises ImageError in either step.
 
-    A JPEG can be decoded at a half, a quarter or an eighth of its size, for much less than the whole costs; and what is
-    shown of it can be drawn in between.
+    Crops can be drawn between the two steps. Then a JPEG can be decoded at a half, a quarter or an eighth of its size,
+    which takes much less time.
 
     Args:
         file: path, or the file's bytes.
-        name: what errors call it; by default the path.
+        name: its name in errors. By default the path.
     """
 
     def __init__(self, file: str | Path | bytes, name: str | None = None) -> None:
@@ -56,7 +56,7 @@ class EncodedImage:
             # (colors only: grey of 16 bits has a mode of its own)
             self._is_deep = any(";16" in str(tile) for tile in getattr(self._image, "tile", ()))
             self._is_jpeg = isinstance(self._image, JpegImageFile)
-            if not self._is_jpeg:  # other formats may tell only after decoding how they are to be turned
+            if not self._is_jpeg:  # other formats may show their orientation only after decoding
                 self._image.load()
             width, height = self._image.size
             self._orientation = orientation_of(self._image)
@@ -66,7 +66,7 @@ class EncodedImage:
     def decode(self, shrink: int = 1) -> Image.Image:
         """The image as RGB, upright (EXIF orientation applied), first frame if animated. To be called once.
 
-        shrink: 1, 2, 4 or 8: a JPEG comes with 1 / shrink of its height and width, rounded up; others ignore it.
+        shrink: 1, 2, 4 or 8. A JPEG comes with 1 / shrink of its height and width, rounded up. Others ignore it.
         """
         with self._naming_itself():
             if self._is_jpeg and shrink > 1:
@@ -89,7 +89,7 @@ class EncodedImage:
 
     def _stretched(self) -> Image.Image:
         """Colors of 16 bits as 8, with one scale for all three. Pillow keeps the upper 8 bits, which are nearly black
-        where a camera fills 10 or 12; torchvision has all 16 of a PNG's."""
+        where a camera fills 10 or 12. torchvision gives all 16 of a PNG."""
         values = np.asarray(self._image)
         if decode_png and self._image.format == "PNG":
             encoded = torch.frombuffer(bytearray(self._data), dtype=torch.uint8)
@@ -121,14 +121,14 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) to 8; what is none of these turns nothing."""
+    """EXIF's orientation, 1 (upright) to 8. Other values count as 1."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over mid-grey, and images of more than 8 bits (16-bit grey, 32-bit integer
-    or float) stretched to 0..255 by `stretch`, since their scale is not known."""
+    """Any Pillow mode as RGB. Transparency is shown over mid-grey. Images of more than 8 bits (16-bit grey, 32-bit
+    integer or float) are stretched to 0..255 by `stretch`, since their scale is not known."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(stretch(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -141,9 +141,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def stretch(values: np.ndarray) -> np.ndarray:
     """Numbers of any kind and scale as uint8 of the same shape: the smallest becomes 0, the largest 255.
 
-    A few pixels must not turn the others black or white. So up to 0.5% of them are clipped at an end (at least one
-    is), but only if the rest spans less than half of the whole range: hot pixels are clipped, and so are stars in a
+    A few pixels must not turn the others black or white. So up to 0.5% of them, and at least one, are clipped at an
+    end. This is done only if the rest spans less than half of the whole range. It clips hot pixels, and stars in a
     noisy sky. Where the rest is constant nothing is clipped, which keeps stars in a sky that is exactly black.
+
     -Inf and NaN become 0, Inf 255. Raises ValueError if nothing is finite.
     """
     is_float = values.dtype.kind == "f"

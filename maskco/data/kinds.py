@@ -1,4 +1,4 @@
-"""Which files are images that can be read here, and why the others are not."""
+"""Kinds of files: those that can be read as images, and reasons for the others."""
 
 from __future__ import annotations
 
@@ -90,5 +90,5 @@ def why_not(name: str) -> str:
 
 
 def why_unreadable(name: str) -> str | None:
-    """The same of a file that is named as an image, by whatever ending; None if it may be one that can be read."""
+    """The same of a file that is named as an image, by whatever ending. None if it may be readable."""
     return why_not(name) if not is_image(name) and os.path.splitext(name)[1].lower()[1:] in _HINTS else None

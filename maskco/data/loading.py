@@ -1,9 +1,9 @@
-"""Batches from loading processes, whose errors arrive as what they are.
+"""Batches from loading processes, whose errors keep their type.
 
-torch raises a worker's exception again in the training process, as far as its type can be made from a text alone, with
-that process' traceback for a message. Then nothing but the text tells a broken decoder from a worker that the system
-killed. Here workers hand errors over as values. So what torch itself raises is about processes and memory, and exit
-codes and errno say what.
+torch raises a worker's exception again in the training process, with the worker's traceback as the message. Its type is
+kept only if it can be made from a text. So only the text separates a broken decoder from a worker that the system
+killed. Here workers return errors as values. So torch's own errors are about processes and memory, and exit codes and
+errno say what happened.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHARED_MEMORY = "shared memory (/dev/shm)"
 
 
 class LoadingTraceback(Exception):
-    """Where in a loading worker the error arose: the cause of the TrainingError."""
+    """Traceback of an error in a loading worker, as the cause of the TrainingError."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Failure:
 
 
 class HandOver(Dataset):
-    """A dataset whose items are a `Failure` where it raises."""
+    """Wraps a dataset: an item that raises becomes a `Failure`."""
 
     def __init__(self, dataset: PretrainDataset) -> None:
         self.dataset = dataset
@@ -206,7 +206,7 @@ class Loading:
 
 
 def start_method(source: object) -> str | None:
-    """How workers that read this source must be started; None: in the usual way. A fork server that is not running yet
+    """How workers that read this source must be started. None: in the usual way. A fork server that is not running yet
     imports torch once, for all workers."""
     method = getattr(source, "start_method", None)
     if method == "forkserver":
@@ -215,7 +215,7 @@ def start_method(source: object) -> str | None:
 
 
 def start_worker(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process; workers must go on until the parent has finished its step."""
+    """Ctrl-C and schedulers signal every process. Workers must continue until the parent has finished its step."""
     keep_freed_memory()
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
@@ -225,8 +225,11 @@ def start_worker(worker: int) -> None:
 
 
 def end_with_parent() -> None:
-    """torch's workers look at the id of their parent, which tells nothing where a fork server started them: Python's
-    way on Linux from 3.14 on."""
+    """End this worker with the training process.
+
+    torch's workers look at the id of their parent. That fails if a fork server started them, as Python does on Linux
+    from 3.14 on.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -10,8 +10,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def keep_freed_memory() -> None:
     """Lets this process keep up to 256 MiB that it frees, where the C library is glibc.
 
-    glibc gives the large blocks of images back to the system as soon as they are freed, and the next image's are
-    fetched anew, page by page: about a sixth of a loading worker's time. Its own adaption stops short of whole batches.
+    glibc returns the large blocks of images to the system as soon as they are freed. The next image's are fetched
+    again, page by page, which takes about a sixth of a loading worker's time. glibc adapts, but not up to whole
+    batches.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
 """The order of an epoch's images: a pure function of (seed, epoch, position).
 
-Nothing is drawn in passing, so a run resumes at any step, on any number of ranks, with the very images that come next.
-In an epoch every image has exactly one position.
+Nothing is drawn in passing, so a run resumes at any step, on any number of ranks, with exactly the images that come
+next. In an epoch every image has exactly one position.
 
     FullShuffle(length)        every order of all images is equally likely
     WindowShuffle(starts, 16)  shards in random order, images drawn from a window of 16 shards
@@ -52,7 +52,7 @@ class _Listed:
 class WindowShuffle:
     """Shards in random order, and every image moved back by a random part of a window, which holds the images of
     `window` shards on average. So a reader needs each part of a shard for one window's time, then never again in the
-    epoch, and new parts at a steady rate.
+    epoch. It needs new parts at a steady rate.
 
     Let W be the window in images and p an image's place when the shuffled shards are read one after another. Images are
     sorted by p + u W, with u uniform in [0, 1). An image of the places [bW, bW + W) then comes in bucket b or b + 1.
@@ -91,7 +91,7 @@ class _Windowed:
         while first < last:
             if not self.start <= first < self.start + len(self.images):
                 bucket = first // self.window
-                bucket += self._start(bucket + 1) <= first  # one begins up to a window early
+                bucket += self._start(bucket + 1) <= first  # one starts up to a window early
                 self.start, self.images = self._start(bucket), self._images(bucket)
             part = self.images[first - self.start : last - self.start].tolist()
             taken += part
@@ -137,5 +137,5 @@ def hashed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
 
 
 def mix(*numbers: int) -> int:
-    """One 32-bit seed from several numbers; torch's CPU generator uses no more bits."""
+    """One 32-bit seed from several numbers. torch's CPU generator uses no more bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -5,7 +5,7 @@
     batches = EpochBatches(len(source), batch_size=256, seed=0, epoch=0)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=8)
 
-All randomness follows from (seed, epoch, index), so neither the number of workers nor a resumed run changes a pixel.
+All randomness follows from (seed, epoch, index). So neither the number of workers nor a resumed run changes a pixel.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class PretrainDataset(Dataset):
     """Source and transform as a map from (epoch, index), or index alone for epoch 0, to `Sample`. The transform is a
     `TwoViews`, or its method `raw` to leave the colors for whole batches.
 
-    An image that fails is replaced by one drawn at random, which keeps batches full and the run reproducible;
-    the failure is reported with the sample. Raises SourceError after 32 failures in a row.
+    An image that fails is replaced by one drawn at random, which keeps batches full and the run reproducible.
+    The failure is reported with the sample. Raises SourceError after 32 failures in a row.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PretrainDataset(Dataset):
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
-        """The views of the image `index`, or, drawn as those, of the image `shown`. Raises ImageError."""
+        """Views of the image `index`, or of `shown` with the random numbers of `index`. Raises ImageError."""
         shown = index if shown is None else shown
         picture = self.source.open(shown) if hasattr(self.source, "open") else self.source[shown]
         with seed_from(self.seed, epoch, index):
@@ -98,7 +98,7 @@ def lacks_resources(error: BaseException) -> bool:
 
 @contextmanager
 def seed_from(*numbers: int) -> Iterator[None]:
-    """Random numbers of torch that follow from these numbers; whoever calls this keeps their own."""
+    """Context manager in which torch's random numbers follow from these numbers. The caller's state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mix(*numbers))
         yield
@@ -115,8 +115,8 @@ class EpochBatches:
     """Batch sampler of one epoch: lists of (epoch, index), shuffled by (seed, epoch), fully or by `order`. The last,
     incomplete batch is dropped. `start_step` leaves out the batches a resumed run has already seen.
 
-    The order is the same for any number of ranks: of each batch, rank r of n takes the r-th of n equal slices, which it
-    gives in `parts` equal lists, one after the other.
+    The order is the same for any number of ranks. Of each batch, rank r of n takes the r-th of n equal slices. It gives
+    this slice in `parts` equal lists, one after the other.
 
     Raises ValueError if not even one batch can be filled, or one cannot be divided by ranks and parts.
     """

@@ -4,8 +4,8 @@
     query = mask_boxes(views.query[None], views.query_boxes[None])      # what MaskCo's query branch sees
 
 The views are MoCo v2's: a random resized crop, color jitter, greyscale, blur and flip, drawn independently for each
-view. MaskCo adds that the two crops must share an area, because a region is masked in one and looked up in the other.
-How crops come to overlap and how regions are drawn is not in what is known of the paper: all of that is ours.
+view. MaskCo adds that the two crops must share an area, because a region is masked in one and found in the other.
+It is not known how the paper makes crops overlap and draws regions. All of that is ours.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REGION_TRIES = 12  # candidates for each region, before the least overlapping on
 
 
 class Views(NamedTuple):
-    """Two views and the same R regions in each. Boxes are x1, y1, x2, y2 in pixels of their own view; box i of one view
+    """Two views and the same R regions in each. Boxes are x1, y1, x2, y2 in pixels of their own view. Box i of one view
     and box i of the other surround the same content."""
 
     query: Tensor  # [B, 3, S, S] float32, normalised; one sample: [3, S, S]
@@ -84,9 +84,9 @@ class Crop(NamedTuple):
 class TwoViews:
     """EncodedImage -> `Views`. Draws from torch's global generator only, so a seed fixes everything.
 
-    Regions lie wholly inside the area that both crops show. Those of one image may touch but should not coincide:
-    each is the first of a few random candidates whose IoU with every earlier region is at most `max_region_overlap`,
-    and where none is (a small shared area, many regions) the candidate with the least.
+    Regions lie wholly inside the area that both crops show. Those of one image may touch but should not coincide. Each
+    is the first of a few random candidates whose IoU with every earlier region is at most `max_region_overlap`. There
+    may be none, in a small shared area or with many regions. Then it is the candidate with the least IoU.
     """
 
     def __init__(self, config: ViewConfig) -> None:
@@ -96,7 +96,7 @@ class TwoViews:
         self._scale, self._offset = 1 / _channels(STD), -_channels(MEAN) / _channels(STD)
 
     def __call__(self, picture: EncodedImage | Image.Image | Tensor) -> Views:
-        """image: an image still to be decoded, an RGB PIL image, or a uint8 tensor [3, H, W].
+        """picture: an image still to be decoded, an RGB PIL image, or a uint8 tensor [3, H, W].
 
         Raises ImageError if it is too small, or cannot be decoded.
         """
@@ -134,7 +134,7 @@ class TwoViews:
         return image, query.shrunk(shrink, height, width), key.shrunk(shrink, height, width)
 
     def crops(self, height: int, width: int) -> tuple[Crop, Crop]:
-        """What the query and the key view show of an image of this size: the first that a call draws at random."""
+        """Crops of the query and the key view, for an image of this size: the first random draw of a call."""
         config = self.config
         query = self._random_crop(height, width)
         if not config.regions and not config.min_overlap:
@@ -158,8 +158,8 @@ class TwoViews:
         return query, Crop(top, left, query.height, query.width)
 
     def _random_crop(self, height: int, width: int) -> Crop:
-        """As torchvision's RandomResizedCrop draws it: by area and aspect; where ten of these do not fit, the image's
-        middle, as much of it as the aspects allow."""
+        """As torchvision's RandomResizedCrop draws it, by area and aspect. If ten of these do not fit, it is the
+        image's middle, as much of it as the aspects allow."""
         area, (least, most) = height * width, self.config.crop_aspect
         for scale, aspect, down, across in torch.rand(10, 4, dtype=torch.float64).tolist():
             low, high = self.config.crop_scale
@@ -243,10 +243,11 @@ def mask_boxes(
 ) -> Tensor:
     """Hide what the boxes surround. Edges are rounded outward to whole pixels, so nothing inside leaks.
 
-    images: [B, 3, H, W]; boxes: [B, R, 4] x1, y1, x2, y2 in pixels; empty boxes hide nothing. Returns a new tensor.
+    images: [B, 3, H, W]. Returns a new tensor.
+    boxes: [B, R, 4] x1, y1, x2, y2 in pixels. Empty boxes hide nothing.
     share: area of each mask over its box's. Both have one shape and centre, so below 1 a box shows some surroundings.
     patch: above 1, whole patches of this side are hidden, see `hidden_boxes`.
-    fill: what hides it, a number or a tensor that broadcasts to `images`; see `draw_fill`.
+    fill: a number or a tensor that broadcasts to `images`, see `draw_fill`.
     Any device, no synchronisation, traceable by torch.compile.
     """
     (height, width), boxes = images.shape[-2:], hidden_boxes(boxes, share=share, patch=patch)
@@ -261,9 +262,9 @@ def mask_boxes(
 
 
 def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor:
-    """What a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
+    """The areas that a mask of some boxes hides: [..., 4] in, [..., 4] float32 out, x1, y1, x2, y2 in pixels.
 
-    share: area of the mask over the box's, around the same centre; above 1 it may reach out of the image.
+    share: area of the mask over the box's, around the same centre. Above 1 it may reach out of the image.
     patch: above 1, edges are moved to the nearest multiple of it. A side that would vanish becomes the patch around its
         middle, so that each box hides one patch or more. Boxes that are empty stay so.
     """
@@ -283,7 +284,7 @@ def hidden_boxes(boxes: Tensor, *, share: float = 1.0, patch: int = 1) -> Tensor
 
 
 def draw_fill(kind: MaskFill, images: Tensor, *, generator: torch.Generator | None = None) -> float | Tensor:
-    """What to fill masks of normalised images [B, 3, H, W] with, for `mask_boxes` (all fills are ours).
+    """The fill of masks of normalised images [B, 3, H, W], for `mask_boxes` (all fills are ours).
 
     "grey" and "token": a constant near the mean color. "noise": standard normal numbers of the images' shape, from
     `generator` or else torch's own of the device. "mean": 0, the mean color.
@@ -302,7 +303,7 @@ def denormalize(images: Tensor) -> Tensor:
 
 
 def _shared(a: Crop, b: Crop) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the area two crops share; right <= left or bottom <= top if there is none."""
+    """Left, top, right, bottom of the area two crops share. If there is none, right <= left or bottom <= top."""
     return (
         max(a.left, b.left),
         max(a.top, b.top),

@@ -1,4 +1,4 @@
-"""Accuracy of predicted classes: of all rows, and as the mean over classes, which a frequent class does not rule."""
+"""Accuracy of predicted classes: over all rows, and as the mean over classes, so that no frequent class dominates."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Labelled sets, all as scenes: an image, boxes and a label for each. Any source with labels gives one.
 
-Where there is no part to test on, a fifth of the images is held out for it, always the same one.
+Without a part to test on, a fifth of the images is held out, always the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LabelledSet:
 
 
 class Scenes(Protocol):
-    """Scenes by index, each read or drawn when it is asked for."""
+    """Scenes by index, each read or drawn on request."""
 
     def __len__(self) -> int: ...
 
@@ -48,7 +48,7 @@ class Scenes(Protocol):
 
 @dataclass(frozen=True)
 class Annotated:
-    """Some images of a source as scenes, read when they are asked for. Raises ImageError there."""
+    """Some images of a source as scenes, read on request. Then it raises ImageError."""
 
     source: Source
     indices: Sequence[int]
@@ -90,8 +90,8 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
     """The labelled set that `data` names.
 
     Args:
-        image_size: side of demo scenes in pixels; images of files come as they are.
-        train, test: at most so many images of each part, at equal distances; None: all.
+        image_size: side of demo scenes in pixels. Images of files come as they are.
+        train, test: at most so many images of each part, at equal distances. None: all.
 
     Raises:
         SourceError: no such data, no labels, a layout that is ambiguous, or classes without images.
@@ -113,12 +113,12 @@ def open_labelled(data: str, *, image_size: int = 96, train: int | None = None, 
 
 
 def some(part: Annotated, count: int | None) -> Annotated:
-    """At most `count` images of a part, at equal distances; None: all."""
+    """At most `count` images of a part, at equal distances. None: all."""
     return part.take(evenly_spaced(len(part), count)) if count and count < len(part) else part
 
 
 def missing(classes: Sequence[str], asked: Iterable[int], found: Iterable[int], most: int = 5) -> str:
-    """Those classes that are asked for, but not found: "2 of 10 classes (bag, coat)", or "" if none are."""
+    """Classes that are wanted, but not found: "2 of 10 classes (bag, coat)", or "" if none are."""
     absent = sorted(set(asked) - set(found))
     names = ", ".join(classes[label] for label in absent[:most]) + (" …" if len(absent) > most else "")
     return f"{len(absent)} of {len(classes)} classes ({names})" if absent else ""

@@ -1,8 +1,8 @@
-"""Detection transfer: torchvision's Faster R-CNN with a feature pyramid, fine-tuned from an encoder; COCO's measure.
+"""Detection transfer: fine-tunes torchvision's Faster R-CNN with a feature pyramid, and measures COCO's precision.
 
-The recipe is the field's (He et al., arXiv 1911.05722, Lin et al., 1612.03144): every layer is trained but for batch
-norms, which stay frozen; SGD, a short warm-up, the learning rate divided by 10 after 2/3 and 8/9 of the steps, flips.
-Training resumes from its last saved step when the same evaluation is asked for again.
+The recipe is the field's (He et al., arXiv 1911.05722, Lin et al., 1612.03144). Every layer is trained, but batch norms
+stay frozen. SGD has a short warm-up. Its learning rate is divided by 10 after 2/3 and 8/9 of the steps. Images are
+flipped. Training resumes from its last saved step when the same evaluation is asked for again.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def evaluate_detection(
     workers: int = 0,
     verbose: bool = True,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Fine-tunes a detector from the encoder and gives its average precision in per cent, and what a row says of it.
+    """Fine-tunes a detector from the encoder and returns its average precision in per cent, and details for a row.
 
     Args:
-        image_size: the shorter side of the images in pixels; the longer is at most 5/3 of it.
+        image_size: the shorter side of the images in pixels. The longer is at most 5/3 of it.
         folder: where the detector is saved and looked for, named by a digest of all that determines it.
 
     Raises:
@@ -161,7 +161,7 @@ def build_detector(opened: OpenedEncoder, classes: int, image_size: int, proposa
 
 
 class Training:
-    """Fine-tuning that saves itself now and then, and starts where the file at `path` ends."""
+    """Fine-tuning that saves itself now and then, and resumes from the file at `path`."""
 
     def __init__(self, detector: FasterRCNN, scenes: Scenes, options: Detection, path: Path, workers: int) -> None:
         self.detector, self.options, self.path, self.workers = detector, options, path, workers
@@ -234,7 +234,7 @@ class Training:
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def _batches(self) -> Iterator[Batch | str]:
-        """What is left of all epochs; the order of images and their flips follow from seed and epoch."""
+        """The remaining batches of all epochs. The order of images and their flips follow from seed and epoch."""
         size = self.options.batch_size
         for epoch in range(self.step // self.batches_per_epoch, self.options.epochs):
             generator = torch.Generator().manual_seed(self.options.seed * 100_003 + epoch)
@@ -249,8 +249,8 @@ class Training:
 class DetectionSet(Dataset):
     """Scenes as torchvision's detectors want them: an image [3, H, W] in [0, 1] and boxes with labels from 1 on.
 
-    A key (epoch, index) is an image to learn from, by chance mirrored; an index alone one to test on. Of an image
-    that cannot be read there is the reason instead.
+    A key (epoch, index) is an image to learn from, mirrored by chance. An index alone is one to test on. An image that
+    cannot be read is replaced by the reason.
     """
 
     def __init__(self, scenes: Scenes, seed: int = 0) -> None:
@@ -283,7 +283,7 @@ def _collate(samples: list[tuple[Tensor, Target] | str]) -> Batch | str:
 
 
 def _readable(batches: Iterable[Batch | str]) -> Iterator[Batch]:
-    """Raises EvaluationError for the first image that cannot be read: COCO's measure is of all images."""
+    """Raises EvaluationError for the first image that cannot be read, since COCO's measure is of all images."""
     for batch in batches:  # (an error raised in a loading worker would come with the traceback of its process)
         if isinstance(batch, str):
             raise EvaluationError(f"data: {batch}. Restore it, or take it out of the annotation file")
@@ -317,7 +317,7 @@ def average_precision(
 
 
 def _add_crowds(target: Target, scenes: Scenes, index: int) -> None:
-    """Boxes around groups, matches to which COCO's measure ignores."""
+    """Adds boxes around groups. COCO's measure ignores matches to them."""
     if isinstance(scenes, Annotated) and scenes.crowds is not None:
         crowd = scenes.crowds[index]
         target["iscrowd"] = torch.cat([torch.zeros_like(target["labels"]), crowd.crowd.long()])

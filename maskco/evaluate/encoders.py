@@ -1,12 +1,12 @@
-"""Opens every encoder that can stand in one table: runs of ours, timm's models, other projects' checkpoints.
+"""Opens every encoder that one table can compare: our runs, timm's models, other projects' checkpoints.
 
 RUN                    a folder that `maskco pretrain` wrote, or one of its checkpoints
-timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them);
-                       of the hub, timm:hf-hub:USER/NAME, or of a folder laid out so, timm:local-dir:FOLDER
-untrained:RUN_or_NAME  the same architecture with fresh weights; of a run those of its seed
+timm:NAME              timm's model with its own weights, which are downloaded (timm:resnet50.a1_in1k picks them)
+timm:hf-hub:USER/NAME  a timm model of the hub, or with timm:local-dir:FOLDER of a folder laid out so
+untrained:RUN_or_NAME  the same architecture with fresh weights, of a run those of its seed
 FILE                   a state dict: torchvision's, timm's, lightly's, MoCo's own .pth.tar with its `module.encoder_q.`
 
-Nothing is fetched or opened that is not named here: not what a run or file says of itself.
+Nothing else is fetched or opened, even if a run or file names it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGE_SIZE = 224  # of encoders that are no run's and take any size
 
 @dataclass
 class OpenedEncoder:
-    """An encoder with what is needed to use it and to say in a table what it is."""
+    """An encoder, and what is needed to use it and to describe it in a table."""
 
     name: str  # as the user called it
     encoder: Encoder
@@ -52,10 +52,10 @@ class OpenedEncoder:
 
 
 def open_encoder(name: str, architecture: str | None = None, prefix: str | None = None) -> OpenedEncoder:
-    """The encoder that `name` means; see the top of this file.
+    """The encoder that `name` means, see the top of this file.
 
     Args:
-        architecture: timm's name for the encoder in a file of weights; None: what the file says (MoCo's does).
+        architecture: timm's name for the encoder in a file of weights. None: what the file says (MoCo's does).
         prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
 
     Raises:
@@ -89,9 +89,9 @@ def untrained_of(opened: OpenedEncoder) -> str:
 def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
     """Side in pixels at which the images of a run's evaluation should be seen.
 
-    Views are enlarged crops, so objects look larger in them than in whole images of the same side. Whole images are
-    therefore taken larger, by the mean enlargement (Touvron et al., 2019), up to the next multiple of 32; an encoder of
-    fixed input size gets that.
+    Views are enlarged crops, so objects look larger in them than in whole images of the same side. So whole images are
+    enlarged by the mean enlargement (Touvron et al., 2019), up to the next multiple of 32. An encoder of fixed input
+    size gets that size.
     """
     fixed = getattr(encoder, "image_size", None)
     enlargement = (sum(config.views.crop_scale) / 2) ** -0.5

@@ -9,7 +9,7 @@ from maskco.errors import UserError
 
 
 class EvaluationError(UserError, ValueError):
-    """What was given cannot be evaluated."""
+    """The given data or encoders cannot be evaluated."""
 
 
 def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:

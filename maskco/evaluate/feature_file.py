@@ -4,15 +4,15 @@
     found = read_features("features.safetensors")
     found.names[0], found.features[0]
 
-Row i belongs to names[i], the source's name of an image. Images that cannot be read have no row; they are listed in
+Row i belongs to names[i], the source's name of an image. Images that cannot be read have no row. They are listed in
 the file. Without this package:
 
     with safe_open("features.safetensors", "pt") as file:
         features = file.get_tensor("features")                    # or get_slice("features")[:1000], which reads no more
         names = bytes(file.get_tensor("names").numpy()).decode().split("\\0")
 
-The file is written as the features come, so memory does not grow with the number of images. It is one file, not shards:
-safetensors are mapped, and parts of them are read, so that its size does not matter to readers either.
+The file is written as the features come, so memory does not grow with the number of images. It is one file, not shards.
+Readers can map a safetensors file and read parts of it, so its size does not matter to them either.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SEPARATOR = "\0"  # which no file name can hold
 
 
 class FeatureFile(NamedTuple):
-    """What a file of features holds."""
+    """The content of a file of features."""
 
     features: Tensor  # [N, C] or [N, C, h, w], mapped from the file
     names: list[str]  # of the N images
@@ -65,16 +65,17 @@ class Written(NamedTuple):
 def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
     """Writes the features of all images of a source, in its order.
 
-    Images are prepared as for `maskco eval knn`: the shorter side is resized to `image_size`, the square in the middle
-    is seen. So pooled features are those that it compares with `batch_norm="stored"`: running statistics stay as they
-    were saved.
+    Images are prepared as for `maskco eval knn`. The shorter side is resized to `image_size`, and the square in the
+    middle is used. Running statistics stay as they were saved. So pooled features are those that `maskco eval knn`
+    compares with `batch_norm="stored"`.
 
     Args:
         verbose: show progress.
 
     Raises:
-        SourceError: no such data; EvaluationError: an unknown encoder, a file in the way, no room on the disk, features
-            that are not finite or too large for `dtype`, or more than half of the images unreadable.
+        SourceError: no such data.
+        EvaluationError: an unknown encoder, an existing file, no room on the disk, or more than half of the images
+            unreadable. Also features that are not finite or too large for `dtype`.
         WeightsError, CheckpointError, ConfigError: an encoder that cannot be opened.
     """
     options.check()
@@ -100,7 +101,7 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
 
 
 def read_features(path: str | Path) -> FeatureFile:
-    """What `write_features` wrote. The features are mapped, not read. Raises EvaluationError for another file."""
+    """Opens a file that `write_features` wrote. Features are mapped, not read. Raises EvaluationError for others."""
     path = user_path(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -145,7 +146,7 @@ def _facts(opened: OpenedEncoder, options: FeatureOptions, size: int) -> dict[st
 
 
 class _Writing:
-    """Fills a file. Its header has a fixed length and is written last: until then, the number of rows is unknown."""
+    """Fills a file. Its header has a fixed length and is written last, when the number of rows is known."""
 
     def __init__(
         self,

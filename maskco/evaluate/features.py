@@ -1,8 +1,8 @@
 """Frozen features of labelled scenes: of every box, or of every whole image.
 
-BatchNorm's running statistics can be estimated again on the training scenes, for all encoders of a table alike: an
-untrained encoder has none (mean 0, variance 1), which would make it look worse than it is, and a trained one has those
-of masked and augmented views. This protocol is ours.
+BatchNorm's running statistics can be estimated again on the training scenes, for all encoders of a table alike. An
+untrained encoder has none (mean 0, variance 1), which would make it look worse than it is. A trained one has those of
+masked and augmented views. This protocol is ours.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Input(NamedTuple):
 
 
 def loading_workers(asked: int | None, in_memory: bool) -> int:
-    """Processes that load images: as many as are asked for, and else none where decoding costs nothing."""
+    """Number of processes that load images: as given, or by default none where decoding costs nothing."""
     if asked is not None:
         return asked
     return 0 if in_memory else default_workers()
@@ -75,10 +75,10 @@ def extract_features(
     """The mean of the encoder's feature map over each box, or over each whole image, scene by scene.
 
     Args:
-        encoder: maps normalised images [B, 3, H, W] to [B, C, h, w] and has `.stride`; used in eval mode, without
-            gradients, on the device of its parameters, and left in the mode it was in.
+        encoder: maps normalised images [B, 3, H, W] to [B, C, h, w] and has `.stride`. It is used in eval mode, without
+            gradients, on the device of its parameters. Its mode is restored.
         scenes: `.image` [3, H, W] uint8, `.boxes` [n, 4] (xyxy, pixels), `.labels` [n] int64, each.
-        progress: the words before a progress bar; None shows no bar.
+        progress: the words before a progress bar. None shows no bar.
         digests: gets a digest of each image that was read, the same for the same pixels.
 
     Raises:
@@ -126,7 +126,7 @@ class HeldScenes(NamedTuple):
     def features(self, encoder: Encoder, *, batch_size: int = 128, amp: torch.dtype | None = None) -> Features:
         """As `extract_features`, for many calls. They are normalised on the encoder's device.
 
-        amp: dtype of autocast in the encoder; None: it is off.
+        amp: dtype of autocast in the encoder. None: it is off.
         """
         device = next(encoder.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.form.mean, self.form.std))
@@ -168,16 +168,18 @@ def feature_maps(
     skipped: list[str] | None = None,
     digests: list[bytes] | None = None,
 ) -> Iterator[Mapped]:
-    """Normalised images [B, 3, H, W] on the CPU, the encoder's maps [B, C, h, w] of them on its device, and one tensor
-    of boxes and one of labels for each image, batch by batch.
+    """Feature maps, batch by batch.
 
-    Takes what `extract_features` takes. skipped: gets the images that could not be read, and why.
+    Each item has normalised images [B, 3, H, W] on the CPU and the encoder's maps of them [B, C, h, w] on its device.
+    It also has one tensor of boxes and one of labels for each image.
+
+    Takes the arguments of `extract_features`. skipped: gets the images that could not be read, and why.
     """
     return _maps(encoder, _batches(scenes, form, batch_size, progress, skipped, digests))
 
 
 def _maps(encoder: Encoder, batches: Iterable[Batch], amp: torch.dtype | None = None) -> Iterator[Mapped]:
-    """As `feature_maps`. amp: dtype of autocast in the encoder; None: it is off."""
+    """As `feature_maps`. amp: dtype of autocast in the encoder. None: it is off."""
     device = next(encoder.parameters()).device
     with _modes(encoder):
         encoder.eval()
@@ -206,7 +208,7 @@ def reestimate_batch_norm(
 ) -> None:
     """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
 
-    At most `limit` scenes are used, at equal distances. All else of the encoder stays as it is; other layers run as in
+    At most `limit` scenes are used, at equal distances. Nothing else in the encoder changes. Other layers run as in
     evaluation.
     """
     layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
@@ -248,8 +250,10 @@ class _Prepared(Dataset):
 
 
 def fit(image: Tensor, boxes: Tensor, form: Input) -> tuple[Tensor, Tensor]:
-    """An image [3, H, W] and its boxes [n, 4] as the encoder sees them: float32 [3, S, S] in [0, 255], and boxes in its
-    pixels. Without `form.image_size` both stay as they are."""
+    """An image [3, H, W] and its boxes [n, 4] as the encoder sees them.
+
+    Returns float32 [3, S, S] in [0, 255], and boxes in its pixels. Without `form.image_size` both stay as they are.
+    """
     image, boxes, size = image.float(), boxes.float(), form.image_size
     height, width = image.shape[-2:]
     if size is not None and (height, width) != (size, size):
@@ -269,7 +273,7 @@ def _digest(image: Tensor) -> bytes:
 
 
 def _loader(scenes: Scenes, form: Input, batch_size: int, *, digested: bool = False) -> DataLoader:
-    """Lists of what `_Prepared` gives."""
+    """Lists of the items of `_Prepared`."""
     prepared = _Prepared(scenes, form, digested)
     context = start_method(scenes) if form.workers else None
     return DataLoader(
@@ -305,7 +309,7 @@ def _batches(
 
 @contextmanager
 def _modes(module: nn.Module) -> Iterator[None]:
-    """Every submodule leaves in the training or eval mode it came with (a frozen BatchNorm stays frozen)."""
+    """Restores the training or eval mode of every submodule (a frozen BatchNorm stays frozen)."""
     before = [(part, part.training) for part in module.modules()]
     try:
         yield

@@ -1,4 +1,5 @@
-"""DINO's weighted nearest-neighbour vote on frozen features (Caron et al., arXiv 2104.14294; Wu et al., 1805.01978)."""
+"""DINO's weighted nearest-neighbour vote on frozen features (Caron et al., arXiv 2104.14294, and Wu et al.,
+1805.01978)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """The per cent of test rows whose class `knn_predictions` finds. Takes and raises what that does."""
+    """The per cent of test rows whose class `knn_predictions` finds. Same arguments and errors."""
     predictions = knn_predictions(train_x, train_y, test_x, test_y, k=k, temperature=temperature, chunk=chunk)
     return accuracy(predictions, test_y)
 
@@ -38,8 +39,8 @@ def knn_predictions(
     """The k most similar rows vote for their class with exp(cosine / τ).
 
     Args:
-        train_x: [N, C] and test_x: [M, C] floating; train_y: [N] and test_y: [M] int64, any values. (`test_y` is only
-            checked.)
+        train_x, test_x: [N, C] and [M, C], floating.
+        train_y, test_y: [N] and [M], int64, any values. `test_y` is only checked.
         chunk: test rows at a time, so that no more than chunk × N similarities are held.
 
     Returns: [M] int64, the class that won for each test row.

@@ -37,13 +37,14 @@ def linear_probe(
 ) -> Probe:
     """Softmax regression by SGD (momentum 0.9, no weight decay, cosine to 0) on standardised features.
 
-    One classifier for each learning rate sees the same batches: a single product serves all. The one to report is
-    chosen on a random held-out share of the *training* rows; the test rows are looked at once, by that one.
+    One classifier for each learning rate sees the same batches, so a single product serves all. The one to report is
+    chosen on a random held-out share of the *training* rows. Only that one sees the test rows, once.
 
     Args:
-        train_x: [N, C] and test_x: [M, C] floating; train_y: [N] and test_y: [M] int64, any values.
-        learning_rates: for batches of 256 rows; scaled to the batch size in use.
-        measure: what chooses the learning rate, of predictions and labels. It should be what is reported: top-1 hardly
+        train_x, test_x: [N, C] and [M, C], floating.
+        train_y, test_y: [N] and [M], int64, any values.
+        learning_rates: for batches of 256 rows. They are scaled to the batch size in use.
+        measure: chooses the learning rate, from predictions and labels. Use the measure that is reported. Top-1 hardly
             separates learning rates whose mean accuracy over classes differs by points.
 
     Raises:
@@ -83,7 +84,7 @@ def _fit(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Weights [S, K, C + 1], the bias last, for each of S learning rates; all start at zero."""
+    """Weights [S, K, C + 1], the bias last, for each of S learning rates. All start at zero."""
     x = _with_ones(x)
     weights = x.new_zeros(len(rates) * classes, x.shape[1])
     velocity = torch.zeros_like(weights)

@@ -14,7 +14,7 @@ Temperature = Annotated[float, Between(1e-4, 1e4)]
 
 @dataclass(kw_only=True)
 class Evaluation(Options):
-    """What all evaluations share."""
+    """Options that all evaluations share."""
 
     task: ClassVar[str]
 
@@ -92,7 +92,7 @@ class Detection(Evaluation):
 
     task: ClassVar[str] = "detection"
     epochs: Count = 12
-    """Passes over the training images; 12 is the usual "1×"."""
+    """Passes over the training images. 12 is the usual "1×"."""
     batch_size: Count = 16
     """Images in a step."""
     lr: Annotated[float, Between(1e-12, 1e6)] = 0.02

@@ -17,7 +17,7 @@ TASKS = ("knn", "linear", "regions", "detection")
 
 @dataclass(frozen=True)
 class Row:
-    """What one encoder scored at one task, with all it takes to know later where the figures come from."""
+    """Scores of one encoder at one task, with the origin of the figures."""
 
     task: str
     data: str

@@ -37,7 +37,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         verbose: show progress and print the table.
 
     Raises:
-        SourceError: no such data, or none with labels; EvaluationError: unsuitable data, or unknown encoders;
+        SourceError: no such data, or none with labels.
+        EvaluationError: unsuitable data, or unknown encoders.
         WeightsError: a file that does not fit.
     """
     _check(options)
@@ -106,7 +107,7 @@ def _check(options: Evaluation) -> None:
 def _frozen(
     opened: OpenedEncoder, data: LabelledSet, options: Evaluation, size: int, verbose: bool, *, whole: bool
 ) -> tuple[Features, Features, dict[str, Any]]:
-    """Features of both parts, and what a row says of them."""
+    """Features of both parts, and details for a row."""
     parts: list[Scenes] = [data.train, data.test]
     if whole and data.has_boxes:
         parts = [CutOuts(data.train, size), CutOuts(data.test, size)]
@@ -153,7 +154,7 @@ def _class_notes(data: LabelledSet, train: Features, test: Features) -> list[str
 
 
 def _repeated_notes(boxes_of: str, train: list[bytes], test: list[bytes]) -> list[str]:
-    """Pixels that both parts hold: what was learned by heart there counts as right here."""
+    """Images that both parts hold. Learning one by heart counts as right on the test part."""
     repeated = sum(map(set(train).__contains__, test))
     return [f"{repeated} of the {len(test)} {boxes_of}test images are training images too"] if repeated else []
 

@@ -1,6 +1,7 @@
-"""Pretraining methods, each readable on one page. `maskco.config.METHODS` maps names to them; see `base` for how.
+"""Pretraining methods, each readable on one page.
 
-Their classes can be imported from here as well. Each is loaded when first asked for.
+`base` has their contract. `maskco.config.METHODS` maps names to them. Their classes can be imported from here as well.
+Each is loaded when first asked for.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from maskco.view_options import ViewConfig
 
 
 class StepOutput(NamedTuple):
-    """What a batch gives.
+    """The results of a batch.
 
     The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
     micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and
@@ -49,7 +49,7 @@ class Method(nn.Module):
     """Base of all methods. Parameters that require gradients are learned.
 
     Args:
-        encoder: timm name, or a module with `.channels` and `.stride`; `nn.create_encoder` has more options.
+        encoder: timm name, or a module with `.channels` and `.stride`. `nn.create_encoder` has more options.
         options: fields of the method's `Options`, where they are explained. Raises ConfigError for impossible values.
     """
 
@@ -94,19 +94,19 @@ class Method(nn.Module):
             queue.push(torch.cat([output.pushes[name] for output in outputs]))
 
     def plain_loss(self, views: Views) -> Tensor | None:
-        """The loss without what may make a fresh encoder's gradients explode, or None where there is no such thing.
+        """The loss without masks or whatever else may make a fresh encoder's gradients explode. None if nothing may.
 
         The rehearsal before a run compares gradients with and without it.
         """
         return None
 
     def warnings(self, views: Views) -> dict[str, str]:
-        """What is wrong with views that were learned from, by a short name. Each is reported once."""
+        """Faults of views that were learned from, by a short name. Each is reported once."""
         return {}
 
 
 def encoders(method: Method) -> list[nn.Module]:
-    """A method's encoder, and its momentum copy where there is one."""
+    """A method's encoder, and its momentum copy if it has one."""
     return [method.encoder, *(copy for online, copy in method.key_modules() if online is method.encoder)]
 
 

@@ -91,8 +91,8 @@ class DenseCL(Method):
         return loss, stats
 
     def encode_keys(self, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the key views, as the momentum side sees them: keys [B, D], dense keys [B, D, h*w], both float32 and the
-        first normalised, and the backbone's features [B, C, h*w]."""
+        """The key views on the momentum side: keys [B, D], normalised, dense keys [B, D, h*w], both float32, and the
+        backbone's features [B, C, h*w]."""
 
         def encode(images: Tensor) -> Tensor:
             features = forward_in_groups(self.momentum_encoder, images, self.options.key_group if self.training else 0)

@@ -1,8 +1,8 @@
 """MaskCo: contrastive mask prediction (Zhao et al., ICCV 2021, arXiv 2108.07954).
 
-A region of the query view is masked, its feature is predicted from what surrounds it, and the prediction has to find
-the feature of the same region in the whole key view among the keys of other regions. What is not known of the paper is
-ours and named so; the rest follows MoCo v2.
+A region of the query view is masked, and its feature is predicted from its surroundings. The prediction has to find the
+feature of the same region in the whole key view, among the keys of other regions. Details that
+are not known from the paper are ours and labelled so. The rest follows MoCo v2.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class MaskCo(Method):
 
 
 def overlaps(boxes: Tensor) -> Tensor:
-    """IoU of all boxes of an image with each other: [B, R, 4] -> [B, R, R]; 0 for empty ones."""
+    """IoU of all boxes of an image with each other: [B, R, 4] -> [B, R, R]. 0 for empty ones."""
     corner, other = boxes.split(2, dim=-1)
     area = (other - corner).clamp(min=0).prod(-1)  # [B, R]
     low, high = torch.maximum(corner[:, :, None], corner[:, None]), torch.minimum(other[:, :, None], other[:, None])

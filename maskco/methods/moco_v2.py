@@ -1,4 +1,4 @@
-"""MoCo v2 (Chen et al., arXiv 2003.04297), the fair opponent: the same parts and views as MaskCo, but no regions.
+"""MoCo v2 (Chen et al., arXiv 2003.04297), for comparison: the same parts and views as MaskCo, but no regions.
 
 Whole views are contrasted by their global average. They come from MaskCo's two-view sampling, so they share an area.
 """
@@ -20,7 +20,7 @@ from maskco.nn import FeatureQueue, forward_in_groups, momentum_copy, shuffled_a
 class MoCoV2(Method):
     """Query view -> encoder -> global average -> projection, against the momentum side's key view.
 
-    The boxes in the views are not looked at.
+    It does not use the boxes in the views.
     """
 
     Options = MomentumOptions

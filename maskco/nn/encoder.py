@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class Source(NamedTuple):
-    """What timm builds for an encoder's name."""
+    """The model that timm builds for an encoder's name."""
 
     architecture: str  # one that timm has built in, perhaps with a tag
     config: dict[str, Any]  # timm's `pretrained_cfg`: mean, std, input_size, fixed_input_size …

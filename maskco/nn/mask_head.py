@@ -1,6 +1,6 @@
 """Mask prediction heads: they predict a masked region's features from its surroundings.
 
-The paper calls this head the key to its success. What we know of it names neither type, depth nor width. So all three
+The paper calls this head the key to its success. Its type, depth and width are not known to us. So all three
 heads, and every default, are ours.
 """
 

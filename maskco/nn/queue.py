@@ -25,7 +25,7 @@ class FeatureQueue(nn.Module):
         dim: channels of a key, C.
         dtype: dtype of the features. Keys are cast while they are written. bfloat16 halves memory and traffic.
         ids: also keep one id for each key, so that `info_nce` can exclude keys of the query's own image.
-        overflow: what a push past the last row does: "wrap", "truncate" or "error", as in `queue_push_`.
+        overflow: the effect of a push past the last row: "wrap", "truncate" or "error", as in `queue_push_`.
 
     Raises:
         TypeError: `size` or `dim` is not an integer.

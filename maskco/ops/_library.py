@@ -106,7 +106,7 @@ def _missing(device_type: str) -> str:
 
 
 def build_info() -> dict[str, str]:
-    """What was built, with which tools and why, and what runs on this machine. `maskco info` prints it."""
+    """The build: kernels, tools and reasons, and the kernels that run on this machine. `maskco info` prints it."""
     info = dict(_C.build_info()) | (dict(_C_cuda.build_info()) if _C_cuda is not None else {})
     info["torch_running"] = torch.__version__
     info["cuda_kernels"] = cuda_status

@@ -63,11 +63,11 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    """The InfoNCE loss (van den Oord et al., 2018; MoCo, He et al., 2020), without a tensor of all logits.
+    """The InfoNCE loss (van den Oord et al., 2018, and MoCo, He et al., 2020), without a tensor of all logits.
 
     Equivalent plain torch, whose `logits` this op never allocates::
 
-        negatives = query @ queue.T                          # [N, K]; also local, in-batch
+        negatives = query @ queue.T                          # [N, K], also local, in-batch
         logits = torch.cat([(query * positive).sum(1, keepdim=True), negatives], 1) / temperature
         loss = F.cross_entropy(logits, torch.zeros(N, dtype=torch.long), reduction=reduction)
 

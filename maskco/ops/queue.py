@@ -56,7 +56,7 @@ def queue_push_(
             The norm is computed in float32 (float64 for float64 keys).
         ids: [B] integers, an identity for each key, for example of its image. They are written to `queue_ids`.
         queue_ids: [K] int64. Give both or neither.
-        overflow: what happens to keys that pass the queue's end. "wrap" continues at row 0. "truncate" drops them, and
+        overflow: the treatment of keys that pass the queue's end. "wrap" continues at row 0. "truncate" drops them, and
             the next push starts at row 0. "error" (MoCo's assertion) requires that B divides K, so that full batches
             end where the queue does.
 

@@ -48,8 +48,10 @@ def write_report(
 
     Raises:
         CheckpointError: a folder holds no checkpoint, or a damaged one.
-        ConfigError, SourceError, ProjectionError, EvaluationError: no run; no such data; no such projection; an
-            unreadable evaluation.json.
+        ConfigError: no run.
+        SourceError: no such data.
+        ProjectionError: no such projection.
+        EvaluationError: an unreadable evaluation.json.
     """
     if not runs:
         raise ConfigError("runs: none was named. Name at least one run folder")
@@ -67,7 +69,7 @@ def write_report(
 
 
 def draw_report(*runs: str | Path, data: str | Path | None = None, projection: str = "pca") -> Figure:
-    """The page as a matplotlib figure; every axes carries a label that says what it shows."""
+    """The page as a matplotlib figure. The label of every axes says what it shows."""
     return _page(runs, data, projection).figure
 
 

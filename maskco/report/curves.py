@@ -1,4 +1,4 @@
-"""What the runs are, and the curves of all that they logged, overlaid."""
+"""Names and options of the runs, and overlaid curves of all metrics that they logged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Header(Part):
         return "".join(lines) + self._options()
 
     def _options(self) -> str:
-        """Of one run all options, of several those in which they differ."""
+        """All options of one run, or those in which several runs differ."""
         one, values = len(self.runs) == 1, [run.options for run in self.runs]
         rows = {
             name: [str(of.get(name, "–")) for of in values] for name in dict.fromkeys(n for of in values for n in of)
@@ -135,7 +135,7 @@ class Curves(Part):
 
 
 def kind(name: str) -> tuple[str, str]:
-    """A metric's name in two, the second of them the known metric that it is one of: dense_, accuracy."""
+    """A metric's name in two parts, a prefix and the known metric: dense_, accuracy."""
     known = next((known for known in KNOWN if name == known or name.endswith(f"_{known}")), name)
     return name.removesuffix(known), known
 
@@ -162,6 +162,6 @@ def _curve(axes: Axes, run: Run, key: str, color: str, label: str | None) -> Non
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Centered running mean over about a twentieth of the values; at the ends over what there is."""
+    """Centered running mean over about a twentieth of the values. At the ends it takes fewer."""
     window = np.ones(min(len(values), 2 * (len(values) // 40) + 1))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")

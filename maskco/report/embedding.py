@@ -33,7 +33,7 @@ def variances(keys: Tensor) -> Tensor:
 
 
 class Spread(Part):
-    """Keys in the queues: a collapsed encoder's lie along few axes and are all alike."""
+    """Keys in the queues. Those of a collapsed encoder lie along few axes and are all alike."""
 
     title = "Spread of the keys in the queue"
     height = 2.75

@@ -1,4 +1,4 @@
-"""The report as one HTML file with its images inside, which can be sent by mail."""
+"""The report as one HTML file with its images inside, easy to send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which regions of other scenes look most like this one to the encoder?"""
+"""Regions of other scenes that are nearest to a region, by the encoder's features."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Nearest:
 
 
 def nearest_regions(found: Regions, *, queries: int = QUERIES, neighbours: int = NEIGHBOURS) -> Nearest:
-    """For some regions, those of other scenes whose features have the largest cosine, at most one a scene.
+    """For some regions, those of other scenes with the largest cosine of features, at most one a scene.
 
-    Which regions ask does not depend on the answer: the first of each class in turn, each of another scene, or, without
-    labels, regions at equal distances in the scenes.
+    The choice of query regions does not depend on the answers. They are the first of each class in turn, each of
+    another scene. Without labels they are regions at equal distances in the scenes.
 
     Raises:
         EvaluationError: only one scene holds any region.

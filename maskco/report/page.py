@@ -58,7 +58,7 @@ class Part:
 
 
 class Note(Part):
-    """A line about what is not shown, and why."""
+    """A line about missing parts, and why they are missing."""
 
     height = 0.4
 

@@ -1,4 +1,4 @@
-"""A run as the report sees it: its options, what it learned, and images to show that on.
+"""A run as the report sees it: its options, its method, and images to show it on.
 
 Only this file looks at a run's options and its method.
 """
@@ -102,8 +102,8 @@ class Run:
         return {name: queue.features[: int(queue.valid)].float() for name, queue in self.method.queues.items()}
 
     def chance_of(self, metric: str) -> float | None:
-        """Percent that a guess gets right: of a probe, as it was logged last; of the contrast accuracy, among all
-        candidates once the queue is full. None where it is not known."""
+        """Percent that a guess gets right, or None where it is not known. For a probe it is the last logged. For the
+        contrast accuracy it is that among all candidates once the queue is full."""
         if metric in PROBES:
             return next(reversed(self.column(metric + CHANCE)[1]), None)
         if metric != "accuracy" or not self.method.queues:
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of what was logged as numbers that can be drawn."""
+        """Names of the logged numbers that can be drawn."""
         return list(dict.fromkeys(name for row in self.rows for name, value in row.items() if is_number(value)))
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
@@ -129,7 +129,7 @@ class Run:
         return samples
 
     def regions(self) -> Regions:
-        """Of the demo set the known boxes of test scenes, else boxes drawn at random in the run's own images."""
+        """The known boxes of the demo set's test scenes, else boxes drawn at random in the run's own images."""
         size = scene_size(self.config, self.method.encoder)
         labelled = (self.data or self.config.run.data) == "demo"
         if labelled:
@@ -141,7 +141,7 @@ class Run:
         return Regions(scenes, features, labels if labelled else None)
 
     def _source(self) -> Source:
-        """The images that were named, or else the run's own, if they may be opened. Of the demo set only the first few,
+        """The named images, or else the run's own, if they may be opened. Of the demo set only the first few,
         since drawing all takes seconds."""
         data = self.data or stored_data(self.path, self.config.run.data, f"report {shlex.quote(str(self.path))}")
         return DemoSource(SAMPLES) if data == "demo" else open_source(data)

@@ -19,7 +19,7 @@ NAMES = {"knn": "Images by nearest neighbours", "linear": "Images by a linear cl
 
 @dataclass(frozen=True)
 class Table:
-    """What some encoders scored at one task on one data set."""
+    """Scores of some encoders at one task on one data set."""
 
     rows: list[Row]
     names: list[str]  # of the encoders; a run by its name in the report
@@ -45,7 +45,7 @@ class Table:
 
 
 def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
-    """The tables of all runs' rows, and what to say of those that an older step of a run scored.
+    """The tables of all runs' rows, and notes on those that are of an older step of a run.
 
     Raises EvaluationError if an evaluation.json is none of this version's.
     """
@@ -66,7 +66,7 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
 
 
 def _drawable(row: Row) -> Row:
-    """The row with those of its scores that are numbers to be drawn."""
+    """The row with only those of its scores that are numbers."""
     return replace(row, scores={name: value for name, value in row.scores.items() if is_number(value)})
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet of views: what the network is shown, and what it has to find, before any training.
+"""A contact sheet of views: the network's input, and the regions it has to find, before any training.
 
 write_sheet("PHOTOS", ViewConfig(regions=4), "sheet.png")
 """
@@ -47,12 +47,12 @@ def write_sheet(
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
 ) -> list[tuple[str, str]]:
-    """Draws `count` images, at equal distances in the data, with the views that a run of this seed has of them in this
-    epoch, in the format that the suffix of `out` says. Returns (name, reason) of images that were left out because they
-    cannot be used.
+    """Draws `count` images, at equal distances in the data, with their views in this epoch of a run of this seed.
+
+    The suffix of `out` chooses the format. Returns (name, reason) of images that cannot be used and were left out.
 
     Args:
-        masks: what hides the regions, by default as in `MaskOptions`.
+        masks: options of the masks that hide the regions, by default those of `MaskOptions`.
         augment: as in `PretrainConfig`, with the CPU as the device.
 
     Raises:

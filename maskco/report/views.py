@@ -37,8 +37,8 @@ def read_samples(
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
-    """Images at equal distances in a source, with the views that a run of this seed has of them in this epoch, and
-    (name, reason) of those that cannot be used."""
+    """Images at equal distances in a source, with their views in this epoch of a run of this seed. Also (name, reason)
+    of those that cannot be used."""
     transform = TwoViews(config)
     dataset = PretrainDataset(source, transform.raw if augment == "device" else transform, seed)
     samples, failures = [], []
@@ -67,7 +67,7 @@ def finished(views: Views | RawViews) -> Views:
 class Samples(Part):
     """So many samples in a row: an image, its query view as the encoder sees it, and its key view.
 
-    masks: what hides the regions, which are then outlined in both views, or None.
+    masks: options of the masks that hide the regions, which are then outlined in both views, or None.
     """
 
     gap, between = 0.08, 0.3

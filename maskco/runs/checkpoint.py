@@ -24,7 +24,7 @@ BEST = "best.pt"  # that of the best epoch, by what `keep_best` says
 
 
 class CheckpointError(UserError):
-    """A checkpoint is unreadable, or of something else."""
+    """A checkpoint is unreadable, or the file is something else."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
@@ -32,7 +32,7 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values, nothing that needs unpickling. Raises OSError if they cannot be written."""
+    """Writes tensors and plain values only, which need no unpickling. Raises OSError if they cannot be written."""
     try:
         write_atomically(Path(path), lambda file: torch.save({"format": FORMAT, **state}, file))
     except RuntimeError as error:  # torch's zip writer, closing after a write that failed, hides why it did
@@ -49,7 +49,7 @@ def kept_checkpoints(run: Path) -> dict[int, Path]:
 
 def keep_checkpoint(path: Path, name: str) -> None:
     """Gives the checkpoint at `path`, which will be replaced, a second name next to it. If that fails
-    (OSError), what had the name before has it still."""
+    (OSError), the file that had this name keeps it."""
     kept = path.with_name(name)
     if kept.exists() and kept.samefile(path):
         return
@@ -108,7 +108,7 @@ def converted(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_queues(config: PretrainConfig, weights: dict[str, Any]) -> None:
-    """Raises ValueError if options ask for a larger queue than the weights hold: it would be made before they are."""
+    """Raises ValueError if the options' queue is not that of the weights, before it is allocated."""
     options = vars(config.method)
     if "queue_size" in options:
         wanted = (options["queue_size"], options["dim"])

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and what lies in it."""
+"""The folder of a run: checks before a run writes into it, and its files."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def never_began(out: Path) -> bool:
-    """Whether a run of ours was started here that made no row of metrics and saved no checkpoint."""
+    """Whether our run was started here, but made no row of metrics and saved no checkpoint."""
     kept = any((out / name).exists() for name in (CHECKPOINT, BEST)) or kept_checkpoints(out)
     return _names_maskco(out / CONFIG) and not kept and not read_metrics(out)
 
 
 def _is_run(out: Path) -> bool:
-    """Whether a folder is a run of ours, if need be by other signs than its config.json, which may be damaged."""
+    """Whether a folder is our run. Its config.json may be damaged, so other signs count too."""
     if _names_maskco(out / CONFIG):
         return True
     if any(row.keys() >= METRICS_OF_OURS for row in read_metrics(out)) or _first_line(out / LOG):

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 class Recorder:
     """Writes a run's log.txt and metrics.jsonl, and passes rows to its loggers. A context manager.
 
-    A log or metrics that cannot be written stop the run; a logger that fails does not.
+    A log or metrics that cannot be written stop the run. A logger that fails does not.
 
-    Nothing is written, and nothing replaced, before `begin`: a run that fails in its first step leaves no trace, and
-    the run that it was to replace as it was.
+    Nothing is written or replaced before `begin`. So a run that fails in its first step leaves no trace, and does not
+    change the run that it was to replace.
 
     Args:
-        step: steps already done; rows of metrics past them, which a resumed run makes again, are dropped.
+        step: steps already done. Later rows of metrics are dropped, since a resumed run makes them again.
         replace: remove the run that is in `out`.
     """
 
@@ -105,7 +105,7 @@ class Recorder:
 
 
 def append(file: TextIO, text: str) -> None:
-    """Writes at once. An OSError says which file it was, which that of a failing write does not by itself."""
+    """Writes at once. Its OSError names the file, which that of a failing write does not."""
     try:
         file.write(text)
         file.flush()
@@ -115,7 +115,7 @@ def append(file: TextIO, text: str) -> None:
 
 
 class SilentRecorder:
-    """Takes what a `Recorder` takes and writes nothing: all ranks but the first have one. A context manager."""
+    """A `Recorder` that writes nothing, for all ranks but the first. A context manager."""
 
     def begin(self) -> None:
         pass

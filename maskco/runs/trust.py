@@ -1,9 +1,15 @@
 """Runs and checkpoints may come from others: nothing in them is executed, fetched, or opened outside their folder.
 
-What a run stores may name such things: its data, those of its probe, an encoder of the Hugging Face hub, weights to
-start from, loggers, a link in place of a file. They are used only where the user names them in this very call. There is
-one exception: loggers and local paths of images in a run that this user started. The run's config.json carries a
-signature of these paths, made with a key that only the user can read.
+A run may name such things:
+
+- its data, and those of its probe
+- an encoder of the Hugging Face hub, or weights to start from
+- loggers
+- a link in place of a file
+
+They are used only if the user names them in this very call. There is one exception: loggers and local paths of images
+in a run that this user started. The run's config.json has a signature of these paths, made with a key that only the
+user can read.
 """
 
 from __future__ import annotations
@@ -66,7 +72,7 @@ def refuse_source(encoder: str, where: str, remedy: str) -> None:
 
 
 def stored_data(run: Path, data: str, command: str, option: str = "data") -> str:
-    """`data`, stored in a run or its checkpoint, if it may be opened without being named in this call: "demo", or a
+    """`data` that a run or its checkpoint stores, if it may be opened without being named in this call: "demo", or a
     local path in a run that this user started.
 
     Args:
@@ -87,7 +93,7 @@ def stored_data(run: Path, data: str, command: str, option: str = "data") -> str
 
 
 def sign(data: str, probe: str | None = None) -> str | None:
-    """The signature by which this user's later calls know a run's images, and those of its probe, as their own; None
+    """The signature by which this user's later calls know a run's images, and those of its probe, as their own. None
     where no key can be kept."""
     key, named = _key(), b"data\0" + os.fsencode(data)
     if probe is not None:

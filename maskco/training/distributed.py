@@ -1,14 +1,14 @@
 """Data-parallel training: one process (a rank) for each device, started by torchrun. A no-op without a process group.
 
 Every rank holds the whole method and queue, and takes its slice of each global batch. DistributedDataParallel averages
-the gradients while the backward pass still runs; keys are gathered in rank order before the push, so that all queues
-stay equal bit for bit. Gradients, queue and loss are those of one process with the whole batch, but for two things:
+the gradients while the backward pass still runs. Keys are gathered in rank order before the push, so that all queues
+stay equal bit for bit. Gradients, queue and loss are those of one process with the whole batch, except for two things:
 
-* sums are rounded in another order;
-* a batch norm sees one rank's micro-batch, `batch_size / (ranks × accumulate)` images, not the whole batch. On the
-  query side `batch_norm="sync"` shares the statistics between ranks (not between micro-batches). On the key side they
-  must be of other images than the query's, else the two recognise each other by their company: that is what
-  `shuffle_keys` (between ranks) and `key_group` (within one) are for, see `nn.shuffled_across_ranks`.
+* Sums are rounded in another order.
+* A batch norm sees one rank's micro-batch, `batch_size / (ranks × accumulate)` images, not the whole batch. On the
+  query side `batch_norm="sync"` shares the statistics between ranks (not between micro-batches). On the key side the
+  statistics must be of other images than the query's. Else the two recognise each other by their statistics. This is
+  the purpose of `shuffle_keys` (between ranks) and `key_group` (within one), see `nn.shuffled_across_ranks`.
 
 Running statistics stay each rank's own, and the checkpoint has rank 0's, as is usual.
 """
@@ -49,7 +49,7 @@ def local_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group of torchrun's environment while the block runs; does nothing without one, or inside another.
+    """The process group of torchrun's environment while the block runs. Does nothing without one, or inside another.
 
     Ranks agree on what they do over gloo, on the CPU, so that it never waits for a GPU. When a peer is lost in the
     block, RankError is raised.
@@ -72,7 +72,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """No rank leaves the block before all have reached its end, and none at all if one of them fails in it."""
+    """No rank leaves the block before all have reached its end. If one fails in it, all raise."""
     try:
         yield
     except Exception:
@@ -92,9 +92,9 @@ def _launched_with_others() -> bool:
 def data_parallel(module: nn.Module, *, unused: bool = False) -> nn.Module:
     """`module`, equal on all ranks, with gradients averaged over them.
 
-    unused: some parameters get no gradient. They are looked for at each step, or torch would wait for them.
+    unused: some parameters get no gradient. torch looks for them at each step. Else it would wait for them.
 
-    Buffers are not broadcast at each step: the queue's stay equal anyway, and a batch norm's are for each rank to keep.
+    Buffers are not broadcast at each step: the queue's stay equal anyway, and each rank keeps those of its batch norms.
     """
     if not is_distributed():
         return module
@@ -104,14 +104,14 @@ def data_parallel(module: nn.Module, *, unused: bool = False) -> nn.Module:
 
 
 def reduce_gradients(module: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a `data_parallel` module: with `now` false, gradients only add up on each rank."""
+    """Context of a `data_parallel` module's passes. With `now` false, gradients only add up on each rank."""
     return nullcontext() if now or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
 def share_batch_statistics(method: Method) -> None:
-    """Makes the trained side's batch norms take their statistics over all ranks, in place; CUDA only.
+    """Makes the trained side's batch norms take their statistics over all ranks, in place. CUDA only.
 
-    The momentum side's do not change: it is split into groups so that its statistics are of other images.
+    The momentum side's do not change. It is split into groups so that its statistics are of other images.
     """
     from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation in timm's norms
 

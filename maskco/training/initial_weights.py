@@ -1,4 +1,4 @@
-"""`pretrain --init`: a run that starts from weights of one's own."""
+"""`pretrain --init`: a run that starts from your own weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskco.weights.names import choice_line, load_named, timm_names, whole_mode
 def start_from_weights(method: Method, config: PretrainConfig) -> str:
     """Fills the encoder of a fresh method, and its momentum copy, from what `config.run.init` names.
 
-    That is a run folder, a checkpoint, or a file of weights of another project. Random numbers are left alone.
+    That is a run folder, a checkpoint, or a file of weights of another project. Random numbers do not change.
 
     Returns: a line that says where the weights come from.
 

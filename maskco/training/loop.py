@@ -60,7 +60,7 @@ from maskco.training.state import TrainState
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run: its folder, steps done in all, last logged loss, unusable images, and the signal that
+    """Result of a run: its folder, all steps done, the last logged loss, and unusable images. Also the signal that
     ended it early, if one did."""
 
     out: Path
@@ -85,15 +85,15 @@ def pretrain(
     """Pretrains an encoder on the images in `data` and writes checkpoint, metrics and log to `out`.
 
     Args:
-        data: folder of images, "demo", or whatever else `open_source` takes; or a data set in Python, any object with
-            `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if the run was started by
-            this user from a local folder; it may name the same images elsewhere.
+        data: folder of images, "demo", or whatever else `open_source` takes. Or a data set in Python, any object with
+            `__len__` and `__getitem__`, see `PythonSource`. With `resume` it may be left out if this user started the
+            run from a local folder. It may also name the same images elsewhere.
         resume: continue the run in `out`, with its own options except those given here. Starts it if there is none.
         overwrite: replace the run in `out`.
         options: any options of `maskco.config.PretrainConfig`, by name.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it after the current step, saved; in a thread other than the main one they
-    are left alone.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 save the run and end it after the current step. Outside the main thread it does
+    not handle signals.
     Raises ConfigError, CheckpointError or TrainingError (all are UserError), each with a message of one line.
     """
     stored = user_path(out or "") / CONFIG
@@ -115,8 +115,8 @@ def train(
 ) -> RunResult:
     """`pretrain` for a configuration. The caller's random numbers, threads and signal handlers stay as they are.
 
-    With `resume`, `config.run.data` and `probe` may be "": then the run's own are taken, if `trust.stored_data` allows
-    it. A `dataset` in Python takes the place of what `config.run.data` names.
+    With `resume`, `config.run.data` and `probe` may be "". Then the run's own are taken, if `trust.stored_data` allows
+    it. A `dataset` in Python replaces `config.run.data`.
     """
     stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
     if stored and (path := user_path(config.run.out) / CONFIG).exists():
@@ -230,7 +230,7 @@ def _train(
             due = 0 < 60 * config.run.save_every_minutes <= time.monotonic() - saved
             stopped, by_time, failed = agree(stop.signal or 0, due, bool(failures))
 
-            # ---- tell
+            # ---- report
             for name, reason in state.broken.add(config.optim.batch_size, join_lists(failures) if failed else []):
                 record.say(f"cannot be used: {name}: {reason}", show=False)
             state.broken.require_few()

@@ -28,7 +28,7 @@ def create_optimizer(method: Method, options: OptimOptions, encoder: str, *, fus
 
     Args:
         encoder: timm's name of the method's encoder, whose layers `layer_decay` counts.
-        fused: on CUDA; it asks the device nothing when fp16 gradients overflow.
+        fused: on CUDA. It does not wait for the device when fp16 gradients overflow.
 
     Raises ConfigError for an optimizer that is unknown, not installed, or cannot do what is asked of it.
     """

@@ -1,4 +1,4 @@
-"""Which recipe suits an encoder, by what it is made of, and a run's options filled in from it."""
+"""Chooses the recipe for an encoder by its layers, and fills in a run's options from it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LAYER_NORMS = ("layernorm", "rmsnorm", "simplenorm", "groupnorm1")  # in names o
 
 
 def with_recipe(config: PretrainConfig) -> PretrainConfig:
-    """The configuration with what it leaves to its recipe, and to the encoder, filled in.
+    """The configuration with values from its recipe, and from the encoder, filled in.
 
-    Nothing happens where all is given, as in what a run stored.
+    It does not change if all values are given, as in stored runs.
     Raises ConfigError for an encoder that cannot be built, or that the recipe is not for.
     """
     given, recipe = config.flat(), config.optim.recipe
@@ -61,7 +61,7 @@ def recipe_line(config: PretrainConfig, encoder: nn.Module) -> str:
 
 
 def parts_of(encoder: nn.Module) -> dict[str, int]:
-    """What an encoder is made of, as far as recipes tell encoders apart: how many modules of each kind."""
+    """How many modules of each kind an encoder has, as far as recipes distinguish them."""
     counts = {"BatchNorm": 0, "LayerNorm": 0, "attention": 0}
     for module in encoder.modules():
         name = type(module).__name__.lower()

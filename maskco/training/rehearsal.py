@@ -18,21 +18,22 @@ from maskco.nn.encoder import map_scale
 from maskco.nn.ranks import alone
 
 EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
-IMAGES = 2  # batch norms need company
+IMAGES = 2  # batch norms need more than one
 
 
 def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype: torch.dtype | None) -> list[str]:
     """Names of learned parameters that get no gradient, in the method's order.
 
-    Runs the method once, forward and backward, on two images of noise at the run's size and with full queues, and once
-    more without masks where it has some (`Method.plain_loss`). Weights, gradients, buffers and random numbers stay as
-    they are. Ranks call it on their own.
+    Runs the method once, forward and backward, on two images of noise at the run's size and with full queues. If the
+    method has masks, it runs again without them (`Method.plain_loss`). Weights, gradients, buffers and random numbers
+    stay as they are. Each rank calls it on its own.
 
     Args:
-        dtype: of autocast; None: it is off.
+        dtype: of autocast. None: it is off.
 
-    Raises ConfigError that names encoder and image size, if the encoder fails, its map has another shape than it says,
-    its gradient is not finite, or masks make its gradient explode.
+    Raises:
+        ConfigError: the encoder fails, its map has another shape than it says, its gradient is not finite, or masks
+            make its gradient explode. The message names encoder and image size.
     """
     who = f"encoder {config.run.encoder} at image_size {config.views.image_size}"
     learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
@@ -114,7 +115,7 @@ def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride:
 
 
 def check_gradients(who: str, masked: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> None:
-    """Raises ConfigError if a gradient is not finite, or if masks make the whole explode; names where."""
+    """Raises ConfigError if a gradient is not finite, or if masks make the whole explode. The message says where."""
     norms = {name: norm(gradient) for name, gradient in masked.items() if gradient is not None}
     others = {name: norm(gradient) for name, gradient in plain.items() if gradient is not None}
     for what, found in (("", others), (" with masks", norms)):

@@ -15,9 +15,10 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last 
 class StopSignals:
     """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `signal` instead of dying of them.
 
-    After a SIGINT or SIGTERM, the next one of both acts as it always did, but for one rank of several: there the
-    scheduler may send the first and torchrun, which kills in the end, the second. SIGHUP and SIGUSR1 may come more than
-    once, from a closing terminal for example. A SIGHUP that was ignored, as under nohup, stays so.
+    - After a SIGINT or SIGTERM, the next one of either has its usual effect. With several ranks it is noted too, since
+      the scheduler may send the first and torchrun the second. torchrun kills in the end.
+    - SIGHUP and SIGUSR1 may come more than once, from a closing terminal for example.
+    - A SIGHUP that was ignored, as under nohup, stays ignored.
     """
 
     signal: int | None = None

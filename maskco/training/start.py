@@ -1,4 +1,4 @@
-"""What is settled before a run writes anything: its options filled in, and all that can be refused."""
+"""Steps before a run writes anything: fill in its options, and refuse what cannot work."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
 
 
 def raise_if_of_compiler(error: RuntimeError) -> None:
-    """Raises TrainingError in place of an error of --compile, by its type: torch explains it in many lines."""
+    """Raises TrainingError in place of a compiler's error, which torch explains in many lines."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported by what raises them
     if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
         reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
@@ -72,14 +72,14 @@ def raise_if_of_compiler(error: RuntimeError) -> None:
 
 
 def seeded_devices(device: torch.device) -> list[torch.device | int]:
-    """GPUs whose random numbers are put back after the run: one rank of many must not open its neighbours' GPUs."""
+    """GPUs whose random numbers are restored after the run. One rank of many must not open the others' GPUs."""
     if world_size() == 1:
         return list(range(torch.cuda.device_count()))
     return [device] if device.type == "cuda" else []
 
 
 def check_shares(config: PretrainConfig) -> None:
-    """Raises ConfigError unless the batch can be dealt out equally, to ranks and to --accumulate."""
+    """Raises ConfigError unless ranks and --accumulate divide the batch."""
     shares = world_size() * config.optim.accumulate
     if config.optim.batch_size % shares or config.optim.batch_size < 2 * shares:
         near = shares * max(config.optim.batch_size // shares, 2)
@@ -109,8 +109,8 @@ def check_equal_start(state: TrainState) -> None:
 
 
 def open_images(config: PretrainConfig, dataset: object | None = None) -> Source:
-    """The images of `config.run.data`, or of a data set in Python. Raises SourceError if there are no images, and
-    ConfigError if there are fewer than a batch, or if they have no shards for the order that is asked for."""
+    """The images of `config.run.data`, or of a data set in Python. Raises SourceError if there are no images. Raises
+    ConfigError if there are fewer than a batch, or if they have no shards for the requested order."""
     source: Source = open_source(config.run.data) if dataset is None else PythonSource(dataset)
     if len(source) < config.optim.batch_size:
         data = f"the data ({len(source)} images)"
@@ -131,7 +131,7 @@ def open_order(config: PretrainConfig, source: Source) -> Order:
 
 
 def window_notes(config: PretrainConfig, source: Source) -> list[str]:
-    """What to say of an order that draws from more than the cache holds."""
+    """A warning for an order that draws from more than the cache holds."""
     note = getattr(source, "window_note", None)
     line = note(window_of(config.run.shuffle or "full")) if note else None
     return [line] if line else []
@@ -144,8 +144,8 @@ def without_secrets(config: PretrainConfig) -> PretrainConfig:
 
 
 def open_loading(config: PretrainConfig, source: Source, state: TrainState, device: torch.device) -> Loading:
-    """This rank's micro-batches of every step still to come, of all epochs in a row: workers live once and load ahead
-    across epochs."""
+    """This rank's micro-batches of every step still to come, of all epochs in a row. Workers start once and load
+    ahead across epochs."""
     first, done = divmod(state.step, state.steps_per_epoch)
     whole = (len(source), config.optim.batch_size, config.run.seed)
     share = {"rank": rank(), "ranks": world_size(), "parts": config.optim.accumulate}
@@ -161,7 +161,7 @@ def open_loading(config: PretrainConfig, source: Source, state: TrainState, devi
 
 
 def queue_warnings(state: TrainState, outputs: Sequence[StepOutput]) -> list[str]:
-    """What to say of queues longer than the data or the whole run will fill, from what this rank pushed in one step."""
+    """A warning for queues longer than the data or the whole run will fill, from what this rank pushed in one step."""
     warnings = []
     for name, queue in state.method.queues.items():
         keys = sum(len(output.pushes[name]) for output in outputs) * world_size()

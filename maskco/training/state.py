@@ -1,4 +1,4 @@
-"""What a pretraining run carries from step to step, and from one process to the one that resumes it."""
+"""State of a pretraining run, from step to step, and from one process to the one that resumes it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainState:
     """Method, optimizer, scaler, totals and random numbers of a run after `step` steps.
 
     All ranks hold one, equal but for random numbers, batch norms' running statistics and the totals of their own
-    images. What waits for other ranks says so: all of them must call it.
+    images. Methods that wait for other ranks say so. All ranks must call them.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class TrainState:
         """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or images.
 
         It may be of a run with more or fewer ranks: the order of images does not depend on their number. The data may
-        be elsewhere than they were, if there are as many images of the same names.
+        have moved, if there are as many images of the same names.
         """
         state = read_checkpoint(path)
         config = stored_config(path, state)

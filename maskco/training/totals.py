@@ -1,4 +1,4 @@
-"""What a run adds up between two rows of metrics, and over its epochs."""
+"""Sums of a run between two rows of metrics, and over its epochs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskco.runs.folder import PROBES
 class Totals:
     """Sums of the loss and of a method's metrics since the last row, on the device, so that adding never waits.
 
-    Each rank adds up what it sees itself. Reading the totals waits for all of them.
+    Each rank adds up its own. Reading the totals waits for all of them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,11 +64,10 @@ class Totals:
 
 
 class BestEpoch:
-    """Finds the epoch with the lowest mean loss, or with `by` "probe" the one after which the probe scored highest: on
-    regions, if its data have boxes, else on whole images.
+    """Finds the best epoch: that with the lowest mean loss, or with `by` "probe" that with the highest probe score.
 
-    By loss, an epoch that starts before all queues are full does not count: from fewer negatives a key is easier to
-    tell. The probe does not look at queues.
+    The probe scores regions, if its data have boxes, else whole images. By loss, an epoch that starts before all queues
+    are full does not count, since a key is easier to find among fewer negatives. The probe does not depend on queues.
     """
 
     def __init__(self, by: str, queues: Collection[FeatureQueue]) -> None:

@@ -13,7 +13,7 @@ from maskco.weights.origin import Origin
 
 
 def card_start(name: str) -> str:
-    """What the card of an export of this name starts with."""
+    """The first line of the card of an export of this name."""
     return f"# {name}\n\n| | |\n|---|---|\n| encoder | "
 
 
@@ -24,7 +24,7 @@ def model_card(origin: Origin, name: str, tensors: str, loading: str, note: str 
         name: of the file, or of the model on the hub.
         tensors: how many there are, and by whose names.
         loading: the lines of Python that load them.
-        note: what to know in addition.
+        note: an additional remark.
     """
     made = f"maskco {__version__}" + (f", commit {commit()}" if commit() else "")
     stride = "" if origin.output_stride is None else f", output stride {origin.output_stride}"
@@ -54,7 +54,7 @@ def hub_card(card: str, license: str | None = None) -> str:
     """The card with the front matter that the hub reads, and a seal by which `is_unchanged` knows it.
 
     Args:
-        license: the hub's name for one, such as "apache-2.0". None: the card says none, and whoever publishes decides.
+        license: the hub's name for one, such as "apache-2.0". None: the card says none, and the publisher decides.
     """
     matter = ["library_name: timm", f"pipeline_tag: {TAGS[0]}"]
     matter += [f"license: {license}"] if license else []

@@ -32,9 +32,9 @@ def load_encoder(
     """Makes an encoder and fills it.
 
     Args:
-        name: what to call the file in errors.
-        tensors, said: what `read_weights` returns.
-        architecture: timm's name for the encoder; None: what the file says (MoCo's does).
+        name: of the file in errors.
+        tensors, said: the results of `read_weights`.
+        architecture: timm's name for the encoder. None: what the file says (MoCo's does).
         prefix: which of several encoders, see `maskco.weights.names.load_named`.
 
     Raises WeightsError: an unknown architecture, or tensors of another.

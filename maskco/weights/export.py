@@ -3,7 +3,7 @@
     export_encoder("RUN", "torchvision", "resnet50_maskco.pth")
     export_encoder("moco_v2_800ep.pth.tar", "detectron2", "moco_v2.pth", architecture="resnet50")
 
-What ends in .safetensors is written as that, anything else by `torch.save` as tensors and plain values, which
+A name that ends in .safetensors is written in that format, any other by `torch.save` as tensors and plain values, which
 `torch.load(weights_only=True)` reads. Projection, mask head, queue and momentum side are left out: pretraining is done.
 """
 
@@ -31,7 +31,7 @@ from maskco.weights.origin import ExportError, Origin, open_origin
 
 @dataclass(frozen=True)
 class Exported:
-    """What goes into the file, and how it is loaded."""
+    """Content of the file, and how it is loaded."""
 
     tensors: dict[str, Tensor]
     loading: str  # Python
@@ -58,12 +58,12 @@ def export_encoder(
         source: a run folder, a checkpoint in it, or a file of weights that another project wrote.
         format: "torchvision", "timm", "detectron2" or "safetensors".
         architecture: timm's name for the encoder in a file of weights that does not say it.
-        prefix: which of several encoders in a file of weights: what stands before its tensors' names.
-        notes: gets what the user should know, such as which of several encoders was taken.
+        prefix: chooses one of several encoders in a file of weights, by the prefix of its tensors' names.
+        notes: gets lines for the user, such as which of several encoders was taken.
 
     Raises:
-        ExportError: no such format, an encoder that the library lacks, a suffix that the format is not read from, or
-            files in the way that no export to `out` wrote.
+        ExportError: no such format, an encoder that the library lacks, or a suffix that readers of the format do not
+            take. Also existing files that no export to `out` wrote.
         CheckpointError, ConfigError: a run without a usable checkpoint.
         WeightsError: a file of weights that is unreadable, of an unknown architecture, or of another.
     """
@@ -98,7 +98,7 @@ def export_encoder(
 
 
 def _card_of(out: Path) -> Path:
-    """Where the card goes. Raises ExportError if a file is in the way that no export to `out` wrote."""
+    """Where the card goes. Raises ExportError if it exists and no export to `out` wrote it."""
     names = (out.with_suffix(".md"), out.with_name(f"{out.name}.md"))
     own = next((card for card in names if _is_card_of(card, out)), None)
     if out.exists() and own is None:
@@ -184,7 +184,7 @@ def _dilated(origin: Origin) -> str:
 def detectron2_name(name: str) -> str:
     """torchvision's name of a ResNet's tensor -> detectron2's, as MoCo's convert-pretrain-to-detectron2.py has it.
 
-    layer1.0.bn2.weight -> res2.0.conv2.norm.weight; layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias.
+    layer1.0.bn2.weight -> res2.0.conv2.norm.weight, layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias.
     """
     name = re.sub(r"^layer(\d)", lambda layer: f"res{int(layer[1]) + 1}", name)
     name = re.sub(r"^(?=conv1|bn1)", "stem.", name)

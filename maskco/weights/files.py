@@ -1,5 +1,7 @@
-"""Reads files of weights that other projects wrote. Nothing in them is executed, and other files are recognised by
-their content: a git-lfs pointer, a web page, a download that was cut off …
+"""Reads files of weights that other projects wrote.
+
+Nothing in them is executed. Other files are recognised by their content: a git-lfs pointer, a web page, a download that
+was cut off …
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Names in nested dictionaries are joined by dots: `teacher.backbone.conv1.weight`. `state_dict.`, where most files
     keep everything, is left out. Dictionaries with other keys than text, such as an optimizer's, are not searched.
 
-    Read without unpickling code (`weights_only=True`): of what is no tensor, well-known classes are replaced by empty
-    stand-ins (see `STAND_INS`), and any other is refused by its name. Raises WeightsError.
+    Read without unpickling code (`weights_only=True`). Well-known classes other than tensors are replaced by empty
+    stand-ins (see `STAND_INS`). Any other class is refused by its name. Raises WeightsError.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,7 +59,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _tensors(content: object, prefix: str = "", depth: int = 0, seen: frozenset[int] = frozenset()) -> Iterator:
-    """(name, tensor) of a nested dictionary, in its order; one that holds itself is entered once."""
+    """(name, tensor) of a nested dictionary, in its order. One that holds itself is entered once."""
     if not isinstance(content, Mapping) or id(content) in seen or depth > DEEPEST:
         return
     if all(isinstance(key, str) for key in content):
@@ -117,7 +119,7 @@ STAND_INS: list[Any] = [
     (_dictionary, "collections.defaultdict"),
     (_sequence, "collections.deque"),
 ]
-"""What a pickle may name next to tensors, and what it gets instead. The named classes are never imported."""
+"""Classes that a pickle may name next to tensors, and their stand-ins. The named classes are never imported."""
 
 
 def _load(path: Path) -> Any:
@@ -178,7 +180,7 @@ _LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # torch's magic number in files
 
 
 def _no_weights(path: Path) -> str | None:
-    """What the file is instead of weights, and what to do; None if it may be weights."""
+    """What the file is instead of weights, and what to do. None if it may be weights."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)
@@ -218,7 +220,7 @@ def _no_weights_in_zip(path: Path, size: int) -> str | None:
 
 
 def _safetensors_header(path: Path) -> int | None:
-    """The length of a .safetensors file's header; None of any other file, whatever its name."""
+    """The length of a .safetensors file's header. None for any other file, whatever its name."""
     with open(path, "rb") as file:
         head = file.read(9)
     return int.from_bytes(head[:8], "little") if len(head) == 9 and head[7:8] == b"\0" and head[8:] == b"{" else None

@@ -64,8 +64,8 @@ def push_encoder(
         notes: gets what the user should know.
 
     Raises:
-        PushError: a name that the hub refuses, no token or permission, no connection, a repository that holds another
-            model, or a public one though `private` is asked for.
+        PushError: a name that the hub refuses, no token or permission, no connection. Also a repository that holds
+            another model, or a public one with `private`.
         CheckpointError, ConfigError, WeightsError: as `export_encoder`.
     """
     from huggingface_hub import HfApi, get_token
@@ -252,7 +252,7 @@ def _is_export(config: Path) -> bool:
 
 @contextmanager
 def _named_failures(push: str) -> Iterator[None]:
-    """What the hub's client raises, of several libraries' types, as a PushError that says what to do."""
+    """The error of the hub's client, of several libraries' types, as a PushError that says what to do."""
     try:
         yield
     except UserError:

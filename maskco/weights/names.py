@@ -1,9 +1,9 @@
-"""Weights by name: what timm calls an encoder's tensors, and files of weights that other projects wrote.
+"""Weights by name: timm's names of an encoder's tensors, and files of weights that other projects wrote.
 
-The common language is the state dict of timm's whole model, without its classifier: an encoder made with
-`features_only` calls the same tensors slightly otherwise (`stages_0.…` for `stages.0.…`), and files put
-prefixes before them, or number its parts (`nn.Sequential`). A file may hold several encoders that fit. Which one is
-taken is written at `preference`, and said.
+The common language is the state dict of timm's whole model, without its classifier. An encoder made with
+`features_only` has slightly different names for the same tensors (`stages_0.…` for `stages.0.…`). Files put prefixes
+before them, or number the parts (`nn.Sequential`). A file may hold several encoders that fit. `preference` chooses one,
+and the choice is reported.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def timm_state(backbone: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 class Candidate(NamedTuple):
-    """An encoder in a file: what stands before its tensors' names, and the file's name of each of the model's own."""
+    """An encoder in a file: the prefix of its tensors' names, and the file's name of each of the model's own."""
 
     prefix: str
     names: dict[str, str]
@@ -71,23 +71,24 @@ def load_named(
     prefix: str | None = None,
     argument: str = "architecture",
 ) -> dict[str, Any]:
-    """Fills all of `model` from tensors of another's state dict, whatever prefix they stand behind.
+    """Fills all of `model` from tensors of another's state dict, behind any prefix.
 
     Args:
-        names: the model's own name of each tensor -> the name to look for. The own names are looked for too, and
-            numbers in place of the model's parts, as `nn.Sequential` has them.
+        names: the model's own name of each tensor -> the name to look for. Own names are looked for too, and so are
+            numbers in place of the model's parts, as in `nn.Sequential`.
         tensors: may hold more (classifier, projection, a second encoder).
-        source: what to call the file in errors.
-        prefix: which of several encoders to take: what stands before its tensors' names, or whole words of that, such
-            as "teacher". None: the one that `preference` puts first.
+        source: name of the file in errors.
+        prefix: chooses one of several encoders, by the prefix of its tensors' names or whole words of it, such as
+            "teacher". None: the one that `preference` puts first.
         argument: the caller's argument that names the architecture, for an error where that is wrong.
 
-    Returns: {"prefix", "others", "matched", "unused"}: how the tensors were called, prefixes of other encoders that fit
-    and hold other values, how many tensors were used, how many left over.
+    Returns:
+        A dictionary. "prefix" is that of the tensors. "others" has the prefixes of other encoders that fit and hold
+        other values. "matched" and "unused" count the tensors that were used and left over.
 
     Raises:
-        WeightsError: a tensor is missing, has another shape or is not finite (says how many fit and names one that does
-            not), no encoder has this prefix, or several have an equal claim.
+        WeightsError: a tensor is missing, has another shape or is not finite. The message says how many fit and names
+            one that does not. Also if no encoder has this prefix, or several have equal rank.
     """
     taken, others = find_named(model, names, tensors, source, prefix=prefix, argument=argument)
     fill(model, taken, tensors, source)
@@ -129,7 +130,7 @@ def fill(model: nn.Module, taken: Candidate, tensors: Mapping[str, Tensor], sour
 
 
 def facts_of(taken: Candidate, others: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `load_named` returns."""
+    """The result of `load_named`."""
     unused = sum(not name.endswith(COUNTERS) for name in tensors) - len(taken.names)
     return {"prefix": taken.prefix, "others": others, "matched": len(taken.names), "unused": unused}
 
@@ -137,15 +138,15 @@ def facts_of(taken: Candidate, others: list[str], tensors: Mapping[str, Tensor])
 def rest_named(
     whole: Mapping[str, Tensor], state: Mapping[str, Tensor], taken: Candidate, tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """Tensors of the whole model that an encoder lacks, such as a last norm, and that the file has behind the same
-    prefix: their names in timm's model, and in the file."""
+    """Names in timm's model -> names in the file, of tensors that an encoder lacks, such as a last norm. The file has
+    them behind the same prefix."""
     unwrapped = {_unwrapped(name): name for name in tensors}
     called = {name: unwrapped.get(taken.prefix + name) for name in whole if name not in state}
     return {n: c for n, c in called.items() if c is not None and _kind(tensors[c]) == _kind(whole[n])}
 
 
 def choice_line(facts: Mapping[str, Any], argument: str = "prefix") -> str | None:
-    """What to say of a choice between encoders in `load_named`, which an argument makes; None if there was none."""
+    """A line about the choice between encoders in `load_named`, and its argument. None if there was no choice."""
     if not facts.get("others"):
         return None
     taken, *others = (str(Candidate(prefix, {})) for prefix in (facts["prefix"], *facts["others"]))
@@ -153,11 +154,13 @@ def choice_line(facts: Mapping[str, Any], argument: str = "prefix") -> str | Non
 
 
 def preference(prefix: str) -> int:
-    """Of several encoders in a file the one with the lowest number is taken, by the words in its prefix.
+    """Rank of an encoder in a file, by the words in its prefix. The lowest is taken.
 
-    0: an average for evaluation (`ema`), as timm prefers it; 1: the `teacher`, as DINO and iBOT evaluate it; 2: any
-    other, such as MoCo's `encoder_q`, BYOL's `online_encoder`, MoCo v3's `base_encoder` and lightly's `backbone`; 3: a
-    `student`; 4: a momentum side (`k`, `key`, `m`, `momentum`, `target`).
+    - 0: an average for evaluation (`ema`), as timm prefers it.
+    - 1: the `teacher`, as DINO and iBOT evaluate it.
+    - 2: any other, such as MoCo's `encoder_q`, BYOL's `online_encoder`, MoCo v3's `base_encoder`, lightly's `backbone`.
+    - 3: a `student`.
+    - 4: a momentum side (`k`, `key`, `m`, `momentum`, `target`).
     """
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", prefix)}
     ranks = ({"ema"}, {"teacher"}, set[str](), {"student"}, {"k", "key", "m", "momentum", "target"})
@@ -167,7 +170,7 @@ def preference(prefix: str) -> int:
 def _choose(
     found: list[Candidate], tensors: Mapping[str, Tensor], source: str, prefix: str | None
 ) -> tuple[Candidate, list[str]]:
-    """The encoder to take, and the prefixes of the others, but for further names of the same values."""
+    """The encoder to take, and the prefixes of the others, except further names of the same values."""
     found = sorted(found, key=lambda each: preference(each.prefix))  # (stable: else in the file's order)
     distinct = _distinct(found, tensors)
     if prefix is not None:
@@ -217,7 +220,7 @@ def _unwrapped(name: str) -> str:
 def _prefixes(
     needed: Mapping[str, str], shapes: Mapping[str, Kind], called: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Counter[str]:
-    """How many of the needed tensors stand behind each prefix, in the file's order, which most_common keeps."""
+    """How many of the needed tensors have each prefix, in the file's order, which most_common keeps."""
     wanted = {name: shapes[own] for own, name in needed.items()}
     fitting: Counter[str] = Counter()
     for name, in_file in called.items():

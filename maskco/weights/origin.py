@@ -1,4 +1,4 @@
-"""What can be exported: the encoder of a run, or one in a file of weights that another project wrote."""
+"""Encoders that can be exported: that of a run, or one in a file of weights that another project wrote."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExportError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Origin:
-    """An encoder, and what its card says of where it comes from."""
+    """An encoder, and the facts of its card about its origin."""
 
     encoder: str  # timm's name, as the run or the user has it
     tensors: dict[str, Tensor]  # by the names of timm's whole model
@@ -83,13 +83,15 @@ def open_origin(
     """The encoder in a run folder, a checkpoint or a file of weights.
 
     Args:
-        architecture: timm's name for the encoder in a file that does not say it; of a run only if it is not timm's own.
+        architecture: timm's name for the encoder in a file that does not say it. For a run, only if the encoder is not
+            timm's own.
         prefix: which of several encoders in a file of weights, see `maskco.weights.names.load_named`.
         public: leave out what describes the user's machine, such as paths.
         notes: gets what the user should know.
 
     Raises:
-        CheckpointError, ConfigError: no usable checkpoint; WeightsError: a file that does not fit.
+        CheckpointError, ConfigError: no usable checkpoint.
+        WeightsError: a file that does not fit.
         ExportError: nothing is there, or a prefix or another architecture is named for a run.
     """
     path = user_path(source)

@@ -16,7 +16,7 @@
 // Function attributes for the instruction sets.
 #if defined(__x86_64__)
 #define MASKCO_AVX2 __attribute__((target("arch=x86-64-v3")))
-#if defined(__clang__)  // it splits vectors of 64 bytes unless told otherwise
+#if defined(__clang__)  // it splits vectors of 64 bytes by default
 #define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4"), min_vector_width(512)))
 #else
 #define MASKCO_AVX512 __attribute__((target("arch=x86-64-v4")))

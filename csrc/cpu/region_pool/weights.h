@@ -59,7 +59,7 @@ struct WeightsView {
     T weight;       // (8 bytes in float32: masks that overlap have many entries)
   };
   struct Run {
-    int64_t region, begin;  // of its entries, which end where the next run's begin
+    int64_t region, begin;  // of its entries, which end where the next run's start
   };
   int64_t regions;
   const T* matrix;       // [regions, pixels] or null, padded with zeros: see Weights

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kBoxThreads) box_weights_kernel(
     T* shares,          // [R, H + W]: a row's or column's share of the mean, -1 where no sample point touches
     BoxBounds* bounds,  // [R]
     int64_t* order,     // [R]: boxes by image
-    int64_t* starts)    // [images + 2]: where an image's boxes begin in `order`
+    int64_t* starts)    // [images + 2]: where an image's boxes start in `order`
 {
   __shared__ int32_t extent[4];  // first row, last row, first column, last column
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -1,4 +1,4 @@
-"""Where images come from: one registry for pretraining and evaluation. Imports nothing heavy."""
+"""Sources of images: one registry for pretraining and evaluation. Imports nothing heavy."""
 
 from maskco.data.sources.base import Source, SourceError, is_remote
 from maskco.data.sources.registry import Kind, fingerprint, locate, open_labelled, open_source, register

@@ -1,4 +1,4 @@
-"""Images in one NumPy file: small ones, such as CIFAR's, of which opening and decoding files would cost the most."""
+"""Images in one NumPy file. It suits small images, such as CIFAR's, since no files have to be opened and decoded."""
 
 from __future__ import annotations
 

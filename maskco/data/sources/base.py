@@ -1,4 +1,4 @@
-"""What a source of images is. Every source imports this module, and this module imports none of them.
+"""The contract of a source of images. Every source imports this module, and this module imports none of them.
 
 A source is one file with a function `open_source(data) -> Source` and one entry in `registry.SOURCES`. If it has
 labels, it also has a function `open_labelled(data, wanted) -> LabelledData`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # both are heavy, and who asks only whether data are remote s
 
 
 class SourceError(UserError, ValueError):
-    """The place that should hold images does not, or cannot be read."""
+    """A source holds no images, or cannot be read."""
 
 
 class Source(Protocol):
@@ -35,7 +35,7 @@ class Source(Protocol):
         """RGB PIL image or uint8 tensor [3, H, W]. Raises ImageError."""
 
     def name(self, index: int) -> str:
-        """What to call the image in a log."""
+        """Name of the image in a log."""
 
     # Sources of files also have `open(index) -> EncodedImage`: views that show little of a large image decode less.
     # Sources may also have
@@ -51,7 +51,7 @@ def is_remote(data: str) -> bool:
 
 
 def check_regular(path: Path) -> None:
-    """Raises SourceError for what is neither file nor folder: reading a named pipe would wait for ever."""
+    """Raises SourceError unless it is a file or folder. Reading a named pipe would wait for ever."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise SourceError(f"data: {str(path)!r} is a pipe, socket or device: give a file or a folder")
 
@@ -65,7 +65,7 @@ def import_package(package: str, needed_for: str, install: str) -> ModuleType:
 
 
 def split_options(data: str) -> tuple[str, dict[str, str]]:
-    """NAME and the options of `NAME?option=value&option=value`; %26 is an & in a value. Raises SourceError."""
+    """NAME and the options of `NAME?option=value&option=value`. %26 is an & in a value. Raises SourceError."""
     name, _, query = data.partition("?")
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):

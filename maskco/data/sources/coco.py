@@ -4,7 +4,7 @@
     image, (boxes, labels, crowd) = images[0], images.objects[0]
     images.categories[labels[0]]                                           # "person"
 
-Pretraining takes the images and never looks at the boxes; they are for evaluation.
+Pretraining takes the images only. The boxes are for evaluation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
 
-NO_AREA = "boxes without area"  # as annotators leave them; whoever scores may ignore them
+NO_AREA = "boxes without area"  # as annotators leave them; a scorer may ignore them
 
 
 def open_source(data: str) -> CocoSource:
-    """Of a folder with several annotation files the one for training."""
+    """The images of an annotation file. Of several in a folder, the one for training."""
     files = _annotation_files(data)
     if len(files) > 1:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
@@ -72,7 +72,7 @@ def _part(source: CocoSource) -> LabelledPart:
 
 
 def _complete(path: Path) -> CocoSource:
-    """Refuses what training may leave out: a score on a part of the boxes cannot be compared with anybody's."""
+    """Refuses left-out boxes, since a score on a part of the boxes cannot be compared with others."""
     source = CocoSource(path)
     _require_none(source.left_out, path)
     if not source.categories:
@@ -89,10 +89,10 @@ def _require_none(left_out: LeftOut, path: Path) -> None:
 
 
 class CocoSource(ImageFiles):
-    """The images that a COCO annotation file lists, in order of their ids; a `maskco.data.sources.Source`.
+    """The images that a COCO annotation file lists, in order of their ids. A `maskco.data.sources.Source`.
 
-    They are looked for in the folder named like what follows `instances_` (beside `annotations/`, or in `images/`),
-    then in `images/` and beside `annotations/`. Images that are missing are counted in `left_out`. Counted in
+    They are looked for in the folder named like what follows `instances_` (next to `annotations/`, or in `images/`),
+    then in `images/` and next to `annotations/`. Images that are missing are counted in `left_out`. Counted in
     `boxes_left_out` are boxes without area, outside of their image, or of unknown images or categories.
 
     Boxes are placed when `objects` is first asked for, which reads every annotated image's header. They follow an
@@ -102,7 +102,7 @@ class CocoSource(ImageFiles):
 
     Args:
         annotations: `.../annotations/instances_<split>.json`.
-        images: the folder of the images, if it is another than those named above.
+        pictures: the folder of the images, if it is another than those named above.
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path | None = None) -> None:

@@ -1,7 +1,7 @@
-"""A COCO annotation file, read and checked once: what is wrong is said with its entry and field.
+"""A COCO annotation file, read and checked once. Errors name the entry and field.
 
 Fields that are not named here are ignored, such as ids of annotations, polygons and masks. Numbers may be written as
-1 or 1.0, but not as text or true. NaN and Infinity, which Python's writers put into JSON, may stand in ignored fields.
+1 or 1.0, but not as text or true. NaN and Infinity, which Python's writers put into JSON, may be in ignored fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where boxes lie that an annotation file gives for an image of another size, or for one that EXIF turns.
+"""Places boxes whose annotation file gives another size for the image, or whose image EXIF turns.
 
-Images are shown upright. Boxes may be of the stored image, of the upright one, or of one that was resized since, and
-the `width` and `height` of the file tell which: two sources of one fact, which must agree.
+Images are shown upright. Boxes may be of the stored image, of the upright one, or of one that was resized since. The
+file's `width` and `height` show which, and must agree with the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READERS = 8  # threads that read headers: they wait for the disk
 
 
 class Stored(NamedTuple):
-    """What an image file's header says."""
+    """An image file's header."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The image that boxes are of: `width` × `height`, once they are multiplied by `scale`; then EXIF turns it."""
+    """The image that boxes are of: multiplied by `scale`, they lie in `width` × `height`. Then EXIF turns it."""
 
     width: float
     height: float
@@ -43,12 +43,12 @@ class Frame(NamedTuple):
 
 class Frames(NamedTuple):
     frames: list[Frame]
-    notes: list[str]  # what was done to boxes and to how many images, for whoever reads the scores
+    notes: list[str]  # what was done to boxes and to how many images, for readers of the scores
     unexplained: list[int]  # images for which no frame fits
 
 
 def read_headers(paths: Sequence[Path]) -> list[Stored | None]:
-    """Of each image; None if it cannot be read, which is for whoever decodes it to say."""
+    """Header of each image. None if it cannot be read, which the decoder will report."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(tqdm(pool.map(_header, paths), "sizes", total=len(paths), delay=2, disable=None))
 
@@ -70,15 +70,15 @@ def find_frames(
 ) -> Frames:
     """The frame of each image's boxes.
 
-    - The listed size is that of the stored image, or of the upright one: exactly, or with the same aspect ratio within
-      a pixel, and then boxes are scaled.
-    - Both fit, as of squares and of images turned by 180°, or none is listed: as the file's other images have it. If
-      those do not tell, boxes are of the stored image, as in COCO.
+    - The listed size is that of the stored image, or of the upright one: boxes are of that image. If only the aspect
+      ratio fits, within a pixel, boxes are scaled.
+    - Both fit, as for squares and images turned by 180°, or no size is listed: the file's other images decide. If
+      they do not, boxes are of the stored image, as in COCO.
     - Neither fits: unexplained.
 
     Args:
         listed: width and height as the annotation file has it, if it does.
-        stored: what `read_headers` gives. Where that is None, the frame is as listed.
+        stored: the result of `read_headers`. Where that is None, the frame is as listed.
     """
     fits = [_fits(size, header) for size, header in zip(listed, stored, strict=True)]
     votes = [of_stored > of_upright for of_stored, of_upright in fits if of_stored != of_upright]
@@ -138,8 +138,11 @@ def _is_rounded(size: tuple[int, int], resized: tuple[int, int]) -> bool:
 
 
 def place_boxes(boxes: np.ndarray, image: np.ndarray, frames: Sequence[Frame]) -> np.ndarray:
-    """Boxes as listed, in float64 [n, 4] (x, y, width, height) of the images [n], as corners x1, y1, x2, y2 [n, 4] in
-    the upright images, cut off at their borders. What lies outside has no area left."""
+    """Listed boxes as corners in the upright images.
+
+    Takes float64 [n, 4] (x, y, width, height) of the images [n]. Returns x1, y1, x2, y2 [n, 4], cut off at the borders.
+    Boxes outside of their image have no area left.
+    """
     of = np.array([(f.width, f.height, *f.scale, f.orientation) for f in frames], float).reshape(-1, 5)[image]
     width, height, scale_x, scale_y, orientation = of.T
     x, y, w, h = boxes.T

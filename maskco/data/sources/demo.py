@@ -4,8 +4,8 @@
     image, boxes, labels = scenes[0]
 
 Items are Fashion-MNIST's, grounds photographs of brick, grass and gravel or made-up patterns (sources: demo_assets).
-Color, shading, size, tilt, ground and light are drawn at random for each scene, so that only shape tells the classes
-apart: an untrained network's colors and textures must not be enough. Train and test scenes share no item.
+Color, shading, size, tilt, ground and light are drawn at random for each scene. So only shape separates the classes,
+and an untrained network's colors and textures are not enough. Train and test scenes share no item.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def demo_scenes(split: str = "train", count: int | None = None, image_size: int 
 
 
 class DemoSource:
-    """Scenes as images without labels, by default all train scenes; a `maskco.data.sources.Source`."""
+    """Scenes as images without labels, by default all train scenes. A `maskco.data.sources.Source`."""
 
     def __init__(self, count: int | None = None, *, scenes: LabelledScenes | None = None) -> None:
         scenes = demo_scenes("train", count) if scenes is None else scenes
@@ -113,7 +113,7 @@ def _picture(name: str) -> np.ndarray:
 
 @lru_cache
 def _items(split: str) -> Tensor:
-    """float32 [10, per class, 2, 28, 28]: how bright, times how opaque; and how opaque, each in [0, 1]."""
+    """float32 [10, per class, 2, 28, 28] in [0, 1]: brightness times opacity, and opacity."""
     sheet = _picture(f"items_{split}.png")
     side = ITEM_SIDE
     tiles = (

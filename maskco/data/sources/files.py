@@ -35,7 +35,7 @@ class ImageFiles:
 
 
 class FolderSource(ImageFiles):
-    """Every image below a folder, sorted by path. Names that begin with a dot are left out, as are run folders and
+    """Every image below a folder, sorted by path. Names that start with a dot are left out, as are run folders and
     any folder already visited, so links may form loops. Raises SourceError if there is nothing to read."""
 
     def __init__(self, root: str | Path) -> None:
@@ -59,7 +59,7 @@ class FolderSource(ImageFiles):
 
 
 def require_folder(root: Path) -> None:
-    """Raises SourceError, which says what is there instead."""
+    """Raises SourceError, which says what it found instead."""
     if not root.exists():
         raise SourceError(f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes")
     check_regular(root)
@@ -70,7 +70,7 @@ def require_folder(root: Path) -> None:
 
 
 def _files_below(root: Path, left_out: LeftOut) -> Iterator[str]:
-    """Paths of all regular files below root, relative to it, but for hidden ones and those in run folders of ours."""
+    """Paths of all regular files below root, relative to it, except hidden ones and those in our run folders."""
     visited = set()
     folders = [""]
     while folders:

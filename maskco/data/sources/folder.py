@@ -1,6 +1,6 @@
 """A folder: every image below it. With labels, if the images are sorted into a folder for each class.
 
-A layout that could be read in two ways is refused: a wrong guess would be scored like a right one.
+A layout that could be read in two ways is refused, since scores would not reveal a wrong guess.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maskco.data.sources.labelled import (
 
 
 class Part(NamedTuple):
-    """The images of one part, and of which class each is."""
+    """The images of one part, and the class of each."""
 
     folder: Path
     source: FolderSource

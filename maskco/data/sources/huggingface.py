@@ -1,14 +1,14 @@
 """Data sets in Hugging Face's formats. They are memory-mapped, so that any row is read at once.
 
-    hf:NAME?split=train             a data set of the Hub; what was downloaded once is there offline too
+    hf:NAME?split=train             a data set of the Hub, which works offline once it was downloaded
     FOLDER                          what save_to_disk wrote, or parquet files
     FILE.parquet
-    hf:/FOLDER?split=test           the same, with options; the path is absolute
+    hf:/FOLDER?split=test           the same, with options and an absolute path
 
 | option | |
 |---|---|
-| split | which one; several are joined by "+". By default train, or the only one |
-| column | the images, if several columns hold some, or none says that it does |
+| split | which one, or several joined by "+". By default train, or the only one |
+| column | the images, if several columns hold some, or none has the type Image |
 | label | the classes, if there are several ClassLabel columns |
 | name, revision | of a data set of the Hub |
 
@@ -48,7 +48,7 @@ def open_source(data: str) -> HuggingFaceSource:
 
 
 def open_labelled(data: str, wanted: Wanted) -> LabelledData:
-    """Splits to learn from and to test on, unless `data` chooses one; classes by a ClassLabel column."""
+    """Splits to learn from and to test on, unless `data` chooses one. Classes come from a ClassLabel column."""
     opened = Opened(data)
     notes: tuple[str, ...] = ()
     parts = [opened.chosen]
@@ -68,7 +68,7 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
 
 
 class HuggingFaceSource:
-    """The images in a column of some splits, in the order of their rows; a `maskco.data.sources.Source`.
+    """The images in a column of some splits, in the order of their rows. A `maskco.data.sources.Source`.
 
     Rows without an image are counted in `left_out`, and with `label` those without a class.
 
@@ -133,7 +133,7 @@ class HuggingFaceSource:
 
 
 class Opened:
-    """A data set with all its splits, and what the options in `data` choose."""
+    """A data set with all its splits, and the choice that the options in `data` make."""
 
     def __init__(self, data: str) -> None:
         self.data = data

@@ -88,7 +88,7 @@ def lies_in(path: str, folders: Sequence[Path]) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What goes wrong is in the exception: the package logs it once more."""
+    """Silences the package, which would log an exception's cause a second time."""
     from datasets import logging
 
     before = logging.get_verbosity()

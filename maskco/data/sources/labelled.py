@@ -1,4 +1,4 @@
-"""What a source with labels gives to evaluation."""
+"""The contract of a source with labels, which evaluation uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MORE = r"[ _-]*(set|data|images?|imgs?|split|part)?[ _-]*\d*"  # as in train_se
 
 
 class Wanted(NamedTuple):
-    """What will be used. A source that draws its images draws these; others may ignore it."""
+    """Part of the data that will be used. A source that draws its images draws these. Others may ignore it."""
 
     image_size: int = 96  # side in pixels
     train: int | None = None  # at most so many images to learn from; None: all
@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """What is annotated in one image."""
+    """The annotations of one image."""
 
     boxes: Tensor  # float32 [n, 4]: x1, y1, x2, y2 in pixels, inside the upright image
     labels: Tensor  # int64 [n]: index into the classes
@@ -36,7 +36,7 @@ class Objects(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledPart:
-    """The images to learn from, or those to test on."""
+    """The training images, or the test images."""
 
     name: str
     source: Source
@@ -55,12 +55,12 @@ class LabelledData:
 
 
 def part_of(name: str) -> str | None:
-    """Of which part a name speaks ("Train", "validation ", "test_images"), if of any."""
+    """The part that a name means ("Train", "validation ", "test_images"), or None."""
     return next((part for part, words in _WORDS.items() if re.fullmatch(f"({words}){_MORE}", folded(name))), None)
 
 
 def parts_among(names: Iterable[str], where: str, remedy: str) -> dict[str, str]:
-    """Each part that is among the names, and its own name, in the order of `PARTS`. Raises SourceError if two names
+    """Parts among the names, each with its own name, in the order of `PARTS`. Raises SourceError if two names
     are of one part."""
     found: dict[str, str] = {}
     for name in names:
@@ -70,7 +70,7 @@ def parts_among(names: Iterable[str], where: str, remedy: str) -> dict[str, str]
 
 
 def notes_on_parts(parts: dict[str, str]) -> tuple[str, ...]:
-    """What to say if the parts that are used are not just train and one other. `parts` as of `parts_among`."""
+    """A note if the parts that are used are not just train and one other. `parts` as of `parts_among`."""
     names = list(parts.values())
     if len(names) < 2 or (len(names) == 2 and "train" in parts):
         return ()

@@ -1,4 +1,4 @@
-"""What a source leaves out, counted by reason, so that a run can say it before it starts."""
+"""Files that a source leaves out, counted by reason, so that a run can report them before it starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ SHOWN = 12  # reasons; a folder of code or documents has files of any number of 
 
 
 class LeftOut(dict[str, int]):
-    """How often each reason held; `first` keeps an example of every one."""
+    """Counts by reason. `first` keeps an example of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class LeftOut(dict[str, int]):
         self.first.setdefault(reason, name)
 
     def lines(self) -> list[str]:
-        """One line for everything, the most frequent reason first; none if nothing was left out."""
+        """One line for everything, the most frequent reason first. No line if nothing was left out."""
         if not self:
             return []
         reasons = sorted(self, key=lambda reason: -self[reason])

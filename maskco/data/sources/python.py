@@ -30,13 +30,16 @@ def open_source(data: str) -> NoReturn:
 
 
 class PythonSource:
-    """The images of an object with `__len__` and `__getitem__`; a `Source`.
+    """The images of an object with `__len__` and `__getitem__`. A `Source`.
 
-    An item is a PIL image; a uint8 tensor or array [H, W, 3], [3, H, W], [H, W] or [1, H, W]; the bytes of an image
-    file, as litdata's `StreamingRawDataset` returns them; or a tuple or list whose first element is one of these, as
-    torchvision's sets return (image, label). An exception in `__getitem__` makes an image unusable.
+    An item is one of these, or a tuple or list that starts with one, such as torchvision's (image, label):
 
-    A run can be resumed if an index always stands for the same image: the data set must neither augment nor shuffle.
+    - a PIL image
+    - a uint8 tensor or array [H, W, 3], [3, H, W], [H, W] or [1, H, W]
+    - the bytes of an image file, as litdata's `StreamingRawDataset` returns them
+
+    An exception in `__getitem__` makes an image unusable. A run can be resumed if an index always gives the same image.
+    So the data set must neither augment nor shuffle.
 
     Raises SourceError if the object has no length, no images, or no way to get one.
     """
@@ -78,7 +81,7 @@ class PythonSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the length and the pixels of some images: equal if a run can go on with this data set."""
+        """A hash of the length and the pixels of some images: equal if a run can continue with this data set."""
         digest = hashlib.sha256(f"{len(self)}".encode())
         for index in np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int).tolist():
             try:
@@ -92,12 +95,12 @@ class PythonSource:
 
 
 def title_of(dataset: object) -> str:
-    """What the data set is called in messages and in a run's options: the name of its class."""
+    """Name of the data set in messages and in a run's options: that of its class."""
     return type(dataset).__name__
 
 
 def _pixels(item: Any) -> Tensor:
-    """uint8 [3, H, W]. Raises ValueError for what is no image."""
+    """uint8 [3, H, W]. Raises ValueError if it is no image."""
     if isinstance(item, Mapping):
         raise ValueError(f"a dict with the keys {', '.join(map(str, item))} is no image: return {KINDS}")
     values = torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) and item.dtype == np.uint8 else item

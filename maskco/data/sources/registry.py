@@ -1,4 +1,4 @@
-"""The kinds of sources, and which of them `data` names. A new one is a file and an entry here.
+"""The kinds of sources, and the choice among them by `data`. A new one is a file and an entry here.
 
 Pretraining and evaluation open their data by the same entries. Nothing heavy is imported before a source is opened.
 """
@@ -43,7 +43,7 @@ def _is_voc(data: str) -> bool:
 
 
 def _is_saved_or_parquet(data: str) -> bool:
-    """What `save_to_disk` of Hugging Face's datasets wrote, a parquet file, or a folder of parquet files alone."""
+    """Whether it is a parquet file, a folder of these, or a folder that datasets' `save_to_disk` wrote."""
     if not os.path.isdir(data):
         return data.lower().endswith(".parquet")
     names = _visible(data)
@@ -65,7 +65,7 @@ def _is_other(name: str) -> bool:
 def _visible(folder: str) -> set[str]:
     try:
         return {name for name in os.listdir(folder) if not name.startswith(".")}
-    except OSError:  # for whoever opens it to say
+    except OSError:  # the opener will report it
         return set()
 
 
@@ -96,10 +96,10 @@ def open_source(data: str | Path) -> Source:
         demo                            the built-in scenes
         torchvision:NAME?option=value   a data set of torchvision's, downloaded if need be
         hf:NAME?option=value            a data set of the Hugging Face Hub, downloaded if need be
-        an address, ….tar               shards; braces and, if local, * expand
+        an address, ….tar               shards, where braces and, if local, * expand
         ….npy                           a NumPy array of small images
         ….json                          a COCO annotation file: the images that it lists
-        a folder with annotations/instances_*.json    the same; of several files, the one for training
+        a folder with annotations/instances_*.json    the same, of several files the one for training
         VOCdevkit, or VOC2007, VOC2012 … in it        Pascal VOC: the images of its trainval lists
         ….parquet, a folder of them, or one that save_to_disk wrote    a Hugging Face data set
         any other folder                every image below it
@@ -136,7 +136,7 @@ def locate(data: str) -> str:
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of the names of all images in their order: equal if a run can go on with them as with the same data.
+    """A hash of the names of all images in their order: equal if a run can continue with them.
 
     A source may have its own, as a property `fingerprint`.
     """

@@ -50,7 +50,7 @@ def look_up(urls: list[str], ranges: Ranges) -> list[StoredObject]:
 
 
 def open_table(shards: list[StoredObject], ranges: Ranges) -> tuple[Table, LeftOut]:
-    """The table of all members, made if it is not there, once for all processes of the machine; and what it lacks."""
+    """The table of all members, and what it lacks. It is made once for all processes of the machine, if missing."""
     key = _digest([str(INDEX_VERSION), *sorted(readable()), *(f"{stored.key} {stored.name}" for stored in shards)])
     folder = cache_folder("tables") / key
     with one_at_a_time(folder):

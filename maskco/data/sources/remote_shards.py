@@ -1,4 +1,4 @@
-"""Images in tar shards of an object store, read by ranges: training on more than the disk holds.
+"""Images in tar shards of an object store, read by ranges, so that data may be larger than the disk.
 
     RemoteShardSource("s3://bucket/cc3m-{0000..0331}.tar")     # or https, gs, az, hf or ftp, see store/addresses.py
 
@@ -34,9 +34,9 @@ def open_source(data: str) -> RemoteShardSource:
 
 
 class RemoteShardSource:
-    """Every image in the shards of a pattern of addresses, in the order of shards and members; a `Source`.
+    """Every image in the shards of a pattern of addresses, in the order of shards and members. A `Source`.
 
-    What is an image, and what is left out, is as for local shards. A copy in another process shares cache and index
+    Images and left-out members are the same as for local shards. A copy in another process shares cache and index
     with this one.
 
     Raises SourceError if a shard is missing, cannot be read or is no tar file, or if all hold no image.
@@ -85,7 +85,7 @@ class RemoteShardSource:
             ) from None
         self._failing.discard(shard)
         self._in_a_row.clear()
-        if not is_member(data[:UNIT], size):  # a stale .idx, or a store that does not tell a changed object
+        if not is_member(data[:UNIT], size):  # a stale .idx, or a store that does not detect a changed object
             raise ImageError(name, "its header is not where the index says")
         return EncodedImage(data[UNIT:], name=name)
 
@@ -94,7 +94,7 @@ class RemoteShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """What `maskco.data.sources.fingerprint` computes from all names, kept with the index."""
+        """The `maskco.data.sources.fingerprint` of all names, kept with the index."""
         return self.table.facts["digest"]
 
     @property
@@ -114,7 +114,7 @@ class RemoteShardSource:
         )
 
     def read_ahead(self, keys: Iterable[Keys]) -> ReadAhead:
-        """The same lists of keys, whose blocks are fetched before they are needed."""
+        """The same lists of keys. Their blocks are fetched before they are needed."""
         return ReadAhead(self.ranges, keys, self._blocks_of)
 
     def _blocks_of(self, index: int) -> Iterator[tuple[StoredObject, int]]:

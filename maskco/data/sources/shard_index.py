@@ -1,4 +1,4 @@
-"""Where the images of a tar shard lie: found from its headers, or read from an index file next to the shard."""
+"""Places of the images in a tar shard, found from its headers, or read from an index file next to the shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INDEX_VERSION = 2  # of what `scan` finds: indices that an older one has left in
 
 
 class Index(NamedTuple):
-    """Where the images of one shard lie."""
+    """Places of the images in one shard."""
 
     names: np.ndarray  # bytes [n]: names of the members, UTF-8
     offsets: np.ndarray  # int64 [n]: first byte
@@ -35,7 +35,7 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
     damage: list[int] = []
     end = 0
     try:
-        # (to go on after zeros is also to look for the next good header after a bad one)
+        # (continuing after zeros also finds the next good header after a bad one)
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             for member in tar:
                 if _any_byte(tar.fileobj, end, member.offset):
@@ -62,8 +62,9 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
 
 
 def read_idx(text: bytes, length: int) -> Index | None:
-    """The index of a shard of so many bytes from the `.idx` that DALI's wds2idx writes next to it. None if the file is
-    of another version, or says what cannot be: then the headers have to be read.
+    """The index of a shard of so many bytes from the `.idx` that DALI's wds2idx writes next to it.
+
+    Returns None if the file is of another version, or has impossible values. Then the headers have to be read.
 
     Its first line is "v1.2" and the number of samples. Then each line is one sample: for every member the extension,
     first byte, size and name.
@@ -121,7 +122,7 @@ def _index(members: dict[str, tuple[str, int, int]], left_out: LeftOut, damage: 
 
 
 def _reason(member: tarfile.TarInfo) -> str | None:
-    """Why a member cannot be used; None if it can."""
+    """Why a member cannot be used. None if it can."""
     if any(part.startswith(".") for part in member.name.split("/") if part not in (".", "..")):
         return "hidden (the name begins with a dot)"
     if member.issym() or member.islnk():
@@ -138,12 +139,12 @@ def _reason(member: tarfile.TarInfo) -> str | None:
 def second_images(paths: list[str]) -> list[str]:
     """Those images of a shard that belong to another one's sample, such as its mask.
 
-    webdataset takes a name up to the first dot for the sample's key, and there `2021.05.01.jpg` and `2021.05.02.jpg`
-    are one sample. Here a name's last dot ends it, and an image belongs to another one in the same folder only if
+    In webdataset the sample's key ends at the first dot, so `2021.05.01.jpg` and `2021.05.02.jpg` are one sample. Here
+    a name ends at its last dot. An image belongs to another one in the same folder in three cases:
 
-    - both have the same name but for the extension: of `1.jpg` and `1.png` the JPEG stays, else the first;
-    - its name is the other's and a word: `1.mask.png` and `1.left.seg.png` belong to `1.jpg`, but `1.5.jpg` does not;
-    - the other's last word is `image`, `img` or `rgb`: `1.mask.png` belongs to `1.image.png`.
+    - Both have the same name but for the extension. Of `1.jpg` and `1.png` the JPEG stays, else the first.
+    - Its name is the other's and a word. `1.mask.png` and `1.left.seg.png` belong to `1.jpg`, but `1.5.jpg` does not.
+    - The other's last word is `image`, `img` or `rgb`. `1.mask.png` belongs to `1.image.png`.
     """
     stems: dict[str, list[str]] = {}
     for path in paths:
@@ -181,7 +182,7 @@ def text_of(name: bytes) -> str:
 
 
 def _any_byte(file, start: int, end: int) -> bool:
-    """Whether anything but zeros stands there."""
+    """Whether there is anything but zeros."""
     if end <= start:
         return False
     place = file.tell()

@@ -2,10 +2,14 @@
 
     ShardSource("shards/cc3m-{0000..0331}.tar")          # or "shards/*.tar", or a single file
 
-Shards are read by index, not as a stream: headers are scanned once, and from then on any image is one read at a known
-place. So shards behave as a folder does: a true shuffle of the whole set, the same for any number of ranks and workers,
-equal shares for all, and a run resumes at the very image where it stopped. A stream with a shuffle buffer has none of
-this. For shards in a store see remote_shards.py.
+Shards are read by index, not as a stream. Headers are scanned once. After that any image is one read at a known place.
+So shards behave as a folder does:
+
+- The whole set is shuffled, in the same order for any number of ranks and workers.
+- All ranks get equal shares.
+- A run resumes at the exact image where it stopped.
+
+A stream with a shuffle buffer has none of this. For shards in a store see remote_shards.py.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ def open_source(data: str) -> ShardSource:
 
 
 class ShardSource:
-    """Every image in the shards of a pattern, in the order of shards and members; a `Source`.
+    """Every image in the shards of a pattern, in the order of shards and members. A `Source`.
 
     A sample has one image: of `1.jpg` and `1.mask.png` the first, see `second_images`. Whatever else is left out is
-    counted in `left_out`. Damaged headers are passed over and warned of; images whose own bytes are damaged raise
+    counted in `left_out`. Damaged headers are skipped with a warning. Images whose own bytes are damaged raise
     ImageError when read.
 
     Raises SourceError if there is no such shard, one is no tar file, or all hold no image.
@@ -92,7 +96,7 @@ class ShardSource:
 
 
 def expand(pattern: str) -> list[str]:
-    """The shards of a pattern with braces (`{000..331}`, `{a,b}`) or, if they are local, * and ?; existing ones."""
+    """The existing shards of a pattern with braces (`{000..331}`, `{a,b}`) or, if they are local, * and ?."""
     if is_remote(pattern):
         check_address(pattern)
         if "*" in redact(pattern):

@@ -58,10 +58,10 @@ def _first_that_opens(data: str, argument: str, values: Sequence[Any]) -> tuple[
 
 
 class NamedSource:
-    """The images of a set in `torchvision.datasets`; a `maskco.data.sources.Source`.
+    """The images of a set in `torchvision.datasets`. A `maskco.data.sources.Source`.
 
-    What follows the name after a "?" are arguments of its class (`split=unlabeled&root=DIR`). By default the root is in
-    the cache folder, and sets that can be downloaded are, if they are not there yet.
+    Arguments of its class follow the name after a "?" (`split=unlabeled&root=DIR`). By default the root is in the cache
+    folder. Sets that can be downloaded are downloaded if they are missing.
 
     Raises SourceError if there is no such set, if it cannot be had, or if it holds no images.
 
@@ -117,7 +117,7 @@ class NamedSource:
         return labels
 
     def classes(self, count: int) -> tuple[str, ...]:
-        """Their names, at least `count`; numbers, if torchvision knows no names."""
+        """Their names, at least `count`. Numbers, if torchvision knows no names."""
         names = getattr(self._pictures, "classes", ())
         if len(names) < count:
             return tuple(map(str, range(count)))

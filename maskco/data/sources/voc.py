@@ -4,9 +4,9 @@
     VOC2007/Annotations/*.xml
     VOC2007/ImageSets/Main/{trainval,train,val,test}.txt       the names of each part's images
 
-Pretraining takes the images of trainval of all years. Evaluation learns from these and tests on a year's test images;
-without any, it learns from train and tests on val. Objects marked difficult are left out of training and ignored in
-detection's mAP, as in VOC's own evaluation.
+Pretraining takes the images of trainval of all years. Evaluation learns from these and tests on a year's test images.
+Without test images, it learns from train and tests on val. Objects marked difficult are left out of training and
+ignored in detection's mAP, as in VOC's own evaluation.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Thing(NamedTuple):
 
 
 class VOCSource(ImageFiles):
-    """Images of VOC by their paths below a folder; those that are missing are counted in `left_out`."""
+    """Images of VOC by their paths below a folder. Those that are missing are counted in `left_out`."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root, self.left_out, self.names = root, LeftOut(), []
@@ -159,12 +159,12 @@ def _years(root: Path) -> list[Path]:
         return [root]
     try:
         return sorted(folder for folder in root.iterdir() if re.fullmatch(r"VOC\d{4}", folder.name) and is_year(folder))
-    except OSError:  # for whoever opens it to say
+    except OSError:  # the opener will report it
         return []
 
 
 def _listed(root: Path, part: str) -> list[str]:
-    """Paths of a part's images of all years, below root; none where no year has such a list."""
+    """Paths of a part's images of all years, below root. Empty if no year has such a list."""
     return [name for year in _years(root) for name in _names(root, year, part)]
 
 

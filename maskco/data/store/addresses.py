@@ -1,4 +1,4 @@
-"""Addresses of objects in stores: which can be read, and how they are shown without their secrets.
+"""Addresses of objects in stores. Checks that they can be read, and shows them without their secrets.
 
 http:// https:// s3:// gs:// gcs:// az:// azure:// abfs://    obstore: pip install 'maskco[cloud]'
 ftp://                                                        fsspec, which comes with torch
@@ -71,7 +71,7 @@ def split(url: str) -> Address:
 
 def clean(text: str, url: str = "") -> str:
     """An error's text in one line, in which addresses are redacted too."""
-    text = text.partition("Debug source:")[0]  # of obstore, which goes on for many lines
+    text = text.partition("Debug source:")[0]  # of obstore, which continues for many lines
     text = " ".join((text.replace(url, redact(url)) if url else text).split())
     text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda found: redact(found[0]), text)
     return re.sub(r"\?[^\s'\"]+", "", text)[:500]  # clients name a path and its query too

@@ -2,7 +2,7 @@
 
 A block is one file: a header, then up to 1 MiB of an object. The header has a checksum for every 64 KiB, so a reader
 of one image checks no more than it needs. Blocks get their name when they are whole. After a crash of the machine a
-block may still be damaged, since nothing waits for the disk: then its checksum differs, and it is fetched again.
+block may still be damaged, since nothing waits for the disk. Then its checksum differs, and it is fetched again.
 
 There is no common state but the files, so a process may be killed at any moment. The least recently used blocks go
 first. The time of a file is that of its last use, to the minute.
@@ -45,7 +45,7 @@ class BlockCache:
     """Blocks by key and number.
 
     Args:
-        folder: made if missing; by default `blocks` in the cache folder.
+        folder: made if missing. By default `blocks` in the cache folder.
         limit: bytes, by default $MASKCO_CACHE_GIB GiB, or 20. It is held to within what is written at the moment.
     """
 
@@ -67,7 +67,7 @@ class BlockCache:
         return os.path.exists(self.path(key, number))
 
     def read(self, key: str, number: int, start: int, stop: int) -> bytes | None:
-        """The bytes start … stop - 1 of a block; None if it is absent. A damaged one is removed."""
+        """The bytes start … stop - 1 of a block. None if it is absent. A damaged one is removed."""
         path = self.path(key, number)
         try:
             file = os.open(path, os.O_RDONLY)
@@ -115,7 +115,7 @@ class BlockCache:
 
     @contextmanager
     def fetching(self, key: str, number: int, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
-        """Only one process or thread of the machine at a time fetches a block. The lock goes with its process.
+        """Only one process or thread of the machine at a time fetches a block. The lock ends with its process.
 
         Yields whether nobody else does: after so many seconds of waiting the block may enter with False.
         """

@@ -28,7 +28,7 @@ class Unavailable(Exception):
 
 
 class Stat(NamedTuple):
-    """What a store says of an object."""
+    """An object, as its store describes it."""
 
     size: int
     tag: str  # changes with the content: the ETag, else the time of the last change, else ""

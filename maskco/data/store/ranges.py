@@ -1,4 +1,4 @@
-"""Parts of objects: from the cache of blocks, else from the store, and then kept."""
+"""Reads parts of objects: from the cache of blocks, else from the store, and then keeps them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StoredObject(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What its blocks are kept under. No address can be read from it."""
+        """Key of its blocks in the cache. No address can be read from it."""
         return hashlib.blake2b(
             f"{self.url}\0{self.size}\0{self.tag}".encode(errors="surrogateescape"), digest_size=16
         ).hexdigest()

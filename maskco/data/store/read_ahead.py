@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class ReadAhead:
-    """Hands on lists of keys in their order, and fetches the blocks of later ones meanwhile, by threads.
+    """Passes on lists of keys in their order. Threads fetch the blocks of later lists meanwhile.
 
     No more than `AHEAD` blocks are fetched ahead, and no more than a quarter of the cache. A fetch that fails is not
-    repeated here: the worker that needs the block tries again, and says what is wrong.
+    repeated here. The worker that needs the block tries again, and reports the error.
 
     Args:
         blocks_of: the blocks that hold an image.

@@ -1,4 +1,4 @@
-"""Tries again what may pass, for a bounded time."""
+"""Repeats requests that failed for a passing reason, for a bounded time."""
 
 from __future__ import annotations
 

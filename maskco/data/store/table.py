@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-UNIT = 512  # bytes: members of a tar file begin at multiples of it
+UNIT = 512  # bytes: members of a tar file start at multiples of it
 LARGEST = (1 << 32) - 1  # size of a member, and of a shard in units
 COLUMNS: dict[str, Any] = {
     "places": np.uint32,  # [members]: first byte / 512
@@ -39,7 +39,7 @@ class Members(NamedTuple):
 
 
 class Table:
-    """A table that `Table.write` made. What is pickled is the name of its folder.
+    """A table that `Table.write` made. Only the name of its folder is pickled.
 
     Raises OSError or ValueError if it is not whole.
     """
@@ -82,8 +82,9 @@ class Table:
 
         Args:
             shards: name of each, and its members.
-            facts: what else to keep, as JSON knows it, read after the last shard. Added are the number of members and
-                the `digest` of all names, "shard/member" in their order, as `maskco.data.sources.fingerprint` has it.
+            facts: other values to keep, as JSON knows them, read after the last shard. Added are the number of members
+                and the `digest` of all names, "shard/member" in their order, as `maskco.data.sources.fingerprint` has
+                it.
         """
         partial = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         digest, members, letters = hashlib.sha256(), [0], [0]

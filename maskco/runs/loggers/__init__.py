@@ -1,9 +1,9 @@
 """Loggers take a run to other tools: TensorBoard always, others by `--log`, see `maskco.config.LOGGERS`.
 
-They follow metrics.jsonl, which is the run's own: a record that lacks rows gets them when a process starts to write it,
-and none that it has already. So a resumed run continues the same record, with one value for each step.
+They follow metrics.jsonl, which is the run's own. When a process starts to write a record, the record gets the rows
+that it lacks, and no row twice. So a resumed run continues the same record, with one value for each step.
 
-Python has no report at the end of a run by itself:
+From Python, no report is drawn at the end of a run. Add one:
 
     maskco.pretrain(data="PHOTOS", out="RUN", log="wandb")
     add_pictures("RUN", write_report("RUN").png)
@@ -34,7 +34,7 @@ LOCK_SECONDS = 5.0  # to wait for another process that writes the run's records
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raises ConfigError for one that does not exist, or whose package is not installed."""
+    """Raises ConfigError for a logger that does not exist, or whose package is not installed."""
     for name in names:
         package = find_logger(name).package
         spec = importlib.util.find_spec(package)
@@ -46,7 +46,7 @@ def check_loggers(names: Sequence[str]) -> None:
 class Record:
     """A record of a run, as the run folder names it.
 
-    given: last step of the rows that it was given; None while a process writes it, and after that was killed.
+    given: last step of the rows that it was given. None while a process writes it, and after that was killed.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Record:
 
 
 def read_records(run: Path) -> dict[str, Record]:
-    """A run's records by logger. The run may come from anyone: what is no plain name is left out."""
+    """A run's records by logger. The run may come from anyone, so anything but plain names is left out."""
     path = own_file(run, RECORDS)
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -74,7 +74,7 @@ def write_record(run: Path, logger: str, record: Record) -> None:
 
 
 class Loggers:
-    """The loggers of one run. One that fails is reported once, in `say`, and left alone: the run continues without it.
+    """The loggers of one run. One that fails is reported once, in `say`. The run continues without it.
 
     Args:
         loggers: by the names that they are reported by.
@@ -97,7 +97,7 @@ class Loggers:
         Args:
             rows: of the run so far.
             step: steps done.
-            made: last step of the rows that were ever made; those past `step` will be made again.
+            made: last step of the rows that were ever made. Those past `step` will be made again.
         """
         for name, logger in list(self._loggers.items()):
             with self._left_alone_if_it_fails(name):
@@ -199,6 +199,6 @@ def add_pictures(run: str | Path, *pictures: str | Path, log: str | Sequence[str
 
 
 def status_of(last: Row, config: PretrainConfig) -> Status:
-    """What became of a run without an error, from its last row."""
+    """Outcome of a run without an error, from its last row."""
     epoch = last.get("epoch", 0)
     return "finished" if isinstance(epoch, (int, float)) and epoch >= config.optim.epochs else "stopped"

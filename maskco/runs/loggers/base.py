@@ -1,4 +1,4 @@
-"""What a logger is: another tool that keeps a record of a run, next to metrics.jsonl.
+"""The contract of a logger: another tool that keeps a record of a run, next to metrics.jsonl.
 
 Imports nothing heavy: a logger imports its tool in `begin`.
 """
@@ -23,10 +23,10 @@ Status = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be
 
 @dataclass(frozen=True)
 class Past:
-    """What was before `begin`.
+    """The record of a run before `begin`.
 
     Attributes:
-        record: the one that a former process began, if there is one. It may be gone.
+        record: the one that a former process started, if there is one. It may be gone.
         given: last step of the rows that it was given.
         step: steps done. Rows past it, of a process that was killed, are made again.
     """
@@ -41,8 +41,8 @@ class Begun:
     """A record that is open.
 
     Attributes:
-        record: names it in the tool, so that a later process continues it: letters, digits, - and _, at most 64.
-            Empty if the run folder is all that it takes.
+        record: its name in the tool, by which a later process continues it. At most 64 letters, digits, - and _.
+            Empty if the run folder is enough.
         last_step: of the rows that it holds. Later ones are added, also those that were made before `begin`.
         where: the rest of a line for the log that starts with the logger's name. Empty: there is no line.
     """
@@ -56,7 +56,7 @@ class Logger(ABC):
     """Takes a run to another tool. Each method may raise anything: the run then continues without this logger."""
 
     package: ClassVar[str]
-    """What it imports, and `pip install 'maskco[NAME]'` installs."""
+    """The package that it imports, and `pip install 'maskco[NAME]'` installs."""
 
     @abstractmethod
     def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:
@@ -76,7 +76,7 @@ class Logger(ABC):
 
 
 def name_of(run: Path) -> str:
-    """What to call a run: its folder's name."""
+    """Name of a run: that of its folder."""
     return printable(run.absolute().name)[:128]  # W&B takes no more
 
 
@@ -98,7 +98,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 @contextlib.contextmanager
 def environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Within it, those of the environment variables that the user has not set have these values."""
+    """Context manager that sets those of the environment variables that the user has not set."""
     missing = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(missing)
     try:

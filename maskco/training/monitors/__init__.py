@@ -1,5 +1,6 @@
-"""Monitors watch a run: they add metrics to its rows, and notice what makes it learn nothing while its loss looks like
-any other. A warning is given once, with its cause and what to do.
+"""Monitors watch a run: they add metrics to its rows, and detect runs that learn nothing though the loss looks normal.
+
+A warning is given once, with its cause and what to do.
 
 A monitor is a class in a file of this folder, and an entry in `MONITORS`. The loop knows none by name.
 """
@@ -27,7 +28,7 @@ MONITORS: list[type[Monitor]] = [Gradient, Collapse, DeadQueue, QueueFollowed, F
 
 
 class Monitors:
-    """All monitors of a run; see `Monitor` for what each call means."""
+    """All monitors of a run. `Monitor` explains the calls."""
 
     def __init__(self, state: TrainState) -> None:
         self.all = [monitor(state) for monitor in MONITORS]
@@ -51,7 +52,7 @@ class Monitors:
         return new
 
     def causes(self, step: int) -> str:
-        """What of the steps up to this one may explain values that are not finite, as the end of a sentence, or ""."""
+        """Possible reasons for values that are not finite, up to this step, as the end of a sentence, or ""."""
         return "".join(f"; {cause}" for monitor in self.all if (cause := monitor.cause(step)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Monitors:
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A monitor that the checkpoint does not know starts afresh."""
+        """A monitor that the checkpoint lacks starts from its initial state."""
         for monitor in self.all:
             if own := state.get(type(monitor).__name__):
                 monitor.load_state_dict(own)

@@ -1,4 +1,4 @@
-"""What a monitor is."""
+"""The contract of a monitor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Monitor:
         """Before the run writes anything or loads a checkpoint. Raises UserError for impossible options."""
 
     def lines(self) -> list[str]:
-        """What to say in the log before the first step."""
+        """Lines for the log before the first step."""
         return []
 
     def see(self, step: int, outputs: Sequence[StepOutput], norms: Tensor) -> None:
@@ -37,11 +37,11 @@ class Monitor:
         """
 
     def metrics(self) -> dict[str, float]:
-        """What to add to the row of this step, after `see`. May wait for the device, and for other ranks."""
+        """Values to add to the row of this step, after `see`. May wait for the device, and for other ranks."""
         return {}
 
     def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
-        """What is wrong, by a short name, after `metrics`. May wait for the device.
+        """Warnings by a short name, after `metrics`. May wait for the device.
 
         Args:
             step: steps done.
@@ -51,7 +51,7 @@ class Monitor:
         return {}
 
     def cause(self, step: int) -> str | None:
-        """What it saw since the last row, up to this step, that may explain values that are not finite."""
+        """A possible reason for values that are not finite, from the steps since the last row up to this one."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,4 +59,4 @@ class Monitor:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave. Raises almost anything if that is damaged."""
+        """Takes the result of `state_dict`. Raises almost anything if it is damaged."""

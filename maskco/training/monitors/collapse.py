@@ -26,7 +26,7 @@ ROWS_A_DIMENSION, MOST_ROWS = 8, 1024  # that the effective rank is taken over
 
 
 class Collapse(Monitor):
-    """`effective_rank`: RankMe of the newest keys of each queue, always of as many once there are so many.
+    """`effective_rank`: RankMe of the newest keys of each queue, always of the same number once there are enough.
 
     Without a queue it is that of the newest `StepOutput.embeddings`, for which this monitor has a ring of its own.
     """

@@ -23,8 +23,8 @@ EXPLODED = 1e4  # norm of the whole; sound encoders of ten families stay below 5
 class Gradient(Monitor):
     """`grad_norm`: before clipping, the mean over the steps since the last row, without those that fp16 skipped.
 
-    The largest gradient since the last row, or the first that exploded, is kept by parameter, on the device. Only if
-    its norm looks wrong are its modules looked at.
+    The largest gradient since the last row, or the first that exploded, is kept by parameter, on the device. Its
+    modules are examined only if its norm looks wrong.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -83,8 +83,8 @@ class Gradient(Monitor):
         return f"the gradient exploded at step {exploded_at}: {value}, {self._where()}"
 
     def _where(self) -> str:
-        """The module that holds most of the largest gradient, or, of those where it is not finite, the one nearest to
-        the loss: backwards from there it cannot be finite either."""
+        """The module that holds most of the largest gradient. If gradients of several are not finite, it is the one
+        nearest to the loss. Backwards from there no gradient can be finite."""
         squares: dict[str, float] = {}
         parts = sorted(zip(self.names, self.parts.cpu().double().square().tolist(), strict=True))
         for (_, name), square in parts:

@@ -28,7 +28,7 @@ class FrozenKeys(Monitor):
 
 
 class MethodsOwn(Monitor):
-    """What the method itself finds wrong with its views."""
+    """Faults that the method itself finds in its views."""
 
     def __init__(self, state: TrainState) -> None:
         self.method = state.method

@@ -50,14 +50,14 @@ NEIGHBOURS = 20
 
 
 class Probe(Monitor):
-    """`probe_knn` and, with boxes, `probe_regions`: kNN accuracy in per cent, each with what chance scores.
+    """`probe_knn` and, with boxes, `probe_regions`: kNN accuracy in per cent, each with the score of chance.
 
     The momentum encoder is probed, or the encoder of a method that has none, after every `probe_every` epochs and at
-    the end of the run. Batch norms take their running statistics as they are: on the key side those are of whole views,
-    and to estimate them again, as `maskco eval` does, would double the cost. Nothing in the run changes, buffers and
-    random numbers included.
+    the end of the run. Batch norms take their running statistics as they are. On the key side those are of whole views.
+    To estimate them again, as `maskco eval` does, would double the cost. Nothing in the run changes, including buffers
+    and random numbers.
 
-    Rank 0 holds the images, which are read once before the run starts, and works while the others wait.
+    Rank 0 holds the images, which are read once before the run starts. It works while the others wait.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -70,7 +70,7 @@ class Probe(Monitor):
             self._rehearse(self.set)
 
     def _rehearse(self, probe_set: ProbeSet) -> None:
-        """Raises ConfigError if the encoder cannot take the images: it has seen views alone, which may be smaller."""
+        """Raises ConfigError if the encoder cannot take the images, which may be larger than the views."""
         try:
             with no_trace(self.state.method, self.state.device):
                 for parts in probe_set.tasks.values():
@@ -103,7 +103,7 @@ class Probe(Monitor):
         return join_lists([self._scores()] if self.set is not None else [])[0]
 
     def _scores(self) -> dict[str, float]:
-        """{} if the encoder fails: that must not end a run."""
+        """The scores, or {} if the encoder fails, which must not end a run."""
         assert self.set is not None
         scores: dict[str, float] = {}
         try:
@@ -192,7 +192,7 @@ class ProbeSet:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same images: of the labels in their order, and of how the images are seen."""
+        """A hash of the data's name, image size and labels in their order. Equal for the same images."""
         digest = hashlib.sha256(f"{self.data.name} {self.size}".encode(errors="surrogateescape"))
         for name, parts in self.tasks.items():
             for part in parts:
@@ -233,8 +233,8 @@ def check_classes(data: LabelledSet) -> None:
 
 
 def read_tasks(data: LabelledSet, form: Input) -> dict[str, tuple[HeldScenes, HeldScenes]]:
-    """What is tested, by its metric. Of a set with boxes, as many boxes are cut out as images of their own as there are
-    images, evenly chosen. Raises EvaluationError if more than half of the images cannot be read."""
+    """Training and test images by metric. From a set with boxes, as many boxes are cut out as images of their own as
+    there are images, evenly chosen. Raises EvaluationError if more than half of the images cannot be read."""
     whole = form._replace(whole=True)
     kinds: dict[str, tuple[Scenes, Scenes, Input]] = {KNN: (data.train, data.test, whole)}
     if data.has_boxes:

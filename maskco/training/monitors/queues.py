@@ -22,7 +22,7 @@ PATIENCE = 300  # steps without either, while the learning rate does not rise
 
 
 class DeadQueue(Monitor):
-    """A queue that nobody pushes into, or always the same."""
+    """A queue that gets no keys, or always the same ones."""
 
     def __init__(self, state: TrainState) -> None:
         self.method = state.method
@@ -44,9 +44,9 @@ class DeadQueue(Monitor):
 class QueueFollowed(Monitor):
     """A loss that only follows the queue.
 
-    Guessing among n negatives has the loss log(1 + n), which rises while the queue fills. What a loss is below that is
-    a lower bound on the information between a query and its key (van den Oord et al., arXiv 1807.03748, equation 6).
-    A run that stays without any, and with an accuracy of chance, learns nothing, however its loss moves.
+    Guessing among n negatives has the loss log(1 + n), which rises while the queue fills. The gap between this and the
+    loss is a lower bound on the information between a query and its key (van den Oord et al., arXiv 1807.03748, eq. 6).
+    A run without a gap, and with an accuracy of chance, learns nothing, however its loss moves.
     """
 
     def __init__(self, state: TrainState) -> None:

@@ -1,4 +1,4 @@
-"""Makes the images in this folder again; README.md says from what, and under which licences.
+"""Makes the images in this folder again. README.md lists their sources and licences.
 
 apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion
 pip download --no-deps scikit-image==0.26.0 && unzip scikit_image-*.whl -d skimage
