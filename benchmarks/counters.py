@@ -74,7 +74,7 @@ def measure(dtype: str) -> list[Row]:
     """Raises Denied, or UserError with ncu's words if it fails or finds no kernel of ours."""
     done = subprocess.run([*NCU, sys.executable, "-c", CHILD, dtype], capture_output=True, text=True)
     if DENIED in done.stdout + done.stderr:
-        raise Denied("ncu may not read the GPU's counters: run as root, or load the driver with "
+        raise Denied("ncu may not read the GPU's counters. Run as root, or load the driver with "
                      "NVreg_RestrictProfilingToAdminUsers=0")  # fmt: skip
     rows = rows_of(done.stdout, op="counters", dtype=dtype, device="cuda")
     if done.returncode or not rows:

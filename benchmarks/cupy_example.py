@@ -46,7 +46,7 @@ def main() -> None:
     try:
         import cupy
     except ImportError:
-        raise ConfigError("benchmarks.cupy_example needs cupy: pip install 'maskco[cupy]'") from None
+        raise ConfigError("benchmarks.cupy_example needs cupy. Run pip install 'maskco[cupy]'") from None
     with nvrtc_options() as options:
         code, names = '#include "cuda/queue/queue.cuh"', (KERNEL,)
         module = cupy.RawModule(

@@ -39,7 +39,7 @@ def main() -> None:
         missing = [each for each in PACKAGES if importlib.util.find_spec(MODULES.get(each, each)) is None]
         if name not in (MODULES.get(each, each) for each in missing):  # it is what one of them needs
             missing.append(name)
-        print(f"error: the command line needs {', '.join(missing)}: run pip install maskco", file=sys.stderr)
+        print(f"error: the command line needs {', '.join(missing)}. Run pip install maskco", file=sys.stderr)
         sys.exit(2)
 
 

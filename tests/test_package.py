@@ -92,7 +92,7 @@ def test_a_command_says_in_one_line_which_packages_are_missing(hidden, tmp_path)
     out = tmp_path / "run"
     done = python(BESIDE_A_BARE_TORCH + run, hidden, "pretrain", "--data", "demo", "--out", str(out))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
-    named = re.fullmatch("error: the command line needs (.*): run pip install maskco\n", done.stderr).group(1)
+    named = re.fullmatch("error: the command line needs (.*)\\. Run pip install maskco\n", done.stderr).group(1)
     assert {each.replace("PIL", "pillow") for each in hidden.split(",")} <= set(named.split(", ")) <= set(PACKAGES)
     assert not out.exists()
 

@@ -84,7 +84,7 @@ def scale_of(options: Options) -> Scale:
     for scale in SCALES.values():
         if sets <= {*scale.sets, *scale.more_sets}:
             return PHOTOGRAPHS_QUICK if options.quick and scale is PHOTOGRAPHS else scale
-    raise UserError(f"sets: no scale has all of {', '.join(options.sets)}: run them one after the other")
+    raise UserError(f"sets: no scale has all of {', '.join(options.sets)}. Run them one after the other")
 
 
 def jobs(options: Options, scale: Scale) -> list[Job]:

@@ -43,7 +43,7 @@ def open_source(data: str) -> Source:
         source = ListedImages(Path(listed["root"]), listed["names"])
         return HeldImages(source) if listed["held"] else source
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"data: {str(path)!r} is no list of images: give the same command again") from error
+        raise SourceError(f"data: {str(path)!r} is no list of images. Give the same command again") from error
 
 
 class ListedImages(ImageFiles):

@@ -89,7 +89,7 @@ def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> 
             with Image.open(year / IMAGES / f"{name}.jpg") as image:
                 original, small = image.size, shrunk(image.convert("RGB"))
         except OSError as error:
-            raise UserError(f"images: {year / IMAGES / name}.jpg cannot be read: unpack {year.name} again") from error
+            raise UserError(f"images: {year / IMAGES / name}.jpg cannot be read. Unpack {year.name} again") from error
         small.save(folder / f"{part}2017" / f"{name}.jpg", quality=QUALITY)
         images.append({"id": number, "file_name": f"{name}.jpg", "width": small.width, "height": small.height})
         found += [(number, scaled(thing, original, small.size), thing.name) for thing in things]

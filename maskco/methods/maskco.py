@@ -190,7 +190,7 @@ class MaskCo(Method):
         if hidden <= HIDDEN:
             return {}
         return {
-            "mask": f"the masks cover {hidden:.0%} of the query views, which leaves nothing to predict from: start "
+            "mask": f"the masks cover {hidden:.0%} of the query views, which leaves nothing to predict from. Start "
             "over with fewer regions, or a smaller region_scale"
         }
 

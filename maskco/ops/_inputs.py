@@ -114,7 +114,7 @@ def refuse_forward_mode(op: str) -> None:
 
 def _no_transform(op: str) -> str:
     if op == "queue_push_":
-        advice = "Its keys are constants: pass keys.detach()"
+        advice = "Its keys are constants. Pass keys.detach()"
     else:
         advice = f"Use backward() or torch.autograd.grad, or maskco.ops.reference.{op}, the same in plain torch"
     return (

@@ -56,7 +56,7 @@ def recipe_line(config: PretrainConfig, encoder: nn.Module) -> str:
     line = ", ".join(f"{option} {_written(values[option])}" for option in options)
     usual = {**RECIPES[config.optim.recipe], **config.method.defaults}
     if values["optimizer"] != usual["optimizer"] and values["lr"] == usual["lr"]:
-        line += f". This lr is for {usual['optimizer']}: give one for {values['optimizer']}"
+        line += f". This lr is for {usual['optimizer']}. Give one for {values['optimizer']}"
     return f"recipe {config.optim.recipe} ({config.run.encoder} is made of {parts_line(parts_of(encoder))}): {line}"
 
 

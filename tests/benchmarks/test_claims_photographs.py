@@ -192,7 +192,7 @@ def test_the_subset_of_voc_is_made_of_a_devkit(tmp_path, monkeypatch):
     voc_subset.main()
     assert out.read_text() == names.read_text()
     (devkit / "VOC2007/JPEGImages/000001.jpg").unlink()
-    with pytest.raises(UserError, match=r"000001.jpg cannot be read: unpack VOC2007 again"):
+    with pytest.raises(UserError, match=r"000001.jpg cannot be read. Unpack VOC2007 again"):
         voc_subset.subset(devkit, tmp_path / "other", names)
 
 

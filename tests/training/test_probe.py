@@ -204,7 +204,7 @@ def test_what_is_used_and_what_it_takes_is_told(folders):
     state = state_of(probe=str(folders), probe_images=12)
     (line, warning, *rest) = state.monitors.lines()
     assert line.startswith("probe: 8 of 30 training and 4 of 12 test images of ") and " of the work" in line
-    assert warning.startswith("warning: the probe takes about ") and "raise --probe-every" in warning and rest == []
+    assert warning.startswith("warning: the probe takes about ") and "Raise --probe-every" in warning and rest == []
     many = TrainState(state.config, 10**6, torch.device("cpu"))
     assert len(many.monitors.lines()) == 1
 

@@ -87,7 +87,7 @@ def test_each_value_can_be_given(method, option):
 def test_a_rate_for_another_optimizer_is_told():
     encoder = build_method(config(encoder="test_resnet")).encoder
     told = recipe_line(with_recipe(config(encoder="test_resnet", optimizer="adamw")), encoder)
-    assert told.endswith(". This lr is for sgd: give one for adamw")
+    assert told.endswith(". This lr is for sgd. Give one for adamw")
     for options in ({}, {"optimizer": "adamw", "lr": 1e-3}, {"method": "simclr"}):
         assert "this lr" not in recipe_line(with_recipe(config(encoder="test_resnet", **options)), encoder)
 

@@ -181,13 +181,13 @@ class ProbeSet:
         ]
         if self.share > TOO_DEAR:
             lines.append(
-                f"warning: the probe takes about {self.share:.0%} of the run's work: raise --probe-every, or lower "
+                f"warning: the probe takes about {self.share:.0%} of the run's work. Raise --probe-every, or lower "
                 f"--probe-images, though fewer than {FEWEST} images say little"
             )
         if skipped := list(dict.fromkeys(s for parts in self.tasks.values() for part in parts for s in part.skipped)):
             lines.append(f"warning: {len(skipped)} images of the probe cannot be read. The first: {skipped[0]}")
         if unlearned := missing(self.data.classes, labels_of(self.data.test), labels_of(self.data.train)):
-            lines.append(f"warning: the probe has no training images of {unlearned}: their test images count as wrong")
+            lines.append(f"warning: the probe has no training images of {unlearned}. Their test images count as wrong")
         return [*lines, *(f"probe: {note}" for note in self.data.notes)]
 
     @property
