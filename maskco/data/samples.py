@@ -74,7 +74,7 @@ class PretrainDataset(Dataset):
                 if (cause := error.__cause__) and lacks_resources(cause):
                     raise cause from None
                 failures.append((self.source.name(chosen), error.reason))
-        name, reason = failures[0]
+        name, reason = failures[0][0], failures[0][1].rstrip(".")
         raise SourceError(
             f"{len(failures)} images in a row cannot be used. The first is {name!r}: {reason}. Check the data"
         )

@@ -47,7 +47,9 @@ class PythonSource:
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.left_out, self.title = dataset, LeftOut(), title_of(dataset)
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise SourceError(f"data: {self.title} needs __len__ and __getitem__, so that any image can be read")
+            raise SourceError(
+                f"data: {self.title} needs __len__ and __getitem__, so that any image can be read. Give it both"
+            )
         try:
             self._length = len(dataset)
         except Exception as error:

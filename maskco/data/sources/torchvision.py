@@ -111,7 +111,10 @@ class NamedSource:
                 values = [self._pictures[index][1] for index in shown]
             labels = torch.tensor([int(value) for value in values])
         except Exception as error:  # there is none, or it is boxes, attributes …
-            raise SourceError(f"data: {PREFIX}{self.title} has no class for each image: {one_line(error)}") from error
+            reason = one_line(error)
+            raise SourceError(
+                f"data: {PREFIX}{self.title} has no class for each image ({reason}). Name a data set of classes"
+            ) from error
         if labels.min() < 0:
             raise SourceError(f"data: some images of {PREFIX}{self.title} are not labelled. Choose a labelled part")
         return labels

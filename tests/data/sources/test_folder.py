@@ -48,7 +48,7 @@ def test_what_lies_beside_the_parts_and_could_be_a_class_is_refused(tmp_path: Pa
     (root / other / "readme.txt").write_text("no image")
     assert len(open_labelled(str(root)).classes) == 3  # no image, no class
     save(colored(1, 0)[0].image, root / other / "deep" / "x.png")
-    refused(root, rf"{other!r} lies next to 'Train' .* not clear which are classes and which parts. Move all")
+    refused(root, rf"{other!r} lies next to 'Train' .* not clear which are classes and which parts\. Move all")
 
 
 def test_a_class_that_is_called_like_a_part(tmp_path: Path) -> None:

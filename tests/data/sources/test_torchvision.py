@@ -129,7 +129,7 @@ def test_parts_by_train_and_classes_that_are_stored(monkeypatch: pytest.MonkeyPa
 
 def test_a_set_without_one_class_for_each_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for target, message in (
-        ({"boxes": []}, "no class for each image: "),
+        ({"boxes": []}, r"no class for each image \(.*\)\. Name a data set of classes"),
         (-1, "some images of torchvision:CelebA are not labelled"),
     ):
 
