@@ -36,16 +36,16 @@ _FILM = "avi flv m4v mkv mov mp4 mpeg mpg ogv webm wmv"
 _OTHER = "avifs dcm eps exr heics heifs icns ico jxl nii pdf psd svg"
 _ARCHIVES = "7z gz rar tar tgz xz zip zst"
 _HINTS = {
-    **dict.fromkeys(_EXTENSIONS["HEIF"].split(), "pip install pillow-heif"),
-    "avif": "pip install a Pillow with AVIF, 11.3 or newer",
-    "webp": "pip install a Pillow with WebP",
-    **dict.fromkeys(_EXTENSIONS["JPEG2000"].split(), "pip install a Pillow with JPEG 2000"),
-    **dict.fromkeys(_RAW.split(), "camera raw: convert to TIFF or JPEG"),
-    **dict.fromkeys(_FILM.split(), "film: extract its frames"),
+    **dict.fromkeys(_EXTENSIONS["HEIF"].split(), "run pip install pillow-heif"),
+    "avif": "install a Pillow with AVIF, 11.3 or newer",
+    "webp": "install a Pillow with WebP",
+    **dict.fromkeys(_EXTENSIONS["JPEG2000"].split(), "install a Pillow with JPEG 2000"),
+    **dict.fromkeys(_RAW.split(), "convert camera raw to TIFF or JPEG"),
+    **dict.fromkeys(_FILM.split(), "extract the frames of films"),
     **dict.fromkeys(_OTHER.split(), "convert to PNG or JPEG"),
-    **dict.fromkeys(_ARCHIVES.split(), "archive: unpack it, or give a .tar as data"),
-    "npy": "array: give it as data by itself",
-    "npz": "arrays: save one of them by numpy.save",
+    **dict.fromkeys(_ARCHIVES.split(), "unpack archives, or give a .tar as data"),
+    "npy": "give an array as data by itself",
+    "npz": "save one of its arrays by numpy.save",
 }
 
 

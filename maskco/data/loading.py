@@ -62,9 +62,9 @@ class Failure:
     def raised(self) -> TrainingError:
         reason = {
             "source": self.error,
-            "memory": f"{self.where}: out of memory while loading ({self.error}): lower `workers` or `batch_size`",
+            "memory": f"{self.where}: out of memory while loading ({self.error}). Lower `workers` or `batch_size`",
             "files": too_many_files(),
-            "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}): {shared_memory_remedy()}",
+            "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}). {shared_memory_remedy()}",
             "other": f"{self.where} cannot be loaded: {self.error}",
         }[self.kind]
         error = TrainingError(reason)
@@ -184,25 +184,25 @@ class Loading:
 
     def _died(self, code: int) -> str:
         if code > 0:
-            hint = "" if self._started_by is None else '; scripts need `if __name__ == "__main__":` to read from stores'
-            return f"a loading worker ended with status {code}: its own message is above{hint}"
+            hint = "" if self._started_by is None else '. Scripts need `if __name__ == "__main__":` to read from stores'
+            return f"a loading worker ended with status {code}. Its own message is above{hint}"
         name = signal.Signals(-code).name
         why = {
-            signal.SIGKILL: "usually by the system, short of memory: lower `workers` or `batch_size`, or give it more",
-            signal.SIGBUS: f"usually for want of {SHARED_MEMORY}: {shared_memory_remedy()}",
-            signal.SIGSEGV: "in a decoder or another library: `workers=0` shows at which image",
+            signal.SIGKILL: "usually sent by the system for want of memory. Lower `workers` or `batch_size`",
+            signal.SIGBUS: f"usually for want of {SHARED_MEMORY}. {shared_memory_remedy()}",
+            signal.SIGSEGV: "in a decoder or another library. Take `workers=0` to see at which image",
         }
         return f"a loading worker died of {name}, {why.get(signal.Signals(-code), 'sent by another process')}"
 
     def _not_started(self, error: OSError) -> str:
-        told = f"{self.workers} loading workers cannot be started: "
+        start = f"{self.workers} loading workers cannot be started: "
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            return told + too_many_files()
+            return start + too_many_files()
         if error.errno == errno.ENOMEM:
-            return told + "there is no memory left: lower `workers`"
+            return start + "there is no memory left. Lower `workers`"
         if error.errno == errno.EAGAIN:
-            return told + "this user may run no more processes (ulimit -u): lower `workers`"
-        return told + f"{SHARED_MEMORY} cannot be used ({error.strerror}): {shared_memory_remedy()}"
+            return start + "this user may run no more processes (ulimit -u). Lower `workers`"
+        return start + f"{SHARED_MEMORY} cannot be used ({error.strerror}). {shared_memory_remedy()}"
 
 
 def start_method(source: object) -> str | None:
@@ -238,11 +238,11 @@ def end_with_parent() -> None:
 
 def too_many_files() -> str:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"too many open files, this process may have {limit}: raise the limit (ulimit -n 4096), or lower `workers`"
+    return f"too many open files (the limit is {limit}). Raise the limit by ulimit -n 4096, or lower `workers`"
 
 
 def shared_memory_remedy() -> str:
-    return "make it writable and larger (in Docker: --shm-size=8g), lower `workers`, or take `workers=0`"
+    return "Make it writable and larger (in Docker: --shm-size=8g), lower `workers`, or take `workers=0`"
 
 
 def _can_open(count: int) -> bool:

@@ -74,9 +74,9 @@ class PretrainDataset(Dataset):
                 if (cause := error.__cause__) and lacks_resources(cause):
                     raise cause from None
                 failures.append((self.source.name(chosen), error.reason))
-        name, reason = failures[0]
+        name, reason = failures[0][0], failures[0][1].rstrip(".")
         raise SourceError(
-            f"{len(failures)} images in a row cannot be used, the first {name!r} ({reason}): check the data folder"
+            f"{len(failures)} images in a row cannot be used. The first is {name!r}: {reason}. Check the data"
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:
@@ -138,11 +138,14 @@ class EpochBatches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > length:
             raise ValueError(
-                f"batch_size {batch_size} is larger than the data ({length} images): "
-                f"lower it to {length} or less, or add images"
+                f"batch_size {batch_size} is larger than the data ({length} images). "
+                f"Lower it to {length} or less, or add images"
             )
         if batch_size % (ranks * parts):
-            raise ValueError(f"batch_size {batch_size} cannot be divided by {ranks} ranks × {parts} parts")
+            raise ValueError(
+                f"batch_size {batch_size} cannot be divided by {ranks} ranks × {parts} parts. "
+                f"Take a multiple of {ranks * parts}"
+            )
         self.length, self.batch_size, self.seed, self.epoch, self.start_step = (
             length,
             batch_size,

@@ -113,8 +113,8 @@ class TwoViews:
         """All that is random about the query and the key view: uint8 [3, S, S], boxes [R, 4], colors."""
         height, width = picture.size if isinstance(picture, EncodedImage) else F.get_size(picture)
         if min(height, width) < self.config.min_image_side:
-            reason = f"{width}x{height} pixels: the shorter side must have at least {self.config.min_image_side}"
-            raise ImageError("picture", reason)
+            reason = f"{width}x{height} pixels, and the shorter side must have at least {self.config.min_image_side}"
+            raise ImageError("image", reason)
         query, key = self.crops(height, width)
         if isinstance(picture, EncodedImage):
             image, query, key = self._decode(picture, query, key)

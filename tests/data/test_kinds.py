@@ -65,9 +65,9 @@ def test_what_a_folder_leaves_out_is_counted_by_kind(tmp_path: Path, monkeypatch
     assert source.names == ["a.jpg", "b.MPO", "sub/c.png"]
     circle = next(reason for reason, first in source.left_out.first.items() if first == "circle.jpg")
     assert "symbolic links" in circle.lower() and dict(source.left_out) == {
-        ".heic (pip install pillow-heif)": 2,
-        ".nef (camera raw: convert to TIFF or JPEG)": 1,
-        ".mov (film: extract its frames)": 1,
+        ".heic (run pip install pillow-heif)": 2,
+        ".nef (convert camera raw to TIFF or JPEG)": 1,
+        ".mov (extract the frames of films)": 1,
         ".txt": 1,
         "without an extension": 1,
         "hidden (the name begins with a dot)": 2,
@@ -78,7 +78,9 @@ def test_what_a_folder_leaves_out_is_counted_by_kind(tmp_path: Path, monkeypatch
         circle: 1,
     }
     (line,) = source.left_out.lines()
-    assert line.startswith("left out of the data: 2 ") and "2 .heic (pip install pillow-heif), first '1.HEIC'" in line
+    assert (
+        line.startswith("left out of the data: 2 ") and "2 .heic (run pip install pillow-heif), first '1.HEIC'" in line
+    )
 
 
 def test_a_run_says_at_its_start_what_is_left_out(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_run_says_at_its_start_what_is_left_out(tmp_path: Path) -> None:
     pretrain(tmp_path / "photos", tmp_path / "run", epochs=1, batch_size=4, **tiny)
     log = (tmp_path / "run/log.txt").read_text().splitlines()
     assert "on 8 images" in log[0] and "left out of the data: 1 " in log[2]
-    assert "1 .nef (camera raw: convert to TIFF or JPEG), first 'a.nef'" in log[2]
+    assert "1 .nef (convert camera raw to TIFF or JPEG), first 'a.nef'" in log[2]
     assert "1 without a known extension, first 'odd.\\udcff\\n'" in log[2]
 
 
@@ -107,7 +109,7 @@ def test_a_folder_of_nothing_but_heic_says_what_reads_it(tmp_path: Path, monkeyp
     kinds.formats.cache_clear(), kinds.readable.cache_clear()
     (tmp_path / "a.heic").touch()
     try:
-        with pytest.raises(SourceError, match=r"1 \.heic \(pip install pillow-heif\), first 'a\.heic'") as caught:
+        with pytest.raises(SourceError, match=r"1 \.heic \(run pip install pillow-heif\), first 'a\.heic'") as caught:
             FolderSource(tmp_path)
     finally:
         kinds.formats.cache_clear(), kinds.readable.cache_clear()

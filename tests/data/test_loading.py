@@ -68,8 +68,8 @@ def error_of(pictures: Path, out: Path, **options: object) -> TrainingError:
         (lambda: ZeroDivisionError(), "006.png cannot be loaded: ZeroDivisionError"),
         (lambda: PermissionError(errno.EACCES, "Permission denied", "x"), "PermissionError: [Errno 13] Permission"),
         (lambda: SourceError("the disk is gone: mount it"), "the disk is gone: mount it"),
-        (lambda: MemoryError(), "006.png: out of memory while loading (MemoryError): lower `workers`"),
-        (lambda: OSError(errno.EMFILE, "Too many open files"), "too many open files, this process may have"),
+        (lambda: MemoryError(), "006.png: out of memory while loading (MemoryError). Lower `workers`"),
+        (lambda: OSError(errno.EMFILE, "Too many open files"), "too many open files (the limit is "),
     ],
 )
 def test_an_exception_keeps_its_type_text_and_image(pictures, tmp_path, monkeypatch, make, told, workers):
@@ -94,7 +94,7 @@ def test_a_picture_is_not_broken_because_the_process_lacks_something(pictures, t
     [
         (
             lambda: os.kill(os.getpid(), signal.SIGKILL),
-            "a loading worker died of SIGKILL, usually by the system, short",
+            "a loading worker died of SIGKILL, usually sent by the system for want of memory",
         ),
         (
             lambda: os.kill(os.getpid(), signal.SIGBUS),
@@ -139,7 +139,7 @@ def test_too_few_files_are_told_at_once(pictures, tmp_path):
             os.close(file)
     assert told == (
         "16 loading workers cannot be started: "
-        f"too many open files, this process may have {few}: raise the limit (ulimit -n 4096), or lower `workers`"
+        f"too many open files (the limit is {few}). Raise the limit by ulimit -n 4096, or lower `workers`"
     )
     assert time.monotonic() - started < 10 and not (tmp_path / "run").exists()
 
@@ -147,11 +147,11 @@ def test_too_few_files_are_told_at_once(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.EROFS, r"shared memory (/dev/shm) cannot be used (Read-only file system): make it writable"),
-        (errno.ENOSPC, r"shared memory (/dev/shm) cannot be used (No space left on device): make it writable"),
-        (errno.EACCES, r"shared memory (/dev/shm) cannot be used (Permission denied): make it writable"),
-        (errno.EAGAIN, "this user may run no more processes (ulimit -u): lower `workers`"),
-        (errno.ENOMEM, "there is no memory left: lower `workers`"),
+        (errno.EROFS, r"shared memory (/dev/shm) cannot be used (Read-only file system). Make it writable"),
+        (errno.ENOSPC, r"shared memory (/dev/shm) cannot be used (No space left on device). Make it writable"),
+        (errno.EACCES, r"shared memory (/dev/shm) cannot be used (Permission denied). Make it writable"),
+        (errno.EAGAIN, "this user may run no more processes (ulimit -u). Lower `workers`"),
+        (errno.ENOMEM, "there is no memory left. Lower `workers`"),
     ],
 )
 def test_workers_that_cannot_be_started_say_why(pictures, tmp_path, monkeypatch, number, told):

@@ -76,7 +76,7 @@ def test_nothing_but_broken_pictures_stops(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"broken")
     dataset = PretrainDataset(FolderSource(tmp_path), TwoViews(ViewConfig()))
-    with pytest.raises(SourceError, match=r"32 images in a row.*1\.png.*check the data"):
+    with pytest.raises(SourceError, match=r"32 images in a row.*1\.png.*\. Check the data"):
         dataset[1]
 
 
@@ -98,7 +98,7 @@ def test_epoch_batches_resume_after_the_steps_already_made() -> None:
 
 
 def test_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch_size 24 .*23 images.*lower it to 23"):
+    with pytest.raises(ValueError, match=r"batch_size 24 .*23 images.*\. Lower it to 23"):
         EpochBatches(23, 24, seed=0, epoch=0)
     with pytest.raises(ValueError, match="at least 1"):
         EpochBatches(23, 0, seed=0, epoch=0)

@@ -117,7 +117,7 @@ def test_wrong_class_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     for name, damage, message in (
         ("empty class", lambda root: (root / "train/white").mkdir(), "class 'white' has no image"),
         ("unknown class", lambda root: (root / "val/red").rename(root / "val/rouge"), "class 'rouge' of .* no folder"),
-        ("loose", lambda root: save(colored(1, 0)[0].image, root / "train/x.png"), "'x.png' lies beside the class"),
+        ("loose", lambda root: save(colored(1, 0)[0].image, root / "train/x.png"), "'x.png' lies next to the class"),
     ):
         root = make_class_folders(tmp_path / name, {"train": 6, "val": 6})
         damage(root)

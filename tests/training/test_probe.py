@@ -265,7 +265,7 @@ def test_images_without_labels_are_no_probe(pictures, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(pictures / "000.png", "000.png")
     told = unwritten(pictures, tmp_path / "run", probe=tmp_path / "a.tar")
-    assert told.startswith("probe: ") and "has no labels: give a folder by class, COCO" in told
+    assert told.startswith("probe: ") and "has no labels. Give a folder by class, COCO" in told
     unwritten(pictures, tmp_path / "run", probe=pictures)
 
 

@@ -28,19 +28,19 @@ class ArraySource:
         try:
             self.pictures = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
-            raise SourceError(f"data: no such file {str(path)!r}: check the path") from error
+            raise SourceError(f"data: no such file {str(path)!r}. Check the path") from error
         except Exception as error:  # NumPy parses the header as Python's literals, and what fails there is no one kind
             reason = " ".join(str(error).split()) or type(error).__name__
             raise SourceError(
-                f"data: {str(path)!r} is not a NumPy array file, or a damaged one ({reason}): write it by numpy.save"
+                f"data: {str(path)!r} is not a NumPy array file, or a damaged one ({reason}). Write it by numpy.save"
             ) from error
         if not isinstance(self.pictures, np.ndarray):
-            raise SourceError(f"data: {str(path)!r} is an archive of arrays (.npz): write one of them by numpy.save")
+            raise SourceError(f"data: {str(path)!r} is an archive of arrays (.npz). Write one of them by numpy.save")
         shape, kind = self.pictures.shape, self.pictures.dtype
         if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise SourceError(
-                f"data: {str(path)!r} must hold images as uint8 [N, H, W, 3], red green blue; it holds {kind} "
-                f"{list(shape)}"
+                f"data: {str(path)!r} must hold images as uint8 [N, H, W, 3], red green blue, and it holds {kind} "
+                f"{list(shape)}. Convert them"
             )
 
     def __len__(self) -> int:

@@ -53,7 +53,7 @@ def is_remote(data: str) -> bool:
 def check_regular(path: Path) -> None:
     """Raises SourceError unless it is a file or folder. Reading a named pipe would wait for ever."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise SourceError(f"data: {str(path)!r} is a pipe, socket or device: give a file or a folder")
+        raise SourceError(f"data: {str(path)!r} is a pipe, socket or device. Give a file or a folder")
 
 
 def import_package(package: str, needed_for: str, install: str) -> ModuleType:
@@ -61,7 +61,7 @@ def import_package(package: str, needed_for: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise SourceError(f"data: {needed_for} needs {package}: pip install {install}") from error
+        raise SourceError(f"data: {needed_for} needs {package}. Run pip install {install}") from error
 
 
 def split_options(data: str) -> tuple[str, dict[str, str]]:
@@ -72,6 +72,6 @@ def split_options(data: str) -> tuple[str, dict[str, str]]:
         option, equals, text = part.partition("=")
         if not equals or option in options:
             problem = "has no value" if not equals else "is given twice"
-            raise SourceError(f"data: option {option!r} of {data!r} {problem}: write NAME?option=value&option=value")
+            raise SourceError(f"data: option {option!r} of {data!r} {problem}. Write NAME?option=value&option=value")
         options[option] = unquote(text)
     return name, options

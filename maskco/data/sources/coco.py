@@ -35,7 +35,7 @@ def open_source(data: str) -> CocoSource:
         files = [file for file in files if file.stem.startswith("instances_train")] or files
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise SourceError(f"data: {data!r} holds several annotation files ({names}): name one of them")
+        raise SourceError(f"data: {data!r} holds several annotation files ({names}). Name one of them")
     return CocoSource(files[0])
 
 
@@ -48,11 +48,16 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
         train, test = files, []
     if len(train) != 1 or len(test) > 1:
         names = ", ".join(file.name for file in files)
-        raise SourceError(f"data: expected one instances_train….json and one instances_val….json, found {names}")
+        raise SourceError(
+            f"data: expected one instances_train….json and one instances_val….json, found {names}. Keep one of each, "
+            "or name one file"
+        )
     used = [*train, *test]
     sources = [_complete(path) for path in used]
     if sources[0].categories != sources[-1].categories:
-        raise SourceError(f"data: {used[0].name} and {used[1].name} do not have the same categories")
+        raise SourceError(
+            f"data: {used[0].name} and {used[1].name} do not have the same categories. Correct one of them"
+        )
     unused = [file.name for file in files if file not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     notes += [f"{s.path.name}: {line}" for s in sources for line in (*s.notes, *s.boxes_left_out.lines())]
@@ -76,7 +81,7 @@ def _complete(path: Path) -> CocoSource:
     source = CocoSource(path)
     _require_none(source.left_out, path)
     if not source.categories:
-        raise SourceError(f"data: {str(path)!r} names no categories")
+        raise SourceError(f"data: {str(path)!r} names no categories. Correct the file")
     source.objects  # noqa: B018 - places the boxes, and so counts those that cannot be
     _require_none(source.boxes_left_out, path)
     return source
@@ -85,7 +90,7 @@ def _complete(path: Path) -> CocoSource:
 def _require_none(left_out: LeftOut, path: Path) -> None:
     wrong = [f"{count} {what} (first: {left_out.first[what]!r})" for what, count in left_out.items() if what != NO_AREA]
     if wrong:
-        raise SourceError(f"data: {str(path)!r} names {' and '.join(wrong)}: correct the file")
+        raise SourceError(f"data: {str(path)!r} names {' and '.join(wrong)}. Correct the file")
 
 
 class CocoSource(ImageFiles):
@@ -117,7 +122,10 @@ class CocoSource(ImageFiles):
             else:
                 present.append(image)
         if not present:
-            raise SourceError(f"data: {str(self.path)!r} lists no image that can be read: {self.left_out.lines()[0]}")
+            raise SourceError(
+                f"data: {str(self.path)!r} lists no image that can be read ({self.left_out.lines()[0]}). Restore or "
+                "convert the images"
+            )
         present.sort(key=lambda image: image.id)
         self.image_ids = [image.id for image in present]
         self.names = [image.file_name for image in present]
@@ -127,7 +135,7 @@ class CocoSource(ImageFiles):
         first_of = {category.name: category.id for category in reversed(categories)}
         self.categories = tuple(dict.fromkeys(category.name for category in categories))
         if more := len(categories) - len(self.categories):
-            self.notes.append(f"{more} categories have the name of another: each name is one class")
+            self.notes.append(f"{more} categories have the name of another. Each name is one class")
         self.category_ids = tuple(first_of[name] for name in self.categories)  # as in the file; COCO's own have gaps
         listed_ids = {image.id for image in content.images}
         self._keep_annotations(content.annotations, categories, listed_ids)
@@ -198,8 +206,8 @@ def _unexplained(path: Path, name: str, size, header, count: int) -> str:
         shown += f" (EXIF orientation {header.orientation})"
     others = f" and {count - 1} more" if count > 1 else ""
     return (
-        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}: "
-        "neither resizing nor EXIF explains it. Correct width and height; if boxes are of the stored image, remove both"
+        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}. "
+        "Neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes fit the stored image"
     )
 
 
@@ -212,5 +220,5 @@ def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Pa
             return folder
     raise SourceError(
         f"data: none of the {len(names)} images that {str(annotations)!r} lists exists "
-        f"(looked for {names[0]!r} in {', '.join(map(str, folders))})"
+        f"(looked for {names[0]!r} in {', '.join(map(str, folders))}). Put them into one of these"
     )

@@ -56,7 +56,7 @@ def read_coco(path: Path) -> CocoFile:
             raise SourceError(f"data: {str(path)!r}, {place}: {problem}. Correct the file")
 
     if not content.images:
-        raise SourceError(f"data: {str(path)!r} lists no images")
+        raise SourceError(f"data: {str(path)!r} lists no images. Correct the file")
     image_ids = _unique_ids(content.images, "images", check)
     _unique_ids(content.categories, "categories", check)
     ids_are_text = isinstance(content.images[0].id, str)
@@ -65,8 +65,10 @@ def read_coco(path: Path) -> CocoFile:
         check(bool(name) and "\0" not in name, f"{place}.file_name", f"{name!r} is no file's name")
         inside = not os.path.isabs(name) and not ntpath.splitdrive(name)[0]
         inside = inside and os.path.normpath(name).split(os.sep)[0] != os.pardir
-        check(inside, f"{place}.file_name", f"{name!r} leads out of the folder of images; it must be relative to it")
-        check((image.width is None) == (image.height is None), place, "width and height go together, one is missing")
+        check(inside, f"{place}.file_name", f"{name!r} leads out of the folder of images, to which it must be relative")
+        check(
+            (image.width is None) == (image.height is None), place, "width and height go together, and one is missing"
+        )
         for field in ("width", "height"):
             value = getattr(image, field)
             is_size = value is None or (math.isfinite(value) and value >= 1 and value == int(value) and value < 2**31)
@@ -109,10 +111,16 @@ def _parse(path: Path) -> CocoFile:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).replace("`", "").partition(" - at $.")
         if not place:
-            raise SourceError(f"data: {str(path)!r} is no COCO annotation file: {problem}") from error
+            raise SourceError(
+                f"data: {str(path)!r} is no COCO annotation file: {problem}. Give another file"
+            ) from error
         raise SourceError(f"data: {str(path)!r}, {place}: {problem}. Correct the file") from error
     except RecursionError as error:
-        raise SourceError(f"data: {str(path)!r} cannot be read as JSON: it is nested too deeply") from error
+        raise SourceError(
+            f"data: {str(path)!r} cannot be read as JSON: it is nested too deeply. Correct the file"
+        ) from error
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SourceError(f"data: {str(path)!r} cannot be read as JSON: {reason}") from error
+        reason, remedy = (
+            (error.strerror, "Check the path") if isinstance(error, OSError) else (str(error), "Correct the file")
+        )
+        raise SourceError(f"data: {str(path)!r} cannot be read as JSON: {reason}. {remedy}") from error

@@ -102,14 +102,14 @@ def find_frames(
         if frames[-1].orientation != 1:
             turned.append(index)
 
-    def note(which: list[int], text: str) -> list[str]:
-        return [f"{len(which)} images {text} (first {names[which[0]]!r})"] if which else []
+    def note(which: list[int], what: str, done: str) -> list[str]:
+        return [f"{len(which)} images {what} (first {names[which[0]]!r}). Their boxes {done}"] if which else []
 
     side = "stored" if default_is_stored else "upright"
     notes = [
-        *note(scaled, "have another size than the annotation file lists: their boxes were scaled with them"),
-        *note(turned, "are turned by EXIF after annotation: their boxes were turned with them"),
-        *note(guessed, f"are turned by EXIF and their size fits both ways: boxes taken as of the {side} image"),
+        *note(scaled, "have another size than the annotation file lists", "were scaled with them"),
+        *note(turned, "are turned by EXIF after annotation", "were turned with them"),
+        *note(guessed, "are turned by EXIF, and their size fits both ways", f"were taken as of the {side} image"),
     ]
     return Frames(frames, notes, unexplained)
 

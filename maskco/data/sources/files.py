@@ -48,24 +48,24 @@ class FolderSource(ImageFiles):
                 self.left_out.add(why_not(name), name)
         if not files:
             others = "".join(f" of files that can be used ({line})" for line in self.left_out.lines())
-            raise SourceError(f"data: {str(root)!r} is empty{others}: give a folder that holds images")
+            raise SourceError(f"data: {str(root)!r} is empty{others}. Give a folder that holds images")
         if not self.names and any(name.endswith(".tar") for name in files):
-            raise SourceError(f"data: {str(root)!r} holds tar files and no images: for shards, give '{root}/*.tar'")
+            raise SourceError(f"data: {str(root)!r} holds tar files and no images. For shards, give '{root}/*.tar'")
         if not self.names:
             raise SourceError(
-                f"data: none of the {len(files)} files below {str(root)!r} is an image ({self.left_out.lines()[0]}): "
-                f"convert them to one of {' '.join(sorted(readable()))}"
+                f"data: none of the {len(files)} files below {str(root)!r} is an image ({self.left_out.lines()[0]}). "
+                f"Convert them to one of {' '.join(sorted(readable()))}"
             )
 
 
 def require_folder(root: Path) -> None:
     """Raises SourceError, which says what it found instead."""
     if not root.exists():
-        raise SourceError(f"data: no such folder {str(root)!r}: check the path, or use 'demo' for the built-in scenes")
+        raise SourceError(f"data: no such folder {str(root)!r}. Check the path, or use 'demo' for the built-in scenes")
     check_regular(root)
     if not root.is_dir():
         raise SourceError(
-            f"data: {str(root)!r} is a file: give the folder that holds the images, a .tar or a COCO .json"
+            f"data: {str(root)!r} is a file. Give the folder that holds the images, a .tar or a COCO .json"
         )
 
 

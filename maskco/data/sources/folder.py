@@ -48,14 +48,14 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
     root = Path(data)
     require_folder(root)
     folders = _folders(root)
-    remedy = "keep one of them, or move one away"
+    remedy = "Keep one of them, and move the other away"
     named = parts_among([folder.name for folder in folders], str(root), remedy)
     found = {part: root / name for part, name in named.items()}
     for other in (folder for folder in folders if found and folder not in found.values() and _holds_images(folder)):
         near = next(iter(found.values())).name
         raise SourceError(
-            f"data: {other.name!r} lies beside {near!r} in {str(root)!r}, so that it is not clear which are classes "
-            f"and which parts: move all classes into train/ and val/, or {other.name!r} away"
+            f"data: {other.name!r} lies next to {near!r} in {str(root)!r}, so that it is not clear which are classes "
+            f"and which parts. Move all classes into train/ and val/, or {other.name!r} away"
         )
     parts = [_part(folder) for folder in list(found.values())[:2]] or [_part(root)]
     if not found:
@@ -66,7 +66,7 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
         alike = _near_class(unknown[0], classes)
         raise SourceError(
             f"data: class {unknown[0]!r} of {str(parts[1].folder)!r} has no folder in {str(parts[0].folder)!r}"
-            + (f", which has {alike!r}: rename one of them" if alike else "")
+            + (f", which has {alike!r}. Rename one of them" if alike else ". Add it there, or remove the class")
         )
     labelled = tuple(_labelled(part, classes) for part in parts)
     return LabelledData(root.resolve().name, classes, labelled, notes_on_parts(named))
@@ -84,19 +84,22 @@ def _part(folder: Path) -> Part:
     classes = tuple(each.name for each in _folders(folder))
     if len(classes) < 2:
         raise SourceError(
-            f"data: expected a folder for each class, or COCO's annotations/instances_….json, in {str(folder)!r}"
+            f"data: expected a folder for each class, or COCO's annotations/instances_….json, in {str(folder)!r}. "
+            "Sort the images into a folder for each class"
         )
     if alike := _alike(classes):
         raise SourceError(
-            f"data: classes {alike[0]!r} and {alike[1]!r} of {str(folder)!r} differ only in case, spaces or encoding: "
-            "merge them, or rename one"
+            f"data: classes {alike[0]!r} and {alike[1]!r} of {str(folder)!r} differ only in case, spaces or encoding. "
+            "Merge them, or rename one"
         )
     label_of = {name: label for label, name in enumerate(classes)}
     firsts = [Path(source.name(index)).parts[0] for index in range(len(source))]
     if empty := [name for name in classes if name not in firsts]:
-        raise SourceError(f"data: class {empty[0]!r} has no image in {str(folder)!r}")
+        raise SourceError(f"data: class {empty[0]!r} has no image in {str(folder)!r}. Add one, or remove its folder")
     if loose := [source.name(i) for i, first in enumerate(firsts) if first not in label_of]:
-        raise SourceError(f"data: {loose[0]!r} lies beside the class folders of {str(folder)!r}: of which class is it?")
+        raise SourceError(
+            f"data: {loose[0]!r} lies next to the class folders of {str(folder)!r}. Move it into one of them"
+        )
     return Part(folder, source, classes, [label_of[first] for first in firsts])
 
 
@@ -108,7 +111,7 @@ def _require_classes(whole: Part) -> None:
     if len(common) > 1:
         raise SourceError(
             f"data: {whole.classes[0]!r}, {whole.classes[1]!r} … in {str(whole.folder)!r} all hold {common[0]!r} and "
-            f"{common[1]!r}: if these are the classes, name the folders train and val; else move all into train/"
+            f"{common[1]!r}. If these are the classes, name the folders train and val. Else move all into train/"
         )
 
 
@@ -119,7 +122,7 @@ def _require_no_strays(parts: list[Part]) -> None:
             holds_folders = any(len(Path(each).parts) > 2 and Path(each).parts[0] == name for each in part.source.names)
             if holds_folders or len(parts) < 2 or not all(name in each.classes for each in parts):
                 raise SourceError(
-                    f"data: {name!r} among the classes of {str(part.folder)!r} is named as a part: move it out, or "
+                    f"data: {name!r} among the classes of {str(part.folder)!r} is named as a part. Move it out, or "
                     "rename it if it is a class"
                 )
 

@@ -53,13 +53,15 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
     notes: tuple[str, ...] = ()
     parts = [opened.chosen]
     if not opened.chosen:
-        named = parts_among(opened.splits, data, f"choose one, as {opened.with_option('split')}")
+        named = parts_among(opened.splits, data, f"Choose one, as {opened.with_option('split')}")
         parts = [[split] for split in list(named.values())[:2]] or [opened.default()]
         notes = notes_on_parts(named)
     label, classes = opened.classes(parts[0][0])
     for split in (split for part in parts for split in part):
         if opened.classes(split) != (label, classes):
-            raise SourceError(f"data: {parts[0][0]!r} and {split!r} of {data!r} do not have the same classes")
+            raise SourceError(
+                f"data: {parts[0][0]!r} and {split!r} of {data!r} have different classes. Choose one of them"
+            )
     labelled = []
     for splits in parts:
         source = opened.source(splits, label)
@@ -139,7 +141,9 @@ class Opened:
         self.data = data
         self.where, self.options = split_options(data.removeprefix(PREFIX)) if data.startswith(PREFIX) else (data, {})
         if unknown := set(self.options) - set(OPTIONS):
-            raise SourceError(f"data: {data!r} has the option {min(unknown)!r}; known are {', '.join(OPTIONS)}")
+            raise SourceError(
+                f"data: {data!r} has the unknown option {min(unknown)!r}. Use one of {', '.join(OPTIONS)}"
+            )
         import_package("datasets", f"{data!r}", "'maskco[hf]'")
         is_local = os.path.isabs(self.where)
         self.title = os.path.basename(os.path.normpath(self.where)) if is_local else self.where
@@ -157,26 +161,28 @@ class Opened:
         self.chosen = self.options["split"].split("+") if "split" in self.options else []
         for split in self.chosen:
             if split not in self.splits:
-                raise SourceError(f"data: {data!r} has no split {split!r}, but {', '.join(self.splits)}")
+                raise SourceError(f"data: {data!r} has no split {split!r}. Choose from {', '.join(self.splits)}")
 
     def default(self) -> list[str]:
         """The split for training, or the only one."""
         found = [split for split in self.splits if part_of(split) == "train"] or list(self.splits)
         if len(found) != 1:
             names = ", ".join(self.splits)
-            raise SourceError(f"data: {self.data!r} has the splits {names}: choose, as {self.with_option('split')}")
+            raise SourceError(f"data: {self.data!r} has the splits {names}. Choose one, as {self.with_option('split')}")
         return found
 
     def source(self, splits: list[str], label: str | None = None) -> HuggingFaceSource:
         columns = {self._image_column(split) for split in splits}
         if len(columns) > 1:
-            raise SourceError(f"data: the splits of {self.data!r} hold images in different columns: choose one split")
+            raise SourceError(f"data: the splits of {self.data!r} hold images in different columns. Choose one split")
         tables = {split: self.splits[split] for split in splits}
         source = HuggingFaceSource(tables, columns.pop(), self.roots, label)
         if not len(source):
             others = "".join(f" ({line})" for line in source.left_out.lines())
             what = "image" if label is None else "image with a class"
-            raise SourceError(f"data: {'+'.join(splits)!r} of {self.data!r} holds no {what}{others}")
+            raise SourceError(
+                f"data: {'+'.join(splits)!r} of {self.data!r} holds no {what}{others}. Choose another split or data set"
+            )
         return source
 
     def _image_column(self, split: str) -> str:
@@ -192,9 +198,9 @@ class Opened:
         columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
         if asked is not None:
             what = f"no column {asked!r}" if asked not in features else f"no images in the column {asked!r}"
-            raise SourceError(f"data: {self.data!r} has {what}; its columns are {columns}")
+            raise SourceError(f"data: {self.data!r} has {what}. Choose from {columns}")
         what = "several columns of images" if images else "no column of the type Image"
-        raise SourceError(f"data: {self.data!r} has {what}: choose, as {self.with_option('column')}, from {columns}")
+        raise SourceError(f"data: {self.data!r} has {what}. Choose, as {self.with_option('column')}, from {columns}")
 
     def classes(self, split: str) -> tuple[str, tuple[str, ...]]:
         """The column of classes, and their names."""
@@ -204,11 +210,12 @@ class Opened:
         found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         asked = self.options.get("label")
         if asked is not None and asked not in found:
-            raise SourceError(f"data: {self.data!r} has no column {asked!r} of the type ClassLabel, but {found}")
+            remedy = f"Choose from {', '.join(found)}" if found else "Make one by class_encode_column"
+            raise SourceError(f"data: {self.data!r} has no column {asked!r} of the type ClassLabel. {remedy}")
         if asked is None and len(found) != 1:
             what = f"several columns of classes ({', '.join(found)})" if found else "no column of the type ClassLabel"
-            remedy = f"choose, as {self.with_option('label')}" if found else "class_encode_column makes one"
-            raise SourceError(f"data: {self.data!r} has {what}: {remedy}")
+            remedy = f"Choose one, as {self.with_option('label')}" if found else "Make one by class_encode_column"
+            raise SourceError(f"data: {self.data!r} has {what}. {remedy}")
         label = asked or found[0]
         return label, tuple(features[label].names)
 

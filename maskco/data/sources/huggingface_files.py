@@ -25,17 +25,21 @@ def read_local(path: Path) -> dict[str, Dataset]:
 
     check_regular(path)
     if not path.exists():
-        raise SourceError(f"data: no such file or folder {str(path)!r}: check the path")
+        raise SourceError(f"data: no such file or folder {str(path)!r}. Check the path")
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         found = datasets.load_from_disk(str(path))
         splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or ALL): found}
         names = [file["filename"] for table in splits.values() for file in table.cache_files]
         for name in (name for name in names if not lies_in(name, [path])):
-            raise SourceError(f"data: {str(path)!r} names the file {name!r}, which lies outside of it")
+            raise SourceError(
+                f"data: {str(path)!r} names the file {name!r}, which lies outside. Write the folder by save_to_disk"
+            )
         return splits
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
     if not files:
-        raise SourceError(f"data: {str(path)!r} holds neither what save_to_disk wrote nor .parquet files")
+        raise SourceError(
+            f"data: {str(path)!r} holds neither what save_to_disk wrote nor .parquet files. Check the path"
+        )
     for file in files:
         check_regular(file)
     cache = str(cache_folder("huggingface"))  # where they are written once more, in a form that can be mapped
@@ -60,13 +64,14 @@ def read_hub(name: str, options: dict[str, str]) -> dict[str, Dataset]:
     import datasets
 
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise SourceError(f"data: hf:{name}: expected NAME or USER/NAME of a data set, or an absolute path")
+        raise SourceError(f"data: hf:{name} names no data set. Give NAME or USER/NAME of one, or an absolute path")
     if os.path.exists(name):
-        raise SourceError(f"data: hf:{name} is also a path here: give {os.path.abspath(name)!r}, or move it away")
+        raise SourceError(f"data: hf:{name} is also a path here. Give {os.path.abspath(name)!r}, or move it away")
     builder = datasets.load_dataset_builder(name, options.get("name"), revision=options.get("revision"))
     reader = type(builder).__module__.rpartition(".")[2]
     if type(builder).__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in READERS:
-        raise SourceError(f"data: hf:{name} is stored as {reader}: only {', '.join(READERS[:-1])} are read")
+        known = ", ".join(READERS[:-1])
+        raise SourceError(f"data: hf:{name} is stored as {reader}, and only {known} are read. Convert it to parquet")
     builder.download_and_prepare()
     return dict(builder.as_dataset())
 

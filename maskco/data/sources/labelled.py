@@ -65,7 +65,7 @@ def parts_among(names: Iterable[str], where: str, remedy: str) -> dict[str, str]
     found: dict[str, str] = {}
     for name in names:
         if (part := part_of(name)) is not None and found.setdefault(part, name) != name:
-            raise SourceError(f"data: {where!r} holds both {found[part]!r} and {name!r}: {remedy}")
+            raise SourceError(f"data: {where!r} holds both {found[part]!r} and {name!r}. {remedy}")
     return {part: found[part] for part in PARTS if part in found}
 
 
@@ -74,7 +74,7 @@ def notes_on_parts(parts: dict[str, str]) -> tuple[str, ...]:
     names = list(parts.values())
     if len(names) < 2 or (len(names) == 2 and "train" in parts):
         return ()
-    unused = f"; {names[2]} is not used" if len(names) > 2 else ""
+    unused = f". Not used: {names[2]}" if len(names) > 2 else ""
     return (f"learned from {names[0]}, tested on {names[1]}{unused}",)
 
 

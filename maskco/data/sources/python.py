@@ -19,13 +19,13 @@ from maskco.errors import one_line
 
 PREFIX = "python:"
 SAMPLE = 16  # images that the fingerprint looks at
-KINDS = "a PIL image, uint8 [H, W, 3] or [3, H, W], the bytes of an image file, or a tuple that begins with one"
+KINDS = "a PIL image, uint8 [H, W, 3] or [3, H, W], the bytes of an image file, or a tuple that starts with one"
 
 
 def open_source(data: str) -> NoReturn:
     raise SourceError(
-        f"data: {data!r} is a data set that was made in Python: give it there, as maskco.pretrain(data=…), with "
-        "`resume=True` to go on with a run"
+        f"data: {data!r} is a data set that was made in Python. Give it there, as maskco.pretrain(data=…), and with "
+        "resume=True to resume a run"
     )
 
 
@@ -47,13 +47,15 @@ class PythonSource:
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.left_out, self.title = dataset, LeftOut(), title_of(dataset)
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise SourceError(f"data: {self.title} needs __len__ and __getitem__, so that any image can be read")
+            raise SourceError(
+                f"data: {self.title} needs __len__ and __getitem__, so that any image can be read. Give it both"
+            )
         try:
             self._length = len(dataset)
         except Exception as error:
-            raise SourceError(f"data: {self.title} does not tell its length: {one_line(error)}") from error
+            raise SourceError(f"data: {self.title} does not report its length: {one_line(error)}") from error
         if not self._length:
-            raise SourceError(f"data: {self.title} is empty")
+            raise SourceError(f"data: {self.title} is empty. Give one that holds images")
 
     def __len__(self) -> int:
         return self._length
@@ -102,18 +104,18 @@ def title_of(dataset: object) -> str:
 def _pixels(item: Any) -> Tensor:
     """uint8 [3, H, W]. Raises ValueError if it is no image."""
     if isinstance(item, Mapping):
-        raise ValueError(f"a dict with the keys {', '.join(map(str, item))} is no image: return {KINDS}")
+        raise ValueError(f"a dict with the keys {', '.join(map(str, item))} is no image. Return {KINDS}")
     values = torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) and item.dtype == np.uint8 else item
     if not isinstance(values, Tensor):
-        raise ValueError(f"{_what(item)} is no image: return {KINDS}")
+        raise ValueError(f"{_what(item)} is no image. Return {KINDS}")
     if values.dtype != torch.uint8 or values.ndim not in (2, 3) or 0 in values.shape:
-        raise ValueError(f"{_what(item)} is no image: return {KINDS}, without augmentations")
+        raise ValueError(f"{_what(item)} is no image. Return {KINDS}, without augmentations")
     if values.ndim == 2:
         values = values[None]
     if values.shape[0] not in (1, 3):
         values = values.permute(2, 0, 1)
     if values.shape[0] not in (1, 3):
-        raise ValueError(f"{_what(item)} is no image: return {KINDS}")
+        raise ValueError(f"{_what(item)} is no image. Return {KINDS}")
     return values.expand(3, -1, -1)
 
 

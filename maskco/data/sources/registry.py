@@ -119,7 +119,7 @@ def open_labelled(data: str | Path, wanted: Wanted | None = None) -> LabelledDat
     module = _module_of(data)
     if not hasattr(module, "open_labelled"):
         raise SourceError(
-            f"data: {data!r} has no labels: give a folder by class, COCO, VOC, a data set of torchvision or Hugging "
+            f"data: {data!r} has no labels. Give a folder by class, COCO, VOC, a data set of torchvision or Hugging "
             "Face, or 'demo'"
         )
     return module.open_labelled(data, wanted or Wanted())
@@ -150,9 +150,9 @@ def fingerprint(source: Source) -> str:
 
 def _checked(data: str | Path) -> str:
     if _is_of_windows(str(data)):
-        raise SourceError(f"data: {str(data)!r} is a path of Windows, and this is {sys.platform}: give a path as here")
+        raise SourceError(f"data: {str(data)!r} is a path of Windows, and this is {sys.platform}. Give a path as here")
     if not str(data):
-        raise SourceError("data: nothing is named: give a folder, or use 'demo' for the built-in scenes")
+        raise SourceError("data: nothing is named. Give a folder, or use 'demo' for the built-in scenes")
     return locate(str(data))
 
 

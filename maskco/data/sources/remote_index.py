@@ -62,7 +62,7 @@ def open_table(shards: list[StoredObject], ranges: Ranges) -> tuple[Table, LeftO
     for reason, count, first in table.facts["left_out"]:
         left_out.add(reason, first, count)
     for name, places in table.facts["damage"]:
-        log.warning("%s is damaged at byte %s", name, places)
+        log.warning("%s is damaged at byte %s. Restore it to get all of its images", name, places)
     return table, left_out
 
 
@@ -79,7 +79,7 @@ def _make_table(folder: Path, shards: list[StoredObject], ranges: Ranges) -> Tab
             if len(index.damage):
                 facts["damage"].append([stored.name, ", ".join(map(str, index.damage[:3]))])
             if len(index.sizes) and max(index.sizes.max(), index.offsets.max() // UNIT) > LARGEST:
-                raise SourceError(f"data: {redact(stored.url)!r} holds an image of more than 4 GiB: leave it out")
+                raise SourceError(f"data: {redact(stored.url)!r} holds an image of more than 4 GiB. Leave it out")
             yield stored.name.encode("utf-8", "surrogateescape"), Members(list(index.names), index.offsets, index.sizes)
         facts["left_out"] += [[reason, count, left_out.first[reason]] for reason, count in left_out.items()]
 
@@ -103,7 +103,9 @@ def _scanned(stored: StoredObject, ranges: Ranges) -> Index:
     try:
         return scan(cast(BinaryIO, RangedFile(stored, ranges)), stored.size, redact(stored.url))
     except Unavailable as error:
-        raise SourceError(f"data: {redact(stored.url)!r} cannot be read: {error}") from None
+        raise SourceError(
+            f"data: {redact(stored.url)!r} cannot be read: {error}. Start again when the store answers"
+        ) from None
 
 
 def _idx_beside(stored: StoredObject, ranges: Ranges) -> Index | None:

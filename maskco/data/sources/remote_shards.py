@@ -51,10 +51,11 @@ class RemoteShardSource:
         self._failing: set[int] = set()  # shards whose last read failed: they get one try, so that others do not wait
         self._in_a_row: list[int] = []  # the shards of the images that failed since one was read
         if not len(self.table):
-            others = "".join(f"; {line}" for line in self.left_out.lines())
+            others = "".join(f". Their members were {line}" for line in self.left_out.lines())
             raise SourceError(
                 f"data: none of the {len(self.shards)} shards {redact(pattern)!r} holds an image "
-                f"(first: {redact(self.shards[0].url)!r}){others}"
+                f"(first: {redact(self.shards[0].url)!r}){others}. "
+                "Give shards that hold images"
             )
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class RemoteShardSource:
                 raise ImageError(name, f"the store fails: {error}") from None
             raise SourceError(
                 f"data: {redact(stored.url)!r} cannot be read, nor the {len(self._in_a_row) - 1} images before "
-                f"({error}): resume when the store answers"
+                f"({error}). Resume when the store answers"
             ) from None
         self._failing.discard(shard)
         self._in_a_row.clear()
@@ -110,7 +111,7 @@ class RemoteShardSource:
             return None
         return (
             f"warning: the order draws from {shards} shards at a time, {size / 2**30:.1f} GiB, and the cache may hold "
-            f"{self.ranges.cache.limit / 2**30:.1f}: raise MASKCO_CACHE_GIB, or parts are fetched repeatedly"
+            f"{self.ranges.cache.limit / 2**30:.1f} GiB. Raise MASKCO_CACHE_GIB, or parts are fetched repeatedly"
         )
 
     def read_ahead(self, keys: Iterable[Keys]) -> ReadAhead:

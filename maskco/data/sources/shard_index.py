@@ -57,7 +57,7 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
         damage.append(length)  # cut off within the last member, which will say so itself when it is read
     if not end and (damage or not length):
         check_tar(file, shard)
-        raise SourceError(f"data: {shard!r} is no tar file")
+        raise SourceError(f"data: {shard!r} is no tar file. Check the file")
     return _index(members, left_out, damage)
 
 
@@ -197,17 +197,17 @@ def check_tar(file: BinaryIO, name: str) -> None:
     file.seek(0)
     start = file.read(512)
     if not start:
-        what = "is empty"
+        what = "is empty. Restore it"
     elif start.startswith(b"version https://git-lfs"):
-        what = "is a pointer of git-lfs: fetch the file itself"
+        what = "is a pointer of git-lfs. Fetch the file itself"
     elif start.lstrip().startswith(b"<"):
-        what = "is a web page or XML, such as an error or a log-in: check the address"
+        what = "is a web page or XML, such as an error or a log-in. Check the address"
     elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        what = "is compressed: unpack it first, since images cannot be read from their places in it"
+        what = "is compressed. Unpack it first, since images cannot be read from their places in it"
     elif _is_tar(file):
         return
     else:
-        what = "is no tar file"
+        what = "is no tar file. Check the file"
     raise SourceError(f"data: {name!r} {what}")
 
 

@@ -60,15 +60,16 @@ class ShardSource:
         indices = [_index(shard) for shard in tqdm(self.shards, "indices", delay=2, disable=None)]
         for shard, index in zip(self.shards, indices, strict=True):
             if len(index.damage):
-                log.warning("%s is damaged at byte %s", shard, _some(index.damage))
+                log.warning("%s is damaged at byte %s. Restore it to get all of its images", shard, _some(index.damage))
             for reason, count, first in zip(index.reasons, index.counts, index.firsts, strict=True):
                 self.left_out.add(str(reason), f"{shard.name}/{text_of(first)}", int(count))
         counts = [len(index.names) for index in indices]
         if not sum(counts):
-            others = "".join(f"; {line}" for line in self.left_out.lines())
+            others = "".join(f". Their members were {line}" for line in self.left_out.lines())
             raise SourceError(
                 f"data: none of the {len(self.shards)} shards {pattern!r} holds an image "
-                f"(first: {str(self.shards[0])!r}){others}"
+                f"(first: {str(self.shards[0])!r}){others}. "
+                "Give shards that hold images"
             )
         self.shard_starts = np.concatenate([[0], np.cumsum(counts)])
         """int64 [shards + 1]: the number of the first image of each shard, then that of all images."""
@@ -100,7 +101,9 @@ def expand(pattern: str) -> list[str]:
     if is_remote(pattern):
         check_address(pattern)
         if "*" in redact(pattern):
-            raise SourceError(f"data: {redact(pattern)!r}: * is for local shards: name those of an address by braces")
+            raise SourceError(
+                f"data: {redact(pattern)!r} has a *, which is for local shards. Name those of an address by braces"
+            )
         return _braces(pattern)
     if os.path.isfile(pattern):
         return [pattern]  # whatever signs are in its name
@@ -110,7 +113,7 @@ def expand(pattern: str) -> list[str]:
         which = f"{len(missing)} of {len(found)} missing, first {missing[0]!r}" if missing else "nothing fits"
         if missing and os.path.exists(missing[0]):
             which = f"{missing[0]!r} is no regular file"
-        raise SourceError(f"data: no such shards: {pattern!r} ({which}): check path and numbers")
+        raise SourceError(f"data: no such shards {pattern!r} ({which}). Check path and numbers")
     return found
 
 
@@ -122,11 +125,13 @@ def _braces(pattern: str) -> list[str]:
     for low, high in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
         count *= abs(int(high) - int(low)) + 1
     if count > MOST_SHARDS:
-        raise SourceError(f"data: {redact(pattern)!r} names {count} shards, more than {MOST_SHARDS}: check its numbers")
+        raise SourceError(f"data: {redact(pattern)!r} names {count} shards, more than {MOST_SHARDS}. Check its numbers")
     try:
         return list(braceexpand(pattern))
     except ValueError as error:
-        raise SourceError(f"data: {redact(pattern)!r}: its braces cannot be read: {error}") from error
+        raise SourceError(
+            f"data: the braces of {redact(pattern)!r} cannot be read: {error}. Write them as {{000..331}} or {{a,b}}"
+        ) from error
 
 
 def _index(shard: Path) -> Index:
@@ -141,7 +146,7 @@ def _index(shard: Path) -> Index:
                 with np.load(path, allow_pickle=False) as stored:
                     return Index(*(stored[name] for name in Index._fields))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                log.warning("%s is damaged and made again", path)
+                log.warning("the index %s is damaged and made again", path)
         with open(shard, "rb") as file:
             index = scan(file, status.st_size, str(shard))
         write_atomically(path, lambda file: np.savez(file, **index._asdict()))

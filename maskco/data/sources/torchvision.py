@@ -51,7 +51,7 @@ def _first_that_opens(data: str, argument: str, values: Sequence[Any]) -> tuple[
         try:
             return f"{argument}={value}", NamedSource(data, **{argument: value})
         except SourceError as error:
-            # torchvision's answer to a value that this set does not know; anything else is worth telling
+            # torchvision's answer to a value that this set does not know; anything else is worth reporting
             if value is values[-1] or not isinstance(error.__cause__, ValueError):
                 raise
     raise AssertionError("there are values")
@@ -85,9 +85,9 @@ class NamedSource:
         except Exception as error:  # whatever a set's code, its download or its optional packages raise
             raise SourceError(f"data: {data!r} cannot be opened: {one_line(error)}") from error
         if first is None:
-            raise SourceError(f"data: {data!r} holds no images")
+            raise SourceError(f"data: {data!r} holds no images. Name another part or data set")
         if not isinstance(first, Image.Image):
-            raise SourceError(f"data: {data!r} holds no images, but {type(first).__name__}")
+            raise SourceError(f"data: {data!r} holds no images, but {type(first).__name__}. Name a data set of images")
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -111,9 +111,12 @@ class NamedSource:
                 values = [self._pictures[index][1] for index in shown]
             labels = torch.tensor([int(value) for value in values])
         except Exception as error:  # there is none, or it is boxes, attributes …
-            raise SourceError(f"data: {PREFIX}{self.title} has no class for each image: {one_line(error)}") from error
+            reason = one_line(error)
+            raise SourceError(
+                f"data: {PREFIX}{self.title} has no class for each image ({reason}). Name a data set of classes"
+            ) from error
         if labels.min() < 0:
-            raise SourceError(f"data: {PREFIX}{self.title} has no class for each image: some are not labelled")
+            raise SourceError(f"data: some images of {PREFIX}{self.title} are not labelled. Choose a labelled part")
         return labels
 
     def classes(self, count: int) -> tuple[str, ...]:
@@ -134,8 +137,8 @@ def _class_of(name: str) -> Any:
     known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "its documentation lists them"
-        raise SourceError(f"data: torchvision has no data set {name!r}; {hint}")
+        hint = f"Did you mean {near[0]}?" if near else "Its documentation lists them"
+        raise SourceError(f"data: torchvision has no data set {name!r}. {hint}")
     return getattr(datasets, name)
 
 

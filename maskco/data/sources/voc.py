@@ -49,10 +49,13 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
     label_of = {name: label for label, name in enumerate(classes)}
     for source, part in zip(sources, annotated, strict=True):
         if source.left_out:
-            raise SourceError(f"data: {str(root)!r}: {source.left_out.lines()[0]}: restore them")
+            raise SourceError(f"data: {str(root)!r} lacks images ({source.left_out.lines()[0]}). Restore them")
         for index, things in enumerate(part):
             if unknown := [thing.name for thing in things if thing.name not in label_of]:
-                raise SourceError(f"data: {str(source.annotation(index))!r} has the unknown class {unknown[0]!r}")
+                raise SourceError(
+                    f"data: {str(source.annotation(index))!r} has the class {unknown[0]!r}, which no training image "
+                    "has. Correct it, or add training images of the class"
+                )
     parts = tuple(_part(*each, label_of) for each in zip(names, sources, annotated, strict=True))
     years = ", ".join(year.name for year in _years(root))
     return LabelledData(
@@ -82,7 +85,7 @@ class VOCSource(ImageFiles):
                 self.left_out.add("missing images", name)
         if not self.names:
             raise SourceError(
-                f"data: the lists in {MAIN} of {str(root)!r} name no image that is there: unpack VOC again"
+                f"data: the lists in {MAIN} of {str(root)!r} name no image that is there. Unpack VOC again"
             )
 
     def annotation(self, index: int) -> Path:
@@ -107,7 +110,7 @@ def read_annotation(path: Path) -> list[Thing]:
         size = [float(tree.findtext(f"size/{side}") or "nan") for side in ("width", "height")]
         things = [_thing(node, size) for node in tree.iter("object")]
     except (expat.ExpatError, AssertionError, ValueError) as error:
-        raise SourceError(f"data: {str(path)!r} is no annotation of VOC ({error}): restore it") from error
+        raise SourceError(f"data: {str(path)!r} is no annotation of VOC ({error}). Restore it") from error
     return things
 
 
@@ -147,7 +150,7 @@ def _part(name: str, source: VOCSource, annotated: list[list[Thing]], label_of: 
 
 def _checked(data: str) -> Path:
     if not _years(Path(data)):
-        raise SourceError(f"data: {data!r} has {MAIN} without {IMAGES}: unpack VOC again")
+        raise SourceError(f"data: {data!r} has {MAIN} without {IMAGES}. Unpack VOC again")
     return Path(data)
 
 
@@ -176,7 +179,9 @@ def _names(root: Path, year: Path, part: str) -> Iterator[str]:
         if line.strip():
             name = line.split()[0]
             if not re.fullmatch(r"[\w-]+", name):
-                raise SourceError(f"data: {str(path)!r} is no list of VOC: it has the line {line[:40]!r}")
+                raise SourceError(
+                    f"data: {str(path)!r} is no list of VOC, since it has the line {line[:40]!r}. Restore it"
+                )
             yield str((year / IMAGES / f"{name}.jpg").relative_to(root))
 
 
@@ -184,7 +189,8 @@ def _read(path: Path) -> bytes:
     check_regular(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise SourceError(f"data: {str(path)!r} has more than {LARGEST_FILE >> 20} MiB, which no file of VOC has")
+            size = f"{LARGEST_FILE >> 20} MiB"
+            raise SourceError(f"data: {str(path)!r} has more than {size}, which no file of VOC has. Restore it")
         return path.read_bytes()
     except OSError as error:
-        raise SourceError(f"data: {str(path)!r} cannot be read ({error.strerror}): restore it") from error
+        raise SourceError(f"data: {str(path)!r} cannot be read ({error.strerror}). Restore it") from error

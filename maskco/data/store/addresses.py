@@ -41,20 +41,21 @@ def check_address(url: str) -> None:
     scheme = scheme_of(url)
     if url.lower().startswith("pipe:"):
         raise SourceError(
-            "data: 'pipe:' is no longer supported, since it ran a shell command: give the shards' address itself "
+            "data: 'pipe:' is no longer supported, since it ran a shell command. Give the shards' address itself "
             "(https://, s3://, …), or copy them here and give their paths"
         )
     if scheme not in (*OBSTORE, *FSSPEC):
         known = " ".join(f"{name}://" for name in (*OBSTORE, *FSSPEC))
-        raise SourceError(f"data: {redact(url)!r} has a scheme that cannot be read: use one of {known}, or a path")
+        raise SourceError(f"data: {redact(url)!r} has a scheme that cannot be read. Use one of {known}, or a path")
     if "::" in url:  # fsspec's way to name one file system within another, of any scheme
-        raise SourceError(f"data: {redact(url)!r} holds '::': give one plain address")
+        raise SourceError(f"data: {redact(url)!r} holds '::'. Give one plain address")
     if scheme in FSSPEC:
         import_package(FSSPEC[scheme], f"{scheme}://", FSSPEC[scheme])
     else:
         import_package("obstore", f"{scheme}://", "'maskco[cloud]'")
         if not _host(url):
-            raise SourceError(f"data: {redact(url)!r} names no {'host' if scheme.startswith('http') else 'bucket'}")
+            lacking = "host" if scheme.startswith("http") else "bucket"
+            raise SourceError(f"data: {redact(url)!r} names no {lacking}. Write {scheme}://{lacking.upper()}/…")
 
 
 def split(url: str) -> Address:

@@ -105,7 +105,7 @@ class BlockCache:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             if not self._full:
-                log.warning("the cache %s keeps no more blocks (%s): make room", self.folder, error.strerror)
+                log.warning("the cache %s keeps no more blocks (%s). Make room", self.folder, error.strerror)
             self._full = True
             return
         self._written += len(data)

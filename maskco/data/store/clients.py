@@ -49,7 +49,7 @@ def client_of(url: str, timeout: float = TIMEOUT) -> Client:
     _made_by[:] = _made_by or [os.getpid()]
     if _made_by[0] != os.getpid():
         raise SourceError(
-            f"data: {redact(url)!r} cannot be read in a forked process: start its workers by 'forkserver' or 'spawn'"
+            f"data: {redact(url)!r} cannot be read in a forked process. Start its workers by 'forkserver' or 'spawn'"
         )
     return FsspecClient(url) if scheme_of(url) in FSSPEC else ObstoreClient(url, timeout)
 
@@ -85,11 +85,11 @@ class ObstoreClient:
 
         text = clean(str(error), self.url)
         lasting = {
-            FileNotFoundError: "there is no such object",
-            kinds.PermissionDeniedError: f"permission is denied ({text})",
-            kinds.UnauthenticatedError: f"no valid credentials were found ({text})",
-            kinds.NotSupportedError: f"the server sends no ranges of bytes ({text}): copy the shards here",
-            kinds.InvalidPathError: f"the path is not valid ({text})",
+            FileNotFoundError: "there is no such object. Check the address",
+            kinds.PermissionDeniedError: f"permission is denied ({text}). Check the credentials",
+            kinds.UnauthenticatedError: f"no valid credentials were found ({text}). Set them",
+            kinds.NotSupportedError: f"the server sends no ranges of bytes ({text}). Copy the shards here",
+            kinds.InvalidPathError: f"the path is not valid ({text}). Check the address",
             kinds.UnknownConfigurationKeyError: text,
         }
         for kind, reason in lasting.items():
@@ -97,7 +97,7 @@ class ObstoreClient:
                 return SourceError(f"data: {redact(self.url)!r} cannot be read: {reason}")
         status = re.search(r"status code: (4\d\d)", text)
         if status and int(status[1]) not in MAY_PASS:
-            reason = "is empty" if status[1] == "416" else f"cannot be read: {text}"
+            reason = "is empty. Restore it" if status[1] == "416" else f"cannot be read: {text}"
             return SourceError(f"data: {redact(self.url)!r} {reason}")
         return Unavailable(text or type(error).__name__)
 
@@ -121,7 +121,9 @@ class FsspecClient:
         except Exception as error:
             raise self._error(error) from None
         if info.get("size") is None:
-            raise SourceError(f"data: {redact(self.url)!r} cannot be read: the server does not tell its size")
+            raise SourceError(
+                f"data: {redact(self.url)!r} cannot be read: the server does not report its size. Copy the shards here"
+            )
         said = (info.get(name) for name in ("ETag", "etag", "blob_id", "mtime", "modify", "LastModified", "created"))
         return Stat(int(info["size"]), str(next((tag for tag in said if tag), "")))
 

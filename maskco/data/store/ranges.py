@@ -55,7 +55,9 @@ class Ranges:
         try:
             return StoredObject(url, *self.retry(lambda: self._client(url).head()))
         except Unavailable as error:
-            raise SourceError(f"data: {redact(url)!r} cannot be read: {error}") from None
+            raise SourceError(
+                f"data: {redact(url)!r} cannot be read: {error}. Start again when the store answers"
+            ) from None
 
     def read(self, stored: StoredObject, start: int, stop: int, retry: Retry | None = None) -> bytes:
         """The bytes start … stop - 1. Raises Unavailable if the store fails until the deadline, and Changed.
@@ -94,7 +96,7 @@ class Ranges:
         data, tag = self._client(stored.url).read(first, last)
         if tag is not None and tag != stored.tag:
             raise Changed(
-                f"data: {redact(stored.url)!r} was changed during the run: put it back as it was, or start another run"
+                f"data: {redact(stored.url)!r} was changed during the run. Restore it as it was, or start another run"
             )
         if len(data) != last - first:
             raise Unavailable(f"{len(data)} of {last - first} bytes came")

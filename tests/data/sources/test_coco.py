@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read_are_left_out_by_kind(tmp_path: Path) -> None:
     assert source.names == ["3.png", "7.png"]
     assert source.left_out == {
         "pipes, sockets, devices or folders": 2,
-        ".nef (camera raw: convert to TIFF or JPEG)": 1,
+        ".nef (convert camera raw to TIFF or JPEG)": 1,
     }
 
 
@@ -95,7 +95,7 @@ def test_categories_of_one_name_are_one(tmp_path: Path) -> None:
     source = CocoSource(write_coco(tmp_path, [box(3, 1, [0, 0, 5, 5]), box(3, 2, [0, 0, 5, 5])], categories=categories))
     assert source.categories == ("dog", "cat") and source.category_ids == (0, 2)
     assert source.objects[0].labels.tolist() == [0, 1]
-    assert source.notes == ["1 categories have the name of another: each name is one class"]
+    assert source.notes == ["1 categories have the name of another. Each name is one class"]
 
 
 def test_a_file_without_annotations_has_no_objects(tmp_path: Path) -> None:

@@ -124,11 +124,11 @@ def test_what_neither_resizing_nor_exif_explains_is_refused(tmp_path, size: tupl
     save(annotated(size), tmp_path / "images/b.png", orientation)
     source = CocoSource(write(tmp_path, {"a.png": SIZE, "b.png": SIZE}))
     with pytest.raises(
-        SourceError, match=rf"'b\.png' as 200 × 120 pixels, and the image has {shown}: neither"
+        SourceError, match=rf"'b\.png' as 200 × 120 pixels, and the image has {shown}\. Neither"
     ) as caught:
         _ = source.objects
     assert "\n" not in str(caught.value)
-    with pytest.raises(SourceError, match="neither resizing nor EXIF explains it"):
+    with pytest.raises(SourceError, match="Neither resizing nor EXIF explains it"):
         open_labelled(str(tmp_path))
     assert len(CocoSource(source.path)) == 2, "pretraining never looks at boxes"
 
@@ -152,7 +152,8 @@ def test_where_the_size_fits_both_ways_the_other_images_tell(tmp_path: Path) -> 
     source = CocoSource(write(tmp_path, {"a.png": SIZE, "b.png": SIZE, "c.png": square}, {"c.png": box}))
     assert_boxes_fit(source, atol=1)
     assert source.notes == [
-        "2 images are turned by EXIF and their size fits both ways: boxes taken as of the upright image (first 'b.png')"
+        "2 images are turned by EXIF, and their size fits both ways (first 'b.png'). "
+        "Their boxes were taken as of the upright image"
     ]
 
 

@@ -36,7 +36,7 @@ def test_parts_are_recognised(tmp_path: Path, train: str, test: str) -> None:
 def test_of_three_parts_it_is_said_which_two_are_used(tmp_path: Path) -> None:
     found = open_labelled(str(make_class_folders(tmp_path, {"Train": 9, "val": 6, "test": 3})))
     assert (len(found.train), len(found.test)) == (9, 6)
-    assert found.notes == ("learned from Train, tested on val; test is not used",)
+    assert found.notes == ("learned from Train, tested on val. Not used: test",)
     shutil.rmtree(tmp_path / "Train")
     assert open_labelled(str(tmp_path)).notes == ("learned from val, tested on test",)
 
@@ -48,7 +48,7 @@ def test_what_lies_beside_the_parts_and_could_be_a_class_is_refused(tmp_path: Pa
     (root / other / "readme.txt").write_text("no image")
     assert len(open_labelled(str(root)).classes) == 3  # no image, no class
     save(colored(1, 0)[0].image, root / other / "deep" / "x.png")
-    refused(root, rf"{other!r} lies beside 'Train' .* not clear which are classes and which parts")
+    refused(root, rf"{other!r} lies next to 'Train' .* not clear which are classes and which parts\. Move all")
 
 
 def test_a_class_that_is_called_like_a_part(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_class_that_is_called_like_a_part(tmp_path: Path) -> None:
         save(image, tmp_path / "top" / name / "x.png")
         for part in ("train", "val"):
             save(image, tmp_path / "parts" / part / name / "x.png")
-    refused(tmp_path / "top", "'bus' lies beside 'train'")
+    refused(tmp_path / "top", "'bus' lies next to 'train'")
     assert open_labelled(str(tmp_path / "parts")).classes == ("bus", "car", "train")
     shutil.rmtree(tmp_path / "parts/val/train")
     refused(tmp_path / "parts", "'train' among the classes of .* is named as a part")
@@ -73,7 +73,7 @@ def test_a_part_among_the_classes_is_refused(tmp_path: Path, stray: str) -> None
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
     for index, (one, two) in enumerate((("Train", "train"), ("val", "valid"), ("test", "testing"))):
         root = make_class_folders(tmp_path / str(index), {"train": 6, one: 6, two: 6})
-        refused(root, f"holds both '{one}' and '{two}': keep one of them")
+        refused(root, rf"holds both '{one}' and '{two}'\. Keep one of them")
 
 
 @pytest.mark.parametrize(("one", "two"), [("Cat", "cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")])
@@ -85,7 +85,7 @@ def test_classes_that_differ_only_in_case_spaces_or_encoding_are_refused(tmp_pat
     shutil.rmtree(root / "train" / two)
     for name in (two, "dog"):
         save(image, root / "val" / name / "x.png")
-    refused(root, "has no folder in .*, which has .*: rename one of them")
+    refused(root, r"has no folder in .*, which has .*\. Rename one of them")
 
 
 def test_parts_under_other_names_are_not_taken_for_classes(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_folders_of_images_stay_folders_of_images(tmp_path: Path) -> None:
         table([noise(0)]).to_parquet(tmp_path / name)
     assert all(isinstance(open_source(tmp_path / name), FolderSource) for name in "abc")
     (tmp_path / "a/0.png").rename(tmp_path / "a/0.tar")
-    assert "for shards, give" in refusal(str(tmp_path / "a"))
+    assert "For shards, give" in refusal(str(tmp_path / "a"))
 
 
 def test_images_are_read_as_anywhere_else(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_column_of_images_is_found_or_chosen(tmp_path: Path) -> None:
     more = {"photo": (datasets.Image(), [{"bytes": noise(1), "path": None}]), "id": (datasets.Value("int64"), [7])}
     table([noise(0)], **more).save_to_disk(tmp_path / "two")
     told = refusal(str(tmp_path / "two"))
-    assert "several columns of images: choose, as hf:" in told and "image (Image), photo (Image), id (int64)" in told
+    assert "several columns of images. Choose, as hf:" in told and "image (Image), photo (Image), id (int64)" in told
     source = open_source(f"hf:{tmp_path}/two?column=photo")
     assert np.array_equal(source[0], Image.open(io.BytesIO(noise(1))))
     datasets.DatasetDict(a=table([noise(0)]), b=table([noise(0)]).rename_column("image", "photo")).save_to_disk(
@@ -197,9 +197,9 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
     table([noise(0)]).save_to_disk(tmp_path / "cut")
     (tmp_path / "cut/data-00000-of-00001.arrow").write_bytes(b"cut off")
     cases = {
-        f"{tmp_path}/set": "has the splits a, b: choose, as hf:",
-        f"hf:{tmp_path}/set?split=c": "has no split 'c', but a, b",
-        f"hf:{tmp_path}/set?parts=a": "has the option 'parts'; known are split, column",
+        f"{tmp_path}/set": "has the splits a, b. Choose one, as hf:",
+        f"hf:{tmp_path}/set?split=c": "has no split 'c'. Choose from a, b",
+        f"hf:{tmp_path}/set?parts=a": "has the unknown option 'parts'. Use one of split, column",
         f"hf:{tmp_path}/set?split": "has no value",
         f"hf:{tmp_path}/nowhere": "no such file or folder",
         f"hf:{tmp_path}/empty": "holds neither",
@@ -207,8 +207,8 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
         f"{tmp_path}/pipe.parquet": "is a pipe",
         f"{tmp_path}/none.parquet": "no such file",
         f"{tmp_path}/cut": "cannot be read: ",
-        "hf:": "expected NAME or USER/NAME",
-        "hf:../set": "expected NAME or USER/NAME",
+        "hf:": "hf: names no data set. Give NAME or USER/NAME",
+        "hf:../set": "hf:../set names no data set. Give NAME or USER/NAME",
     }
     for data, message in cases.items():
         assert message in refusal(data), data
@@ -270,7 +270,7 @@ def test_splits_are_parts_and_one_is_divided(tmp_path: Path) -> None:
     found = open_labelled(str(tmp_path / "set"))
     assert found.classes == NAMES and not found.has_boxes
     assert [scene.labels.tolist() for scene in found.train] == [[2]] * 3 + [[1]] * 3 + [[0]] * 3  # blue, green, red
-    assert len(found.test) == 6 and found.notes == ("learned from train, tested on validation; test is not used",)
+    assert len(found.test) == 6 and found.notes == ("learned from train, tested on validation. Not used: test",)
     only = open_labelled(f"hf:{tmp_path}/set?split=train")
     assert (len(only.train), len(only.test)) == (8, 1) and "train is the only part" in only.notes[0]
 
@@ -295,11 +295,13 @@ def test_the_column_of_classes_is_found_or_chosen(tmp_path: Path) -> None:
     images, coarse = [noise(seed) for seed in range(5)], datasets.ClassLabel(names=["warm", "cold"])
     table(images, [0, 1, 2, 0, 1], coarse=(coarse, [0, 0, 1, 0, 1])).save_to_disk(tmp_path / "two")
     told = refusal(str(tmp_path / "two"), open_labelled)
-    assert "several columns of classes (label, coarse): choose, as hf:" in told
+    assert "several columns of classes (label, coarse). Choose one, as hf:" in told
     assert open_labelled(f"hf:{tmp_path}/two?label=coarse").classes == ("warm", "cold")
     assert "no column 'image' of the type ClassLabel" in refusal(f"hf:{tmp_path}/two?label=image", open_labelled)
     table(images, word=(datasets.Value("string"), list("abcde"))).save_to_disk(tmp_path / "none")
-    assert "no column of the type ClassLabel: class_encode_column" in refusal(str(tmp_path / "none"), open_labelled)
+    assert "no column of the type ClassLabel. Make one by class_encode_column" in refusal(
+        str(tmp_path / "none"), open_labelled
+    )
 
 
 # ---- the Hub, and what comes from others
@@ -328,7 +330,7 @@ def test_a_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     data = "hf:user/hub?split=train&name=small&revision=v1"
     assert locate(data) == data and names_of(open_source(data)) == ["train/0", "train/1"]
     assert asked == [("user/hub", "small", "v1")] and open_labelled("hf:user/hub").name == "user/hub"
-    assert "is stored as csv: only parquet, arrow" in refusal("hf:user/words")
+    assert "is stored as csv, and only parquet, arrow" in refusal("hf:user/words")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     assert "hf:here is also a path here" in refusal("hf:here")
@@ -338,7 +340,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(tmp_path: Pat
     table([noise(0)]).save_to_disk(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "datasets", None)
     for data in (str(tmp_path / "set"), "hf:beans"):
-        assert refusal(data) == f"data: {data!r} needs datasets: pip install 'maskco[hf]'"
+        assert refusal(data) == f"data: {data!r} needs datasets. Run pip install 'maskco[hf]'"
 
 
 def test_a_foreign_set_reads_no_files_elsewhere(tmp_path: Path) -> None:
@@ -364,7 +366,7 @@ def test_a_foreign_set_reads_no_files_elsewhere(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "theirs/state.json").read_text())
     state["_data_files"] = [{"filename": str(tmp_path / "own/data-00000-of-00001.arrow")}]
     (tmp_path / "theirs/state.json").write_text(json.dumps(state))
-    assert "which lies outside of it" in refusal(str(tmp_path / "theirs"))
+    assert "which lies outside. Write the folder by save_to_disk" in refusal(str(tmp_path / "theirs"))
 
 
 def test_a_stored_name_of_the_hub_is_not_opened(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_items_of_every_kind_are_the_same_image() -> None:
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        (torch.rand(3, 9, 9), r"Tensor torch.float32 \[3, 9, 9\] is no image: .*without augmentations"),
+        (torch.rand(3, 9, 9), r"Tensor torch.float32 \[3, 9, 9\] is no image\. Return .*without augmentations"),
         (np.zeros((9, 9, 4), np.uint8), r"\[9, 9, 4\] is no image"),
-        ({"pixels": picture(0)}, "a dict with the keys pixels is no image: return a PIL image"),
+        ({"pixels": picture(0)}, r"a dict with the keys pixels is no image\. Return a PIL image"),
         (7, "int is no image"),
         (b"no image", "cannot identify"),
     ],
@@ -118,7 +118,7 @@ def test_workers_read_a_python_data_set(tmp_path: Path) -> None:
 
 
 def test_its_name_alone_opens_nothing() -> None:
-    with pytest.raises(SourceError, match=r"was made in Python: give it there, as maskco.pretrain\(data=…\)"):
+    with pytest.raises(SourceError, match=r"was made in Python\. Give it there, as maskco.pretrain\(data=…\)"):
         open_source("python:Photos")
 
 

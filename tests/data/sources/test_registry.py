@@ -93,7 +93,7 @@ def test_without_an_entry_it_is_a_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("data", ["photos.npy", "shard.tar", "https://host/{0..9}.tar"])
 def test_sources_without_labels_say_which_have_some(data: str) -> None:
-    with pytest.raises(SourceError, match=r"has no labels: give a folder by class, COCO, .* or 'demo'$"):
+    with pytest.raises(SourceError, match=r"has no labels\. Give a folder by class, COCO, .* or 'demo'$"):
         open_labelled(data)
 
 

@@ -158,7 +158,7 @@ def test_a_store_that_is_gone_stops_the_run_in_one_line(server, tmp_path: Path, 
     for index in indices[:-1]:
         with pytest.raises(ImageError):
             source[index]
-    with pytest.raises(SourceError, match=r"nor the \d images before .*resume when the store answers") as stopped:
+    with pytest.raises(SourceError, match=r"nor the \d images before .*\. Resume when the store answers") as stopped:
         source[indices[-1]]
     assert "secret" not in str(stopped.value) and "\n" not in str(stopped.value)
 
@@ -219,7 +219,7 @@ def test_a_forked_process_gets_an_error_and_does_not_hang(server: FaultyStore, t
 
     process = multiprocessing.get_context("fork").Process(target=read)
     process.start()
-    assert receiver.poll(20) and "start its workers by 'forkserver'" in receiver.recv()
+    assert receiver.poll(20) and "Start its workers by 'forkserver'" in receiver.recv()
     process.join()
 
 
@@ -238,7 +238,7 @@ def test_a_copy_in_another_process_is_small(server: FaultyStore, tmp_path: Path)
         (b"", "is empty"),
         (b"<html>log in, please</html>", "is a web page or XML"),
         (b"\n  <?xml version='1.0'?><Error/>", "is a web page or XML"),
-        (b"\x1f\x8b" + bytes(600), "is compressed: unpack it first"),
+        (b"\x1f\x8b" + bytes(600), "is compressed. Unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
         (b"x" * 2000, "is no tar file"),
     ],
@@ -316,12 +316,12 @@ def test_what_is_missing_for_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -
     for scheme, (package, install) in {**wanted, "hf": ("huggingface_hub", "huggingface_hub")}.items():
         monkeypatch.setitem(sys.modules, package, None)
         message = refusal(f"{scheme}://bucket/a.tar")
-        assert message == f"data: {scheme.lower()}:// needs {package}: pip install {install}"
+        assert message == f"data: {scheme.lower()}:// needs {package}. Run pip install {install}"
 
 
 @pytest.mark.parametrize("data", ["foo://x/a.tar", "memory://a.tar", "github://x:y@/a.tar", "ssh://h/a", "://a.tar"])
 def test_other_schemes_are_refused_with_those_that_can_be_read(data: str) -> None:
-    assert "use one of http:// https:// s3:// gs://" in refusal(data)
+    assert "Use one of http:// https:// s3:// gs://" in refusal(data)
     assert "has a scheme that cannot be read" in refusal(f"simplecache::{data}" if "x" in data else data)
 
 
@@ -336,7 +336,7 @@ def test_addresses_without_a_host(data: str) -> None:
 
 @pytest.mark.parametrize("data", ["s3://bucket/*.tar", "https://host/*.tar?secret"])
 def test_stars_are_for_local_shards(data: str) -> None:
-    assert "name those of an address by braces" in refusal(data)
+    assert "Name those of an address by braces" in refusal(data)
 
 
 def test_hugging_face_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_full_disk_is_said_once(cache: BlockCache, monkeypatch, caplog: pytest
     with caplog.at_level(logging.WARNING):
         for number in range(3):
             cache.write(KEY, number, DATA)
-    assert caplog.text.count("keeps no more blocks (No space left on device): make room") == 1
+    assert caplog.text.count("keeps no more blocks (No space left on device). Make room") == 1
     assert list(cache.folder.glob("??/.*")) == []
 
 

@@ -111,7 +111,7 @@ def test_a_server_without_ranges_is_refused(server: FaultyStore, ranges: Ranges)
             super().send(200, CONTENT, {"ETag": headers["ETag"]})
 
     server.RequestHandlerClass = Whole
-    with pytest.raises(SourceError, match=r"sends no ranges of bytes .*: copy the shards here"):
+    with pytest.raises(SourceError, match=r"sends no ranges of bytes .*\. Copy the shards here"):
         ranges.stat(f"{server.address}/a")
 
 
