@@ -35,6 +35,7 @@ from maskco.provenance import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = (80, 86, 89, 90, 100, 120)
+NO_CUOBJDUMP = "cuobjdump is missing. It comes with the CUDA toolkit, and with triton"
 BUDGETS = {
     "spill_bytes": 0,
     "registers": {  # at most, by a pattern of the kernel's name; "float64": of kernels that sum in it
@@ -58,6 +59,8 @@ BUDGETS = {
     # 100 KiB (8.6, 8.9, 12.0) have room for those of 4 warps.
     "warps_per_sm": {r"Tf32Product<\d>, (192|256), 4,": 4, "": 8},
 }
+
+STACK = {"box_weights_kernel": 96, "": 0}  # bytes of local arrays in a built module, at most; spills would need more
 
 
 # ---- kernels: what ptxas makes of them ----
@@ -91,12 +94,31 @@ def compile_kernels(archs: Sequence[int], sources: Sequence[Path]) -> list[Row]:
     return rows
 
 
+def built_kernels(module: Path) -> list[Row]:
+    """Every kernel in a built module. It says how large the stack is, which holds spills."""
+    from ptxsim.nvcc import demangle
+
+    tool = cuobjdump()
+    if tool is None:
+        raise RuntimeError(NO_CUOBJDUMP)
+    lines = subprocess.run([tool, "-res-usage", str(module)], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"arch = (sm_\d+)|Function (\S+):\s+REG:(\d+) STACK:(\d+)", lines)
+    names = demangle([name for _, name, *_ in found if name])
+    rows, arch = [], ""
+    for header, name, registers, stack in found:
+        arch = header or arch
+        if name:
+            row = {"kernel": short_name(names[name]), "arch": arch, "registers": int(registers), "stack": int(stack)}
+            rows.append(row)
+    return rows
+
+
 def tensor_instructions(binary: Path) -> dict[tuple[str, str], int]:
     """(arch, mangled kernel) → tensor-core instructions in the machine code of its loop over tiles, which is also
     the one that copies to shared memory."""
     tool = cuobjdump()
     if tool is None:
-        raise RuntimeError("cuobjdump is missing: it comes with the CUDA toolkit, and with triton")
+        raise RuntimeError(NO_CUOBJDUMP)
     machine_code = subprocess.run([tool, "-sass", str(binary)], capture_output=True, text=True, check=True).stdout
     return {key: in_loop_over_tiles(code) for key, code in functions(machine_code)}
 
@@ -162,8 +184,10 @@ def broken_by_kernels(kernels: Sequence[Row]) -> list[str]:
     broken = []
     for k in kernels:
         name = f"{k['kernel']} on {k['arch']}"
-        if k["spill_bytes"] > BUDGETS["spill_bytes"]:
+        if k.get("spill_bytes", 0) > BUDGETS["spill_bytes"]:
             broken.append(f"{name} spills {k['spill_bytes']} bytes")
+        if k.get("stack", 0) > (limit := limit_of(STACK, k["kernel"])):
+            broken.append(f"{name} has a stack of {k['stack']} bytes, {limit} are allowed")
         limit = limit_of(BUDGETS["registers"], "float64" if "double" in k["kernel"] else k["kernel"])
         if limit is not None and k["registers"] > limit:
             broken.append(f"{name} has {k['registers']} registers, {limit} are allowed")

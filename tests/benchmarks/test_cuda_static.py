@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 
+import maskco
 from benchmarks import cuda_cases, cuda_static, roofline
 from simulated import flash_table
 
@@ -97,9 +100,18 @@ def test_simulated_cases_keep_the_budgets(case):
     assert cuda_static.broken_by_cases(rows) == []
 
 
+@pytest.mark.skipif(maskco.build_info()["cuda_kernels"] != "loaded", reason="no CUDA kernels")
+@pytest.mark.skipif(cuda_static.cuobjdump() is None, reason="no cuobjdump")
+def test_built_kernels_keep_the_budgets(committed):
+    kernels = cuda_static.built_kernels(Path(importlib.util.find_spec("maskco._C_cuda").origin))
+    assert {k["kernel"] for k in kernels} >= {k["kernel"] for k in committed["kernels"]}
+    assert cuda_static.broken_by_kernels(kernels) == []
+
+
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.skipif(os.environ.get("MASKCO_NIGHTLY") != "1", reason="minutes of nvcc: MASKCO_NIGHTLY=1 runs it")
 @pytest.mark.parametrize("source", cuda_static.sources(), ids=lambda path: path.name)
 def test_kernels_keep_the_budgets_when_compiled(source, committed):
     kernels = cuda_static.compile_kernels((80,), [source])
@@ -114,6 +126,7 @@ def test_broken_budgets_are_named():
     assert cuda_static.broken_by_kernels([kernel]) == []
     for change, message in (
         ({"spill_bytes": 8}, "pool_kernel<float> on sm_90 spills 8 bytes"),
+        ({"stack": 8}, "pool_kernel<float> on sm_90 has a stack of 8 bytes, 0 are allowed"),
         ({"registers": 129}, "pool_kernel<float> on sm_90 has 129 registers, 128 are allowed"),
         (
             {"tensor_instructions": 0},
