@@ -25,9 +25,9 @@ OPS := info_nce region_pool queue contrast
 demo: $(INSTALLED)
 	$(BIN)/maskco demo --out runs/demo
 
-# (a process for each core, on one thread)
+# (up to four processes of some 3 GB, each on one thread)
 test simulator: export OMP_NUM_THREADS := 1
-test simulator: export PYTEST_ADDOPTS ?= -n auto --maxprocesses 8 --dist loadfile
+test simulator: export PYTEST_ADDOPTS ?= -n auto --maxprocesses 4 --dist loadfile
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
