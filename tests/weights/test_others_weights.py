@@ -139,7 +139,7 @@ def test_a_resnet_50_of_this_form(tmp_path: Path, capsys) -> None:
     assert all(torch.equal(exported[name], value) for name, value in body(model).items())
     printed = capsys.readouterr()
     assert printed.out.split() == [str(out), str(out.with_suffix(".md"))]
-    assert "the encoder taken is 'encoder_q.0.'; the file holds 'encoder_k.0.' as well" in printed.err
+    assert "the encoder taken is 'encoder_q.0.'. The file also holds 'encoder_k.0.'" in printed.err
 
 
 @pytest.mark.slow

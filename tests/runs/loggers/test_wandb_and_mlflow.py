@@ -26,7 +26,7 @@ def test_a_server_that_is_gone_costs_seconds(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     (line,) = kept(tmp_path, "wandb", ROWS)
-    assert "; offline, to be uploaded with: wandb sync" in line and "\n" not in line
+    assert ", so offline, to be uploaded with: wandb sync" in line and "\n" not in line
     assert not children("wandb-core")
 
 
