@@ -78,7 +78,7 @@ struct InfoNCEResults {
 // ---- checks ----
 
 inline void check_same_device(const Tensor& t, const Tensor& query, const char* name) {
-  STD_TORCH_CHECK(t.device() == query.device(), name, " must be on the same device as query");
+  STD_TORCH_CHECK(t.device() == query.device(), name, " is on another device than query. Move it there");
 }
 inline void check_features(const Tensor& t, int64_t dim, const Tensor& query, const char* name) {
   check_dim(t, dim, name);
@@ -92,11 +92,11 @@ inline void check_ids(const std::optional<Tensor>& ids, int64_t size, const Tens
   check_size(*ids, 0, size, name);
   check_dtype(*ids, ScalarType::Long, name);
   check_same_device(*ids, query, name);
-  STD_TORCH_CHECK(ids->is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(ids->is_contiguous(), name, " is not contiguous. Pass ", name, ".contiguous()");
 }
 inline void check_scalar(const std::optional<Tensor>& t, ScalarType dtype, const Tensor& query, const char* name) {
   if (!t) return;
-  STD_TORCH_CHECK(t->numel() == 1, name, " must have one element");
+  STD_TORCH_CHECK(t->numel() == 1, name, " must have one element, got ", t->numel());
   check_dtype(*t, dtype, name);
   check_same_device(*t, query, name);
 }
@@ -136,7 +136,8 @@ inline void check(const InfoNCEKeysCall& call) {
   check_size(call.normaliser, 1, call.query.size(0), "normaliser");
   check_dtype(call.normaliser, accumulation_type(call.query), "normaliser");
   check_same_device(call.normaliser, call.query, "normaliser");
-  STD_TORCH_CHECK(call.normaliser.is_contiguous(), "normaliser must be contiguous");
+  STD_TORCH_CHECK(call.normaliser.is_contiguous(),
+                  "normaliser is not contiguous. Pass the one that info_nce_fwd returned");
   check_keys(call.keys, call.query, "keys", "key_ids");
 }
 
@@ -156,7 +157,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
                           in_batch,
                           need_grad,
                           decoupled};
-  STD_TORCH_CHECK(queue || !(queue_ids || valid), "queue_ids and valid need a queue");
+  STD_TORCH_CHECK(queue || !(queue_ids || valid),
+                  "queue_ids and valid describe a queue, and none was given. Give a queue, or leave them out");
   if (queue) call.queue = InfoNCEKeys{*queue, queue_ids, valid, false};
   check(call);
   const InfoNCEResults r = compute(call);
@@ -175,7 +177,8 @@ Tensor info_nce_bwd_keys(const Tensor& grad_loss, const Tensor& normaliser, cons
                              {keys, key_ids, valid, in_batch},
                              aligned,
                              positive_logit};
-  STD_TORCH_CHECK(!margin || positive_logit, "margin needs positive_logit");
+  STD_TORCH_CHECK(!margin || positive_logit,
+                  "margin is given without positive_logit. Pass the one that info_nce_fwd returned");
   if (positive_logit) check_rows(*positive_logit, query, "positive_logit");
   check(call);
   return compute(call);

@@ -26,7 +26,7 @@ inline void check_kept(const Tensor& t, std::initializer_list<int64_t> sizes, co
   for (int64_t size : sizes) check_size(t, d++, size, name);
   check_dtype(t, accumulation_type(features), name);
   check_same_device(t, features, name);
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(t.is_contiguous(), name, " is not contiguous. Pass what the forward op returned");
 }
 
 // Dtype of gradients that are computed before their upstream gradient is known. float16 could overflow or underflow.
@@ -78,7 +78,8 @@ struct ClipCall {
     check_ids(query_ids, query.size(0), query, "query_ids");
     check_ids(key_ids, keys.size(0), query, "key_ids");
     check_scalar(scale.tensor, accumulation_type(query), query, "scale_tensor");
-    STD_TORCH_CHECK(0 <= own && own + query.size(0) <= keys.size(0), "own must leave a key for each query");
+    STD_TORCH_CHECK(0 <= own && own + query.size(0) <= keys.size(0), "own must lie between 0 and ",
+                    keys.size(0) - query.size(0), ", so that each query has a key, got ", own);
   }
 };
 

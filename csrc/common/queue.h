@@ -30,7 +30,8 @@ inline void check_queue_push(const Tensor& queue, const Tensor& cursor, const Te
   check_dim(queue, 2, "queue");
   check_floating(queue, "queue");
   for (int64_t d = 0; d < 2; d++) {
-    STD_TORCH_CHECK(queue.stride(d) != 0 || queue.size(d) < 2, "queue must not be expanded: its rows share memory");
+    STD_TORCH_CHECK(queue.stride(d) != 0 || queue.size(d) < 2,
+                    "queue must not be expanded, its rows share memory. Pass queue.clone()");
   }
   check_dim(cursor, 1, "cursor");
   check_size(cursor, 0, 2, "cursor");
@@ -38,11 +39,13 @@ inline void check_queue_push(const Tensor& queue, const Tensor& cursor, const Te
   check_dim(keys, 2, "keys");
   check_size(keys, 1, queue.size(1), "keys");
   check_floating(keys, "keys");
-  STD_TORCH_CHECK(ids.has_value() == queue_ids.has_value(), "ids and queue_ids go together: give both or neither");
-  STD_TORCH_CHECK(cursor.stride(0) != 0, "cursor must not be expanded: its two numbers share memory");
+  STD_TORCH_CHECK(ids.has_value() == queue_ids.has_value(),
+                  "ids and queue_ids go together, and one is missing. Give both or neither");
+  STD_TORCH_CHECK(cursor.stride(0) != 0,
+                  "cursor must not be expanded, its two numbers share memory. Pass cursor.clone()");
   if (ids) {
     STD_TORCH_CHECK(queue_ids->dim() == 1 && (queue_ids->stride(0) != 0 || queue_ids->size(0) < 2),
-                    "queue_ids must have one dimension and not be expanded: its rows share memory");
+                    "queue_ids must have one dimension and rows of its own memory. Pass queue_ids.flatten().clone()");
     check_dim(*ids, 1, "ids");
     check_size(*ids, 0, keys.size(0), "ids");
     check_dtype(*ids, ScalarType::Long, "ids");

@@ -11,7 +11,7 @@
 namespace maskco {
 
 inline void check_beside(const Tensor& t, const Tensor& first, const char* name) {
-  STD_TORCH_CHECK(t.device() == first.device(), name, " must be on the same device as the first argument");
+  STD_TORCH_CHECK(t.device() == first.device(), name, " is on another device than the first argument. Move it there");
 }
 inline void check_feature_map(const Tensor& features) {  // [B, C, H, W]
   check_floating(features, "features");
@@ -22,7 +22,7 @@ inline void check_region_gradient(const Tensor& grad_output, int64_t dim, const 
   check_floating(grad_output, "grad_output");
   check_dim(grad_output, dim, "grad_output");
   STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
-  for (int64_t size : feature_size) STD_TORCH_CHECK(size >= 0, "feature_size must not be negative");
+  for (int64_t size : feature_size) STD_TORCH_CHECK(size >= 0, "feature_size must not be negative, got ", size);
   check_size(grad_output, dim - 1, feature_size[1], "grad_output");
 }
 
@@ -63,7 +63,7 @@ inline void check_area(const Tensor& area, const Tensor& grad_output) {
   check_dim(area, 2, "area");
   check_dtype(area, accumulation_type(grad_output), "area");
   for (int64_t d = 0; d < 2; d++) check_size(area, d, grad_output.size(d), "area");
-  STD_TORCH_CHECK(area.is_contiguous(), "area must be that of masked_pool_fwd");
+  STD_TORCH_CHECK(area.is_contiguous(), "area is not contiguous. Pass the area that masked_pool_fwd returned");
   check_beside(area, grad_output, "area");
 }
 // Returns the number of regions.
@@ -93,7 +93,7 @@ inline void check_masked_pool_bwd_masks(const Tensor& grad_output, const Tensor&
   check_dim(output, 3, "output");
   check_dtype(output, grad_output.scalar_type(), "output");
   for (int64_t d = 0; d < 3; d++) check_size(output, d, grad_output.size(d), "output");
-  STD_TORCH_CHECK(output.is_contiguous(), "output must be that of masked_pool_fwd");
+  STD_TORCH_CHECK(output.is_contiguous(), "output is not contiguous. Pass the output of the forward op");
   check_beside(output, grad_output, "output");
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,8 +19,10 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import BboxImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Affine2D, Bbox, Transform, TransformedBbox
 from PIL import Image
 from torch import Tensor
 
@@ -72,6 +75,27 @@ class Note(Part):
         return f'<p style="color:{self.color}">{escape(self.words)}</p>'
 
 
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image on a page, on which boxes are drawn."""
+
+    figure: Figure
+    to_page: Transform  # of pixels of the image
+    label: str
+
+    def outline(self, boxes: Tensor, colors: Sequence[str]) -> None:
+        """Outlines boxes [R, 4] in the colors in turn, with a dark rim so that they stand out on any image."""
+        rim = [patheffects.withStroke(linewidth=3.4, foreground="#000000a0")]
+        for index, box in enumerate(boxes.tolist()):
+            style = {"edgecolor": colors[index % len(colors)], "linewidth": 1.8, "path_effects": rim}
+            self.add_box(box, f"box {index} of {self.label}", **style)
+
+    def add_box(self, box: Sequence[float], label: str, **style: Any) -> None:
+        x1, y1, x2, y2 = box
+        style |= {"transform": self.to_page, "label": label, "fill": False, "joinstyle": "miter"}
+        self.figure.add_artist(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
+
+
 class Page:
     """A figure with parts on it. Places are given in inches from the top left corner."""
 
@@ -120,17 +144,24 @@ class Page:
         places = [(MARGIN + 0.45 + i % columns * (width + 0.3), top + i // columns * pitch) for i in range(len(labels))]
         return [self.axes(*at, width - 0.45, height, label) for at, label in zip(places, labels, strict=True)]
 
-    def image(self, image: Tensor, left: float, top: float, side: float, label: str, frame: str = "none") -> Axes:
-        """image: [3, H, W] in [0, 1], shown in the upper left of a square. Boxes on its axes are in its pixels."""
-        axes = self.axes(left, top, side, side, label)
+    def image(
+        self, image: Tensor, left: float, top: float, side: float, label: str, frame: str | None = None
+    ) -> PlacedImage:
+        """image: [3, H, W] in [0, 1], shown in the upper left of a square. It is no Axes, which would take ten times as
+        long to make as the image to draw."""
         height, width = image.shape[-2:]
-        kernel = "bicubic" if max(height, width) <= side * DPI else "antialiased"
-        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation=kernel, extent=(0, width, height, 0))
-        axes.set(xticks=[], yticks=[], anchor="NW")
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set(visible=frame != "none", edgecolor=frame, linewidth=2.4)
-        return axes
+        scale = side / max(height, width)  # inches a pixel
+        in_figure = Affine2D().scale(scale).translate(left, top).scale(1 / WIDTH, -1 / self.height).translate(0, 1)
+        to_page = in_figure + self.figure.transFigure
+        kernel = "bicubic" if scale * DPI >= 1 else "antialiased"
+        area = TransformedBbox(Bbox.from_extents(0, height, width, 0), to_page)
+        artist = BboxImage(area, interpolation=kernel, origin="lower", label=label)
+        artist.set_data(image.permute(1, 2, 0).numpy())
+        self.figure.add_artist(artist)
+        placed = PlacedImage(self.figure, to_page, label)
+        if frame is not None:
+            placed.add_box((0, 0, width, height), f"frame of {label}", edgecolor=frame, linewidth=2.4)
+        return placed
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
         self.figure.text(left / WIDTH, 1 - top / self.height, words, **{"va": "baseline", **style})
@@ -147,14 +178,6 @@ def grid(count: int, most: int, gap: float) -> tuple[int, float]:
     """Columns, at most `most`, that fill rows most evenly, and the width of a cell between two gaps."""
     columns = max(1, -(-count // max(1, -(-count // most))))
     return columns, (WIDTH - 2 * MARGIN - gap * (columns - 1)) / columns
-
-
-def outline(axes: Axes, boxes: Tensor, colors: Sequence[str]) -> None:
-    """Outlines boxes [R, 4] in the colors in turn, with a dark rim so that they stand out on any image."""
-    rim = [patheffects.withStroke(linewidth=3.4, foreground="#000000a0")]
-    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colors[index % len(colors)], linewidth=1.8)
-        axes.add_patch(box).set(path_effects=rim, joinstyle="miter", clip_on=False)
 
 
 def shortened(name: str, most: int = 40) -> str:

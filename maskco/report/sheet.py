@@ -64,9 +64,9 @@ def write_sheet(
         group.check()
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
         raise ConfigError(f"out: {out} is no file name of an image. Let it end in one of {', '.join(SUFFIXES)}")
-    source = open_source(str(data))
     needed = 2 * 3 * 4 * config.image_size**2 * options.count
     require_memory(f"image_size {config.image_size}", needed, "lower it or count")
+    source = open_source(str(data))
     for line in source.left_out.lines():
         log.warning(line)
     samples, failures = read_samples(

@@ -15,7 +15,7 @@ from maskco.data.samples import PretrainDataset, seed_from
 from maskco.data.sources import Source
 from maskco.data.views import Crop, RawViews, TwoViews, Views, denormalize, draw_fill, mask_boxes
 from maskco.evaluate.datasets import evenly_spaced
-from maskco.report.page import BLUE, MARGIN, MUTED, ORANGE, Page, Part, grid, outline, shortened
+from maskco.report.page import BLUE, MARGIN, MUTED, ORANGE, Page, Part, grid, shortened
 from maskco.view_options import MaskOptions, ViewConfig
 
 REGION_COLORS = ("#ffb000", "#3ddbd9", "#ff5fa2", "#9be564", "#b18cff", "#ff7a45")
@@ -82,7 +82,7 @@ class Samples(Part):
 
     def draw(self, page: Page, top: float) -> None:
         for index, (name, image, crops, views) in enumerate(self.samples):
-            shown = [(crop.left, crop.top, crop.left + crop.width, crop.top + crop.height) for crop in crops]
+            extents = [(crop.left, crop.top, crop.left + crop.width, crop.top + crop.height) for crop in crops]
             query = views.query
             if self.masks is not None:
                 fill = draw_fill(self.masks.mask_fill, query, generator=torch.Generator())  # not the caller's numbers
@@ -94,12 +94,12 @@ class Samples(Part):
             y = top + index // self.columns * self.line
             name = shortened(name, int(15 * self.side))
             for label, pixels, boxes, colors, words, color in (
-                ("image", image / 255, torch.tensor(shown), (ORANGE, BLUE), name, MUTED),
+                ("image", image / 255, torch.tensor(extents), (ORANGE, BLUE), name, MUTED),
                 ("query view", denormalize(query), views.query_boxes, REGION_COLORS, "query view", ORANGE),
                 ("key view", denormalize(views.key), views.key_boxes, REGION_COLORS, "key view", BLUE),
             ):
-                axes = page.image(pixels, x, y, self.side, f"{label} {index}")
+                shown = page.image(pixels, x, y, self.side, f"{label} {index}")
                 if label == "image" or self.masks is not None:
-                    outline(axes, boxes, colors)
+                    shown.outline(boxes, colors)
                 page.text(x, y + self.side + 0.15, words, size=7, color=color)
                 x += self.side + self.gap

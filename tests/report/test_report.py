@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import maskco.report.runs
+from drawn import boxes, image, image_names
 from maskco import cli
 from maskco.data.sources.demo import CLASS_NAMES
 from maskco.data.views import GREY, MEAN, STD
@@ -74,9 +75,8 @@ def panel(figure: Figure, label: str):
 
 
 def frames(figure: Figure) -> dict[str, str]:
-    return {
-        a.get_label(): to_hex(a.spines["left"].get_edgecolor()) for a in figure.axes if "neighbour" in a.get_label()
-    }
+    drawn = [box for box in boxes(figure) if re.match("frame of .* neighbour", box.get_label())]
+    return {box.get_label(): to_hex(box.get_edgecolor()) for box in drawn}
 
 
 CURVES = ["loss", "accuracy", "lr", "images_per_s", "grad_norm", "embedding_std", "effective_rank"]
@@ -85,11 +85,10 @@ SPREAD = ["variance by axis", "similarity of keys"]
 
 def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
     figure = draw_report(run)
-    found = labels(figure)
-    assert found[:7] == CURVES and found[-2:] == SPREAD and "regions of a run" in found
+    assert labels(figure) == [*CURVES, "regions of a run", *SPREAD]
+    found = image_names(figure)
     assert [name for name in found if "view" in name] == [f"{v} view {i}" for i in range(3) for v in ("query", "key")]
-    regions = [axes for axes in figure.axes if axes.get_label().startswith("region ")]
-    assert len(regions) == 6 * (1 + 6) and all(len(axes.images) == 1 for axes in regions)
+    assert len([name for name in found if name.startswith("region ")]) == 6 * (1 + 6)
     assert "a run" in words(figure) and "step 2" in words(figure)
     assert "query" in words(figure) and "same class" not in words(figure)
     assert set(frames(figure).values()) == {FAINT}  # no labels: neither right nor wrong
@@ -99,14 +98,15 @@ def test_a_run_on_a_folder_shows_every_panel(run: Path) -> None:
 def test_views_show_each_region_in_one_color_and_hide_it_in_the_query(run: Path) -> None:
     figure = draw_report(run)
     for index in range(3):
-        query, key = panel(figure, f"query view {index}"), panel(figure, f"key view {index}")
-        colors = [[to_hex(box.get_edgecolor()) for box in axes.patches] for axes in (query, key)]
+        drawn = [boxes(figure, of=f"{view} view {index}") for view in ("query", "key")]
+        colors = [[to_hex(box.get_edgecolor()) for box in own] for own in drawn]
         assert colors[0] == colors[1] and len(set(colors[0])) == 2
-        for box in query.patches:
+        shown = image(figure, f"query view {index}")
+        for box in drawn[0]:
             x, y = int(box.get_x() + box.get_width() / 2), int(box.get_y() + box.get_height() / 2)
             grey = np.array(MEAN) + GREY * np.array(STD)
-            np.testing.assert_allclose(query.images[0].get_array()[y, x], grey, atol=1e-5)
-        assert query.images[0].get_array().std() > 0.01  # not everything is hidden
+            np.testing.assert_allclose(shown[y, x], grey, atol=1e-5)
+        assert shown.std() > 0.01  # not everything is hidden
 
 
 def test_curves_show_the_logged_values(run: Path) -> None:
@@ -139,7 +139,8 @@ def test_several_runs_are_overlaid_and_shown_beside_each_other(run: Path, other:
     assert [to_hex(line.get_color()) for line in loss.lines] == [RUN_COLORS[0]] * 2 + [RUN_COLORS[1]]
     assert [to_hex(line.get_color()) for line in accuracy.lines[:3]] == [RUN_COLORS[0]] * 2 + [RUN_COLORS[1]]
     assert {"regions of a run", "regions of another"} <= set(labels(figure))
-    assert labels(figure).count("query view 0") == 2 and labels(figure).count("region 0 query") == 2
+    names = image_names(figure)
+    assert names.count("query view 0") == 2 and names.count("region 0 query") == 2
     assert len(panel(figure, "variance by axis").get_legend().get_texts()) == 2
     assert "Nearest regions: another" in words(figure)
     assert_text_on_page(figure)
@@ -284,7 +285,7 @@ def test_a_method_without_queue_regions_and_known_metrics_is_reported(plain_run:
     assert found[:3] == ["loss", "energy of $x_", "lr"] and not set(SPREAD) & set(found)
     assert panel(figure, "energy of $x_").lines[-1].get_ydata().tolist() == [3.5, 3.5]
     assert "Not shown: simclr has no queue of keys." in words(figure)
-    assert "Query views and their key views" in words(figure) and not panel(figure, "query view 0").patches
+    assert "Query views and their key views" in words(figure) and not boxes(figure, of="query view 0")
     assert "no queue of keys" in write_report(plain_run).html.read_text()
     assert_text_on_page(figure)
 
@@ -307,7 +308,7 @@ def test_a_probe_has_panels_of_its_own_with_chance(run: Path, other: Path) -> No
     values = {"probe_regions": 40.0, "probe_regions_chance": 12.5, "probe_knn": 30.0, "probe_knn_chance": 10.0}
     keep_metrics(run, "loss", **values)
     figure = draw_report(run)
-    assert labels(figure)[:4] == ["loss", "probe_regions", "probe_knn", "image 0"]
+    assert labels(figure)[:4] == ["loss", "probe_regions", "probe_knn", "regions of a run"]
     for name, title in (("probe_regions", "Probe: region kNN accuracy, %"), ("probe_knn", "Probe: kNN accuracy, %")):
         axes = panel(figure, name)
         assert axes.get_title("left") == title

@@ -27,16 +27,28 @@ from tiny_runs import TINY, make_pictures, rows
 ONE_EPOCH = {**TINY, "epochs": 1}
 
 
+@pytest.fixture(scope="session")
+def made(pictures, tmp_path_factory) -> Path:
+    """A folder with a run, and the user's cache folder with the key that signed the run's data."""
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKCO_CACHE", str(root / "cache"))
+        pretrain(pictures, root / "run", **ONE_EPOCH)
+    return root
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch) -> Path:
-    """The user's cache folder, with the key in it."""
+    """The user's cache folder."""
     monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def run(pictures, tmp_path) -> Path:
-    return pretrain(pictures, tmp_path / "run", **ONE_EPOCH).out
+def run(made, own_cache, tmp_path) -> Path:
+    """A run of this user's."""
+    shutil.copytree(made / "cache", own_cache)
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
 }
 inline void check_on_device(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(on_device(t) && t.get_device_index() == like.get_device_index(), name,
-                  " must be on the same CUDA device as the first argument");
+                  " is not on the CUDA device of the first argument. Move it there");
 }
 // An attribute of the current device. The call is cheap, since the driver keeps these.
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -49,7 +49,8 @@ Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef s
 template <class T>
 PairRows<T> pair_rows(const Tensor& t) {
   const int64_t size = t.element_size(), c = t.size(1);
-  STD_TORCH_CHECK(c <= std::numeric_limits<int32_t>::max(), "features have more channels than an int counts: ", c);
+  STD_TORCH_CHECK(c <= std::numeric_limits<int32_t>::max(), "features have ", c,
+                  " channels. At most 2^31 - 1 can be taken");
   const bool aligned = t.stride(1) == 1 && c * size % 16 == 0 && t.stride(0) * size % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
   return {device_ptr<const T>(t), t.stride(0), t.stride(1), t.size(0), static_cast<int>(c), aligned};
@@ -71,7 +72,8 @@ Upstream<Acc> upstream_of(const Tensor& rows) {
 // Number of blocks of kLineThreads threads, with one thread for each of `count`.
 inline unsigned line_blocks(int64_t count) {
   const int64_t blocks = ceil_div(count, kLineThreads);
-  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "contrast: ", count, " are more than a grid takes");
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "contrast: ", count,
+                  " rows need more blocks than one launch can have. Pass fewer queries or keys at a time");
   return static_cast<unsigned>(blocks);
 }
 template <class... Parameters, class... Arguments>
@@ -107,7 +109,7 @@ SweepCut sweep_cut(int64_t n, int64_t k) {
   const auto tiles = static_cast<int>(std::clamp<int64_t>(side, 1, kMostTiles));
   const int64_t x = ceil_div(rows, tiles), y = ceil_div(columns, tiles);
   STD_TORCH_CHECK(x <= std::numeric_limits<int32_t>::max() && y <= 65535, "contrast: ", n, " queries and ", k,
-                  " keys are more than a grid takes");
+                  " keys need more blocks than one launch can have. Pass fewer at a time");
   return {{tiles, tiles}, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y))};
 }
 

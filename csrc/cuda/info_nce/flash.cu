@@ -72,7 +72,7 @@ FlashFeatures<T> flash_features(const Tensor& t, const std::optional<Tensor>& id
 unsigned grid_size(int64_t rows, int64_t block_rows) {
   const int64_t blocks = ceil_div(rows, block_rows);
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "info_nce: ", rows,
-                  " rows are more than a grid takes");
+                  " rows need more blocks than one launch can have. Pass fewer queries or keys at a time");
   return static_cast<unsigned>(blocks);
 }
 

@@ -11,7 +11,8 @@ namespace maskco {
 namespace {
 
 unsigned one_block_each(int64_t rows) {
-  STD_TORCH_CHECK(rows <= std::numeric_limits<int32_t>::max(), "info_nce: more than 2^31 - 1 rows");
+  STD_TORCH_CHECK(rows <= std::numeric_limits<int32_t>::max(), "info_nce: ", rows,
+                  " rows need more blocks than one launch can have. Pass fewer at a time");
   return static_cast<unsigned>(rows);
 }
 

@@ -24,7 +24,8 @@ Axis pixel_axis(const Tensor& t) {  // of [..., H, W]
   return {h * w, w, row, column};
 }
 Map feature_map(const Tensor& t) {  // [B, C, H, W]
-  STD_TORCH_CHECK(t.size(2) * t.size(3) < (int64_t(1) << 31), "features: H times W must be below 2^31");
+  STD_TORCH_CHECK(t.size(2) * t.size(3) < (int64_t(1) << 31),
+                  "features must have fewer than 2^31 pixels an image, got ", t.size(2), " times ", t.size(3));
   return {t.size(0), t.stride(0), pixel_axis(t), {t.size(1), t.size(1), 0, t.stride(1)}};
 }
 
@@ -106,7 +107,8 @@ int64_t per_block(int64_t items, int64_t most) {
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
             const Tensor& on, Arguments... arguments) {
-  STD_TORCH_CHECK(blocks < (int64_t(1) << 31), name, ": too many regions or images: ", blocks, " blocks");
+  STD_TORCH_CHECK(blocks < (int64_t(1) << 31), name, ": the regions or images need ", blocks,
+                  " blocks, more than one launch can have. Pass fewer at a time");
   if (shared > 40 * 1024) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), name);
   }
