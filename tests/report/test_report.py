@@ -234,8 +234,8 @@ def test_the_html_stands_alone_and_says_what_the_png_says(run: Path, other: Path
     text = report.html.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert len(embedded(text)) == text.count("<section>") - 2 == 1 + 2 * 2 + 1 + 1  # less runs and table
-    for image in embedded(text):
-        assert image.shape[1] == 1680 and image.std() > 3
+    for pixels in embedded(text):
+        assert pixels.shape[1] == 1680 and pixels.std() > 3
     assert "<td>41.3</td>" in text and '<td class="best">51.2</td>' in text and "d &amp; e" in text
     assert "&lt;held out&gt;" in text
     assert "<td>seed</td><td>0</td><td>3</td>" in text and "<td>dim</td>" not in text  # only what differs
