@@ -55,6 +55,21 @@ def test_results_out_of_date_are_a_warning_and_in_ci_a_failure(committed, monkey
         require_current(older)
 
 
+def test_only_what_a_kernel_can_see_makes_results_old(tmp_path, monkeypatch):
+    for path in ("csrc/cuda/sum/sum.cu", "csrc/common/roi_samples.h"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("int threads = 128;\n")
+    file = tmp_path / "csrc/cuda/sum/sum.cu"
+    monkeypatch.setattr(cuda_static, "ROOT", tmp_path)
+    first = cuda_static.source_hash()
+    file.write_text(
+        'STD_TORCH_CHECK(size(x) > 0,\n                "x is empty");\nint  threads = 128; // a warp each\n'
+    )
+    assert cuda_static.source_hash() == first
+    file.write_text('STD_TORCH_CHECK(size(x) > 0, "x is empty");\nint threads = 256;\n')
+    assert cuda_static.source_hash() != first
+
+
 def marks(case: cuda_cases.Case) -> list[pytest.MarkDecorator]:
     """Those of tens of seconds are for CI."""
     return [pytest.mark.slow] if case.name.startswith("info_nce") and case.name.endswith("float32") else []
