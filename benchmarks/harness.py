@@ -117,7 +117,7 @@ def check_device(name: str) -> None:
     try:
         usable_device(name)
     except ConfigError as error:
-        problem = str(error).partition(": ")[0]
+        problem = str(error).rpartition(". ")[0]
         raise ConfigError(f"{problem}. Check that nvidia-smi lists a GPU and that torch is a CUDA build") from error
 
 

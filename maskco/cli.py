@@ -115,7 +115,7 @@ class ShowViews:
             augment=sheet.augment,
         )
         for name, reason in failures:
-            print(printable(f"cannot be used: {name}: {reason}"), file=sys.stderr)
+            print(printable(f"{name} cannot be used: {reason}"), file=sys.stderr)
         print(out)
         return 0
 
@@ -326,7 +326,7 @@ def pretrain_defaults(arguments: list[str]) -> Pretrain:
         return _grouped(RunOptions(data=MISSING, out=MISSING), MethodOptions(), ViewConfig(), OptimOptions())
     for old, new in RENAMED.items():
         if option(arguments, f"--{old.replace('_', '-')}") is not None:
-            raise ConfigError(f"there is no option {old!r} any more. Use {new}")
+            raise ConfigError(f"--{old.replace('_', '-')} no longer exists. Use --{new.replace('_', '-')}")
     stored = stored_options(arguments)
     method = option(arguments, "--method")
     given = {"method": method} if method else {}

@@ -112,7 +112,10 @@ class OptimOptions(Options):
         self.require("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs company")
         self.require("recipe", self.recipe in (AUTO, *RECIPES), f"one of {', '.join((AUTO, *RECIPES))}")
         if self.warmup_steps and self.warmup_share:
-            raise ConfigError("warmup_steps and warmup_share exclude each other. Keep one")
+            raise ConfigError(
+                f"warmup_steps: {self.warmup_steps} was given together with `warmup_share={self.warmup_share}`. "
+                "Keep one of them"
+            )
 
 
 @dataclass
@@ -316,7 +319,9 @@ def read_config(path: str | Path) -> PretrainConfig:
         config = PretrainConfig.from_stored(values)
         config.check()
     except (ValueError, OverflowError, TypeError) as error:  # a ConfigError, or a number of hundreds of digits
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(
+            f"{path} cannot be used ({one_line(error)}). Restore it, or replace the run with `overwrite=True`"
+        ) from error
     return config
 
 

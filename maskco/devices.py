@@ -22,7 +22,7 @@ def usable_device(name: str) -> torch.device:
     except Exception as error:  # torch raises almost anything for a device that was not built in
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise ConfigError(
-            f"device {name!r} cannot be used here ({reason[:150]}): 'auto' takes what there is"
+            f"device: {name!r} cannot be used here ({reason[:150]}). Take 'auto', which uses a GPU if there is one"
         ) from error
     return device
 

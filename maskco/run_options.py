@@ -107,9 +107,12 @@ class RunOptions(RecordOptions, MachineOptions, EncoderOptions, StartOptions):
         if self.init == "":
             raise ConfigError("init is empty. Name a run or a file of weights, or leave it out")
         if self.init is not None and self.pretrained:
-            raise ConfigError("init and pretrained exclude each other. Keep one")
+            raise ConfigError("init: it cannot be combined with `pretrained=True`. Keep one of them")
         if self.init_prefix is not None and self.init is None:
-            raise ConfigError("init_prefix chooses in the file that init names. Name it")
+            raise ConfigError(
+                f"init_prefix: {self.init_prefix!r} was given without `init`. Name the file of weights with `init`, or "
+                "leave out `init_prefix`"
+            )
         if self.shuffle is not None:
             window_of(self.shuffle)
         if self.probe == "":

@@ -13,6 +13,7 @@ Rows that the file holds already are not computed again, and a run that was inte
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,7 +101,7 @@ def jobs(options: Options, scale: Scale) -> list[Job]:
 
 
 def main() -> None:
-    with one_line_errors():
+    with one_line_errors(flags={field.name for field in dataclasses.fields(Options)}):
         options = tyro.cli(Options, description=__doc__)
         harness.check_bounds(options, "seeds", "jobs")
         scale = scale_of(options)

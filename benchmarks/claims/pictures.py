@@ -55,11 +55,12 @@ def load_pictures(source: str) -> Parts:
         files = {name: content for name, content in _files(Path(source)) if name.endswith((".jpg", ".png"))}
         classes = sorted({name.split("/")[-2] for name in files if "/" in name})
         if len(classes) < 2:
-            raise UserError(f"pictures: {source!r} must hold CLASS/*.jpg or .png of two classes or more")
+            raise UserError(f"images: {source!r} must hold CLASS/*.jpg or .png of two classes or more")
         names = sorted(name for name in files if "/" in name)
         pictures = [np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")) for name in names]
-        if any(picture.shape != (SIDE, SIDE, 3) for picture in pictures):
-            raise UserError(f"pictures: all must be {SIDE}x{SIDE} pixels, as CIFAR-10's are")
+        for name, picture in zip(names, pictures, strict=True):
+            if picture.shape != (SIDE, SIDE, 3):
+                raise UserError(f"images: {name} in {source!r} is not {SIDE}x{SIDE} pixels. Resize all images to that")
         images = np.stack(pictures)
         labels = torch.tensor([classes.index(name.split("/")[-2]) for name in names])
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -78,7 +79,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 if member.isfile():
                     yield member.name, archive.extractfile(member).read()
     else:
-        raise UserError(f"pictures: there is no {path}. See python -m benchmarks.claims --help")
+        raise UserError(f"images: there is no {path}. See python -m benchmarks.claims --help")
 
 
 class Mosaics(Dataset):

@@ -47,7 +47,7 @@ def place_of(name: str, given: Sequence[str]) -> str:
     place = own or (for_all if for_all and not below.is_dir() else str(below))
     if not Path(place).exists():
         raise UserError(
-            f"images: no photographs of {name} in {place}; name their folder: --images {plain(name)}=FOLDER"
+            f"images: {place} holds no photographs of {name}. Name their folder with --images {plain(name)}=FOLDER"
         )
     return place
 

@@ -21,7 +21,7 @@ inline void check_feature_map(const Tensor& features) {  // [B, C, H, W]
 inline void check_region_gradient(const Tensor& grad_output, int64_t dim, const std::vector<int64_t>& feature_size) {
   check_floating(grad_output, "grad_output");
   check_dim(grad_output, dim, "grad_output");
-  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W]");
+  STD_TORCH_CHECK(feature_size.size() == 4, "feature_size must be [B, C, H, W], got ", feature_size.size(), " numbers");
   for (int64_t size : feature_size) STD_TORCH_CHECK(size >= 0, "feature_size must not be negative, got ", size);
   check_size(grad_output, dim - 1, feature_size[1], "grad_output");
 }
@@ -55,7 +55,8 @@ inline void check_masks(const Tensor& masks, const Tensor& first, const std::vec
   if (!labels) check_size(masks, 1, regions, "masks");
   STD_TORCH_CHECK(
       masks.size(0) == feature_size[0] && masks.size(-2) == feature_size[2] && masks.size(-1) == feature_size[3],
-      "masks must have the features' batch, height and width");
+      "masks must have the features' batch, height and width (", feature_size[0], ", ", feature_size[2], ", ",
+      feature_size[3], "), got (", masks.size(0), ", ", masks.size(-2), ", ", masks.size(-1), ")");
   check_beside(masks, first, "masks");
 }
 // area [B, R], as masked_pool_fwd returns it.

@@ -60,12 +60,13 @@ class Failure:
         return cls(where, named, kind, traceback.format_exc())
 
     def raised(self) -> TrainingError:
+        text = self.error.rstrip(".")
         reason = {
             "source": self.error,
             "memory": f"{self.where}: out of memory while loading ({self.error}). Lower `workers` or `batch_size`",
             "files": too_many_files(),
             "shared": f"{SHARED_MEMORY} cannot take a batch ({self.error}). {shared_memory_remedy()}",
-            "other": f"{self.where} cannot be loaded: {self.error}",
+            "other": f"{self.where} cannot be loaded: {text}. Correct the data, or the code that reads it",
         }[self.kind]
         error = TrainingError(reason)
         error.__cause__ = LoadingTraceback(f"\n{self.trace}")
@@ -192,7 +193,8 @@ class Loading:
             signal.SIGBUS: f"usually for want of {SHARED_MEMORY}. {shared_memory_remedy()}",
             signal.SIGSEGV: "in a decoder or another library. Take `workers=0` to see at which image",
         }
-        return f"a loading worker died of {name}, {why.get(signal.Signals(-code), 'sent by another process')}"
+        other = "sent by another process. Look for the cause in the system's log, then continue with `resume=True`"
+        return f"a loading worker died of {name}, {why.get(signal.Signals(-code), other)}"
 
     def _not_started(self, error: OSError) -> str:
         start = f"{self.workers} loading workers cannot be started: "

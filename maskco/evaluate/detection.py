@@ -134,7 +134,7 @@ class Pyramid(nn.Module):
             for stride, features in zip(self.strides, maps, strict=False):
                 map_scale(features, images, int(stride))
         except ValueError as error:
-            raise EvaluationError(f"the encoder {error}") from error
+            raise EvaluationError(f"the encoder {error}. Take another `image_size`, or another encoder") from error
         return self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps)))
 
 

@@ -151,7 +151,9 @@ def _pooled(encoder: Encoder, maps: Iterable[Mapped], form: Input) -> tuple[Tens
             try:
                 scale = map_scale(batch, images, encoder.stride)
             except ValueError as error:
-                raise EvaluationError(f"the encoder {error}") from error
+                raise EvaluationError(
+                    f"the encoder {error}. Correct its .stride, or take another `image_size`"
+                ) from error
             pooled = box_pool(batch, [b.to(batch) for b in boxes], spatial_scale=scale)
         features.append(pooled.float().cpu())
         all_labels += labels

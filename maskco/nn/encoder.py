@@ -164,8 +164,11 @@ def create_encoder(
         asked = ", ".join(
             f"{key}={value}" for key, value in options.items() if key not in ("features_only", "pretrained")
         )
-        reason = str(error).split("\n")[0] or "timm refuses this combination"
-        raise ValueError(f"encoder {name!r} gives no feature map with {asked}: {reason}") from error
+        reason = str(error).split("\n")[0].rstrip(".") or "timm refuses this combination"
+        raise ValueError(
+            f"encoder {name!r} gives no feature map with {asked}: {reason}. Choose another `stage`, `output_stride` or "
+            "`image_size`, or another encoder"
+        ) from error
     if not pretrained:
         _begin_branches(backbone)
     info = cast("FeatureInfo", backbone.feature_info)
@@ -241,7 +244,7 @@ def map_scale(features: Tensor, images: Tensor, stride: int) -> float:
         return 1 / stride
     raise ValueError(
         f"returns a map of {found[0]}x{found[1]}, which does not fit its .stride of {stride} for images of "
-        f"{sides[0]}x{sides[1]} pixels: regions would be pooled in wrong places"
+        f"{sides[0]}x{sides[1]} pixels. Regions would be pooled in the wrong places"
     )
 
 

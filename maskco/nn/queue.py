@@ -72,9 +72,10 @@ class FeatureQueue(nn.Module):
             RankError: keys or ids have different dtypes or row sizes on different ranks. All ranks raise it.
         """
         all_keys, all_ids = gather_together(keys.detach(), ids) if gather else (keys.detach(), ids)
-        if (ids is None) != (self.ids is None):
-            wanted = "needs ids with the keys" if ids is None else "keeps no ids. Make it with ids=True"
-            raise ValueError(f"this queue {wanted}")
+        if ids is None and self.ids is not None:
+            raise ValueError("ids are missing, and this queue needs ids. Pass them with the keys")
+        if ids is not None and self.ids is None:
+            raise ValueError("ids were given, and this queue keeps no ids. Make it with ids=True, or leave them out")
         ops.queue_push_(
             self.features,
             self.cursor,

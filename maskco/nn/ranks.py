@@ -146,7 +146,9 @@ def _layout(of_ranks: Sequence[tuple[str, list[int], bool] | None]) -> Layout | 
         found = ", ".join(
             f"rank {rank} " + ("none" if part is None else f"{part[0]} {part[1]}") for rank, part in enumerate(of_ranks)
         )
-        raise RankError(f"ranks bring what does not fit together: {found}. Only the number of rows may differ")
+        raise RankError(
+            f"the ranks' tensors do not fit together: {found}. Pass tensors that differ in their number of rows only"
+        )
     parts = [part for part in of_ranks if part is not None]
     needs_grad = torch.is_grad_enabled() and any(part[2] for part in parts)
     return Layout([part[1][0] for part in parts], needs_grad) if parts else None

@@ -29,7 +29,7 @@ METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row h
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises ConfigError if a run must not be written to `out`. Changes nothing."""
     if resume and overwrite:
-        raise ConfigError("resume and overwrite exclude each other. Keep one")
+        raise ConfigError("resume: it cannot be combined with `overwrite=True`. Keep one of them")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file. Name a folder for the run")
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

@@ -59,7 +59,7 @@ def stored_options(run: Path, named: Collection[str] = ()) -> dict[str, Any]:
     if config.run.log and "log" not in named and not started_here(run, config.run.data):
         raise ForeignRunError(
             f"log: {run} was not started by you on this machine, so its loggers ({', '.join(config.run.log)}) "
-            "must be named, or none: `log`"
+            "must be named. Name them with `log`, or give `log` without names to use none"
         )
     options = config.flat()
     return options | {name: "" for name in DATA if options[name] is not None}

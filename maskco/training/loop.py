@@ -109,7 +109,7 @@ def pretrain(
     return train(PretrainConfig.of(**given), resume=resume, overwrite=overwrite, dataset=dataset)
 
 
-@memory_errors("lower batch_size, image_size or queue_size, take a smaller encoder, or raise accumulate")
+@memory_errors("lower `batch_size`, `image_size` or `queue_size`, take a smaller `encoder`, or raise `accumulate`")
 def train(
     config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, dataset: object | None = None
 ) -> RunResult:
@@ -232,7 +232,7 @@ def _train(
 
             # ---- report
             for name, reason in state.broken.add(config.optim.batch_size, join_lists(failures) if failed else []):
-                record.say(f"cannot be used: {name}: {reason}", show=False)
+                record.say(f"{name} cannot be used: {reason}", show=False)
             state.broken.require_few()
             end_of_epoch = state.step % state.steps_per_epoch == 0
             if state.step % config.run.log_every == 0 or end_of_epoch:

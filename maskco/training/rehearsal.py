@@ -105,8 +105,8 @@ def check_map(who: str, features: Tensor, images: Tensor, channels: int, stride:
     batch, found = features.shape[:2]
     if batch != IMAGES or found != channels:
         raise ConfigError(
-            f"{who} returns maps {list(features.shape)}, not [{IMAGES}, {channels}, h, w]: "
-            "its .channels must be what it returns, channels first"
+            f"{who} returns maps {list(features.shape)}, not [{IMAGES}, {channels}, h, w]. "
+            "Set its .channels to the number that it returns, and return channels first"
         )
     try:
         map_scale(features, images, stride)

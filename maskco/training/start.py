@@ -84,8 +84,8 @@ def check_shares(config: PretrainConfig) -> None:
     if config.optim.batch_size % shares or config.optim.batch_size < 2 * shares:
         near = shares * max(config.optim.batch_size // shares, 2)
         raise ConfigError(
-            f"batch_size {config.optim.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
-            f"{config.optim.accumulate}, and leave each part 2 images or more: {near} would do"
+            f"batch_size: {config.optim.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
+            f"{config.optim.accumulate}, with 2 images or more in each part. Take `batch_size={near}`"
         )
 
 

@@ -59,7 +59,10 @@ class TrainState:
             if isinstance(error, UserError):
                 raise
             options = ", ".join(f"{name} {value}" for name, value in vars(config.method).items())
-            raise ConfigError(f"the method cannot be built with {options}: {one_line(error)}") from error
+            raise ConfigError(
+                f"the method cannot be built with {options}: {one_line(error).rstrip('.')}. Choose smaller values, "
+                "or a smaller `encoder`"
+            ) from error
         self.method = method.to(memory_format=torch.channels_last).train()
         if config.optim.freeze_patch_embedding:
             freeze_patch_embedding(self.method.encoder)
@@ -218,8 +221,8 @@ class TrainState:
     def _not_finite(self, what: str, step: int, causes: str) -> TrainingError:
         lr = learning_rate(self.config.optim, max(step - 1, 0), self.steps)
         return TrainingError(
-            f"{what} no longer finite at step {step}, learning rate {lr:.3g}{causes}. {self._last_good}. "
-            "Start over with `overwrite=True` or another `out`, and a lower lr, more warmup_steps, or amp bf16 or off"
+            f"{what} no longer finite at step {step}, learning rate {lr:.3g}.{causes} {self._last_good}. Start over "
+            "with `overwrite=True` or another `out`, and a lower `lr`, more `warmup_steps`, or `amp` bf16 or off"
         )
 
     @property

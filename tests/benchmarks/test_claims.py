@@ -75,14 +75,14 @@ def test_parts_share_no_picture_and_are_always_the_same(photos):
 
 
 def test_pictures_that_cannot_be_used_are_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match=r"^images: there is no"):
         load_pictures(str(tmp_path / "missing"))
-    with pytest.raises(UserError, match="two classes or more"):
+    with pytest.raises(UserError, match=r"^images: .* two classes or more"):
         load_pictures(str(tmp_path))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (SIDE, SIDE + 1)).save(tmp_path / name / "0.png")
-    with pytest.raises(UserError, match="32x32"):
+    with pytest.raises(UserError, match=r"^images: a/0\.png in .* is not 32x32 pixels"):
         load_pictures(str(tmp_path))
 
 
@@ -247,4 +247,4 @@ def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monke
     monkeypatch.setattr("sys.argv", ["claims", "--seeds", "0"])
     with pytest.raises(SystemExit) as ended:
         claims.main()
-    assert ended.value.code == 2 and "seeds must be between 1" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--seeds must be between 1" in capsys.readouterr().err

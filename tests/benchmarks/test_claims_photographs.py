@@ -115,7 +115,7 @@ def test_places_are_named_for_all_or_set_by_set(coco, tmp_path, monkeypatch):
     assert place_of(SCENES, []) == "torchvision:data" and place_of(SCENES, ["a=b"]) == "a=b"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match=r"no photographs of Caltech-101 in data/caltech101; .*--images caltech101=FOLDER"
+        UserError, match=r"data/caltech101 holds no photographs of Caltech-101\. .*--images caltech101=FOLDER"
     ):
         place_of(CALTECH, [f"voc={coco}"])
 
@@ -226,7 +226,7 @@ def test_a_run_for_a_gpu_ends_in_one_line_without_one(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         claims.main()
     said = capsys.readouterr().err
-    assert said.startswith("error: device 'cuda' cannot be used here") and said.count("\n") == 1
+    assert said.startswith("error: device: 'cuda' cannot be used here") and said.count("\n") == 1
 
 
 def test_both_methods_have_equally_many_tries_and_each_of_the_head_s_a_counterpart():

@@ -289,7 +289,7 @@ def test_bad_input_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys) 
         (run, tmp_path / "none", [], "--data: "),
         (run, photos, ["--prefix", "x"], f"--prefix: {run} is no file of weights. Leave it out"),
         (run, photos, ["--architecture", "resnet50"], f"--architecture: {run} is of test_resnet. Leave it out"),
-        (run, photos, ["--device", "nope"], "device 'nope' cannot be used here"),
+        (run, photos, ["--device", "nope"], "--device: 'nope' cannot be used here"),
         (run, photos, ["--batch-size", "0"], "--batch-size must be at least 1"),
     ):
         assert run_main("features", encoder, "--data", data, "--out", out, *more) == 2

@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, run: Path, pic
         (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder '.*imagenet'"),
         (Knn(encoders=(str(run),), k=0), "k must be at least 1"),
         (Knn(encoders=(str(run),), image_size=8), "image_size must be between 16 and"),
-        (Knn(encoders=(str(run),), device="gpu"), "device 'gpu' cannot be used"),
+        (Knn(encoders=(str(run),), device="gpu"), "device: 'gpu' cannot be used"),
         (Knn(encoders=(str(run),), workers=-1), "workers must be between 0 and 1024"),
         (Regions(encoders=(str(run),), data=pictures), "regions need boxes"),
         (Detection(encoders=(str(run),), data=pictures), "detection needs"),

@@ -374,7 +374,7 @@ def _check_errors(rank: int, world: int) -> None:
         lambda: SupConLoss(gather=True)(good.double() if last else good, labels),
         lambda: SupConLoss(gather=True)(good.view(1, 2, 4) if last else good.view(2, 1, 4)),
     ):
-        with pytest.raises(RankError, match="ranks bring what does not fit together: rank 0 "):
+        with pytest.raises(RankError, match="the ranks' tensors do not fit together: rank 0 "):
             call()
     short = good[:1] if last else good
     bad = {

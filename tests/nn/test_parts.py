@@ -138,9 +138,9 @@ def test_queue_normalises_while_it_writes(dtype):
 
 
 def test_queue_errors():
-    with pytest.raises(ValueError, match="keeps no ids"):
+    with pytest.raises(ValueError, match=r"^ids were given, and this queue keeps no ids"):
         parts.FeatureQueue(5, 2).push(torch.randn(1, 2), ids=torch.zeros(1, dtype=torch.long))
-    with pytest.raises(ValueError, match="needs ids"):
+    with pytest.raises(ValueError, match=r"^ids are missing, and this queue needs ids"):
         parts.FeatureQueue(5, 2, ids=True).push(torch.randn(1, 2))
     with pytest.raises(ValueError, match="size"):
         parts.FeatureQueue(0, 2)
@@ -282,7 +282,7 @@ def test_ranks_may_bring_batches_of_different_lengths(tmp_path):
         assert state["features"][:, 0].tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 2, 1, 0, 0]
         assert state["ids"].tolist() == [0, 1, 2, 100, 101, 102, 103, 100, 101, 0, -1, -1]
     for name in ("dtypes", "row sizes", "dimensions", "missing ids"):
-        assert first[name] == second[name] and first[name].startswith("RankError: ranks bring what does not fit"), name
+        assert first[name] == second[name] and first[name].startswith("RankError: the ranks' tensors do not fit"), name
     assert "rank 0 float32 [1, 2], rank 1 float64 [1, 2]" in first["dtypes"]
     assert "rank 1 none" in first["missing ids"]
     assert first["ids of others"] == second["ids of others"]  # 4 ids of 3 keys

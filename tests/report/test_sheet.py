@@ -79,7 +79,7 @@ def test_command_writes_a_png_and_names_what_it_leaves_out(tmp_path: Path, capsy
     assert stopped.value.code == 0
     output = capsys.readouterr()
     assert output.out.strip() == str(tmp_path / "a.png")
-    assert output.err.startswith("cannot be used: 1.png: cannot identify") and output.err.count("\n") == 1
+    assert output.err.startswith("1.png cannot be used: cannot identify") and output.err.count("\n") == 1
     assert Image.open(tmp_path / "a.png").width == 1680
 
 

@@ -137,9 +137,9 @@ def test_a_home_folder_is_expanded(
         (None, {}, "init: .*x.pth does not exist"),
         (b"version https://git-lfs.github.com/spec/v1\n", {}, "init: .*git-lfs pointer"),
         ({"weight": torch.ones(1)}, {}, r"init: .*x.pth fits in 0 of \d+ tensors: .*right architecture with `encoder`"),
-        ({}, {"pretrained": True}, "init and pretrained exclude each other"),
+        ({}, {"pretrained": True}, "^init: it cannot be combined with `pretrained=True`"),
         ({}, {"init": ""}, "init is empty"),
-        ({}, {"init": None, "init_prefix": "x"}, "init_prefix chooses in the file that init names"),
+        ({}, {"init": None, "init_prefix": "x"}, "^init_prefix: 'x' was given without `init`"),
     ],
 )  # fmt: skip
 def test_bad_starts_are_one_line_and_write_nothing(tmp_path: Path, photos: Path, content, options, message) -> None:

@@ -97,7 +97,7 @@ def test_steps_of_warm_up_take_the_place_of_the_share():
     assert (filled.optim.warmup_steps, filled.optim.warmup_share) == (7, 0.0)
     filled = with_recipe(config(encoder="test_vit", warmup_steps=0))
     assert (filled.optim.warmup_steps, filled.optim.warmup_share) == (0, 0.0)
-    with pytest.raises(ConfigError, match=r"^warmup_steps and warmup_share exclude each other"):
+    with pytest.raises(ConfigError, match=r"^warmup_steps: 7 was given together with `warmup_share=0.1`"):
         config(warmup_steps=7, warmup_share=0.1).check()
 
 

@@ -197,8 +197,8 @@ void pack_queries(const PairFeatures<T>& f, int64_t first, int64_t count, int64_
 // last one is shorter than 32 queries, or none fits there. That end is 0, since the tensor is an operator's output.
 template <class T>
 Tensor logits_to_keep(const PairFeatures<T>& f, int64_t panel, int64_t rows) {
-  STD_TORCH_CHECK(rows == f.padded || (0 <= rows && rows < f.padded && rows % kGroup == 0),
-                  "logits are kept of whole groups of ", kGroup, " queries only, got ", rows);
+  STD_TORCH_CHECK(rows == f.padded || (0 <= rows && rows < f.padded && rows % kGroup == 0), "kept must be ", f.padded,
+                  ", or a smaller multiple of ", kGroup, ", got ", rows);
   const Tensor logits = torch::stable::new_empty(f.query, {f.k, rows}, scalar_type_of<T>);
   const int64_t group = cut_of(f).group;
   int64_t written = 0;

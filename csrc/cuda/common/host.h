@@ -60,7 +60,8 @@ inline void wide_mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
 #endif
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA failed in \"", what, "\": ", cudaGetErrorString(error),
+                  ". Run again with CUDA_LAUNCH_BLOCKING=1 to find the call that failed");
 }
 inline void check_on_device(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(on_device(t) && t.get_device_index() == like.get_device_index(), name,

@@ -83,7 +83,10 @@ class NamedSource:
                 self._pictures = kind(**options)
             first = self._picture(0) if len(self._pictures) else None
         except Exception as error:  # whatever a set's code, its download or its optional packages raise
-            raise SourceError(f"data: {data!r} cannot be opened: {one_line(error)}") from error
+            reason = one_line(error).rstrip(".")
+            raise SourceError(
+                f"data: {data!r} cannot be opened: {reason}. Correct its options, or restore its files"
+            ) from error
         if first is None:
             raise SourceError(f"data: {data!r} holds no images. Name another part or data set")
         if not isinstance(first, Image.Image):

@@ -52,8 +52,9 @@ class Monitors:
         return new
 
     def causes(self, step: int) -> str:
-        """Possible reasons for values that are not finite, up to this step, as the end of a sentence, or ""."""
-        return "".join(f"; {cause}" for monitor in self.all if (cause := monitor.cause(step)))
+        """Possible reasons for values that are not finite, up to this step, as sentences, or ""."""
+        causes = (monitor.cause(step) for monitor in self.all)
+        return "".join(f" {cause[0].upper()}{cause[1:]}." for cause in causes if cause)
 
     def state_dict(self) -> dict[str, Any]:
         states = {type(monitor).__name__: monitor.state_dict() for monitor in self.all}

@@ -67,12 +67,11 @@ class Gradient(Monitor):
             }
         if self.exploded is None:
             return {}
-        remedy = (
-            f"clip_grad {self.clips:g} shortens it, but such a step has no direction worth taking"
-            if self.clips
-            else "clip_grad 1 would shorten it"
-        )
-        return {"gradient": f"{self.exploded}; {remedy}. Start over with a lower lr or more warmup, or another encoder"}
+        clips, remedy = "", "Start over with a lower lr, more warmup_steps, another encoder, or clip_grad 1"
+        if self.clips:
+            clips = f"Clipping by clip_grad {self.clips:g} shortens it but cannot correct its direction. "
+            remedy = "Start over with a lower lr, more warmup_steps, or another encoder"
+        return {"gradient": f"{self.exploded}. {clips}{remedy}"}
 
     def cause(self, step: int) -> str | None:
         exploded_at = int(self.largest_step)

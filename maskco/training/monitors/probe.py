@@ -121,7 +121,10 @@ class Probe(Monitor):
     def warnings(self, step: int, row: Mapping[str, float], views: Views) -> dict[str, str]:
         found = {}
         if self.failure is not None:
-            found["probe"] = f"the probe failed, and the run continues without it: {self.failure}"
+            found["probe"] = (
+                f"the probe failed: {self.failure.rstrip('.')}. The run continues, and tries again when the next probe "
+                "is due. If it fails again, choose fewer probe_images for the next run"
+            )
         if self.changed:
             found["probe changed"] = (
                 "the probe's images are not those that the run had before: its figures do not compare with earlier "

@@ -200,7 +200,7 @@ def test_loggers_of_a_run_of_others_must_be_named(monkeypatch, pictures, tmp_pat
     run = tmp_path / "run"
     pretrain(pictures, run, log="memory", epochs=1)
     monkeypatch.setenv("MASKCO_CACHE", str(tmp_path / "another user"))
-    with pytest.raises(ForeignRunError, match=r"^log: .*not started by you.*loggers \(memory\) must be named, or none"):
+    with pytest.raises(ForeignRunError, match=r"^log: .*not started by you.*loggers \(memory\) must be named\. Name"):
         maskco.pretrain(pictures, run, resume=True)
     lines = add_pictures(run, tmp_path / "report.png")
     assert len(lines) == 1 and "was not started by you" in lines[0] and "--log memory" in lines[0]

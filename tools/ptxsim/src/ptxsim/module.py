@@ -57,7 +57,8 @@ class Module:
             dm = demangle(list(self._variables))
             hit = [n for n, d in dm.items() if d == name or d.split("::")[-1] == name]
             if len(hit) != 1:
-                raise KeyError(name)
+                there = ", ".join(dm.values()) or "none"
+                raise KeyError(f"{len(hit)} variables have the name {name!r}, not one. There are: {there}")
             name = hit[0]
         return self._variables[name][1].view(dtype)
 

@@ -24,7 +24,7 @@ class OperandEncoder(KernelNames):
         if t == "[":
             return self._address(i, out, scopes)
         if t == "(":
-            raise PtxError("unexpected (")
+            raise PtxError("an operand starts with a parenthesis. Correct the PTX")
         if t == "!":
             out += [abi.PRED, self.lookup(scopes, toks[i + 1])[1], 1]
             return i + 2
@@ -87,11 +87,11 @@ class OperandEncoder(KernelNames):
             else:
                 symbol = self.lookup(scopes, x)
                 if symbol is None:
-                    raise PtxError(f"unknown name {x}")
+                    raise PtxError(f"the name {x} is not declared. Declare it in the PTX")
             i += 1
         kind = symbol[0] if symbol else None
         if kind == "sreg":
-            raise PtxError("special register as an address")
+            raise PtxError("a special register is used as an address. Move it to a register first")
         if kind == "dyn":
             self.dynamic_uses.append((out, len(out) + 2))
         if kind == "reg":
@@ -105,7 +105,7 @@ class OperandEncoder(KernelNames):
 
     def _symbol(self, symbol, out, offset=0):
         if symbol is None:
-            raise PtxError("unknown name")
+            raise PtxError("a name in a pair a|b is not declared. Declare it in the PTX")
         kind = symbol[0]
         if kind in ("reg", "pred", "sreg"):
             out += [{"reg": abi.REG, "pred": abi.PRED, "sreg": abi.SREG}[kind], symbol[1], 0]

@@ -45,7 +45,8 @@ inline void op_mbarrier(Warp& warp, const Instruction& in) {
         fail(warp, Kind::OUT_OF_BOUNDS, in.pc, l, a, "mbarrier out of shared memory");
       u32 v = in.src1 != NO_SLOT && in.operation != MbarrierOp::TEST ? warp.lanes<u32>(in.src1)[l] : 1;
       if (in.operation == MbarrierOp::INIT) {
-        if (!v || v > (1u << 20) - 1) fail(warp, Kind::OTHER, in.pc, l, a, "mbarrier count %u", v);
+        if (!v || v > (1u << 20) - 1)
+          fail(warp, Kind::OTHER, in.pc, l, a, "mbarrier is initialised with a count of %u. Pass 1 to 1048575", v);
         for (int k = 0; k < 8; k++) {
           if (block.shared_state[a + k] & SharedState::RED_ZONE)
             fail(warp, Kind::OUT_OF_BOUNDS, in.pc, l, a, "mbarrier in a red zone");
