@@ -39,6 +39,7 @@ from benchmarks.claims.tries import LAPTOP_TRIES, PHOTOGRAPH_TRIES
 from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.nn import create_encoder
+from nightly import nightly
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
 SHORT = dataclasses.replace(LAPTOP, steps=6, batch_size=100, options=LAPTOP.options | {"queue_size": 64})
@@ -210,6 +211,7 @@ def test_a_supervised_encoder_learns_and_an_untrained_one_is_what_a_run_begins_w
     assert untrained["scores"] == probe(fresh(config), data.train, data.test, data.classes)
 
 
+@nightly
 @pytest.mark.slow
 def test_the_command_adds_only_missing_rows_and_shows_them(photos, tmp_path):
     file = tmp_path / "results.json"

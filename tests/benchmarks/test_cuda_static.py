@@ -13,6 +13,7 @@ import pytest
 
 import maskco
 from benchmarks import cuda_cases, cuda_static, roofline
+from nightly import nightly
 from simulated import flash_table
 
 CASES = cuda_cases.all_cases()
@@ -126,7 +127,7 @@ def test_built_kernels_keep_the_budgets(committed):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(os.environ.get("MASKCO_NIGHTLY") != "1", reason="minutes of nvcc: MASKCO_NIGHTLY=1 runs it")
+@nightly
 @pytest.mark.parametrize("source", cuda_static.sources(), ids=lambda path: path.name)
 def test_kernels_keep_the_budgets_when_compiled(source, committed):
     kernels = cuda_static.compile_kernels((80,), [source])

@@ -14,6 +14,7 @@ from benchmarks import encoders
 from benchmarks.encoders import FAMILIES, START, fill_page, gain, learns, settings, table
 from benchmarks.table import END
 from maskco.errors import ConfigError
+from nightly import nightly
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "benchmarks/results/encoders.json"
@@ -94,6 +95,7 @@ def test_every_family_has_its_row():
     assert {row["encoder"] for row in rows} == {family.encoder for family in FAMILIES}
 
 
+@nightly
 @pytest.mark.slow
 def test_a_row_is_measured_kept_and_not_computed_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encoders, "FAMILIES", (encoders.Family("tiny", "test_resnet", 2),))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import flash_shapes
+from nightly import nightly
 
 needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -51,7 +51,7 @@ def test_every_build_is_timed(tmp_path, monkeypatch, capsys):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(os.environ.get("MASKCO_NIGHTLY") != "1", reason="minutes of nvcc: MASKCO_NIGHTLY=1 runs it")
+@nightly
 def test_a_build_has_the_shape(tmp_path):
     module = flash_shapes.build("2:64:8x1x64x1", tmp_path, "80")
     load = flash_shapes.CHILD.partition("from benchmarks")[0] + "import maskco; print(maskco.build_info())"

@@ -19,6 +19,7 @@ import torch
 from contrast_cases import CASES, FEATURES, make_case, run, unit
 from flash_cases import KINDS, check, dtype_of, every_kind, kernels
 from maskco.ops import info_nce, reference
+from nightly import nightly
 from simulated import FlashShape, flash_table
 
 pytestmark = pytest.mark.parametrize("device", [pytest.param("sim", marks=pytest.mark.sim)], indirect=True)
@@ -76,7 +77,7 @@ def test_shapes_follow_the_shared_memory_of_the_architecture(device, kind, c, ar
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(os.environ.get("MASKCO_NIGHTLY") != "1", reason="minutes of nvcc: MASKCO_NIGHTLY=1 runs it")
+@nightly
 def test_another_shape_without_editing_the_table(device):
     """-DMASKCO_FLASH_SHAPE, in a process that has no other build of the ops: on GPUs where it fits, for one entry."""
     code = """
