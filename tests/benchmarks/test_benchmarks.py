@@ -22,6 +22,7 @@ from benchmarks.memory import PeakMemory, resident_peak
 from benchmarks.table import read_results
 from benchmarks.timing import fastest, time_passes
 from maskco.errors import ConfigError
+from nightly import nightly
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -38,7 +39,13 @@ def command(*arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "op, plain", [("info_nce", "eager"), ("region_pool", "einsum"), ("queue", "eager"), ("contrast", "eager")]
+    "op, plain",
+    [
+        ("info_nce", "eager"),
+        pytest.param("region_pool", "einsum", marks=nightly),
+        pytest.param("queue", "eager", marks=nightly),
+        pytest.param("contrast", "eager", marks=nightly),
+    ],
 )
 def test_quick_run_writes_rows_and_plots(op: str, plain: str, tmp_path: Path) -> None:
     printed = command(

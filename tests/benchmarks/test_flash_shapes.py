@@ -33,6 +33,7 @@ def test_cmake_refuses_them_too(tmp_path):
         flash_shapes.build("2:128:8x1x64", tmp_path, "80")
 
 
+@nightly
 @pytest.mark.slow
 def test_every_build_is_timed(tmp_path, monkeypatch, capsys):
     """With the installed module in the builds' place, on the CPU, and in float32, which every CPU multiplies fast."""
