@@ -33,9 +33,9 @@ OBJECT_SETS = (OBJECTS, STL10, CALTECH)
 Scores = dict[str, dict[str, list[float]]]  # method -> score's name -> of each seed
 NOTE = (
     f"{COMPARED} Regions are scored by the mean accuracy over classes, and by top-1 where that is said. RankMe is the "
-    "effective rank of the keys. Contrast accuracy is that of a run's own task: among a queue, or for SimCLR a batch."
+    "effective rank of the keys. Contrast accuracy is that of a run's own task, at its end: among a queue, or for "
+    "SimCLR a batch."
 )
-OF_RUNS = {"contrast_accuracy": "contrast accuracy", "effective_rank": "RankMe"}  # in photographs' tables
 
 
 def collect(rows: list[Row], part: str = "test") -> dict[str, Scores]:
@@ -43,14 +43,22 @@ def collect(rows: list[Row], part: str = "test") -> dict[str, Scores]:
     found: dict[str, Scores] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in sorted(rows, key=lambda row: row["seed"]):
         if row["part"] == part:
-            of_run = {OF_RUNS[name]: row[name] for name in OF_RUNS if row["set"] in PHOTOGRAPHS and row.get(name)}
-            for name, value in (row["scores"] | of_run).items():
+            for name, value in (row["scores"] | _of_run(row)).items():
                 found[row["set"]][row["method"]][name].append(value)
     order = [*METHODS, *BOUNDS]
     return {
         data: dict(sorted(scores.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
         for data, scores in sorted(found.items(), key=lambda item: SETS.index(item[0]))
     }
+
+
+def _of_run(row: Row) -> dict[str, float]:
+    """Of a run on photographs: contrast accuracy at its end and the highest on the way, RankMe at its end."""
+    if row["set"] not in PHOTOGRAPHS or not row.get("curve"):
+        return {}
+    highest = max(accuracy for _, accuracy, _ in row["curve"])
+    found = {"contrast accuracy": row["contrast_accuracy"], "its highest": highest, "RankMe": row["effective_rank"]}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Claim(NamedTuple):

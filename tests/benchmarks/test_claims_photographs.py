@@ -244,7 +244,8 @@ def row(method: str, own: dict[str, Any], score: float, seed: int = 0, part: str
     scores = {REGION: score, NEIGHBOURS: score - 5, REGION + TOP1: score + 20}
     options = json.loads(json.dumps(own | {"seed": seed}))
     result = {"scale": "photos", "set": VOC, "part": part, "method": method, "seed": seed, "scores": scores}
-    return result | {"options": options, "contrast_accuracy": 12.0, "effective_rank": 30.0}
+    result |= {"options": options, "contrast_accuracy": 12.0, "effective_rank": 30.0}
+    return result | {"curve": [[1, 5.0, 40.0], [2, 14.0, 35.0], [3, 12.0, 30.0]]}
 
 
 def test_the_head_s_worth_pairs_runs_that_differ_in_nothing_else(tmp_path):
@@ -280,7 +281,7 @@ def test_every_table_of_photographs_says_what_it_compares_with(tmp_path):
     rows += [each | {"part": "val"} for each in rows]
     for text, count in ((overview(rows), 1), (tables(rows), 2), (worth_table(head_worth(rows)), 1)):
         assert text.count(COMPARED) == count
-    assert f"| {MASKCO} | 30.0 | 25.0 | 50.0 | 12.0 | 30.0 |" in tables(rows)
+    assert f"| {MASKCO} | 30.0 | 25.0 | 50.0 | 12.0 | 14.0 | 30.0 |" in tables(rows)
     (block,) = (block for block in page.BLOCKS if block.page.endswith("photographs.md"))
     assert block.text(tmp_path) == page.NO_PHOTOGRAPHS
     save(tmp_path / block.source, rows)
