@@ -18,8 +18,8 @@ class MaskOptions(Options):
 
     mask_share: Annotated[float, Between(1e-6, 4)] = 0.3
     """Area of a mask over its region's, with the same centre (ours). Below 1, the region's rim stays visible. Above 1,
-    the mask also hides some of the surroundings. On photographs the linear probe of 0.3 was above that of 1 with each of
-    three seeds (docs/results/photographs.md)."""
+    the mask also hides some of the surroundings. On photographs the linear probe scored higher with 0.3 than with 1,
+    for each of three seeds (docs/results/photographs.md)."""
     mask_fill: MaskFill = "grey"
     """Fill of the masks (ours). grey: a grey next to the mean color. noise: with the images' mean and deviation. mean:
     exactly the mean color, which can make gradients of fresh encoders explode, except of ResNets. token: grey, and a
