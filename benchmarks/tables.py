@@ -62,6 +62,19 @@ def _claims(name: str, part: str = "report") -> Callable[[Path], str]:
     return make
 
 
+def _lengths(*names: str) -> Callable[[Path], str]:
+    def make(results: Path) -> str:
+        paths = [path for name in names if (path := results / f"{name}.json").exists()]
+        from benchmarks.claims.lengths import lengths_table
+        from benchmarks.claims.study import load
+
+        if not (text := lengths_table([row for path in paths for row in load(path)])):
+            raise FileNotFoundError(results)
+        return text
+
+    return make
+
+
 def _roofline(results: Path) -> str:
     return roofline.table(read_results(results / "cuda_static.json", "cases", "predictions"))
 
@@ -87,6 +100,12 @@ BLOCKS = (
     Block("docs/results/claims.md", "claims.json", _claims("claims")),
     Block("docs/results/claims.md", "claims_mask_fill.json", _claims("claims_mask_fill", "tables")),
     Block("docs/results/photographs.md", "claims_photos.json", _claims("claims_photos"), NO_PHOTOGRAPHS),
+    Block(
+        "docs/results/photographs.md",
+        "claims_photos*.json",
+        _lengths("claims_photos_quick", "claims_photos", "claims_photos_long"),
+        "Runs of one length only have been made yet.",
+    ),
 )
 
 

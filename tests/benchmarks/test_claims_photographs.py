@@ -17,6 +17,7 @@ from benchmarks import tables as page
 from benchmarks.claims import __main__ as claims
 from benchmarks.claims import pack, voc_subset
 from benchmarks.claims.head import draw_head, head_worth, worth_table
+from benchmarks.claims.lengths import lengths_table
 from benchmarks.claims.names import CALTECH, COCO, COMPARED, DEMO, SCENES, VOC, find_sets
 from benchmarks.claims.photographs import open_photographs
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, TOP1, WithWhole, probe
@@ -282,7 +283,27 @@ def test_every_table_of_photographs_says_what_it_compares_with(tmp_path):
     for text, count in ((overview(rows), 1), (tables(rows), 2), (worth_table(head_worth(rows)), 1)):
         assert text.count(COMPARED) == count
     assert f"| {MASKCO} | 30.0 | 25.0 | 50.0 | 12.0 | 14.0 | 30.0 |" in tables(rows)
-    (block,) = (block for block in page.BLOCKS if block.page.endswith("photographs.md"))
+    (block,) = (block for block in page.BLOCKS if block.source == "claims_photos.json")
     assert block.text(tmp_path) == page.NO_PHOTOGRAPHS
     save(tmp_path / block.source, rows)
     assert block.text(tmp_path).startswith(overview(rows)) and block.text(tmp_path).count(COMPARED) == 4
+
+
+def test_lengths_are_compared_by_one_seed_and_shown_only_if_there_are_two(tmp_path):
+    def at(steps: int, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+        return [each | {"steps": steps} for each in rows]
+
+    base = at(980, row(MASKCO, REGIONS, 30.0), row(MOCO, METHODS[MOCO], 28.0), row(MASKCO, REGIONS, 99.0, seed=1))
+    assert lengths_table([*base, row(MASKCO, REGIONS, 1.0, part="val") | {"steps": 1}]) == ""
+    longer = at(2940, row(MASKCO, REGIONS, 33.0), row(NO_HEAD, METHODS[NO_HEAD], 30.5))
+    expected = (
+        f"| {VOC} | 980 | 30.0 / 25.0 |  | 28.0 / 23.0 | +2.0 / +2.0 |  |\n"
+        f"| {VOC} | 2940 | 33.0 / 28.0 | 30.5 / 25.5 |  |  | +2.5 / +2.5 |\n\n{COMPARED}"
+    )
+    assert lengths_table(longer + base).endswith(expected)
+    (block,) = (block for block in page.BLOCKS if block.source == "claims_photos*.json")
+    assert block.text(tmp_path) == block.absent
+    save(tmp_path / "claims_photos.json", base)
+    assert block.text(tmp_path) == block.absent
+    save(tmp_path / "claims_photos_long.json", longer)
+    assert block.text(tmp_path).endswith(expected)
