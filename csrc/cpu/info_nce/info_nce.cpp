@@ -370,9 +370,10 @@ InfoNCEResults forward(const InfoNCEForwardCall& call) {
 template <class T>
 Tensor backward_keys(const InfoNCEKeysCall& call) {
   const Tensor query = as_contiguous<T>(call.query), grad_loss = as_contiguous<T>(call.grad_loss);
-  const int64_t n = query.size(0), c = query.size(1);
+  const int64_t n = query.size(0), c = query.size(1), rows = call.keys.rows.size(0);
   const T inverse = T(1) / temperature_value<T>(call);
   const T* q = data<const T>(query);
+  if (n == 0) return torch::stable::new_zeros(query, {rows, c});
   const Kernels<T> kernel = kernels<T>(call);
   const int64_t width = round_up(c, kernel.panel);
   const T scale = inverse * T(kLog2E);
@@ -392,7 +393,6 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   const std::vector<T> ceiling = ceilings(call.margin, own.data(), own.size(), scale);
 
   const Keys keys = make_keys(call.keys);
-  const int64_t rows = call.keys.rows.size(0);
   Tensor grad_keys = torch::stable::new_empty(query, {rows, c});
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + rows * c, T(0));

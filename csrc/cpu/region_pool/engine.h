@@ -78,7 +78,7 @@ const RegionKernels<S>& kernels() {
 
 Axis pixel_axis(const Tensor& t) {  // of [..., H, W]
   const int64_t h = t.size(-2), w = t.size(-1), row = t.stride(-2), column = t.stride(-1);
-  if (h == 1 || row == column * w) return {h * w, Axis::ONE_STRIDE, 0, column};
+  if (h * w == 0 || h == 1 || row == column * w) return {h * w, Axis::ONE_STRIDE, 0, column};
   if (w == 1) return {h, Axis::ONE_STRIDE, 0, row};
   return {h * w, w, row, column};
 }
