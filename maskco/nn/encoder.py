@@ -209,21 +209,24 @@ def same_padding(encoder: Encoder) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 SMALL = 1e-2  # layer scales start at 1e-6 to 1e-4 as timm has them
 
 
 def _begin_branches(backbone: nn.Module) -> None:
     """Initialises to 1 the weights that make fresh residual blocks start as the identity.
 
-    These are norms at the end of branches, which timm sets to 0, and layer scales, which it sets to about 1e-6. Such a
+    These are norms and gains at the end of branches, which timm sets to 0, and layer scales, at about 1e-6 there. Such a
     start helps deep networks and long supervised schedules with large batches. It costs short runs accuracy:
     benchmarks/results/claims_tries.json (norms). MoCo v2's ResNets, which are torchvision's, do not start so.
     """
     for module in backbone.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and not module.weight.any():
-            nn.init.ones_(module.weight)
-    for parameter in backbone.parameters():
-        if parameter.numel() == max(parameter.shape, default=0) > 1:  # a number for each channel
+        weight = getattr(module, "weight", None) if isinstance(module, NORMS) else getattr(module, "gain", None)
+        if isinstance(weight, nn.Parameter) and not weight.any():
+            nn.init.ones_(weight)
+    for name, parameter in backbone.named_parameters():
+        per_channel = parameter.numel() == max(parameter.shape, default=0)
+        if parameter.numel() > 1 and (per_channel or name.endswith((".alpha", ".gamma"))):
             low, high = parameter.detach().aminmax()
             if 0 < low == high <= SMALL:
                 nn.init.ones_(parameter)

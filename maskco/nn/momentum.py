@@ -38,7 +38,7 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
         momentum: 0 copies the online parameters, 1 changes nothing. MoCo's is 0.999.
 
     Raises:
-        ValueError: the modules have different numbers of parameters.
+        ValueError: the modules differ in the number of their parameters, or in one's shape or dtype.
     """
     targets: list[Tensor] = list(target.parameters())
     onlines: list[Tensor] = list(online.parameters())
@@ -46,6 +46,12 @@ def momentum_update_(online: nn.Module, target: nn.Module, momentum: float) -> N
         raise ValueError(
             f"online has {len(onlines)} parameters and target {len(targets)}. Make target by momentum_copy"
         )
+    for (name, old), new in zip(target.named_parameters(), onlines, strict=True):
+        if old.shape != new.shape or old.dtype != new.dtype:  # (lerp would broadcast)
+            raise ValueError(
+                f"target's {name} is {list(old.shape)}, {old.dtype}, but online's is {list(new.shape)}, {new.dtype}. "
+                "Make target by momentum_copy"
+            )
     if targets:
         torch._foreach_lerp_(targets, onlines, 1 - momentum)
 

@@ -17,6 +17,9 @@ class ProjectionHead(nn.Sequential):
         kind: "moco_v2" is linear, ReLU, linear. "moco_v3" has three linear layers without bias, with a batch norm after
             each (Chen et al., arXiv 2104.02057). The last batch norm has no scale and shift. It needs N > 1. The
             paper's hidden width is 4096.
+
+    Raises:
+        ValueError: another kind.
     """
 
     def __init__(
@@ -26,6 +29,8 @@ class ProjectionHead(nn.Sequential):
         if kind == "moco_v2":
             super().__init__(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
             return
+        if kind != "moco_v3":
+            raise ValueError(f"kind must be 'moco_v2' or 'moco_v3', got {kind!r}")
         layers: list[nn.Module] = []
         for width, following in ((in_channels, hidden), (hidden, hidden)):
             layers += [nn.Linear(width, following, bias=False), nn.BatchNorm1d(following), nn.ReLU(inplace=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +67,7 @@ def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tup
 def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
     """`check_scalar` for a temperature or scale, which must not be 0."""
     number, tensor = check_scalar(value, features, name, like_name)
-    if tensor is None and (not number or math.isnan(number)):
+    if tensor is None and (number == 0 or number != number):  # (math.isnan would end torch.compile's graph)
         raise ValueError(f"{name} must be a number other than 0, got {value}")
     return number, tensor
 
@@ -139,8 +138,14 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def mean_factor(count: int, reduction: str) -> float:
-    """The factor for the sum of `count` losses that gives the reduced loss."""
-    return 1 / max(count, 1) if reduction == "mean" else 1.0
+    """The factor for the sum of `count` losses, which an <op>_sum takes. While torch.compile traces it is 1, since a
+    float made of a size would mean a graph for each size: `divided` does the rest."""
+    return 1 / max(count, 1) if reduction == "mean" and not torch.compiler.is_compiling() else 1.0
+
+
+def divided(loss: Tensor, count: int, reduction: str) -> Tensor:
+    """The reduced loss, of an <op>_sum's with `mean_factor`."""
+    return loss / max(count, 1) if reduction == "mean" and torch.compiler.is_compiling() else loss
 
 
 class _Ready(torch.autograd.Function):
@@ -165,6 +170,8 @@ def _is_one(number: Tensor) -> bool:
     """Whether a tensor [] holds a 1. False where reading it would not be allowed, or would wait for a device."""
     if type(number) is not Tensor or number.device.type != "cpu" or torch.compiler.is_compiling():
         return False  # (among others a fake tensor)
+    if torch._C._len_torch_dispatch_stack():  # (make_fx traces)
+        return False
     if functorch.is_batchedtensor(number) or functorch.is_legacy_batchedtensor(number):
         return False
     return number.item() == 1

@@ -15,11 +15,18 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor, or anything with `__dlpack__` (NumPy, CuPy, JAX …) as a tensor on the same memory."""
+    """A tensor, or anything with `__dlpack__` (NumPy, CuPy, JAX …) as a tensor on the same memory.
+
+    Raises TypeError for anything else, ValueError for an array that torch cannot share, such as a reversed one.
+    """
     if isinstance(value, Tensor):
         return value
     if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
+        try:
+            return torch.from_dlpack(value)
+        except (RuntimeError, BufferError) as error:  # negative strides, another byte order, a read-only array
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise ValueError(f"{name} cannot be shared with torch ({reason}). Pass a contiguous copy of it") from error
     raise TypeError(f"{name} must be a tensor or an array with __dlpack__, got {type(value).__name__}")
 
 
@@ -44,15 +51,19 @@ def as_float(value: Any, name: str) -> float:
 
 
 def as_int(value: Any, name: str) -> int:
-    """An int from any integer type, such as NumPy's. Floats raise TypeError, even 7.0."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value  # type: ignore[return-value]  # (a SymInt is torch.compile's int)
-    try:
-        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    """An int of 64 bits from any integer type, such as NumPy's. Floats raise TypeError, even 7.0."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):  # (a SymInt is torch.compile's int)
+        number = value
+    else:
+        try:
+            if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+    return number  # type: ignore[return-value]
 
 
 def as_pair(value: Any, name: str) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from maskco.ops._contrast import (
     check_ids,
     check_nonzero,
     check_reduction,
+    divided,
     fake_gradients,
     inverse,
     kept_rows,
@@ -185,7 +186,7 @@ def pair_losses(
     if reduction != "none":
         arguments = (query, keys, ids, *options, mean_factor(n, reduction), *needed, kept, stats, tf32)
         loss, statistics, ranks = with_gradients(ops.clip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
-        return loss, statistics, ranks
+        return divided(loss, n, reduction), statistics, ranks
     loss, _, own, rank, column_rank, row_sums, column_sums, *_ = ops.clip_loss_fwd(
         query, keys, 0, ids, ids, *options, kept, tf32
     )

@@ -76,7 +76,7 @@ def box_pool(
     check_dtype(features, FLOATS, "features")
     rois = _rois(features, boxes)
     spatial_scale = as_float(spatial_scale, "spatial_scale")
-    if not math.isfinite(spatial_scale):
+    if not abs(spatial_scale) < math.inf:  # (math.isfinite would end torch.compile's graph)
         raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
     height, width = as_pair(output_size, "output_size")
     if min(height, width) < 1:

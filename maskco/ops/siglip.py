@@ -13,10 +13,12 @@ from maskco.ops._contrast import (
     check_nonzero,
     check_reduction,
     check_scalar,
+    divided,
     fake_gradients,
     mean_factor,
     needs_grad,
     one_dtype,
+    reduce,
     refuse_double_backward,
     register_sum,
     scalar_of,
@@ -74,18 +76,19 @@ def siglip_loss(
     scale = check_nonzero(logit_scale, image, "logit_scale", "image")
     bias = check_scalar(logit_bias, image, "logit_bias", "image")
 
-    factor = mean_factor(image.shape[0], reduction)
     ops = _library.kernels(image.device)
     if ops is None:
         loss = reference.siglip_loss(image, text, scale=scalar_of(scale), bias=scalar_of(bias), offset=offset)
-        return loss if reduction == "none" else loss.sum() * factor
+        return reduce(loss, reduction)
     in_vmap = refuse_transforms("siglip_loss", image, text, scale[1], bias[1])
     if reduction == "none":
         return ops.siglip_loss_fwd(image, text, offset, *scale, *bias, allow_tf32())
     inputs = (image, text, scale[1], bias[1])
     needed = [in_vmap or needs_grad(t) for t in inputs]
-    arguments = (image, text, offset, *scale, *bias, factor, *needed, allow_tf32())
-    return with_gradients(ops.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)[0]
+    n = image.shape[0]
+    arguments = (image, text, offset, *scale, *bias, mean_factor(n, reduction), *needed, allow_tf32())
+    loss, *_ = with_gradients(ops.siglip_loss_sum.default, arguments, *inputs, in_vmap=in_vmap)
+    return divided(loss, n, reduction)
 
 
 def _fake_fwd(query, *_):

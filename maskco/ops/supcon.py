@@ -16,6 +16,7 @@ from maskco.ops._contrast import (
     check_ids,
     check_nonzero,
     check_reduction,
+    divided,
     fake_gradients,
     inverse,
     kept_rows,
@@ -138,7 +139,8 @@ def _compiled(
     if reduction == "none":
         return ops.supcon_loss_fwd(*arguments, kept, allow_tf32())
     options = (mean_factor(query.shape[0], reduction), *needed, kept, allow_tf32())
-    return with_gradients(ops.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
+    loss, *stats = with_gradients(ops.supcon_loss_sum.default, (*arguments, *options), *inputs, in_vmap=in_vmap)
+    return divided(loss, query.shape[0], reduction), *stats
 
 
 def _fake_fwd(query, keys, query_labels, key_labels, own, scale, tensor, symmetric, kept, tf32=False):
