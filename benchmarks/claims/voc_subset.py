@@ -84,7 +84,7 @@ def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> 
     images, found = [], []
     for number, name in enumerate(names, start=1):
         year = devkit / ("VOC2012" if "_" in name else "VOC2007")  # (names of 2007 are numbers alone)
-        things = read_annotation(year / ANNOTATIONS / f"{name}.xml")
+        things = read_annotation(year / ANNOTATIONS / f"{name}.xml").things
         try:
             with Image.open(year / IMAGES / f"{name}.jpg") as image:
                 original, small = image.size, shrunk(image.convert("RGB"))

@@ -10,9 +10,12 @@ from filelock import FileLock
 
 
 def cache_folder(name: str) -> Path:
-    """The cache's folder of this name, made if missing."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("MASKCO_CACHE") or user / "maskco", name).expanduser()
+    """The cache's folder of this name, made if missing. Raises OSError."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(os.environ.get("MASKCO_CACHE") or Path(user, "maskco"), name).expanduser()
+    except RuntimeError as error:
+        raise OSError("no home folder is known. Set MASKCO_CACHE") from error
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

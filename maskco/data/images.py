@@ -75,7 +75,6 @@ class EncodedImage:
             self._image.load()
             if self._is_deep and self._image.mode in ("RGB", "RGBA") and "transparency" not in self._image.info:
                 self._image = self._stretched()
-            ImageOps.exif_transpose(self._image, in_place=True)
             return to_rgb(self._image)
 
     def tensor(self, shrink: int = 1) -> Tensor:
@@ -127,8 +126,12 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB. Transparency is shown over mid-grey. Images of more than 8 bits (16-bit grey, 32-bit
-    integer or float) are stretched to 0..255 by `stretch`, since their scale is not known."""
+    """Any Pillow mode as RGB, upright (EXIF orientation applied). Transparency is shown over mid-grey. Images of more
+    than 8 bits (16-bit grey, 32-bit integer or float) are stretched to 0..255 by `stretch`, since their scale is not
+    known."""
+    image.load()  # formats may show their orientation only after decoding
+    if orientation_of(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(stretch(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from maskco.runs.trust import CONFIG, own_file
 
 METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
 RECORDS, LOGGERS_LOCK = "loggers.json", ".loggers.lock"  # the names of its records in other tools, see loggers/
+RUN_LOCK = ".run.lock"  # held while a process writes the run, see RunLock
 WRITTEN_ATOMICALLY = (CONFIG, METRICS, CHECKPOINT, BEST, RECORDS, "evaluation.json", "report.html", "report.png")
 PARTIALS = tuple(partial_name(name) for name in WRITTEN_ATOMICALLY)
 OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, LOGGERS_LOCK, TENSORBOARD, "detectors")
@@ -35,7 +37,7 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"out: {existing} cannot be written to. Name another folder, or change its permissions")
-    if not out.exists() or all(path.name in PARTIALS for path in out.iterdir()):
+    if not out.exists() or all(path.name in (*PARTIALS, RUN_LOCK) for path in out.iterdir()):
         return
     if not _is_run(out):
         raise ConfigError(f"out: {out} holds other files and no maskco run. Name a new or empty folder")
@@ -49,6 +51,42 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(
             f"out: {out} holds a run already. Continue it with `resume=True`, or replace it with `overwrite=True`"
         )
+
+
+class RunLock:
+    """Keeps other processes from writing to a run's folder, from `take` to `release`.
+
+    A POSIX lock: it goes with its process, however that ends, and loading workers do not inherit it. A file that is
+    left has no meaning.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._file = out, -1
+
+    def take(self) -> None:
+        """Does nothing when called again. Raises ConfigError if another process has the lock."""
+        path = own_file(self._out, RUN_LOCK)
+        while self._file < 0:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                os.close(file)
+                raise ConfigError(
+                    f"out: {self._out} is being written by another process. Wait for it, or choose another folder"
+                ) from error
+            except OSError:  # the file system has no locks
+                pass
+            if os.fstat(file).st_nlink:
+                self._file = file
+            else:  # another process released and removed it meanwhile
+                os.close(file)
+
+    def release(self) -> None:
+        if self._file >= 0:
+            (self._out / RUN_LOCK).unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = -1
 
 
 def never_began(out: Path) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -35,10 +36,19 @@ class Recorder:
     Args:
         step: steps already done. Later rows of metrics are dropped, since a resumed run makes them again.
         replace: remove the run that is in `out`.
+        check: called before anything is written, when no other process can write any more.
     """
 
-    def __init__(self, out: Path, config: PretrainConfig, step: int, *, replace: bool = False) -> None:
-        self._out, self._config, self._step, self._replace = out, config, step, replace
+    def __init__(
+        self,
+        out: Path,
+        config: PretrainConfig,
+        step: int,
+        *,
+        replace: bool = False,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._out, self._config, self._step, self._replace, self._check = out, config, step, replace, check
         self._begun = False
         self._waiting: list[str] = []  # lines for the log
         self._last_row: dict[str, Any] = {}
@@ -51,6 +61,7 @@ class Recorder:
             return
         out = self._out
         out.mkdir(parents=True, exist_ok=True)
+        self._check()
         if self._replace:
             clear_out(out)
         signature = sign(self._config.run.data, self._config.run.probe)

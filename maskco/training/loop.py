@@ -32,7 +32,7 @@ from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.nn.ranks import agree, join_lists, rank, world_size
 from maskco.runs.checkpoint import CHECKPOINT
-from maskco.runs.folder import LOG, PROBES, check_out
+from maskco.runs.folder import LOG, PROBES, RunLock, check_out
 from maskco.runs.loggers import check_loggers
 from maskco.runs.recorder import Recorder, SilentRecorder
 from maskco.runs.trust import CONFIG, DATA, own_file, stored_data, stored_options
@@ -125,6 +125,7 @@ def train(
     config = resolve(config, stored=stored)
     device = local_device(config.run.device)
     threads = torch.get_num_threads()
+    lock = RunLock(Path(config.run.out))
     with process_group(device), torch.random.fork_rng(devices=seeded_devices(device)), StopSignals() as stop:
         try:
             torch.set_num_threads(config.run.threads or threads)
@@ -134,11 +135,12 @@ def train(
                     for name in stored if rank() == 0 else ():
                         command = f"pretrain --out {shlex.quote(config.run.out)} --resume"
                         stored_data(Path(config.run.out), getattr(config.run, name), command, name)
-            return _train(config, device, stop, resume, overwrite, dataset)
+            return _train(config, device, stop, resume, overwrite, dataset, lock)
         except RuntimeError as error:
             raise_if_of_compiler(error)
             raise
         finally:
+            lock.release()
             torch.set_num_threads(threads)
 
 
@@ -149,11 +151,19 @@ def _train(
     resume: bool,
     overwrite: bool,
     dataset: object | None,
+    lock: RunLock,
 ) -> RunResult:
+    def check() -> None:
+        """Once the lock is held: another run may have been here since the first check."""
+        lock.take()
+        check_out(out, resume=resume, overwrite=overwrite)
+
     # Whatever is wrong with options, folders or data shows before a file is touched.
     out, amp = Path(config.run.out), AMP_DTYPES.get(config.optim.amp)
     with all_or_none():
         check_out(out, resume=resume, overwrite=overwrite)
+        if resume and out.exists() and rank() == 0:
+            lock.take()
         check_loggers(config.run.log)
         check_shares(config)
         check_memory(config)
@@ -178,7 +188,7 @@ def _train(
         "unit": "step",
         "disable": None if rank() == 0 else True,
     }
-    recorder = Recorder(out, config, state.step, replace=not resume) if rank() == 0 else SilentRecorder()
+    recorder = Recorder(out, config, state.step, replace=not resume, check=check) if rank() == 0 else SilentRecorder()
     loading = open_loading(config, source, state, device)
     with recorder as record, tqdm(**bar, dynamic_ncols=True) as progress, loading:
         if resumed:

@@ -69,7 +69,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     """Takes the state of an optimizer, but keeps its own hyperparameters: they are the options', and may be of another
     device. Raises almost anything if the state is not that of such an optimizer."""
     own = [{name: group[name] for name in (*optimizer.defaults, "lr_scale")} for group in optimizer.param_groups]
-    for value in (*state["state"].values(), *state["param_groups"]):
+    groups = [{k: v for k, v in group.items() if k not in optimizer.defaults} for group in state["param_groups"]]
+    for value in (*state["state"].values(), *groups):  # hyperparameters may be text, such as Muon's ns_coefficients
         if wrong := [name for name, item in value.items() if isinstance(item, (str, bytes))]:
             raise TypeError(f"{wrong[0]} of the optimizer is text")
     optimizer.load_state_dict(state)

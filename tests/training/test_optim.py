@@ -21,6 +21,7 @@ from maskco.training.optim import (
     create_optimizer,
     layer_scales,
     learning_rate,
+    load_optimizer,
     parameter_groups,
     set_learning_rate,
 )
@@ -112,7 +113,7 @@ def test_the_schedule_holds_for_every_group():
     assert all(group["lr"] == pytest.approx(0.002 * group["lr_scale"]) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars", "lamb", "lion", "nadamw"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lars", "lamb", "lion", "nadamw", "muon", "mars"])
 def test_runs_with_other_optimizers_resume_bit_for_bit(pictures, tmp_path, optimizer):
     options = {**TINY, "optimizer": optimizer, "lr": 0.01, "clip_grad": 1.0, "layer_decay": 0.9, "log_every": 1}
     pretrain(pictures, tmp_path / "whole", **options)
@@ -124,6 +125,15 @@ def test_runs_with_other_optimizers_resume_bit_for_bit(pictures, tmp_path, optim
     whole, parts = (read_checkpoint(tmp_path / name / "last.pt") | {"config": 0} for name in ("whole", "parts"))
     assert same(whole, parts) and rows(tmp_path / "whole") == rows(tmp_path / "parts")
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "whole"))
+
+
+def test_text_is_a_hyperparameter_or_refused():
+    optimizer = create_optimizer(Holder(), optim(optimizer="muon"), "test_resnet", fused=False)
+    state = optimizer.state_dict()
+    assert any(isinstance(value, str) for value in state["param_groups"][0].values())
+    with pytest.raises(TypeError, match="momentum_buffer of the optimizer is text"):
+        load_optimizer(optimizer, state | {"state": {0: {"momentum_buffer": "text"}}})
+    load_optimizer(optimizer, state)
 
 
 @pytest.mark.parametrize("name", timm.optim.list_optimizers())

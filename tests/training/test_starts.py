@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from commands import read_tree, run_main
 from maskco.data.sources import SourceError
 from maskco.errors import ConfigError, TrainingError, UserError
 from maskco.memory import OutOfMemory
+from maskco.runs.folder import RUN_LOCK
 from maskco.runs.recorder import Recorder
 from maskco.training.loop import pretrain
 from tiny_runs import TINY, make_pictures, tiny
@@ -185,3 +188,25 @@ def test_a_queue_longer_than_the_data_is_told_once(pictures, tmp_path, capfd, me
         assert told in said[0] and said[0] in (tmp_path / "run/log.txt").read_text()
         pretrain(out=tmp_path / "run", resume=True, epochs=3)
         assert "the queue of" not in capfd.readouterr().err
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(pictures, tmp_path):
+    pretrain(pictures, tmp_path / "run", **ONE_EPOCH)
+    assert not (tmp_path / "run" / RUN_LOCK).exists()
+    (tmp_path / "new").mkdir()
+    for folder, options in (("run", {"resume": True}), ("run", {"overwrite": True, **ONE_EPOCH}), ("new", ONE_EPOCH)):
+        code = (
+            "import sys, pathlib; from maskco.runs.folder import RunLock; "
+            "RunLock(pathlib.Path(sys.argv[1])).take(); print(flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            before = sorted(path.name for path in (tmp_path / folder).iterdir())
+            with pytest.raises(
+                ConfigError, match=rf"out: .*{folder} is being written by another process\. Wait for it"
+            ):
+                pretrain(pictures, tmp_path / folder, **options)
+            assert sorted(path.name for path in (tmp_path / folder).iterdir()) == before
+            other.kill()
+        pretrain(pictures, tmp_path / folder, **options)

@@ -20,7 +20,7 @@ from msgspec import UNSET
 from maskco.data.kinds import why_unreadable
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.coco_file import Annotation, Category, read_coco
-from maskco.data.sources.coco_sizes import find_frames, place_boxes, read_headers
+from maskco.data.sources.coco_sizes import checked_frames, place_boxes
 from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
@@ -176,12 +176,8 @@ class CocoSource(ImageFiles):
         """Of each image. Raises SourceError if an image's size is neither that of the file nor follows from it."""
         annotated, image = np.unique(self._image_of, return_inverse=True)
         names, sizes = ([column[index] for index in annotated] for column in (self.names, self._sizes))
-        headers = read_headers([self.root / name for name in names])
-        frames, notes, unexplained = find_frames(names, sizes, headers)
+        frames, notes = checked_frames(self.path, Path(self.root), names, sizes)
         self.notes += notes
-        if unexplained:
-            first = unexplained[0]
-            raise SourceError(_unexplained(self.path, names[first], sizes[first], headers[first], len(unexplained)))
         placed = place_boxes(self._boxes, image, frames)
         boxes = placed.astype(np.float32)
         kept = (boxes[:, :2] < boxes[:, 2:]).all(1)
@@ -198,17 +194,6 @@ class CocoSource(ImageFiles):
 def _annotation_files(data: str) -> list[Path]:
     """The file itself, or the `annotations/instances_*.json` of a folder, sorted by name."""
     return sorted(Path(data).glob("annotations/instances_*.json")) if os.path.isdir(data) else [Path(data)]
-
-
-def _unexplained(path: Path, name: str, size, header, count: int) -> str:
-    shown = " × ".join(map(str, header[:2]))
-    if header.orientation != 1:
-        shown += f" (EXIF orientation {header.orientation})"
-    others = f" and {count - 1} more" if count > 1 else ""
-    return (
-        f"data: {str(path)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}. "
-        "Neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes fit the stored image"
-    )
 
 
 def _folder(annotations: Path, names: list[str], given: str | Path | None) -> Path:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from maskco.data.images import orientation_of
 from maskco.data.kinds import open_image
+from maskco.data.sources.base import SourceError
 
 READERS = 8  # threads that read headers: they wait for the disk
 
@@ -45,6 +46,36 @@ class Frames(NamedTuple):
     frames: list[Frame]
     notes: list[str]  # what was done to boxes and to how many images, for readers of the scores
     unexplained: list[int]  # images for which no frame fits
+
+
+def checked_frames(
+    source: Path, root: Path, names: Sequence[str], listed: Sequence[tuple[int, int] | None]
+) -> tuple[list[Frame], list[str]]:
+    """The frame of each image's boxes, and notes, as `find_frames` has them.
+
+    Raises SourceError if an image's size is neither the listed one nor follows from it.
+
+    Args:
+        source: what lists the sizes, for the error.
+        root: the folder that the names are below.
+    """
+    stored = read_headers([root / name for name in names])
+    frames, notes, unexplained = find_frames(names, listed, stored)
+    if unexplained:
+        first = unexplained[0]
+        raise SourceError(_unexplained(source, names[first], listed[first], stored[first], len(unexplained)))
+    return frames, notes
+
+
+def _unexplained(source: Path, name: str, size, header, count: int) -> str:
+    shown = " × ".join(map(str, header[:2]))
+    if header.orientation != 1:
+        shown += f" (EXIF orientation {header.orientation})"
+    others = f" and {count - 1} more" if count > 1 else ""
+    return (
+        f"data: {str(source)!r} lists {name!r}{others} as {size[0]} × {size[1]} pixels, and the image has {shown}. "
+        "Neither resizing nor EXIF explains it. Correct width and height, or remove both if boxes fit the stored image"
+    )
 
 
 def read_headers(paths: Sequence[Path]) -> list[Stored | None]:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
+import numpy as np
 import torch
 
 from maskco.data.sources.base import SourceError, check_regular
+from maskco.data.sources.coco_sizes import checked_frames, place_boxes
 from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
@@ -39,12 +41,16 @@ def open_source(data: str) -> VOCSource:
 
 
 def open_labelled(data: str, wanted: Wanted) -> LabelledData:
-    """Raises SourceError if an image is missing, or an annotation is missing or damaged."""
+    """Boxes follow images that were resized or that EXIF turns, as COCO's do.
+
+    Raises SourceError if an image is missing, an annotation is missing or damaged, or a size or box does not fit.
+    """
     root = _checked(data)
     test = _listed(root, "test")
     names = ("trainval", "test") if test else ("train", "val")
     sources = [VOCSource(root, listed) for listed in (_listed(root, names[0]), test or _listed(root, "val"))]
-    annotated = [[read_annotation(source.annotation(index)) for index in range(len(source))] for source in sources]
+    placed = [_placed(source) for source in sources]
+    annotated = [things for things, _ in placed]
     classes = tuple(sorted({thing.name for things in annotated[0] for thing in things}))
     label_of = {name: label for label, name in enumerate(classes)}
     for source, part in zip(sources, annotated, strict=True):
@@ -58,9 +64,9 @@ def open_labelled(data: str, wanted: Wanted) -> LabelledData:
                 )
     parts = tuple(_part(*each, label_of) for each in zip(names, sources, annotated, strict=True))
     years = ", ".join(year.name for year in _years(root))
-    return LabelledData(
-        root.resolve().name, classes, parts, (f"{years}: learned from {names[0]}, tested on {names[1]}",)
-    )
+    notes = [f"{years}: learned from {names[0]}, tested on {names[1]}"]
+    notes += [f"{name}: {line}" for name, (_, lines) in zip(names, placed, strict=True) for line in lines]
+    return LabelledData(root.resolve().name, classes, parts, tuple(notes))
 
 
 class Thing(NamedTuple):
@@ -69,6 +75,11 @@ class Thing(NamedTuple):
     name: str
     box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels from 0, the right and lower border outside
     difficult: bool
+
+
+class Annotation(NamedTuple):
+    things: list[Thing]
+    size: tuple[int, int] | None  # width and height of the image that the boxes are of, if it is given
 
 
 class VOCSource(ImageFiles):
@@ -93,8 +104,8 @@ class VOCSource(ImageFiles):
         return image.parent.parent / ANNOTATIONS / f"{image.stem}.xml"
 
 
-def read_annotation(path: Path) -> list[Thing]:
-    """The objects of an image. VOC counts pixels from 1 and includes the last.
+def read_annotation(path: Path) -> Annotation:
+    """The objects of an image, cut off at the size that is given. VOC counts pixels from 1 and includes the last.
 
     Document types are refused, and with them entities, which can grow to any size or read files.
     Raises SourceError.
@@ -104,31 +115,60 @@ def read_annotation(path: Path) -> list[Thing]:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = _refuse_document_type
+    content = _read(path)
     try:
-        parser.Parse(_read(path), True)
+        parser.Parse(content, True)
         tree = builder.close()
-        size = [float(tree.findtext(f"size/{side}") or "nan") for side in ("width", "height")]
-        things = [_thing(node, size) for node in tree.iter("object")]
+        width, height = (float(tree.findtext(f"size/{side}") or "nan") for side in ("width", "height"))
+        given = 1 <= width < math.inf and 1 <= height < math.inf  # (some tools write 0)
+        size = (int(width), int(height)) if given else None
+        return Annotation([_thing(node, size) for node in tree.iter("object")], size)
     except (expat.ExpatError, AssertionError, ValueError) as error:
         raise SourceError(f"data: {str(path)!r} is no annotation of VOC ({error}). Restore it") from error
-    return things
 
 
 def _refuse_document_type(*_: object) -> None:
     raise ValueError("it declares a document type")
 
 
-def _thing(node: ET.Element, size: Sequence[float]) -> Thing:
-    """size: width and height, to which the box is cut off if they are given. Raises ValueError."""
+def _thing(node: ET.Element, size: tuple[int, int] | None) -> Thing:
+    """Raises ValueError."""
     name, box = (node.findtext("name") or "").strip(), node.find("bndbox")  # (parts of the body have boxes below)
     if not name or box is None:
         raise ValueError("an object without name or box")
     x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
     x1, y1 = max(x1 - 1, 0.0), max(y1 - 1, 0.0)
-    x2, y2 = (min(end, side) if side > 0 else end for end, side in zip((x2, y2), size, strict=True))
+    if size:
+        x2, y2 = min(x2, size[0]), min(y2, size[1])
     if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 <= x1 or y2 <= y1:
         raise ValueError(f"the box of a {name!r} has no area")
     return Thing(name, (x1, y1, x2, y2), (node.findtext("difficult") or "0").strip() == "1")
+
+
+def _placed(source: VOCSource) -> tuple[list[list[Thing]], list[str]]:
+    """The objects of each image, with boxes in the upright image, and notes as `find_frames` has them.
+
+    Raises SourceError for sizes that nothing explains and for boxes outside of their image.
+    """
+    found = [read_annotation(source.annotation(index)) for index in range(len(source))]
+    annotated = [index for index, each in enumerate(found) if each.things]
+    names, sizes = [source.names[index] for index in annotated], [found[index].size for index in annotated]
+    frames, notes = checked_frames(source.root, source.root, names, sizes)
+    boxes = np.array([thing.box for each in found for thing in each.things], float).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    image = np.repeat(np.arange(len(annotated)), [len(found[index].things) for index in annotated])
+    corners = iter(place_boxes(boxes, image, frames).astype(np.float32).tolist())
+    result: list[list[Thing]] = []
+    for index, each in enumerate(found):
+        result.append([thing._replace(box=tuple(next(corners))) for thing in each.things])
+        for thing in result[-1]:
+            x1, y1, x2, y2 = thing.box
+            if not (x1 < x2 and y1 < y2):
+                raise SourceError(
+                    f"data: {str(source.annotation(index))!r} has a {thing.name!r} whose box is outside of the image. "
+                    "Correct it"
+                )
+    return result, notes
 
 
 def _part(name: str, source: VOCSource, annotated: list[list[Thing]], label_of: dict[str, int]) -> LabelledPart:

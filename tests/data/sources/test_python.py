@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from maskco import pretrain
-from maskco.data.images import ImageError
+from maskco.data.images import ImageError, read_image
 from maskco.data.sources import SourceError, fingerprint, open_source
 from maskco.data.sources.python import PythonSource
 from maskco.errors import ConfigError, UserError
@@ -54,6 +54,22 @@ def test_items_of_every_kind_are_the_same_image() -> None:
     grey = PythonSource([array[..., 0], array[None, ..., 0], image.convert("L")])
     for index in range(3):
         assert np.asarray(grey[index]).shape in ((3, 40, 60), (40, 60, 3))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_pil_images_are_upright_as_their_files_are(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"class/a.{suffix}"
+    path.parent.mkdir()
+    picture(0).resize((30, 20)).save(path, exif=exif)
+    with Image.open(path) as image:
+        loaded = image.convert("RGB")
+    expected = np.asarray(read_image(path))
+    kept = PythonSource([loaded, Image.open(path), path.read_bytes()])
+    images = [kept[index] for index in (0, 1, 2, 0)]
+    images += [open_source(f"torchvision:ImageFolder?root={tmp_path}")[0]]
+    assert expected.shape == (30, 20, 3) and all(np.array_equal(image, expected) for image in images)
 
 
 @pytest.mark.parametrize(

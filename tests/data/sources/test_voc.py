@@ -81,6 +81,42 @@ def test_a_damaged_or_hostile_annotation_is_named_in_one_line(tmp_path: Path, da
     assert len(open_source(devkit)) == 3, "pretraining does not read them"
 
 
+@pytest.mark.parametrize(
+    ("size", "orientation", "box", "note"),
+    [
+        ((25, 20), 1, [0, 0, 10, 15], "2 images have another size"),
+        ((50, 40), 6, [10, 0, 40, 20], "2 images are turned by EXIF after annotation"),
+        ((40, 50), 6, [0, 0, 20, 30], ""),
+    ],
+)
+def test_boxes_follow_resized_and_turned_images(tmp_path: Path, size, orientation: int, box, note: str) -> None:
+    devkit, exif = write_devkit(tmp_path), Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("000001", "000002"):
+        Image.new("RGB", size).save(devkit / f"VOC2007/JPEGImages/{name}.jpg", exif=exif)
+    found = open_labelled(devkit)
+    train = found.parts[0]
+    assert train.boxes is not None and train.boxes[0][0].tolist() == box
+    assert [line.startswith(f"trainval: {note}") for line in found.notes[1:]] == [True] * bool(note)
+
+
+def test_sizes_and_boxes_that_do_not_fit_the_image_are_refused(tmp_path: Path) -> None:
+    devkit = write_devkit(tmp_path)
+    path = devkit / LABELS
+    size = "<size><width>50</width><height>40</height><depth>3</depth></size>"
+    path.write_text(xml(("dog", 1, 1, 20, 30)).replace(size, ""))
+    assert len(open_labelled(devkit).parts[0].labels[0]) == 1
+    path.write_text(xml(("dog", 60, 1, 70, 30)).replace(size, ""))
+    with pytest.raises(SourceError, match=r"000001\.xml' has a 'dog' whose box is outside of the image\. Correct it$"):
+        open_labelled(devkit)
+    path.write_text(xml(("dog", 1, 1, 20, 30)).replace("<width>50<", "<width>70<"))
+    with pytest.raises(
+        SourceError, match=r"lists 'VOC2007/JPEGImages/000001\.jpg' as 70 × 40 pixels, and the image has"
+    ):
+        open_labelled(devkit)
+    assert len(open_source(devkit)) == 3, "pretraining does not look at boxes"
+
+
 def test_what_is_missing_is_counted_or_named(tmp_path: Path) -> None:
     devkit = write_devkit(tmp_path)
     (devkit / "VOC2007/JPEGImages/000002.jpg").unlink()
@@ -89,7 +125,9 @@ def test_what_is_missing_is_counted_or_named(tmp_path: Path) -> None:
         open_labelled(devkit)
     Image.new("RGB", (50, 40)).save(devkit / "VOC2007/JPEGImages/000002.jpg")
     (devkit / "VOC2007/Annotations/000002.xml").unlink()
-    with pytest.raises(SourceError, match=r"000002.xml' cannot be read \(No such file"):
+    with pytest.raises(
+        SourceError, match=r"^data: '[^']*000002.xml' cannot be read \(No such file[^)]*\). Restore it$"
+    ):
         open_labelled(devkit)
     (devkit / "VOC2007/ImageSets/Main/trainval.txt").write_text("../../secret\n")
     with pytest.raises(SourceError, match=r"is no list of VOC, since it has the line '../../secret'"):
