@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 
 from benchmarks.claims.names import CALTECH, VOC, find_sets, plain
-from benchmarks.claims.sets import place_of
+from benchmarks.claims.sets import places_of
 from maskco.console import one_line_errors
 from maskco.data.kinds import is_image
 from maskco.errors import UserError
@@ -46,7 +46,8 @@ def main() -> None:
         options = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.claims.pack")
         if options.mib < 1:
             raise UserError(f"mib must be at least 1, got {options.mib}")
-        folders = {plain(name): Path(place_of(name, options.images)) for name in find_sets(options.sets)}
+        places = places_of(find_sets(options.sets), options.images)
+        folders = {plain(name): Path(place) for name, place in places.items()}
         quality = pack(folders, options.out, options.mib << 20)
         size = options.out.stat().st_size / 2**20
         print(f"{options.out}: {', '.join(folders)} in {size:.1f} MiB, WebP of quality {quality}")

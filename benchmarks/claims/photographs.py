@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.claims.listed import write_list
-from benchmarks.claims.names import COCO, VOC, plain
+from benchmarks.claims.names import CALTECH, COCO, VOC, plain
 from benchmarks.claims.probe_set import ProbeSet
 from benchmarks.claims.unpack import unpacked
 from benchmarks.claims.voc_subset import is_devkit, subset
 from maskco.data.sources.files import ImageFiles
+from maskco.data.sources.voc import MAIN
 from maskco.errors import UserError
 from maskco.evaluate.datasets import Annotated, open_labelled
 
@@ -35,7 +36,12 @@ def open_photographs(name: str, root: str, folder: Path) -> ProbeSet:
         place = unpacked(place, folder) / plain(name)
     elif name == VOC and is_devkit(place):
         place = subset(place, folder)
+    elif name == VOC and (place / MAIN).exists():
+        raise UserError(f"images: {place} is one year of VOC. Name the folder above it, VOCdevkit, with both years")
     found = open_labelled(str(place))
+    if found.has_boxes != (name != CALTECH):
+        says, needs = ("boxes", "none") if found.has_boxes else ("no boxes", "some")
+        raise UserError(f"images: {place} has {says}, and {name} needs {needs}. Name the folder of {name}")
     order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(0)).tolist()
     count = max(int(HELD_OUT * len(order)), 1)
     train, val = (found.train.take(sorted(rows)) for rows in (order[count:], order[:count]))

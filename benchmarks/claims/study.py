@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.claims.names import require_known
 from benchmarks.claims.run import Row, run
-from benchmarks.claims.sets import open_set, place_of
+from benchmarks.claims.sets import open_set, place_of, places_of
 from benchmarks.claims.settings import BOUNDS, METHODS, Options, Scale
 from benchmarks.claims.tries import tries_of
 from maskco.errors import UserError
@@ -80,8 +80,7 @@ def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Pa
             raise UserError(f"json: {file} has rows of scale {row['scale']}. Name another file for {job.scale.name}")
     known = {key_of(row) for row in rows}
     missing = [job for job in jobs if job.key not in known]
-    for name in dict.fromkeys(job.set for job in missing):
-        place_of(name, pictures)  # refused before anything is trained
+    places_of([*dict.fromkeys(job.set for job in missing)], pictures)  # refused before anything is trained
     with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(job.run, pictures, folder) for job in missing]
         try:
