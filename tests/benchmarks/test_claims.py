@@ -110,6 +110,16 @@ def test_classes_shown_is_perfect_for_telling_features_and_poor_for_noise():
     assert 30 < classes_shown(noise[:200], noise[200:], table[:200], table[200:]) < 55
 
 
+def test_classes_shown_leaves_out_what_cannot_be_learnt_or_tested():
+    table = torch.rand(400, 3) < 0.4
+    telling, train, test = table.float() + 0.01 * torch.randn(400, 3), table[:200].clone(), table[200:].clone()
+    train[:, 0], test[:, 1] = False, False
+    assert classes_shown(telling[:200], telling[200:], train, test) > 99.9
+    train[:, 2] = True
+    with pytest.raises(UserError, match="no class can be learnt and tested"):
+        classes_shown(telling[:200], telling[200:], train, test)
+
+
 def test_shown_marks_the_classes_of_each_scene():
     scenes = Mosaics(Pictures(torch.zeros(9, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(9)), 2, 5, 0)
     for row, index in zip(shown(scenes, 9), range(5), strict=True):
