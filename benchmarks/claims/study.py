@@ -20,6 +20,7 @@ from maskco.errors import UserError
 from maskco.files import write_atomically
 
 SEEDS = 3
+KINDS = {"scale": str, "set": str, "part": str, "method": str, "seed": int, "scores": dict}  # what every row has
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,15 @@ def told(row: Row) -> str:
 
 
 def load(file: Path) -> list[Row]:
+    """Raises UserError for files of other benchmarks, and of older forms."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        fits = all(isinstance(row[name], kind) for row in rows for name, kind in KINDS.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no results of this benchmark") from error
+    if not fits or not isinstance(rows, list):
+        raise UserError(f"{file} holds no results of this benchmark")
+    return rows
 
 
 def save(file: Path, rows: list[Row]) -> None:

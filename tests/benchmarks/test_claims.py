@@ -245,9 +245,23 @@ def test_scales_are_not_mixed_in_one_file(tmp_path):
 
 
 def test_the_file_must_be_of_this_benchmark(tmp_path):
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no results"):
-        load(tmp_path / "other.json")
+    other = tmp_path / "other.json"
+    for content in ("[]", '{"rows": {}}', '{"rows": [1]}', '{"rows": [{"try": "MoCo v2", "loss": 6.9}]}'):
+        other.write_text(content)
+        with pytest.raises(UserError, match="holds no results"):
+            load(other)
+    results = Path(__file__).parents[2] / "benchmarks/results"
+    for name in ("claims_tries", "encoders", "detection_coco128", "data_cpu"):
+        with pytest.raises(UserError, match="holds no results"):
+            load(results / f"{name}.json")
+
+
+def test_a_file_without_rows_is_not_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "none.json").write_text('{"rows": []}')
+    monkeypatch.setattr("sys.argv", ["claims", "--show", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "none.json holds no rows" in capsys.readouterr().err
 
 
 def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monkeypatch, capsys):
