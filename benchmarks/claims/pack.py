@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import tyro
 from PIL import Image
 
 from benchmarks.claims.names import CALTECH, VOC, find_sets, plain
+from benchmarks.claims.photographs import benchmarked
 from benchmarks.claims.sets import places_of
 from maskco.console import one_line_errors
 from maskco.data.kinds import is_image
@@ -47,8 +49,9 @@ def main() -> None:
         if options.mib < 1:
             raise UserError(f"mib must be at least 1, got {options.mib}")
         places = places_of(find_sets(options.sets), options.images)
-        folders = {plain(name): Path(place) for name, place in places.items()}
-        quality = pack(folders, options.out, options.mib << 20)
+        with tempfile.TemporaryDirectory() as made:
+            folders = {plain(name): benchmarked(name, Path(place), Path(made)) for name, place in places.items()}
+            quality = pack(folders, options.out, options.mib << 20)
         size = options.out.stat().st_size / 2**20
         print(f"{options.out}: {', '.join(folders)} in {size:.1f} MiB, WebP of quality {quality}")
 

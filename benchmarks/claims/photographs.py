@@ -32,12 +32,7 @@ def open_photographs(name: str, root: str, folder: Path) -> ProbeSet:
     Raises UserError.
     """
     place = Path(root)
-    if place.is_file():
-        place = unpacked(place, folder) / plain(name)
-    elif name == VOC and is_devkit(place):
-        place = subset(place, folder)
-    elif name == VOC and (place / MAIN).exists():
-        raise UserError(f"images: {place} is one year of VOC. Name the folder above it, VOCdevkit, with both years")
+    place = unpacked(place, folder) / plain(name) if place.is_file() else benchmarked(name, place, folder)
     found = open_labelled(str(place))
     if found.has_boxes != (name != CALTECH):
         says, needs = ("boxes", "none") if found.has_boxes else ("no boxes", "some")
@@ -48,6 +43,15 @@ def open_photographs(name: str, root: str, folder: Path) -> ProbeSet:
     held = name != COCO  # (COCO's photographs take 100 GB decoded)
     pretrain = write_list(folder, plain(name), *_files(train), held=held)
     return ProbeSet(name, pretrain, train, val, found.test, len(found.classes), balanced=True)
+
+
+def benchmarked(name: str, place: Path, folder: Path) -> Path:
+    """The folder of a set: `place`, or the subset of VOC, which is made below `folder`. Raises UserError."""
+    if name == VOC and is_devkit(place):
+        return subset(place, folder)
+    if name == VOC and (place / MAIN).exists():
+        raise UserError(f"images: {place} is one year of VOC. Name the folder above it, VOCdevkit, with both years")
+    return place
 
 
 def _files(part: Annotated) -> tuple[Path, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,20 @@ def test_photographs_travel_in_one_file(coco, tmp_path):
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"broken.tar cannot be unpacked"):
         open_photographs(VOC, str(tmp_path / "broken.tar"), tmp_path / "lists")
+
+
+def test_a_devkit_is_packed_as_its_subset(tmp_path, monkeypatch):
+    devkit, names, out = write_devkit(tmp_path), tmp_path / "names.txt", tmp_path / "voc.tar"
+    names.write_text("# train\n2008_000001\n000003\n# val\n000001\n")
+    monkeypatch.setattr(voc_subset.subset, "__defaults__", (names,))
+    monkeypatch.setattr("sys.argv", ["pack", "--sets", "voc", "--images", f"voc={devkit}", "--out", str(out)])
+    pack.main()
+    with tarfile.open(out) as packed:
+        inside = {Path(name).relative_to("voc").as_posix() for name in packed.getnames()}
+    assert inside == {
+        *(f"annotations/instances_{part}2017.json" for part in ("train", "val")),
+        *(f"train2017/{name}.webp" for name in ("2008_000001", "000003")), "val2017/000001.webp",
+    }  # fmt: skip
 
 
 def test_a_run_for_a_gpu_ends_in_one_line_without_one(monkeypatch, capsys):
