@@ -238,7 +238,7 @@ def compute(options: Options) -> list[Row]:
     chosen = [family for family in FAMILIES if options.only.lower() in f"{family.name} {family.encoder}".lower()]
     if not chosen:
         raise ConfigError(f"only: no encoder's name contains {options.only!r}")
-    changed = {name: json.loads(value) for name, _, value in (change.partition("=") for change in options.change)}
+    changed = dict(map(_change, options.change))
     epochs = max(round(options.steps * BATCH / SCENES), 1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -251,6 +251,15 @@ def compute(options: Options) -> list[Row]:
                 if options.json is not None:
                     write_json(options.json, {"rows": rows})
     return rows
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """OPTION=VALUE, as a name and a value of JSON. Raises ConfigError."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"change: {text!r} is not OPTION=VALUE with a value of JSON, such as lr=0.1") from error
 
 
 def write_json(file: Path, content: Row) -> None:

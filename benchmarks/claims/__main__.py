@@ -110,7 +110,8 @@ def main() -> None:
         if options.show is None:
             usable_device(scale.options.get("device", "auto"))
             compute(jobs(options, scale), options.images, options.folder, file, together)
-        rows = load(file)
+        if not (rows := load(file)):
+            raise UserError(f"{file} holds no rows. Train something first")
         figures = [draw(rows, file.with_suffix(".png"))]
         if pairs := head_worth(rows):
             figures.append(draw_head(pairs, file.with_name(f"{file.stem}_head.png")))

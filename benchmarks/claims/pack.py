@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import tyro
 from PIL import Image
 
 from benchmarks.claims.names import CALTECH, VOC, find_sets, plain
-from benchmarks.claims.sets import place_of
+from benchmarks.claims.photographs import benchmarked
+from benchmarks.claims.sets import places_of
 from maskco.console import one_line_errors
 from maskco.data.kinds import is_image
 from maskco.errors import UserError
@@ -46,8 +48,10 @@ def main() -> None:
         options = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.claims.pack")
         if options.mib < 1:
             raise UserError(f"mib must be at least 1, got {options.mib}")
-        folders = {plain(name): Path(place_of(name, options.images)) for name in find_sets(options.sets)}
-        quality = pack(folders, options.out, options.mib << 20)
+        places = places_of(find_sets(options.sets), options.images)
+        with tempfile.TemporaryDirectory() as made:
+            folders = {plain(name): benchmarked(name, Path(place), Path(made)) for name, place in places.items()}
+            quality = pack(folders, options.out, options.mib << 20)
         size = options.out.stat().st_size / 2**20
         print(f"{options.out}: {', '.join(folders)} in {size:.1f} MiB, WebP of quality {quality}")
 

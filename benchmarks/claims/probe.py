@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from maskco.data.sources.demo import Scene
+from maskco.errors import UserError
 from maskco.evaluate.accuracy import accuracy, mean_class_accuracy
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
@@ -105,11 +106,19 @@ def shown(scenes: Sequence[Scene], classes: int) -> Tensor:
 
 
 def classes_shown(train_x: Tensor, test_x: Tensor, train_y: Tensor, test_y: Tensor) -> float:
-    """Features [N, C] and [M, C], tables [N, classes] and [M, classes] -> mean average precision, per cent."""
+    """Features [N, C] and [M, C], tables [N, classes] and [M, classes] -> mean average precision, per cent.
+
+    Classes that no test scene shows are left out of the mean. So are those that no training scene shows, or every one:
+    nothing can be learnt about them. Raises UserError if no class is left.
+    """
     mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
     train_x, test_x = ((x - mean) / std for x in (train_x, test_x))
     precisions = []
     for train_column, test_column in zip(train_y.T, test_y.T, strict=True):
+        if not test_column.any() or not train_column.any() or train_column.all():
+            continue
         classifier = LogisticRegression(C=0.1, max_iter=1000).fit(train_x.numpy(), train_column.numpy())
         precisions.append(average_precision_score(test_column.numpy(), classifier.decision_function(test_x.numpy())))
+    if not precisions:
+        raise UserError("images: no class can be learnt and tested. Take more images")
     return 100 * sum(precisions) / len(precisions)

@@ -52,6 +52,21 @@ def place_of(name: str, given: Sequence[str]) -> str:
     return place
 
 
+def places_of(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """`place_of` each set. Raises UserError, also if one folder would be two sets of photographs."""
+    places = {name: place_of(name, given) for name in names}
+    folders: dict[Path, str] = {}
+    for name, place in places.items():
+        if name in PHOTOGRAPHS and Path(place).is_dir():
+            other = folders.setdefault(Path(place).resolve(), name)
+            if other != name:
+                raise UserError(
+                    f"images: {place} cannot be {other} and {name}. Name a folder for each with "
+                    f"--images {plain(other)}=FOLDER {plain(name)}=FOLDER"
+                )
+    return places
+
+
 def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> ProbeSet:
     """The set of that name.
 

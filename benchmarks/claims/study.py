@@ -13,13 +13,14 @@ from typing import Any
 
 from benchmarks.claims.names import require_known
 from benchmarks.claims.run import Row, run
-from benchmarks.claims.sets import open_set, place_of
+from benchmarks.claims.sets import open_set, place_of, places_of
 from benchmarks.claims.settings import BOUNDS, METHODS, Options, Scale
 from benchmarks.claims.tries import tries_of
 from maskco.errors import UserError
 from maskco.files import write_atomically
 
 SEEDS = 3
+KINDS = {"scale": str, "set": str, "part": str, "method": str, "seed": int, "scores": dict}  # what every row has
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Pa
             raise UserError(f"json: {file} has rows of scale {row['scale']}. Name another file for {job.scale.name}")
     known = {key_of(row) for row in rows}
     missing = [job for job in jobs if job.key not in known]
-    for name in dict.fromkeys(job.set for job in missing):
-        place_of(name, pictures)  # refused before anything is trained
+    places_of([*dict.fromkeys(job.set for job in missing)], pictures)  # refused before anything is trained
     with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(job.run, pictures, folder) for job in missing]
         try:
@@ -100,10 +100,15 @@ def told(row: Row) -> str:
 
 
 def load(file: Path) -> list[Row]:
+    """Raises UserError for files of other benchmarks, and of older forms."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        fits = all(isinstance(row[name], kind) for row in rows for name, kind in KINDS.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no results of this benchmark") from error
+    if not fits or not isinstance(rows, list):
+        raise UserError(f"{file} holds no results of this benchmark")
+    return rows
 
 
 def save(file: Path, rows: list[Row]) -> None:

@@ -42,6 +42,7 @@ from maskco.weights.names import load_named, timm_names, timm_state, whole_model
 FINEST = 4  # pixels: the finest map that a pyramid is built on
 WIDTH = 256  # channels of the pyramid
 SAVE_MINUTES = 10
+NO_BOX = "data: the test images have no box. Name other data, or raise `test_images`"
 SCORES = {"mAP": "map", "mAP 50": "map_50", "mAP 75": "map_75"}  # a table's heads: torchmetrics' names
 
 Target = dict[str, Tensor]
@@ -68,8 +69,11 @@ def evaluate_detection(
             `maskco[eval]` is missing.
     """
     metric = _mean_average_precision()
+    boxes = {name: sum(map(len, part.boxes or ())) for name, part in (("train", data.train), ("test", data.test))}
     if not data.has_boxes:
         raise EvaluationError(f"data: detection needs boxes, and {data.name} has none. Name COCO's layout, VOC or demo")
+    if not boxes["test"]:
+        raise EvaluationError(NO_BOX)
     device = next(opened.encoder.parameters()).device
     if options.batch_norm == "data":  # statistics stay frozen, so they had better fit
         form = Input(image_size, False, opened.mean, opened.std, workers)
@@ -79,20 +83,31 @@ def evaluate_detection(
         detector = build_detector(opened, len(data.classes), image_size, options.proposals).to(device)
         settings = {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained", "workers")}
         identity = json.dumps(
-            [opened.facts["encoder_sha256"], data.name, len(data.train), image_size, settings], sort_keys=True
+            [opened.facts["encoder_sha256"], data.name, _digest(data), image_size, settings], sort_keys=True
         )
         path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
         training = Training(detector, data.train, options, path, workers)
+        finished = training.step == training.steps
         training.run(opened.name if verbose else None)
     scores = average_precision(detector, data.test, metric, workers, f"{opened.name}, test" if verbose else None)
-    boxes = {name: sum(map(len, part.boxes or ())) for name, part in (("train", data.train), ("test", data.test))}
+    notes = [f"{opened.name}: {path} was trained before on the same data, and was only tested"] if finished else []
     return scores, {
         "boxes": boxes,
         "pyramid": [int(stride) for stride in detector.backbone.strides],
         "steps": training.steps,
         "last_loss": training.loss,
         "detector": str(path),
+        "notes": notes,
     }
+
+
+def _digest(data: LabelledSet) -> str:
+    """SHA-256 of what a detector learns from: the training images' names or places, their boxes, labels and classes."""
+    part, digest = data.train, hashlib.sha256(json.dumps(list(data.classes)).encode())
+    name = getattr(part.source, "name", str)
+    for index, labels, boxes in zip(part.indices, part.labels, part.boxes or (), strict=True):
+        digest.update(json.dumps([name(index), labels.tolist(), boxes.tolist()]).encode())
+    return digest.hexdigest()
 
 
 # --- the detector ---------------------------------------------------------------------------------------------------
@@ -312,7 +327,7 @@ def average_precision(
     result = metric.compute()
     scores = {name: 100 * float(result[key]) for name, key in SCORES.items()}
     if scores["mAP"] < 0:  # pycocotools says -1
-        raise EvaluationError("data: the test images have no box. Name other data, or raise `test_images`")
+        raise EvaluationError(NO_BOX)
     return scores
 
 

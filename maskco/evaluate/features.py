@@ -212,6 +212,8 @@ def reestimate_batch_norm(
 
     At most `limit` scenes are used, at equal distances. Nothing else in the encoder changes. Other layers run as in
     evaluation.
+
+    Raises EvaluationError: one value per channel is too little for statistics.
     """
     layers = [layer for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     if not layers:
@@ -228,7 +230,15 @@ def reestimate_batch_norm(
             layer.momentum = None  # a plain mean over the batches
             layer.train()
         for images, _, _ in _batches(chosen, form, batch_size):
-            encoder(images.to(device))
+            try:
+                encoder(images.to(device))
+            except ValueError as error:  # torch's, of a single image whose map is a single pixel
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise EvaluationError(
+                    "the statistics of batch norms cannot be estimated on one image with a map of one pixel. Raise "
+                    "`train_images` or `image_size`, or set `batch_norm=stored`"
+                ) from error
     for layer, value in zip(layers, momentum, strict=True):
         layer.momentum = value
 

@@ -68,6 +68,10 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         finally:
             opened.encoder.cpu()
         own_notes = [*data.notes, *opened.notes, *details.pop("notes", ())]
+        if opened.encoder.image_size not in (None, options.image_size or opened.encoder.image_size):
+            own_notes.append(
+                f"{opened.name} takes images of {opened.encoder.image_size} pixels only, which these are resized to"
+            )
         notes |= dict.fromkeys(own_notes)
         row = Row(
             task=options.task,

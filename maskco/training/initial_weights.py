@@ -30,8 +30,16 @@ def start_from_weights(method: Method, config: PretrainConfig) -> str:
     try:
         tensors, _ = read_weights(path)
         with torch.random.fork_rng(devices=[]):
-            names = timm_names(backbone, whole_model_state(config.run.encoder))
-        found = load_named(backbone, names, tensors, str(path), prefix=config.run.init_prefix, argument="encoder")
+            whole = whole_model_state(config.run.encoder)
+        found = load_named(
+            backbone,
+            timm_names(backbone, whole),
+            tensors,
+            str(path),
+            whole=whole,
+            prefix=config.run.init_prefix,
+            argument="encoder",
+        )
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
     for online, copy in method.key_modules():

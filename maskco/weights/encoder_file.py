@@ -46,8 +46,9 @@ def load_encoder(
             encoder = create_encoder(architecture).eval()
         except ValueError as error:
             raise WeightsError(str(error)) from error
-    names = timm_names(encoder.backbone, whole_model_state(architecture))
-    taken, others = find_named(encoder.backbone, names, tensors, name, prefix=prefix)
+    whole = whole_model_state(architecture)
+    names = timm_names(encoder.backbone, whole)
+    taken, others = find_named(encoder.backbone, names, tensors, name, whole=whole, prefix=prefix)
     fill(encoder.backbone, taken, tensors, name)
     return EncoderFile(encoder, architecture, resolve(architecture), taken, facts_of(taken, others, tensors))
 

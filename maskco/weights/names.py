@@ -21,6 +21,7 @@ from maskco.nn.encoder import resolve
 from maskco.weights.files import WeightsError
 
 COUNTERS = "num_batches_tracked"  # batch norms' step counters, which some files lack and evaluation does not use
+CONSTANTS = {"attn_mask", "relative_coords_table", "freqs_cos", "freqs_sin"}  # float buffers that only old files keep
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile's and FSDP's, anywhere
 
 
@@ -68,6 +69,7 @@ def load_named(
     tensors: Mapping[str, Tensor],
     source: str,
     *,
+    whole: Iterable[str] = (),
     prefix: str | None = None,
     argument: str = "architecture",
 ) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def load_named(
             numbers in place of the model's parts, as in `nn.Sequential`.
         tensors: may hold more (classifier, projection, a second encoder).
         source: name of the file in errors.
+        whole: names of timm's whole model. The file may hold no other weights in the model's parts, as those of a
+            deeper architecture. Empty: that is not checked.
         prefix: chooses one of several encoders, by the prefix of its tensors' names or whole words of it, such as
             "teacher". None: the one that `preference` puts first.
         argument: the caller's argument that names the architecture, for an error where that is wrong.
@@ -88,9 +92,10 @@ def load_named(
 
     Raises:
         WeightsError: a tensor is missing, has another shape or is not finite. The message says how many fit and names
-            one that does not. Also if no encoder has this prefix, or several have equal rank.
+            one that does not. Also if no encoder has this prefix, several have equal rank, or the model is
+            deeper.
     """
-    taken, others = find_named(model, names, tensors, source, prefix=prefix, argument=argument)
+    taken, others = find_named(model, names, tensors, source, whole=whole, prefix=prefix, argument=argument)
     fill(model, taken, tensors, source)
     return facts_of(taken, others, tensors)
 
@@ -101,6 +106,7 @@ def find_named(
     tensors: Mapping[str, Tensor],
     source: str,
     *,
+    whole: Iterable[str] = (),
     prefix: str | None = None,
     argument: str = "architecture",
 ) -> tuple[Candidate, list[str]]:
@@ -117,7 +123,13 @@ def find_named(
     found = {each.prefix: each for each in reversed(candidates)}  # the first of a prefix
     if not found:
         raise _misfit(needed, shapes, unwrapped, tensors, source, argument)
-    return _choose(list(found.values())[::-1], tensors, source, prefix)
+    taken, others = _choose(list(found.values())[::-1], tensors, source, prefix)
+    if extra := _extra(taken, needed, tensors, whole):
+        raise WeightsError(
+            f"{source} also has {extra}, which a model of this architecture has not. "
+            f"Name the right architecture with `{argument}`"
+        )
+    return taken, others
 
 
 def fill(model: nn.Module, taken: Candidate, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -267,6 +279,31 @@ def _by_position(
         if all(name in tensors and _kind(tensors[name]) == shapes[own] for own, name in names.items()):
             found.append(Candidate(prefix, names))
     return found
+
+
+def _extra(
+    taken: Candidate, needed: Mapping[str, str], tensors: Mapping[str, Tensor], whole: Iterable[str]
+) -> str | None:
+    """A weight in the file that belongs to one of the encoder's parts and that timm's whole model lacks."""
+    known = {name.replace(".", "_") for name in whole}
+    if not known:
+        return None
+    parts: dict[str, str] = {}  # a part's path in the file -> its name in the model
+    for own, called in taken.names.items():
+        for name in (needed[own], own.removeprefix("model.")):
+            part, _, end = name.partition(".")
+            path = _unwrapped(called)
+            if end and path.endswith(f".{end}"):
+                parts[path.removesuffix(end)] = part
+                break
+    for called, tensor in tensors.items():
+        name = _unwrapped(called)
+        if not tensor.is_floating_point() or name.endswith(COUNTERS) or name.rpartition(".")[2] in CONSTANTS:
+            continue
+        for path, part in parts.items():
+            if name.startswith(path) and f"{part}.{name.removeprefix(path)}".replace(".", "_") not in known:
+                return called
+    return None
 
 
 def _misfit(

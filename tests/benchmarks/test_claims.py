@@ -110,6 +110,16 @@ def test_classes_shown_is_perfect_for_telling_features_and_poor_for_noise():
     assert 30 < classes_shown(noise[:200], noise[200:], table[:200], table[200:]) < 55
 
 
+def test_classes_shown_leaves_out_what_cannot_be_learnt_or_tested():
+    table = torch.rand(400, 3) < 0.4
+    telling, train, test = table.float() + 0.01 * torch.randn(400, 3), table[:200].clone(), table[200:].clone()
+    train[:, 0], test[:, 1] = False, False
+    assert classes_shown(telling[:200], telling[200:], train, test) > 99.9
+    train[:, 2] = True
+    with pytest.raises(UserError, match="no class can be learnt and tested"):
+        classes_shown(telling[:200], telling[200:], train, test)
+
+
 def test_shown_marks_the_classes_of_each_scene():
     scenes = Mosaics(Pictures(torch.zeros(9, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(9)), 2, 5, 0)
     for row, index in zip(shown(scenes, 9), range(5), strict=True):
@@ -235,9 +245,23 @@ def test_scales_are_not_mixed_in_one_file(tmp_path):
 
 
 def test_the_file_must_be_of_this_benchmark(tmp_path):
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no results"):
-        load(tmp_path / "other.json")
+    other = tmp_path / "other.json"
+    for content in ("[]", '{"rows": {}}', '{"rows": [1]}', '{"rows": [{"try": "MoCo v2", "loss": 6.9}]}'):
+        other.write_text(content)
+        with pytest.raises(UserError, match="holds no results"):
+            load(other)
+    results = Path(__file__).parents[2] / "benchmarks/results"
+    for name in ("claims_tries", "encoders", "detection_coco128", "data_cpu"):
+        with pytest.raises(UserError, match="holds no results"):
+            load(results / f"{name}.json")
+
+
+def test_a_file_without_rows_is_not_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "none.json").write_text('{"rows": []}')
+    monkeypatch.setattr("sys.argv", ["claims", "--show", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "none.json holds no rows" in capsys.readouterr().err
 
 
 def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.claims.names import CALTECH, COCO, COMPARED, DEMO, SCENES, VOC, 
 from benchmarks.claims.photographs import open_photographs
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, TOP1, WithWhole, probe
 from benchmarks.claims.run import Fitted, run, supervised
-from benchmarks.claims.sets import place_of
+from benchmarks.claims.sets import place_of, places_of
 from benchmarks.claims.settings import (
     DENSECL,
     HIDDEN,
@@ -119,6 +120,23 @@ def test_places_are_named_for_all_or_set_by_set(coco, tmp_path, monkeypatch):
         UserError, match=r"data/caltech101 holds no photographs of Caltech-101\. .*--images caltech101=FOLDER"
     ):
         place_of(CALTECH, [f"voc={coco}"])
+
+
+def test_no_layout_is_another_set(coco, tmp_path):
+    for part in ("train", "val"):
+        for index in range(4):
+            path = tmp_path / "folders" / part / ("ant", "bee")[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(path)
+    with pytest.raises(UserError, match="has no boxes, and VOC needs some"):
+        open_photographs(VOC, str(tmp_path / "folders"), tmp_path)
+    with pytest.raises(UserError, match="has boxes, and Caltech-101 needs none"):
+        open_photographs(CALTECH, str(coco), tmp_path)
+    with pytest.raises(UserError, match="cannot be VOC and Caltech-101"):
+        places_of((VOC, CALTECH), [str(coco)])
+    (tmp_path / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is one year of VOC\. Name the folder above it"):
+        open_photographs(VOC, str(tmp_path / "VOC2007"), tmp_path)
 
 
 def test_a_set_has_one_name_however_it_is_written_and_says_its_scale():
@@ -219,6 +237,20 @@ def test_photographs_travel_in_one_file(coco, tmp_path):
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"broken.tar cannot be unpacked"):
         open_photographs(VOC, str(tmp_path / "broken.tar"), tmp_path / "lists")
+
+
+def test_a_devkit_is_packed_as_its_subset(tmp_path, monkeypatch):
+    devkit, names, out = write_devkit(tmp_path), tmp_path / "names.txt", tmp_path / "voc.tar"
+    names.write_text("# train\n2008_000001\n000003\n# val\n000001\n")
+    monkeypatch.setattr(voc_subset.subset, "__defaults__", (names,))
+    monkeypatch.setattr("sys.argv", ["pack", "--sets", "voc", "--images", f"voc={devkit}", "--out", str(out)])
+    pack.main()
+    with tarfile.open(out) as packed:
+        inside = {Path(name).relative_to("voc").as_posix() for name in packed.getnames()}
+    assert inside == {
+        *(f"annotations/instances_{part}2017.json" for part in ("train", "val")),
+        *(f"train2017/{name}.webp" for name in ("2008_000001", "000003")), "val2017/000001.webp",
+    }  # fmt: skip
 
 
 def test_a_run_for_a_gpu_ends_in_one_line_without_one(monkeypatch, capsys):

@@ -108,3 +108,9 @@ def test_a_row_is_measured_kept_and_not_computed_again(tmp_path, monkeypatch, ca
     monkeypatch.setattr(encoders, "measure", None)
     encoders.main()
     assert f"{gain(row):+.1f} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["lr=abc", "foo"])
+def test_a_change_that_cannot_be_read_is_one_line(change: str) -> None:
+    with pytest.raises(ConfigError, match=f"change: '{change}' is not OPTION=VALUE"):
+        encoders._change(change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -146,6 +147,38 @@ def test_nothing_to_find_and_packages_that_are_missing_are_one_line(monkeypatch:
     monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
     with pytest.raises(EvaluationError, match=r"pip install 'maskco\[eval\]'"):
         detection._mean_average_precision()
+
+
+def test_other_annotations_train_another_detector_and_a_finished_one_is_noted(coco: str, tmp_path: Path) -> None:
+    options = Detection(
+        encoders=("untrained:test_resnet",), data=coco, image_size=32, epochs=1, batch_size=4, proposals=4, workers=0,
+        device="cpu", out=str(tmp_path / "rows.json"),
+    )  # fmt: skip
+
+    def row() -> tuple[str, bool]:
+        details = evaluate(options, verbose=False)[0].details
+        return details["detector"], any("was only tested" in note for note in details["notes"])
+
+    first, again = row(), row()
+    assert first[0] == again[0] and not first[1] and again[1]
+    file = Path(coco, "annotations", "instances_train2017.json")
+    found = json.loads(file.read_text())
+    found["annotations"][0]["bbox"][2] += 1
+    file.write_text(json.dumps(found))
+    changed = row()
+    assert changed[0] != first[0] and not changed[1]
+
+
+def test_a_test_part_without_boxes_is_refused_before_training(coco: str, tmp_path: Path) -> None:
+    file = Path(coco, "annotations", "instances_val2017.json")
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"annotations": []}))
+    options = Detection(
+        encoders=("untrained:test_resnet",), data=coco, image_size=32, device="cpu", out=str(tmp_path / "rows.json")
+    )
+    with pytest.raises(EvaluationError, match="the test images have no box"):
+        evaluate(options, verbose=False)
+    assert not (tmp_path / "detectors").exists()
 
 
 @pytest.mark.slow

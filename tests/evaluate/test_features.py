@@ -11,6 +11,7 @@ from torchvision.ops import roi_align
 from maskco.data.images import ImageError
 from maskco.data.sources.demo import Scene
 from maskco.data.views import MEAN, STD
+from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Input, extract_features, reestimate_batch_norm
 from maskco.nn import Encoder
 
@@ -114,6 +115,11 @@ def test_reestimating_makes_the_output_standardised_whatever_the_scale_of_the_in
         maps = model.eval()(torch.cat([normalised(scene.image) for scene in scenes(64)]))
     torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(10), atol=0.15, rtol=0)
     torch.testing.assert_close(maps.std((0, 2, 3)), torch.ones(10), atol=0.35, rtol=0)
+
+
+def test_one_image_with_a_map_of_one_pixel_has_no_statistics() -> None:
+    with pytest.raises(EvaluationError, match=r"Raise `train_images` or `image_size`, or set `batch_norm=stored`"):
+        reestimate_batch_norm(encoder(), scenes(1, height=8, width=8), Input(8))
 
 
 def test_reestimating_leaves_everything_but_the_statistics_alone() -> None:

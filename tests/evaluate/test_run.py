@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,17 @@ def test_rows_of_a_file_are_replaced_by_newer_ones_and_others_kept(tmp_path: Pat
         save_rows(path, first)
     with pytest.raises(UserError, match="no file of evaluations"):  # before it works, not after
         evaluate(Knn(encoders=("untrained:test_resnet",), train_images=1, test_images=1, out=str(path)))
+
+
+def test_an_encoder_of_one_size_says_so(tmp_path: Path, pictures: str) -> None:
+    options = Knn(
+        encoders=("untrained:test_vit",), data=pictures, image_size=64, workers=0, device="cpu",
+        out=str(tmp_path / "rows.json"),
+    )  # fmt: skip
+    said = "untrained:test_vit takes images of 160 pixels only, which these are resized to"
+    assert said in evaluate(options, verbose=False)[0].details["notes"]
+    same = evaluate(dataclasses.replace(options, image_size=160), verbose=False)[0]
+    assert said not in same.details["notes"]
 
 
 def test_a_table_leaves_out_what_an_encoder_has_no_score_for() -> None:

@@ -18,8 +18,11 @@ from commands import run_main
 from hub_server import serving
 from maskco.errors import UserError
 from maskco.evaluate.encoders import open_encoder
+from maskco.nn import create_encoder
 from maskco.weights.export import detectron2_name, export_encoder
+from maskco.weights.files import WeightsError
 from maskco.weights.hub import push_encoder, write_folder
+from maskco.weights.names import load_named, timm_names, whole_model_state
 from saved_runs import IMAGES
 
 State = dict[str, Tensor]
@@ -227,6 +230,40 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, resnet: nn.Mod
         printed = capsys.readouterr().err
         assert printed.startswith("error: ") and re.search(message, printed) and printed.count("\n") == 1, printed
     assert [each.name for each in tmp_path.iterdir()] == ["maskco.pth"]
+
+
+@pytest.mark.parametrize("wrapped", ["", "module.encoder_q.", "lightly"])
+def test_a_deeper_model_is_no_shallower_one(tmp_path: Path, wrapped: str) -> None:
+    deeper = torchvision.models.resnet34()
+    if wrapped == "lightly":
+        state, name = nn.Sequential(*list(deeper.children())[:-1]).state_dict(), "4.2.conv1.weight"
+    else:
+        state, name = behind(wrapped, deeper.state_dict()), f"{wrapped}layer1.2.conv1.weight"
+    torch.save(state, tmp_path / "deep.pth")
+    with pytest.raises(UserError, match=rf"also has {name}, which a model of this .* with `architecture`"):
+        open_encoder(str(tmp_path / "deep.pth"), "resnet18")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_other_families_may_hold_a_head_but_no_more_blocks(tmp_path: Path, name: str) -> None:
+    state, path = timm.create_model(name).state_dict(), tmp_path / "model.pth"
+    block = next(each for each in reversed(state) if "blocks." in each)
+    buffers = {block.rpartition(".")[0] + ".attn_mask": torch.zeros(2), "head.extra": torch.zeros(2)}
+    torch.save(state | buffers, path)
+    open_encoder(str(path), name)
+    more = re.sub(r"blocks\.\d+", "blocks.9", block)
+    torch.save(state | {more: torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=f"also has {more}"):
+        open_encoder(str(path), name)
+
+
+def test_an_encoder_cut_at_a_stage_takes_a_whole_model() -> None:
+    backbone = create_encoder("test_convnext", stage=1).backbone
+    whole, tensors = whole_model_state("test_convnext"), timm.create_model("test_convnext").state_dict()
+    load_named(backbone, timm_names(backbone, whole), tensors, "file", whole=whole)
+    with pytest.raises(WeightsError, match=r"also has stages\.3\.blocks\.7\.gamma"):
+        more = tensors | {"stages.3.blocks.7.gamma": torch.zeros(2)}
+        load_named(backbone, timm_names(backbone, whole), more, "file", whole=whole)
 
 
 @pytest.mark.parametrize("format", ["detectron2", "torchvision"])
