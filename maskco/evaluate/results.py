@@ -27,9 +27,18 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)  # settings, counts, versions …: plain JSON values
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """A newer row takes the place of an older one with the same key."""
-        return self.task, self.data, self.encoder
+        return self.task, self.data, "untrained" * self.untrained, self.place or self.encoder
+
+    @property
+    def untrained(self) -> bool:
+        return self.encoder.startswith("untrained:")
+
+    @property
+    def place(self) -> str | None:
+        """Of a run or its checkpoint, as seen from the folder of the file. None: no run's, or of an earlier version."""
+        return self.details.get("place")
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -73,6 +82,8 @@ def _row(values: dict[str, Any]) -> Row:
         raise ValueError("expected scores and details by name")
     if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in row.scores.values()):
         raise ValueError("expected scores in numbers")
+    if not isinstance(row.place, (str, type(None))):
+        raise ValueError("expected a place in text")
     notes = row.details.get("notes", [])
     if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
         raise ValueError("expected notes in text")

@@ -12,7 +12,7 @@ from torch import Tensor
 from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
 from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
-from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
+from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, loading_workers, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
@@ -61,7 +61,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     rows = []
     notes = dict.fromkeys(data.notes)  # in order, each once
     for opened in encoders:
-        opened.facts["encoder_sha256"] = digest(opened)  # before batch norms see the data
+        opened.facts["encoder_sha256"] = opened.digest  # before batch norms see the data
         opened.encoder.to(device)
         try:
             scores, details = TASKS[options.task](opened, data, options, opened.encoder.image_size or size, verbose)
@@ -77,6 +77,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
             scores=scores,
             details={
                 **opened.facts,
+                "place": opened.place(out.parent),
                 "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")},
                 "image_size": opened.encoder.image_size or size,
                 "pictures": {"train": len(data.train), "test": len(data.test)},
