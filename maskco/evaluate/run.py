@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from maskco.data.sources import locate
 from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
 from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
@@ -78,7 +79,8 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
             details={
                 **opened.facts,
                 "place": opened.place(out.parent),
-                "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")},
+                "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")}
+                | {"data": locate(options.data)},
                 "image_size": opened.encoder.image_size or size,
                 "pictures": {"train": len(data.train), "test": len(data.test)},
                 **details,

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
@@ -24,8 +25,9 @@ class Table:
     """Scores of some encoders at one task on one data set."""
 
     rows: list[Row]
-    names: list[str]  # of the encoders; a run by its name in the report
+    names: list[str]  # of the encoders, with settings that differ; a run by its name in the report
     colors: list[str]
+    data: str
 
     @property
     def columns(self) -> list[str]:
@@ -43,7 +45,7 @@ class Table:
     @property
     def title(self) -> str:
         task = self.rows[0].task
-        return f"{NAMES.get(task, task)}, {self.rows[0].data}, %"
+        return f"{NAMES.get(task, task)}, {self.data}, %"
 
 
 def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
@@ -58,13 +60,17 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
             owned = _owned(_drawable(row), folder, runs)
             if owned.key not in found or not found[owned.key].is_current:
                 found[owned.key] = owned
-    groups: dict[tuple[str, str], list[_Owned]] = {}
+    groups: dict[tuple[Any, ...], list[_Owned]] = {}
     for owned in found.values():
-        groups.setdefault((owned.row.task, owned.row.data), []).append(owned)
+        row = owned.row  # data may have changed at their place, and their number by a setting: chance shows both
+        groups.setdefault((row.task, row.data, row.data_place, row.scores.get("chance")), []).append(owned)
+    places = {(data, place) for _, data, place, _ in groups}
+    shared = [data for data, _ in places]
     made, remarks = [], []
-    for group in groups.values():
+    for (_, data, place, _), group in groups.items():
         colors = [GREY if one.run is None or one.row.untrained else one.run.color for one in group]
-        made.append(Table([one.row for one in group], [one.name for one in group], colors))
+        shown = data if shared.count(data) == 1 else shortened(place) or data
+        made.append(Table([one.row for one in group], _names(group), colors, shown))
         stale = [(one.run, one.row.details.get("step")) for one in group if one.run and not one.row.untrained]
         remarks += [f"{run.name}: made at step {step:,}" for run, step in stale if is_number(step) and step != run.step]
     return made, list(dict.fromkeys(remarks))
@@ -89,11 +95,22 @@ class _Owned:
     @property
     def key(self) -> tuple[str, ...]:
         """Equal for rows about the same encoder. Names alone do not say so: each was typed in some folder."""
-        return self.row.task, self.row.data, self.name, "" if self.run else self.sha
+        return *self.row.protocol, self.name, "" if self.run else self.sha
 
     @property
     def is_current(self) -> bool:
         return self.run is not None and self.sha == self.run.digest
+
+
+def _names(group: list[_Owned]) -> list[str]:
+    """Names of the rows of a table, with those of their settings that are not the same in all rows."""
+    settings = [one.row.conditions for one in group]
+    differing = [name for name in dict.fromkeys(name for each in settings for name in each)
+                 if len({str(each.get(name)) for each in settings}) > 1]  # fmt: skip
+    return [
+        ", ".join([one.name, *(f"{name} {each[name]}" for name in differing if name in each)])
+        for one, each in zip(group, settings, strict=True)
+    ]
 
 
 def _owned(row: Row, folder: Path, runs: list[Run]) -> _Owned:

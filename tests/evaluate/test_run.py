@@ -128,6 +128,14 @@ def test_rows_of_a_file_are_replaced_by_newer_ones_and_others_kept(tmp_path: Pat
     other = Row("regions", "x", "one", "a", {"linear top-1": 4.0})
     save_rows(path, [newer, other])
     assert load_rows(path) == [newer, first[1], other]
+    others = [  # an encoder and task as before
+        replace(newer, details={"settings": settings})
+        for settings in ({"data": "/d1/x"}, {"data": "/d2/x"}, {"data": "/d1/x", "k": 1})
+    ]
+    save_rows(path, [*others, replace(others[0], details={"settings": {"data": "/d1/x", "workers": 2}})])
+    assert [row.details.get("settings") for row in load_rows(path)] == [
+        None, None, None, {"data": "/d1/x", "workers": 2}, {"data": "/d2/x"}, {"data": "/d1/x", "k": 1},
+    ]  # fmt: skip
     path.write_text('{"scores": {}}')
     with pytest.raises(UserError, match="no file of evaluations"):
         save_rows(path, first)

@@ -239,6 +239,16 @@ def test_rows_of_earlier_versions_are_found_by_the_weights(run: Path, tmp_path: 
     assert table_of(run, newer) == {"a run": 1.0, "timm:resnet50": 5.0}
 
 
+def test_a_table_has_one_data_set_and_names_settings_that_differ(run: Path) -> None:
+    for data, k, chance in (("/d1/x", 20, 50.0), ("/d1/x", 1, 50.0), ("/d2/x", 20, 10.0), ("/d2/x", 20, 10.0)):
+        details = {"place": ".", "settings": {"data": data, "k": k, "device": "cpu"}}
+        save_rows(run / "evaluation.json", [Row("knn", "x", "a", "a", {"kNN top-1": 1, "chance": chance}, details)])
+    found, _ = tables(read_runs([run]))
+    assert [(table.data, table.chance, table.names) for table in found] == [
+        ("/d1/x", 50.0, ["a run, k 20", "a run, k 1"]), ("/d2/x", 10.0, ["a run"]),
+    ]  # fmt: skip
+
+
 def assert_text_on_page(figure: Figure) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     page = figure.bbox
