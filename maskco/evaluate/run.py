@@ -47,6 +47,10 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]
     if options.prefix is not None and not any("prefix" in opened.facts for opened in encoders):
         raise EvaluationError("prefix: none of the encoders is a file of weights. Leave it out")
+    if options.architecture is not None and not any(
+        "prefix" in opened.facts or opened.architecture == options.architecture for opened in encoders
+    ):
+        raise EvaluationError("architecture: none of the encoders is a file of weights or of it. Leave it out")
     if options.untrained:
         fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
         encoders += [open_encoder(name, options.architecture) for name in fresh if name not in options.encoders]

@@ -154,6 +154,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, run: Path, pic
         (Knn(encoders=()), "encoders: none was named. Name at least one"),
         (Knn(encoders=(str(run), "resnet50")), "Did you mean timm:resnet50"),
         (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder '.*imagenet'"),
+        (Knn(encoders=(str(run),), architecture="resnet50"), "architecture: none of the encoders is a file of weights"),
         (Knn(encoders=(str(run),), k=0), "k must be at least 1"),
         (Knn(encoders=(str(run),), image_size=8), "image_size must be between 16 and"),
         (Knn(encoders=(str(run),), device="gpu"), "device: 'gpu' cannot be used"),
