@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ class OpenedEncoder:
     run: Path | None = None  # folder
     facts: dict[str, Any] = field(default_factory=dict)  # what else a table's file should say: step, file, digest …
     notes: list[str] = field(default_factory=list)  # what a reader of its row should know
+
+    @property
+    def digest(self) -> str:
+        return digest(self.encoder, self.architecture, self.stage, self.output_stride)
+
+    def place(self, folder: Path) -> str | None:
+        """Where a run lies as seen from a folder, which stays true if both are moved. None: it is no run."""
+        if self.run is None:
+            return None
+        kind, _, rest = self.name.partition(":")
+        path = user_path(rest if kind == "untrained" else self.name)
+        return os.path.relpath(path.resolve(), folder.resolve())
 
 
 def open_encoder(name: str, architecture: str | None = None, prefix: str | None = None) -> OpenedEncoder:
@@ -98,10 +111,10 @@ def scene_size(config: PretrainConfig, encoder: Encoder) -> int:
     return fixed or math.ceil(config.views.image_size * enlargement / 32) * 32
 
 
-def digest(opened: OpenedEncoder) -> str:
+def digest(encoder: Encoder, architecture: str, stage: int, output_stride: int | None) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all weights: the same for the same encoder, however named."""
-    sha = hashlib.sha256(f"{opened.architecture} {opened.stage} {opened.output_stride}".encode())
-    for name, value in opened.encoder.state_dict().items():
+    sha = hashlib.sha256(f"{architecture} {stage} {output_stride}".encode())
+    for name, value in encoder.state_dict().items():
         sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 

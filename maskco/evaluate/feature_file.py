@@ -32,7 +32,7 @@ from maskco.data import sources
 from maskco.data.sources import Source
 from maskco.devices import usable_device
 from maskco.evaluate.datasets import Annotated
-from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder
+from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, open_encoder
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Input, check_readable, feature_maps, loading_workers
 from maskco.evaluate.options import FeatureOptions
@@ -127,7 +127,7 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
 def _facts(opened: OpenedEncoder, options: FeatureOptions, size: int) -> dict[str, Any]:
     return {
         "encoder": opened.name,
-        "encoder_sha256": digest(opened),
+        "encoder_sha256": opened.digest,
         "architecture": opened.architecture,
         "stage": opened.stage,
         "output_stride": opened.output_stride,

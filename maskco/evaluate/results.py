@@ -12,6 +12,7 @@ from maskco.evaluate.errors import EvaluationError
 from maskco.files import write_atomically
 
 EVALUATION = "evaluation.json"
+WITHOUT_EFFECT = ("data", "architecture", "prefix", "device", "workers")  # on scores, or said elsewhere in a row
 TASKS = ("knn", "linear", "regions", "detection")
 
 
@@ -27,9 +28,35 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)  # settings, counts, versions …: plain JSON values
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """A newer row takes the place of an older one with the same key."""
-        return self.task, self.data, self.encoder
+        return *self.protocol, "untrained" * self.untrained, self.place or self.encoder
+
+    @property
+    def protocol(self) -> tuple[str, ...]:
+        """Equal for rows whose encoders were evaluated in the same way on the same data."""
+        conditions = sorted(f"{name} {value}" for name, value in self.conditions.items())
+        return self.task, self.data, self.data_place, *conditions
+
+    @property
+    def data_place(self) -> str:
+        """Where the data lie, since many folders share a name. As the user typed it in files of earlier versions."""
+        return str(self.details.get("settings", {}).get("data", ""))
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The settings that change scores."""
+        settings = self.details.get("settings", {}) | {"image_size": self.details.get("image_size")}
+        return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT and value is not None}
+
+    @property
+    def untrained(self) -> bool:
+        return self.encoder.startswith("untrained:")
+
+    @property
+    def place(self) -> str | None:
+        """Of a run or its checkpoint, as seen from the folder of the file. None: no run's, or of an earlier version."""
+        return self.details.get("place")
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -73,6 +100,10 @@ def _row(values: dict[str, Any]) -> Row:
         raise ValueError("expected scores and details by name")
     if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in row.scores.values()):
         raise ValueError("expected scores in numbers")
+    if not isinstance(row.place, (str, type(None))):
+        raise ValueError("expected a place in text")
+    if not isinstance(row.details.get("settings", {}), dict):
+        raise ValueError("expected settings by name")
     notes = row.details.get("notes", [])
     if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
         raise ValueError("expected notes in text")

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from maskco.data.sources import locate
 from maskco.devices import usable_device
 from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
 from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
-from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, digest, open_encoder, untrained_of
+from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, open_encoder, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.evaluate.features import Features, Input, extract_features, loading_workers, reestimate_batch_norm
 from maskco.evaluate.knn import knn_predictions
@@ -46,6 +47,10 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]
     if options.prefix is not None and not any("prefix" in opened.facts for opened in encoders):
         raise EvaluationError("prefix: none of the encoders is a file of weights. Leave it out")
+    if options.architecture is not None and not any(
+        "prefix" in opened.facts or opened.architecture == options.architecture for opened in encoders
+    ):
+        raise EvaluationError("architecture: none of the encoders is a file of weights or of it. Leave it out")
     if options.untrained:
         fresh = dict.fromkeys(untrained_of(opened) for opened in encoders if not opened.name.startswith("untrained:"))
         encoders += [open_encoder(name, options.architecture) for name in fresh if name not in options.encoders]
@@ -61,7 +66,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
     rows = []
     notes = dict.fromkeys(data.notes)  # in order, each once
     for opened in encoders:
-        opened.facts["encoder_sha256"] = digest(opened)  # before batch norms see the data
+        opened.facts["encoder_sha256"] = opened.digest  # before batch norms see the data
         opened.encoder.to(device)
         try:
             scores, details = TASKS[options.task](opened, data, options, opened.encoder.image_size or size, verbose)
@@ -81,7 +86,9 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
             scores=scores,
             details={
                 **opened.facts,
-                "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")},
+                "place": opened.place(out.parent),
+                "settings": {k: v for k, v in asdict(options).items() if k not in ("encoders", "out", "untrained")}
+                | {"data": locate(options.data)},
                 "image_size": opened.encoder.image_size or size,
                 "pictures": {"train": len(data.train), "test": len(data.test)},
                 **details,

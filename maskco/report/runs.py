@@ -20,7 +20,7 @@ from maskco.data.images import ImageError
 from maskco.data.sources import Source, locate, open_source
 from maskco.data.sources.demo import DemoSource, Scene, demo_scenes
 from maskco.evaluate.datasets import evenly_spaced
-from maskco.evaluate.encoders import scene_size
+from maskco.evaluate.encoders import digest, scene_size
 from maskco.evaluate.features import extract_features
 from maskco.files import user_path
 from maskco.methods import Method
@@ -110,6 +110,11 @@ class Run:
             return None
         local = self.method.other_negatives(self.config.views.regions)
         return 100 / (1 + len(next(iter(self.method.queues.values())).features) + local)
+
+    @cached_property
+    def digest(self) -> str:
+        run = self.config.run
+        return digest(self.method.encoder, run.encoder, run.stage, run.output_stride)
 
     @property
     def metrics(self) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
@@ -22,8 +25,9 @@ class Table:
     """Scores of some encoders at one task on one data set."""
 
     rows: list[Row]
-    names: list[str]  # of the encoders; a run by its name in the report
+    names: list[str]  # of the encoders, with settings that differ; a run by its name in the report
     colors: list[str]
+    data: str
 
     @property
     def columns(self) -> list[str]:
@@ -41,7 +45,7 @@ class Table:
     @property
     def title(self) -> str:
         task = self.rows[0].task
-        return f"{NAMES.get(task, task)}, {self.rows[0].data}, %"
+        return f"{NAMES.get(task, task)}, {self.data}, %"
 
 
 def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
@@ -49,32 +53,83 @@ def tables(runs: list[Run]) -> tuple[list[Table], list[str]]:
 
     Raises EvaluationError if an evaluation.json is none of this version's.
     """
-    files = [own_file(run.path, EVALUATION) for run in runs if run.path.is_dir()]
-    found = {row.key: _drawable(row) for file in files if file.is_file() for row in load_rows(file)}
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in found.values():
-        groups.setdefault((row.task, row.data), []).append(row)
-    by_path = {str(run.path): run for run in runs}
+    found: dict[tuple[str, ...], _Owned] = {}
+    for folder in [run.path for run in runs if run.path.is_dir()]:
+        file = own_file(folder, EVALUATION)
+        for row in load_rows(file) if file.is_file() else []:
+            owned = _owned(_drawable(row), folder, runs)
+            if owned.key not in found or not found[owned.key].is_current:
+                found[owned.key] = owned
+    groups: dict[tuple[Any, ...], list[_Owned]] = {}
+    for owned in found.values():
+        row = owned.row  # data may have changed at their place, and their number by a setting: chance shows both
+        groups.setdefault((row.task, row.data, row.data_place, row.scores.get("chance")), []).append(owned)
+    places = {(data, place) for _, data, place, _ in groups}
+    shared = [data for data, _ in places]
     made, remarks = [], []
-    for rows in groups.values():
-        of = [by_path.get(row.encoder) for row in rows]
-        names = [run.name if run else _named(row.encoder, by_path) for run, row in zip(of, rows, strict=True)]
-        made.append(Table(rows, names, [run.color if run else GREY for run in of]))
-        stale = [(r, row.details.get("step")) for r, row in zip(of, rows, strict=True) if r]
-        remarks += [f"{r.name}: made at step {step:,}" for r, step in stale if is_number(step) and step != r.step]
+    for (_, data, place, _), group in groups.items():
+        colors = [GREY if one.run is None or one.row.untrained else one.run.color for one in group]
+        shown = data if shared.count(data) == 1 else shortened(place) or data
+        made.append(Table([one.row for one in group], _names(group), colors, shown))
+        stale = [(one.run, one.row.details.get("step")) for one in group if one.run and not one.row.untrained]
+        remarks += [f"{run.name}: made at step {step:,}" for run, step in stale if is_number(step) and step != run.step]
     return made, list(dict.fromkeys(remarks))
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """A row with the run of the report that it is about, if it is about one."""
+
+    row: Row
+    run: Run | None
+
+    @property
+    def name(self) -> str:
+        named = self.run.name if self.run else self.row.encoder.removeprefix("untrained:")
+        return f"untrained: {named}" if self.row.untrained else named
+
+    @property
+    def sha(self) -> str:
+        return str(self.row.details.get("encoder_sha256"))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for rows about the same encoder. Names alone do not say so: each was typed in some folder."""
+        return *self.row.protocol, self.name, "" if self.run else self.sha
+
+    @property
+    def is_current(self) -> bool:
+        return self.run is not None and self.sha == self.run.digest
+
+
+def _names(group: list[_Owned]) -> list[str]:
+    """Names of the rows of a table, with those of their settings that are not the same in all rows."""
+    settings = [one.row.conditions for one in group]
+    differing = [name for name in dict.fromkeys(name for each in settings for name in each)
+                 if len({str(each.get(name)) for each in settings}) > 1]  # fmt: skip
+    return [
+        ", ".join([one.name, *(f"{name} {each[name]}" for name in differing if name in each)])
+        for one, each in zip(group, settings, strict=True)
+    ]
+
+
+def _owned(row: Row, folder: Path, runs: list[Run]) -> _Owned:
+    """The run is the one with the row's weights, or else the one at its place: it may have been trained further."""
+    origin = row.encoder.removeprefix("untrained:") if row.place is None else folder.resolve() / row.place
+    place = os.path.abspath(origin)
+    best, most = None, (False, False, False)
+    for run in runs:
+        same = not row.untrained and row.details.get("encoder_sha256") == run.digest
+        there = place == str(run.path.resolve())
+        match = same, there, run.path == folder
+        if (same or there) and match > most:
+            best, most = run, match
+    return _Owned(row, best)
 
 
 def _drawable(row: Row) -> Row:
     """The row with only those of its scores that are numbers."""
     return replace(row, scores={name: value for name, value in row.scores.items() if is_number(value)})
-
-
-def _named(encoder: str, by_path: dict[str, Run]) -> str:
-    kind, _, rest = encoder.partition(":")
-    if kind != "untrained":
-        return encoder
-    return f"untrained: {by_path[rest].name if rest in by_path else rest}"
 
 
 class Scores(Part):

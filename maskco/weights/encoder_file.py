@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -40,17 +41,33 @@ def load_encoder(
     Raises WeightsError: an unknown architecture, or tensors of another.
     """
     architecture = architecture or _said(name, said)
+    form = _form(said)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            encoder = create_encoder(architecture).eval()
+            encoder = create_encoder(architecture, **form).eval()
         except ValueError as error:
             raise WeightsError(str(error)) from error
     whole = whole_model_state(architecture)
     names = timm_names(encoder.backbone, whole)
     taken, others = find_named(encoder.backbone, names, tensors, name, whole=whole, prefix=prefix)
     fill(encoder.backbone, taken, tensors, name)
-    return EncoderFile(encoder, architecture, resolve(architecture), taken, facts_of(taken, others, tensors))
+    source = resolve(architecture)
+    source = source._replace(
+        stage=form.get("stage", source.stage),
+        arguments=source.arguments | {k: v for k, v in form.items() if k == "output_stride"},
+    )
+    return EncoderFile(encoder, architecture, source, taken, facts_of(taken, others, tensors))
+
+
+def _form(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage, output stride and image size of a run's encoder, which our own exports say."""
+    try:
+        options = json.loads(said["maskco"])
+        found = {**options["run"], "image_size": options["views"]["image_size"]}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return {name: found[name] for name in ("stage", "output_stride", "image_size") if type(found.get(name)) is int}
 
 
 def is_run(said: Mapping[str, Any]) -> bool:

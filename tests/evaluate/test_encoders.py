@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskco.config import PretrainConfig
 from maskco.errors import UserError
-from maskco.evaluate.encoders import digest, open_encoder, scene_size, untrained_of
+from maskco.evaluate.encoders import open_encoder, scene_size, untrained_of
 from maskco.evaluate.errors import EvaluationError
 from maskco.methods import build_method
 from maskco.runs.checkpoint import CheckpointError, save_checkpoint
@@ -73,7 +73,7 @@ def test_a_run_and_what_it_began_with(run: Path) -> None:
     torch.testing.assert_close(maps(untrained.encoder), maps(began))
     assert not torch.allclose(maps(trained.encoder), maps(untrained.encoder))
     assert untrained_of(trained) == f"untrained:{run}"
-    assert digest(trained) == digest(open_encoder(str(run))) != digest(untrained)
+    assert trained.digest == open_encoder(str(run)).digest != untrained.digest
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q."])

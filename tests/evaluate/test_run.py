@@ -129,6 +129,14 @@ def test_rows_of_a_file_are_replaced_by_newer_ones_and_others_kept(tmp_path: Pat
     other = Row("regions", "x", "one", "a", {"linear top-1": 4.0})
     save_rows(path, [newer, other])
     assert load_rows(path) == [newer, first[1], other]
+    others = [  # an encoder and task as before
+        replace(newer, details={"settings": settings})
+        for settings in ({"data": "/d1/x"}, {"data": "/d2/x"}, {"data": "/d1/x", "k": 1})
+    ]
+    save_rows(path, [*others, replace(others[0], details={"settings": {"data": "/d1/x", "workers": 2}})])
+    assert [row.details.get("settings") for row in load_rows(path)] == [
+        None, None, None, {"data": "/d1/x", "workers": 2}, {"data": "/d2/x"}, {"data": "/d1/x", "k": 1},
+    ]  # fmt: skip
     path.write_text('{"scores": {}}')
     with pytest.raises(UserError, match="no file of evaluations"):
         save_rows(path, first)
@@ -158,6 +166,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, run: Path, pic
         (Knn(encoders=()), "encoders: none was named. Name at least one"),
         (Knn(encoders=(str(run), "resnet50")), "Did you mean timm:resnet50"),
         (Knn(encoders=(str(run),), data="imagenet"), "data: no such folder '.*imagenet'"),
+        (Knn(encoders=(str(run),), architecture="resnet50"), "architecture: none of the encoders is a file of weights"),
         (Knn(encoders=(str(run),), k=0), "k must be at least 1"),
         (Knn(encoders=(str(run),), image_size=8), "image_size must be between 16 and"),
         (Knn(encoders=(str(run),), device="gpu"), "device: 'gpu' cannot be used"),

@@ -31,6 +31,8 @@ from maskco.evaluate.run import evaluate
 from maskco.report import draw_report, write_report
 from maskco.report.curves import smooth
 from maskco.report.page import FAINT, GREEN, RED, RUN_COLORS
+from maskco.report.runs import read_runs
+from maskco.report.scores import tables
 from maskco.runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 
 
@@ -195,6 +197,56 @@ def test_evaluations_are_shown_where_there_are_any(demo_run: Path) -> None:
     (run / "evaluation.json").write_text('{"scores": {}}')
     with pytest.raises(UserError, match="no file of evaluations"):
         draw_report(run)
+
+
+def scored(run: Path, encoder: str, score: float, **details: object) -> None:
+    save_rows(run / "evaluation.json", [Row("knn", "x", encoder, "a", {"kNN top-1": score}, details)])
+
+
+def table_of(*runs: str | Path) -> dict[str, float]:
+    (table,), _ = tables(read_runs(list(runs)))
+    return {name: row.scores["kNN top-1"] for name, row in zip(table.names, table.rows, strict=True)}
+
+
+def test_each_run_has_its_own_rows_however_it_was_called(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "A" / "run", tmp_path / "B" / "run"
+    for folder, score in ((first, 1.0), (second, 2.0)):
+        shutil.copytree(run, folder)
+        scored(folder, "run", score, place=".", step=1)
+        scored(folder, "untrained:run", score / 2, place=".", step=0)
+    each = {str(first): 1.0, f"untrained: {first}": 0.5, str(second): 2.0, f"untrained: {second}": 1.0}
+    assert table_of(first, second) == each
+    scored(first, "../B/run", 3.0, place="../../B/run", step=1)  # of the other run, in this one's file
+    assert table_of(first, second) == each
+    assert table_of(first) == {"run": 1.0, "untrained: run": 0.5, "../B/run": 3.0}
+
+    moved = first.rename(tmp_path / "old")
+    shutil.copytree(run, first)
+    assert table_of(moved, first)["old"] == 1.0 and "run" not in table_of(moved, first)
+    monkeypatch.chdir(tmp_path)
+    assert tables(read_runs(["old"]))[1] == tables(read_runs([moved]))[1] == ["old: made at step 1"]
+
+
+def test_rows_of_earlier_versions_are_found_by_the_weights(run: Path, tmp_path: Path) -> None:
+    scored(run, "elsewhere/run", 1.0, encoder_sha256=read_runs([run])[0].digest)
+    newer = Path(shutil.copytree(run, tmp_path / "newer"))
+    (newer / "evaluation.json").unlink()
+    assert table_of(run, newer) == {"a run": 1.0}
+    scored(newer, "timm:resnet50", 5.0, encoder_sha256="1")
+    scored(run, "timm:resnet50", 5.0, encoder_sha256="1")
+    assert table_of(run, newer) == {"a run": 1.0, "timm:resnet50": 5.0}
+
+
+def test_a_table_has_one_data_set_and_names_settings_that_differ(run: Path) -> None:
+    for data, k, chance in (("/d1/x", 20, 50.0), ("/d1/x", 1, 50.0), ("/d2/x", 20, 10.0), ("/d2/x", 20, 10.0)):
+        details = {"place": ".", "settings": {"data": data, "k": k, "device": "cpu"}}
+        save_rows(run / "evaluation.json", [Row("knn", "x", "a", "a", {"kNN top-1": 1, "chance": chance}, details)])
+    found, _ = tables(read_runs([run]))
+    assert [(table.data, table.chance, table.names) for table in found] == [
+        ("/d1/x", 50.0, ["a run, k 20", "a run, k 1"]), ("/d2/x", 10.0, ["a run"]),
+    ]  # fmt: skip
 
 
 def assert_text_on_page(figure: Figure) -> None:

@@ -14,9 +14,11 @@ from safetensors import safe_open
 from torch import nn
 
 from maskco import cli
+from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.evaluate.encoders import open_encoder
-from maskco.runs.checkpoint import load_run
+from maskco.methods import build_method
+from maskco.runs.checkpoint import load_run, save_checkpoint
 from maskco.weights.export import detectron2_name, export_encoder
 from saved_runs import IMAGES, make_run, own_maps
 
@@ -244,3 +246,17 @@ def assert_refused(run: Path, out: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         export_encoder(run, "timm", out)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [("test_resnet", {"stage": 2}), ("resnet18", {"output_stride": 16}), ("vit_tiny_patch16_224", {"image_size": 96})],
+)
+def test_an_export_of_a_cut_or_resized_encoder_is_read_as_such(tmp_path: Path, encoder: str, options: dict) -> None:
+    config = PretrainConfig.of(
+        data="demo", out=str(tmp_path), encoder=encoder, dim=8, queue_size=8, **{"image_size": 64} | options
+    )
+    state = {"config": config.to_dict(), "method": build_method(config).state_dict(), "step": 1}
+    save_checkpoint(tmp_path / "last.pt", state)
+    out, _ = export_encoder(str(tmp_path), "timm", str(tmp_path / "made.safetensors"))
+    assert open_encoder(str(out)).digest == open_encoder(str(tmp_path)).digest
