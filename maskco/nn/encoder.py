@@ -216,9 +216,9 @@ SMALL = 1e-2  # layer scales start at 1e-6 to 1e-4 as timm has them
 def _begin_branches(backbone: nn.Module) -> None:
     """Initialises to 1 the weights that make fresh residual blocks start as the identity.
 
-    These are norms and gains at the end of branches, which timm sets to 0, and layer scales, at about 1e-6. Such a start
-    helps deep networks and long supervised schedules with large batches. It costs short runs accuracy:
-    benchmarks/results/claims_tries.json (norms). MoCo v2's ResNets, which are torchvision's, do not start so.
+    These are norms and gains at the end of branches, which timm sets to 0, and layer scales, at about 1e-6. Such a
+    start helps deep networks and long supervised schedules with large batches. It costs short runs accuracy (norms:
+    benchmarks/results/claims_tries.json). MoCo v2's ResNets, which are torchvision's, do not start so.
     """
     for module in backbone.modules():
         weight = getattr(module, "weight", None) if isinstance(module, NORMS) else getattr(module, "gain", None)

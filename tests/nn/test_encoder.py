@@ -53,6 +53,20 @@ def test_fresh_residual_branches_begin_as_in_moco_v2(name):
     assert all((norm.weight == 1).all() for norm in norms[1])
 
 
+@pytest.mark.parametrize("name", ["swinv2_cr_tiny_ns_224", "nf_resnet26", "levit_128s", "efficientvim_m1"])
+def test_a_fresh_cell_sees_its_surroundings(name):
+    """timm lets branches begin at or near zero, here by layer norms, gains, 1d batch norms and layer scales."""
+    torch.manual_seed(0)
+    encoder = create_encoder(name).eval()
+    side = encoder.image_size or 224
+    images = torch.randn(1, 3, side, side)
+    changed = images.clone()
+    changed[..., side // 2 :] += 5
+    with torch.no_grad():
+        apart = (encoder(images) - encoder(changed)).abs().amax((0, 1, 2)) / encoder(images).abs().max()
+    assert apart[len(apart) // 2 - 1] > 1e-3, apart
+
+
 @pytest.mark.parametrize("name", ["convnext_atto", "deit3_small_patch16_224", "cait_xxs24_224", "poolformer_s12"])
 def test_fresh_layer_scales_begin_at_1(name):
     """timm lets them begin near zero, as is seen in its own model: constants, a number for each channel."""

@@ -61,6 +61,11 @@ def test_projection_is_linear_relu_linear():
     )
 
 
+def test_unknown_projection():
+    with pytest.raises(ValueError, match="kind must be 'moco_v2' or 'moco_v3', got 'moco'"):
+        parts.ProjectionHead(6, kind="moco")
+
+
 def test_moco_v3_s_projection_is_three_batch_normed_layers():
     """By hand: each layer's outputs have mean 0 and variance 1 over the batch before what follows."""
     head = parts.ProjectionHead(6, hidden=5, dim=4, kind="moco_v3")
@@ -90,6 +95,8 @@ def test_momentum_update_is_the_weighted_mean_of_parameters_only():
     parts.momentum_update_(nn.Identity(), nn.Identity(), 0.9)
     with pytest.raises(ValueError, match="momentum_copy"):
         parts.momentum_update_(online, nn.Identity(), 0.9)
+    with pytest.raises(ValueError, match=r"target's weight is \[3, 4\], torch.float32, but online's is \[1, 4\], "):
+        parts.momentum_update_(nn.Linear(4, 1, bias=False), nn.Linear(4, 3, bias=False), 0.9)
 
 
 def test_groups_do_not_share_batch_statistics_and_keep_the_order():

@@ -182,6 +182,14 @@ def test_empty_batch(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_queries_give_the_keys_a_gradient_of_zeros(device, dtype):
+    none = torch.zeros(0, 20, dtype=dtype, device=device)
+    queue = torch.ones(10, 20, dtype=dtype, device=device, requires_grad=True)
+    info_nce(none, none, queue).backward()
+    assert queue.grad.shape == queue.shape and not queue.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_extra_memory_does_not_grow_with_the_queue(dtype):
     """Nothing of [N, K], and no copy of the queue: 2 MiB of its 32 (16) would be enough to fail."""
 

@@ -203,7 +203,7 @@ def test_empty_regions_give_zero_and_no_gradient(device, simulated, kind):
         assert not tensor.any()
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 2, 4, 4), (2, 0, 2, 4, 4), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4)])
+@pytest.mark.parametrize("shape", [(0, 3, 2, 4, 4), (2, 0, 2, 4, 4), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4), (2, 3, 2, 4, 0)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty(device, kind, shape, memory_format):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from contrast_cases import unit
@@ -134,6 +135,29 @@ def test_compiles_into_one_graph(loss):
         results = [torch.autograd.grad(function(case), [case[name] for name in names]) for function in (step, compiled)]
         for eager, graph in zip(*results, strict=True):
             torch.testing.assert_close(graph, eager)
+
+
+@pytest.mark.filterwarnings("ignore")
+@every_loss
+def test_one_graph_takes_batches_of_every_size(loss):
+    """More sizes than torch.compile would make graphs of, and scales that are floats."""
+    compiled = torch.compile(lambda case: loss.op(**case), fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in range(4, 16):
+        torch.manual_seed(n)
+        case = make(loss, n, 8, n)
+        torch.testing.assert_close(compiled(case), loss.op(**case))
+
+
+@every_loss
+def test_make_fx_traces_gradients(loss):
+    torch.manual_seed(0)
+    name, case = loss.features[0], make(loss)
+
+    def gradient(features):
+        return torch.autograd.grad(loss.op(**case | {name: features}), features)[0]
+
+    leaf = case[name].requires_grad_()
+    torch.testing.assert_close(make_fx(gradient)(leaf)(leaf), gradient(leaf))
 
 
 @every_loss
