@@ -107,8 +107,8 @@ def shrunk(image: Image.Image) -> Image.Image:
 
 
 def scaled(thing: Thing, original: tuple[int, int], new: tuple[int, int]) -> list[float]:
-    """x, y, width and height in the shrunk image."""
-    x1, y1, x2, y2 = thing.box
+    """x, y, width and height in the shrunk image, cut off at its border: some of VOC's boxes end a pixel outside."""
+    x1, y1, x2, y2 = (min(end, side) for end, side in zip(thing.box, original * 2, strict=True))
     across, down = new[0] / original[0], new[1] / original[1]
     return [round(value, 2) for value in (x1 * across, y1 * down, (x2 - x1) * across, (y2 - y1) * down)]
 

@@ -20,7 +20,7 @@ from msgspec import UNSET
 from maskco.data.kinds import why_unreadable
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.coco_file import Annotation, Category, read_coco
-from maskco.data.sources.coco_sizes import checked_frames, place_boxes
+from maskco.data.sources.coco_sizes import checked_frames, place_boxes, read_headers
 from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import PARTS, LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
@@ -176,7 +176,8 @@ class CocoSource(ImageFiles):
         """Of each image. Raises SourceError if an image's size is neither that of the file nor follows from it."""
         annotated, image = np.unique(self._image_of, return_inverse=True)
         names, sizes = ([column[index] for index in annotated] for column in (self.names, self._sizes))
-        frames, notes = checked_frames(self.path, Path(self.root), names, sizes)
+        headers = read_headers([self.root / name for name in names])
+        frames, notes = checked_frames(self.path, names, sizes, headers)
         self.notes += notes
         placed = place_boxes(self._boxes, image, frames)
         boxes = placed.astype(np.float32)

@@ -49,17 +49,13 @@ class Frames(NamedTuple):
 
 
 def checked_frames(
-    source: Path, root: Path, names: Sequence[str], listed: Sequence[tuple[int, int] | None]
+    source: Path, names: Sequence[str], listed: Sequence[tuple[int, int] | None], stored: Sequence[Stored | None]
 ) -> tuple[list[Frame], list[str]]:
     """The frame of each image's boxes, and notes, as `find_frames` has them.
 
-    Raises SourceError if an image's size is neither the listed one nor follows from it.
-
-    Args:
-        source: what lists the sizes, for the error.
-        root: the folder that the names are below.
+    Raises SourceError if an image's size is neither the listed one nor follows from it. `source` is what lists the
+    sizes, for the message.
     """
-    stored = read_headers([root / name for name in names])
     frames, notes, unexplained = find_frames(names, listed, stored)
     if unexplained:
         first = unexplained[0]

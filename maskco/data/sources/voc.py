@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from maskco.data.sources.base import SourceError, check_regular
-from maskco.data.sources.coco_sizes import checked_frames, place_boxes
+from maskco.data.sources.coco_sizes import Stored, checked_frames, place_boxes, read_headers
 from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.labelled import LabelledData, LabelledPart, Objects, Wanted
 from maskco.data.sources.left_out import LeftOut
@@ -105,7 +105,7 @@ class VOCSource(ImageFiles):
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The objects of an image, cut off at the size that is given. VOC counts pixels from 1 and includes the last.
+    """The objects of an image, and the size that is given. VOC counts pixels from 1 and includes the last.
 
     Document types are refused, and with them entities, which can grow to any size or read files.
     Raises SourceError.
@@ -122,7 +122,7 @@ def read_annotation(path: Path) -> Annotation:
         width, height = (float(tree.findtext(f"size/{side}") or "nan") for side in ("width", "height"))
         given = 1 <= width < math.inf and 1 <= height < math.inf  # (some tools write 0)
         size = (int(width), int(height)) if given else None
-        return Annotation([_thing(node, size) for node in tree.iter("object")], size)
+        return Annotation([_thing(node) for node in tree.iter("object")], size)
     except (expat.ExpatError, AssertionError, ValueError) as error:
         raise SourceError(f"data: {str(path)!r} is no annotation of VOC ({error}). Restore it") from error
 
@@ -131,15 +131,13 @@ def _refuse_document_type(*_: object) -> None:
     raise ValueError("it declares a document type")
 
 
-def _thing(node: ET.Element, size: tuple[int, int] | None) -> Thing:
+def _thing(node: ET.Element) -> Thing:
     """Raises ValueError."""
     name, box = (node.findtext("name") or "").strip(), node.find("bndbox")  # (parts of the body have boxes below)
     if not name or box is None:
         raise ValueError("an object without name or box")
     x1, y1, x2, y2 = (float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
     x1, y1 = max(x1 - 1, 0.0), max(y1 - 1, 0.0)
-    if size:
-        x2, y2 = min(x2, size[0]), min(y2, size[1])
     if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 <= x1 or y2 <= y1:
         raise ValueError(f"the box of a {name!r} has no area")
     return Thing(name, (x1, y1, x2, y2), (node.findtext("difficult") or "0").strip() == "1")
@@ -152,8 +150,14 @@ def _placed(source: VOCSource) -> tuple[list[list[Thing]], list[str]]:
     """
     found = [read_annotation(source.annotation(index)) for index in range(len(source))]
     annotated = [index for index, each in enumerate(found) if each.things]
-    names, sizes = [source.names[index] for index in annotated], [found[index].size for index in annotated]
-    frames, notes = checked_frames(source.root, source.root, names, sizes)
+    names = [source.names[index] for index in annotated]
+    headers = read_headers([source.root / name for name in names])
+    swapped = [_is_swapped(found[index], header) for index, header in zip(annotated, headers, strict=True)]
+    sizes = [None if wrong else found[index].size for index, wrong in zip(annotated, swapped, strict=True)]
+    frames, notes = checked_frames(source.root, names, sizes, headers)
+    if any(swapped):
+        first = names[swapped.index(True)]
+        notes.append(f"{sum(swapped)} images list width as height (first {first!r}). Their boxes fit the stored image")
     boxes = np.array([thing.box for each in found for thing in each.things], float).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
     image = np.repeat(np.arange(len(annotated)), [len(found[index].things) for index in annotated])
@@ -169,6 +173,16 @@ def _placed(source: VOCSource) -> tuple[list[list[Thing]], list[str]]:
                     "Correct it"
                 )
     return result, notes
+
+
+def _is_swapped(annotation: Annotation, header: Stored | None) -> bool:
+    """Whether width and height are listed the wrong way round, as of one image of VOC 2012: the boxes tell."""
+    if header is None or header.orientation != 1 or annotation.size != (header.height, header.width):
+        return False
+    if header.width == header.height:
+        return False
+    fits = (box[2] <= header.width + 1 and box[3] <= header.height + 1 for _, box, _ in annotation.things)
+    return all(fits)  # (some of VOC's own boxes end a pixel outside)
 
 
 def _part(name: str, source: VOCSource, annotated: list[list[Thing]], label_of: dict[str, int]) -> LabelledPart:

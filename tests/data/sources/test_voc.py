@@ -117,6 +117,21 @@ def test_sizes_and_boxes_that_do_not_fit_the_image_are_refused(tmp_path: Path) -
     assert len(open_source(devkit)) == 3, "pretraining does not look at boxes"
 
 
+@pytest.mark.parametrize(("box", "fits"), [((10, 5, 50, 30), True), ((1, 1, 20, 48), False)])
+def test_a_size_listed_the_wrong_way_round_is_noted_if_boxes_fit_the_image(tmp_path: Path, box, fits: bool) -> None:
+    devkit = write_devkit(tmp_path)
+    text = xml(("dog", *box)).replace("<width>50</width><height>40<", "<width>40</width><height>50<")
+    (devkit / LABELS).write_text(text)
+    if not fits:
+        with pytest.raises(SourceError, match="as 40 × 50 pixels, and the image has 50 × 40"):
+            open_labelled(devkit)
+        return
+    found = open_labelled(devkit)
+    train = found.parts[0]
+    assert train.boxes is not None and train.boxes[0][0].tolist() == [9, 4, 50, 30]
+    assert found.notes[1].startswith("trainval: 1 images list width as height (first 'VOC2007/JPEGImages/000001.jpg')")
+
+
 def test_what_is_missing_is_counted_or_named(tmp_path: Path) -> None:
     devkit = write_devkit(tmp_path)
     (devkit / "VOC2007/JPEGImages/000002.jpg").unlink()
