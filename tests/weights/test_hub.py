@@ -17,7 +17,7 @@ from commands import run_main
 from hub_server import OWNER, READER, Hub, Repository, serving
 from labelled import make_class_folders
 from maskco.errors import UserError
-from maskco.evaluate.encoders import digest, open_encoder, untrained_of
+from maskco.evaluate.encoders import open_encoder, untrained_of
 from maskco.evaluate.options import Knn
 from maskco.evaluate.run import evaluate
 from maskco.nn import create_encoder
@@ -88,7 +88,7 @@ def test_timm_loads_the_folder_and_gives_the_same_maps(tmp_path: Path, monkeypat
         stage,
         itself.output_stride,
     )
-    assert digest(opened) == digest(itself)
+    assert opened.digest == itself.digest
     untrained = open_encoder(untrained_of(opened))
     assert untrained.stage == stage and maps(untrained.encoder).shape == own_maps(run).shape
     assert set(whole_model_state(name)) == set(whole_model_state(options["encoder"]))
