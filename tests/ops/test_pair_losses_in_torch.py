@@ -148,6 +148,14 @@ def test_one_graph_takes_batches_of_every_size(loss):
         torch.testing.assert_close(compiled(case), loss.op(**case))
 
 
+def test_arrays_that_torch_cannot_share_and_integers_of_more_than_64_bits_are_named():
+    features = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"^text cannot be shared with torch \(.*\)\. Pass a contiguous copy of it$"):
+        CLIP.op(image=features, text=features[::-1])
+    with pytest.raises(ValueError, match=f"offset must fit into 64 bits, got {2**70}"):
+        SIGLIP.op(image=features, text=features, logit_scale=1.0, logit_bias=0.0, offset=2**70)
+
+
 @every_loss
 def test_make_fx_traces_gradients(loss):
     torch.manual_seed(0)
