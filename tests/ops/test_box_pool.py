@@ -287,6 +287,11 @@ def test_compile_with_changing_sizes():
         listed(features, [rows[:3, 1:], rows[3:, 1:]]),
         box_pool(features, [rows[:3, 1:], rows[3:, 1:]], spatial_scale=0.25),
     )
+    scaled = torch.compile(
+        lambda scale: box_pool(features, rows, spatial_scale=scale), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for scale in (0.25, 0.5):
+        torch.testing.assert_close(scaled(scale), box_pool(features, rows, spatial_scale=scale))
 
 
 def test_autocast_keeps_the_features_dtype():

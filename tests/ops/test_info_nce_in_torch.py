@@ -178,3 +178,16 @@ BAD = {
 def test_bad_input(change, error, message):
     with pytest.raises(error, match=message):
         info_nce(**make_case() | change)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_with_float_temperatures_that_change(dynamic):
+    query, queue = unit(4, 6), unit(10, 6)
+
+    def step(temperature):
+        return info_nce(query, query, queue, temperature=temperature)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for temperature in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(compiled(temperature), step(temperature))

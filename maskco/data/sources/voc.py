@@ -176,7 +176,7 @@ def _placed(source: VOCSource) -> tuple[list[list[Thing]], list[str]]:
 
 
 def _is_swapped(annotation: Annotation, header: Stored | None) -> bool:
-    """Whether width and height are listed the wrong way round, as of one image of VOC 2012: the boxes tell."""
+    """Whether width and height are listed the wrong way round. That all boxes fit the stored image tells so."""
     if header is None or header.orientation != 1 or annotation.size != (header.height, header.width):
         return False
     if header.width == header.height:
