@@ -14,7 +14,7 @@ REGION, NEIGHBOURS = "region linear", "region kNN"  # as in claims/probe.py
 
 
 class Shown(NamedTuple):
-    """A case of a benchmark, and which of its implementations is plain PyTorch."""
+    """A case of a benchmark, and which of its implementations is plain PyTorch. `file` has no suffix."""
 
     title: str
     file: str
@@ -24,21 +24,22 @@ class Shown(NamedTuple):
 
 
 SPEED = (
-    Shown("`info_nce`, 256 queries, queue 65536×128", "info_nce", "N=256 K=65536 C=128", "eager"),
-    Shown("the same in bfloat16", "info_nce", "N=256 K=65536 C=128 bfloat16", "eager"),
+    Shown("`info_nce`, 256 queries, queue 65536×128", "info_nce_cpu", "N=256 K=65536 C=128", "eager"),
+    Shown("the same in bfloat16", "info_nce_cpu", "N=256 K=65536 C=128 bfloat16", "eager"),
+    Shown("in bfloat16 with AMX", "info_nce_amx_cpu", "N=256 K=65536 C=128 bfloat16", "eager"),
     Shown(
         "`box_pool`, 16 boxes in each of 64 maps of 2048×14×14",
-        "region_pool",
+        "region_pool_cpu",
         "16 boxes, features 64×2048×14×14 NCHW",
         "roi_align + mean",
     ),
     Shown(
         "`masked_pool`, 16 soft masks, the same maps in channels_last",
-        "region_pool",
+        "region_pool_cpu",
         "16 soft masks, features 64×2048×14×14 channels_last",
         "einsum",
     ),
-    Shown("`queue_push_`, 256 keys (forward)", "queue", "256 into 65536×128", "eager", FORWARD),
+    Shown("`queue_push_`, 256 keys (forward)", "queue_cpu", "256 into 65536×128", "eager", FORWARD),
 )
 
 
@@ -54,9 +55,9 @@ def speed(results: Path) -> str:
         rows, *kept = (by_implementation(result, shown) for result in found[shown.file])
         cells = [_cell(rows.get(name), *(each.get(name) for each in kept)) for name in (OURS, shown.plain, COMPILED)]
         lines.append([shown.title, *cells])
-    meta = found["info_nce"][0]["meta"]
+    meta, amx = (found[name][0]["meta"] for name in ("info_nce_cpu", "info_nce_amx_cpu"))
     machine = f"{meta['device']} ({meta['instruction_set']}), {meta['threads']} threads"
-    return f"{markdown(lines)}\n\n{machine}, torch {meta['versions']['torch']}."
+    return f"{markdown(lines)}\n\n{machine}, torch {meta['versions']['torch']}. With AMX: {amx['device']}."
 
 
 def by_implementation(result: Row, shown: Shown) -> dict[str, Row]:
@@ -69,8 +70,8 @@ def by_implementation(result: Row, shown: Shown) -> dict[str, Row]:
 
 def _files(results: Path, name: str) -> list[Path]:
     """Of the default allocator, and of one that keeps freed memory where that was measured."""
-    kept = results / f"{name}_cpu_kept.json"
-    return [results / f"{name}_cpu.json", *([kept] if kept.exists() else [])]
+    kept = results / f"{name}_kept.json"
+    return [results / f"{name}.json", *([kept] if kept.exists() else [])]
 
 
 def _cell(row: Row | None, kept: Row | None = None) -> str:

@@ -210,8 +210,8 @@ def reestimate_batch_norm(
 ) -> None:
     """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
 
-    At most `limit` scenes are used, at equal distances. Nothing else in the encoder changes. Other layers run as in
-    evaluation.
+    At most `limit` scenes are used, at equal distances, in one random order. Batches of one class, as class folders would
+    give, have too little variance. Nothing else in the encoder changes. Other layers run as in evaluation.
 
     Raises EvaluationError: one value per channel is too little for statistics.
     """
@@ -220,7 +220,8 @@ def reestimate_batch_norm(
         return
     count = min(len(scenes), limit)
     count -= count % batch_size if count > batch_size else 0  # a short last batch would weigh as much as a full one
-    chosen = Subset(cast("Dataset[Scene]", scenes), evenly_spaced(len(scenes), count))
+    spaced, order = evenly_spaced(len(scenes), count), torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    chosen = Subset(cast("Dataset[Scene]", scenes), [spaced[place] for place in order])
     momentum = [layer.momentum for layer in layers]
     device = next(encoder.parameters()).device
     with _modes(encoder), torch.no_grad():

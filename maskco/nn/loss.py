@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from maskco import ops
 from maskco.nn.queue import FeatureQueue
+from maskco.ops._contrast import check_reduction, check_temperature
+from maskco.ops.contrastive import check_margin
 
 
 class InfoNCE(nn.Module):
@@ -16,6 +18,9 @@ class InfoNCE(nn.Module):
         reduction: "mean", "sum" or "none".
         decoupled: leave the positive out of the sum (DCL).
         margin: keys whose dot product exceeds the positive's by more than this are no negatives.
+
+    Raises:
+        TypeError, ValueError: an argument that `maskco.ops.info_nce` would refuse. The message names it.
     """
 
     def __init__(
@@ -27,9 +32,11 @@ class InfoNCE(nn.Module):
         margin: float | None = None,
     ) -> None:
         super().__init__()
+        check_reduction(reduction)
+        check_temperature(temperature)
         self.temperature = temperature
         self.reduction = reduction
-        self.decoupled, self.margin = decoupled, margin
+        self.decoupled, self.margin = decoupled, None if margin is None else check_margin(margin)
 
     def forward(
         self,

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from maskco import ops
 from maskco.nn.gathered_clip import clip_losses
 from maskco.nn.ranks import Layout, compare, gather_parts, gather_rows, joined, sum_over_ranks, world_size
-from maskco.ops._contrast import check_features, check_ids, check_nonzero, check_reduction, check_scalar, one_dtype
+from maskco.ops._contrast import (
+    check_features,
+    check_ids,
+    check_nonzero,
+    check_reduction,
+    check_scalar,
+    check_temperature,
+    one_dtype,
+)
 from maskco.ops._inputs import FLOATS, as_float, as_tensor, check_dtype
 
 
@@ -154,12 +162,13 @@ class SupConLoss(nn.Module):
         reduction: "mean" over all rows, "sum" or "none".
 
     Raises:
-        ValueError: an unknown reduction.
+        TypeError, ValueError: a temperature that is no number or 0, or an unknown reduction.
     """
 
     def __init__(self, temperature: float | Tensor = 0.1, gather: bool = False, reduction: str = "mean") -> None:
         super().__init__()
         check_reduction(reduction)
+        check_temperature(temperature)
         self.temperature = temperature
         self.gather = gather
         self.reduction = reduction

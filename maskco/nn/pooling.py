@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from maskco import ops
-from maskco.ops._inputs import as_float, as_int, as_pair
+from maskco.ops.region_pool import check_grid, check_num_regions, check_region_reduction
 
 
 class BoxPool(nn.Module):
@@ -17,17 +17,17 @@ class BoxPool(nn.Module):
     there, `aligned` is true by default, and `sampling_ratio` has a default.
 
     Raises:
-        TypeError, ValueError: an argument is not a number, or not one or two integers. The message names it.
+        TypeError, ValueError: an argument that `maskco.ops.box_pool` would refuse. The message names it.
     """
 
     def __init__(
         self, output_size: int | Sequence[int], spatial_scale: float, sampling_ratio: int = 2, aligned: bool = True
     ) -> None:
         super().__init__()
-        height, width = as_pair(output_size, "output_size")
+        self.spatial_scale, (height, width), self.sampling_ratio = check_grid(
+            spatial_scale, output_size, sampling_ratio
+        )
         self.output_size = height if height == width else (height, width)
-        self.spatial_scale = as_float(spatial_scale, "spatial_scale")
-        self.sampling_ratio = as_int(sampling_ratio, "sampling_ratio")
         self.aligned = aligned
 
     def forward(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -60,11 +60,15 @@ class MaskedPool(nn.Module):
     Args:
         num_regions: the number of labels, for label maps. None for masks.
         reduction: "mean" or "sum".
+
+    Raises:
+        TypeError, ValueError: `num_regions` is no integer of at least 0, or the reduction is unknown.
     """
 
     def __init__(self, num_regions: int | None = None, reduction: str = "mean") -> None:
         super().__init__()
-        self.num_regions = None if num_regions is None else as_int(num_regions, "num_regions")
+        self.num_regions = None if num_regions is None else check_num_regions(num_regions)
+        check_region_reduction(reduction)
         self.reduction = reduction
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:

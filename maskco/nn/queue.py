@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maskco import ops
 from maskco.nn.ranks import gather_together
-from maskco.ops._inputs import as_int
+from maskco.ops._inputs import FLOATS, as_int
 
 
 class FeatureQueue(nn.Module):
@@ -28,7 +28,7 @@ class FeatureQueue(nn.Module):
         overflow: the effect of a push past the last row: "wrap", "truncate" or "error", as in `queue_push_`.
 
     Raises:
-        TypeError: `size` or `dim` is not an integer.
+        TypeError: `size` or `dim` is not an integer, or `dtype` none of the four float dtypes that ops take.
         ValueError: `size` or `dim` is below 1, or `overflow` is unknown.
     """
 
@@ -45,6 +45,8 @@ class FeatureQueue(nn.Module):
             raise ValueError(f"queue needs size ≥ 1 and dim ≥ 1, got size={size}, dim={dim}")
         if overflow not in ("wrap", "truncate", "error"):
             raise ValueError(f"overflow must be 'wrap', 'truncate' or 'error', got {overflow!r}")
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
         self.overflow = overflow
         self.register_buffer("features", F.normalize(torch.randn(size, dim), dim=1).to(dtype))
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long) if ids else None)

@@ -55,7 +55,7 @@ def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tup
     """(the float, None), or (the power 1.0, the tensor in the dtype of the sums)."""
     if is_number(value):
         return float(as_float(value, name)), None
-    value = as_tensor(value, name)
+    value = as_tensor(value, name, "a number, ")
     if value.numel() != 1:
         raise ValueError(f"{name} must be a float or have one element, got shape {list(value.shape)}")
     check_dtype(value, FLOATS, name)
@@ -67,9 +67,21 @@ def check_scalar(value: Any, features: Tensor, name: str, like_name: str) -> tup
 def check_nonzero(value: Any, features: Tensor, name: str, like_name: str) -> tuple[float, Tensor | None]:
     """`check_scalar` for a temperature or scale, which must not be 0."""
     number, tensor = check_scalar(value, features, name, like_name)
-    if tensor is None and (number == 0 or number != number):  # (math.isnan would end torch.compile's graph)
-        raise ValueError(f"{name} must be a number other than 0, got {value}")
-    return number, tensor
+    return (number if tensor is not None else check_number(number, name)), tensor
+
+
+def check_number(value: Any, name: str) -> float:
+    """The float of a number other than 0."""
+    number = float(as_float(value, name))
+    if number == 0 or number != number:  # (math.isnan would end torch.compile's graph)
+        raise ValueError(f"{name} must be a number other than 0, got {number}")
+    return number
+
+
+def check_temperature(value: Any) -> None:
+    """For modules, which know no features yet: raises for what is neither an array nor a number other than 0."""
+    if is_number(value) or not hasattr(value, "__dlpack__"):
+        check_number(value, "temperature")
 
 
 def inverse(scalar: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:

@@ -14,10 +14,11 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def as_tensor(value: Any, name: str) -> Tensor:
+def as_tensor(value: Any, name: str, other: str = "") -> Tensor:
     """A tensor, or anything with `__dlpack__` (NumPy, CuPy, JAX …) as a tensor on the same memory.
 
     Raises TypeError for anything else, ValueError for an array that torch cannot share, such as a reversed one.
+    `other` says in the message what else the argument may be.
     """
     if isinstance(value, Tensor):
         return value
@@ -27,7 +28,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
         except (RuntimeError, BufferError) as error:  # negative strides, another byte order, a read-only array
             reason = str(error).split("\n")[0].rstrip(".")
             raise ValueError(f"{name} cannot be shared with torch ({reason}). Pass a contiguous copy of it") from error
-    raise TypeError(f"{name} must be a tensor or an array with __dlpack__, got {type(value).__name__}")
+    raise TypeError(f"{name} must be {other}a tensor or an array with __dlpack__, got {type(value).__name__}")
 
 
 def is_number(value: Any) -> bool:

@@ -128,10 +128,7 @@ def info_nce(
     query, positive, queue, local_negatives = one_dtype(features, query, queue)  # type: ignore[assignment]
     scalar, temperature_tensor = check_nonzero(temperature, query, "temperature", "query")
 
-    if margin is not None:
-        margin = as_float(margin, "margin")
-        if margin != margin:
-            raise ValueError(f"margin must be a number, got {margin}")
+    margin = None if margin is None else check_margin(margin)
     ops = _library.kernels(query.device)
     variant = decoupled or margin is not None  # (CUDA's flash kernels know neither)
     if ops is None:
@@ -181,6 +178,13 @@ def info_nce(
     return loss, InfoNCEStats(lse.detach(), positive_logit.detach(), rank)
 
 
+def check_margin(value: Any) -> float:
+    margin = as_float(value, "margin")
+    if margin != margin:
+        raise ValueError(f"margin must be a number, got {margin}")
+    return margin
+
+
 def _check_features(query: Tensor, positive: Tensor, queue: Tensor | None, local_negatives: Tensor | None) -> None:
     check_shape(query, ("N", "C"), "query")
     n, c = query.shape
@@ -224,7 +228,7 @@ def _check_valid(
         if not 0 <= valid <= queue.shape[0]:
             raise ValueError(f"valid must lie between 0 and the queue's {queue.shape[0]} rows, got {valid}")
         return queue[:valid], None if queue_ids is None else queue_ids[:valid], None
-    valid = as_tensor(valid, "valid")
+    valid = as_tensor(valid, "valid", "an integer, ")
     if valid.numel() != 1:
         raise ValueError(f"valid must be an int or have one element, got shape {list(valid.shape)}")
     check_dtype(valid, INTEGERS, "valid")

@@ -75,13 +75,7 @@ def box_pool(
     check_shape(features, ("B", "C", "H", "W"), "features")
     check_dtype(features, FLOATS, "features")
     rois = _rois(features, boxes)
-    spatial_scale = as_float(spatial_scale, "spatial_scale")
-    if not abs(spatial_scale) < math.inf:  # (math.isfinite would end torch.compile's graph)
-        raise ValueError(f"spatial_scale must be finite, got {spatial_scale}")
-    height, width = as_pair(output_size, "output_size")
-    if min(height, width) < 1:
-        raise ValueError(f"output_size must be at least 1, got {output_size}")
-    sampling_ratio = as_int(sampling_ratio, "sampling_ratio")
+    spatial_scale, (height, width), sampling_ratio = check_grid(spatial_scale, output_size, sampling_ratio)
     ops = _library.kernels(features.device)
     if ops is None:
         return reference.box_pool(
@@ -94,6 +88,17 @@ def box_pool(
         )
     refuse_transforms("box_pool", features, rois)
     return ops.box_pool_fwd(features, rois.detach(), spatial_scale, height, width, sampling_ratio, aligned)
+
+
+def check_grid(spatial_scale: Any, output_size: Any, sampling_ratio: Any) -> tuple[float, tuple[int, int], int]:
+    """The options of `box_pool` as plain numbers, `output_size` as (height, width). Raises TypeError, ValueError."""
+    scale = as_float(spatial_scale, "spatial_scale")
+    if not abs(scale) < math.inf:  # (math.isfinite would end torch.compile's graph)
+        raise ValueError(f"spatial_scale must be finite, got {scale}")
+    height, width = as_pair(output_size, "output_size")
+    if min(height, width) < 1:
+        raise ValueError(f"output_size must be at least 1, got {output_size}")
+    return scale, (height, width), as_int(sampling_ratio, "sampling_ratio")
 
 
 def _rois(features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -152,9 +157,7 @@ def masked_pool(
     check_dtype(features, FLOATS, "features")
     batch, _, height, width = features.shape
     if num_regions is not None:
-        num_regions = as_int(num_regions, "num_regions")
-        if num_regions < 0:
-            raise ValueError(f"num_regions must not be negative, got {num_regions}")
+        num_regions = check_num_regions(num_regions)
         check_dtype(masks, INTEGERS, "masks (labels, as num_regions is given)")
         check_shape(masks, (batch, height, width), "masks (labels, as num_regions is given)")
     elif masks.dtype in INTEGERS:
@@ -165,13 +168,24 @@ def masked_pool(
         check_dtype(masks, (features.dtype, torch.bool), "masks")
         check_shape(masks, (batch, "R", height, width), "masks")
     check_device(masks, features, "masks", "features")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    check_region_reduction(reduction)
     ops = _library.kernels(features.device)
     if ops is None:
         return reference.masked_pool(features, masks, num_regions=num_regions, reduction=reduction)
     refuse_transforms("masked_pool", features, masks)
     return ops.masked_pool_fwd(features, masks, num_regions, reduction == "mean")[0]
+
+
+def check_num_regions(value: Any) -> int:
+    number = as_int(value, "num_regions")
+    if number < 0:
+        raise ValueError(f"num_regions must not be negative, got {number}")
+    return number
+
+
+def check_region_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
 
 
 def _channels_last(features: Tensor) -> bool:

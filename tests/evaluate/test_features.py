@@ -95,14 +95,24 @@ def test_reestimated_statistics_are_those_of_the_scenes() -> None:
     model = encoder()
     model.backbone[1].running_mean.fill_(99)
     reestimate_batch_norm(model, scenes(8), batch_size=4)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    batches = [[scenes(8)[place] for place in part] for part in (order[:4], order[4:])]
     with torch.no_grad():
-        inputs = [
-            model.backbone[0](torch.cat([normalised(s.image) for s in part])) for part in (scenes(8)[:4], scenes(8)[4:])
-        ]
+        inputs = [model.backbone[0](torch.cat([normalised(s.image) for s in part])) for part in batches]
     mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
     variance = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
     torch.testing.assert_close(model.backbone[1].running_mean, mean)
     torch.testing.assert_close(model.backbone[1].running_var, variance)
+
+
+def test_reestimated_statistics_cover_all_classes_of_sorted_scenes() -> None:
+    """Batches of one class, as class folders list their images, would lack the variance between classes."""
+    kinds = scenes(64), [scene._replace(image=scene.image // 8) for scene in scenes(64)]
+    model, mixed = encoder(), encoder()
+    reestimate_batch_norm(model, [*kinds[0], *kinds[1]], batch_size=64)
+    reestimate_batch_norm(mixed, [scene for pair in zip(*kinds, strict=True) for scene in pair], batch_size=64)
+    expected = mixed.backbone[1].running_var
+    torch.testing.assert_close(model.backbone[1].running_var, expected, rtol=0.1, atol=0)
 
 
 def test_reestimating_makes_the_output_standardised_whatever_the_scale_of_the_input() -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from contrast_cases import unit
 from maskco import ops
 from maskco.errors import RankError
-from maskco.nn import ClipLoss, SigLipLoss, SupConLoss, gathered_clip
+from maskco.nn import ClipLoss, InfoNCE, SigLipLoss, SupConLoss, gathered_clip
 from maskco.ops import _library, reference
 from tolerance import assert_as_good_as
 
@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
                    "return_stats does not work with gather=True"),
     "siglip shape": (lambda: SigLipLoss()(ROWS, ROWS[:3], 5.0, 0.0), ValueError,
                      r"text_features must have shape \[4, 8\], got \[3, 8\]"),
-    "siglip bias": (lambda: SigLipLoss()(ROWS, ROWS, 5.0, "x"), TypeError, "logit_bias must be a tensor .*, got str"),
+    "siglip bias": (lambda: SigLipLoss()(ROWS, ROWS, 5.0, "x"), TypeError, "logit_bias must be a number, a tensor"),
     "supcon no labels": (lambda: SupConLoss()(ROWS), ValueError, r"labels must be given with features \[N, C\]"),
     "supcon labels": (lambda: SupConLoss()(ROWS, LABELS[:2]), ValueError, r"labels must have shape \[4\], got \[2\]"),
     "supcon views": (lambda: SupConLoss()(ROWS.view(2, 2, 8), LABELS), ValueError, r"labels must have shape \[2\]"),
@@ -157,7 +157,10 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
                           "labels must be given with ref_features"),
     "supcon width": (lambda: SupConLoss()(ROWS, LABELS, ROWS[:, :5], LABELS), ValueError,
                      r"ref_features must have shape \[K, 8\], got \[4, 5\]"),
-    "supcon temperature": (lambda: SupConLoss(0.0)(ROWS, LABELS), ValueError, "temperature must be a number other"),
+    "supcon temperature": (lambda: SupConLoss(0.0), ValueError, "temperature must be a number other than 0, got 0"),
+    "info_nce reduction": (lambda: InfoNCE(reduction="avg"), ValueError, "reduction must be 'mean', .*, got 'avg'"),
+    "info_nce temperature": (lambda: InfoNCE(None), TypeError, "temperature must be a number, got None"),
+    "info_nce margin": (lambda: InfoNCE(margin=float("nan")), ValueError, "margin must be a number, got nan"),
 }  # fmt: skip
 
 
@@ -390,7 +393,7 @@ def _check_errors(rank: int, world: int) -> None:
             if last
             else SupConLoss(gather=True)(good, labels, good, labels)
         ),
-        "temperature must be": lambda: SupConLoss(0.0 if last else 0.1, gather=True)(good, labels),
+        "temperature must be": lambda: SupConLoss(torch.ones(2) if last else 0.1, gather=True)(good, labels),
     }
     for message, call in bad.items():
         error = (ValueError, TypeError) if last else RankError

@@ -158,6 +158,8 @@ def test_queue_errors():
     assert parts.FeatureQueue(np.int64(8), np.array(2)).features.shape == (8, 2)
     with pytest.raises(ValueError, match="overflow"):
         parts.FeatureQueue(2, 2, overflow="drop")
+    with pytest.raises(TypeError, match=r"dtype must be float32, .*, got torch\.int32"):
+        parts.FeatureQueue(2, 2, dtype=torch.int32)
 
 
 def test_loss_takes_only_the_rows_that_hold_keys():

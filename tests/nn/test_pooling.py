@@ -80,7 +80,13 @@ def test_bad_numbers_are_named():
     with pytest.raises(TypeError, match=r"num_regions must be an integer, got 3\.0"):
         MaskedPool(num_regions=3.0)
     with pytest.raises(ValueError, match="output_size must be at least 1, got"):
-        BoxPool((7, 0), 1.0)(torch.ones(1, 1, 2, 2), torch.zeros(1, 5))
+        BoxPool((7, 0), 1.0)
+    with pytest.raises(ValueError, match="spatial_scale must be finite, got nan"):
+        BoxPool(7, float("nan"))
+    with pytest.raises(ValueError, match="num_regions must not be negative, got -1"):
+        MaskedPool(-1)
+    with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got \'max\''):
+        MaskedPool(reduction="max")
 
 
 @pytest.mark.parametrize("count", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)], ids=repr)

@@ -208,7 +208,7 @@ BAD = {
     "clip device": (CLIP, {"text": FEATURES.to("meta")}, ValueError, "text is on meta but image on cpu"),
     "clip list": (CLIP, {"image": [[1.0]]}, TypeError, "image must be a tensor or an array with __dlpack__, got list"),
     "siglip width": (SIGLIP, {"text": torch.zeros(8, 3)}, ValueError, r"text must have shape \[M, 20\], got \[8, 3\]"),
-    "siglip bias": (SIGLIP, {"logit_bias": "-10"}, TypeError, "logit_bias must be a tensor .*, got str"),
+    "siglip bias": (SIGLIP, {"logit_bias": "-10"}, TypeError, "logit_bias must be a number, a tensor .*, got str"),
     "siglip offset": (SIGLIP, {"offset": 1.5}, TypeError, "offset must be an integer, got 1.5"),
     "siglip reduction": (SIGLIP, {"reduction": "avg"}, ValueError, "reduction must be 'mean', 'sum' or 'none', got"),
     "supcon labels": (SUPCON, {"query_labels": torch.zeros(9)}, TypeError, "query_labels must be int64, .*, got float"),

@@ -7,6 +7,12 @@
 
 #define MASKCO_INLINE inline __attribute__((always_inline))
 
+// AVX-512 can scale by powers of two. The model of AMX has vectors of 64 bytes on CPUs without AVX-512, and Clang
+// refuses the instructions in functions whose target is set by attribute.
+#if defined(__x86_64__) && !defined(__clang__) && !defined(MASKCO_AMX_MODEL)
+#define MASKCO_VECTOR_SCALE
+#endif
+
 namespace maskco {
 
 template <class T, int kBytes_>
@@ -21,24 +27,39 @@ struct Lanes {
   static MASKCO_INLINE const Vector& at(const T* p) { return *reinterpret_cast<const Vector*>(p); }
 
   // x becomes 2^x within 2 ulp, for x up to about 0. Exponent bits make the power of two, and a polynomial makes the
-  // rest (minimax on [-1/2, 1/2], relative error 9e-8). NaN stays NaN. Below -127 the result is 0, from 128 on it is
-  // inf.
+  // rest. NaN stays NaN. Below -127 the result is 0, from 128 on it is inf.
   static MASKCO_INLINE void exp2(Vector& x) {
     if constexpr (sizeof(T) == 8) {
       for (int l = 0; l < kCount; l++) x[l] = std::exp2(x[l]);
+#ifdef MASKCO_VECTOR_SCALE
+    } else if constexpr (kBytes == 64) {
+      const Vector smallest = Vector{} - 126.f;  // denormal results would be slow
+      Vector whole;
+      uint16_t kept;  // not less than the smallest, so NaN too
+      asm("vrndscaleps $8, %1, %0" : "=v"(whole) : "v"(x));
+      asm("vcmpps $5, %2, %1, %0" : "=Yk"(kept) : "v"(x), "v"(smallest));
+      x -= whole;
+      short_exp2(x);
+      asm("vscalefps %1, %0, %0%{%2%}%{z%}" : "+v"(x) : "v"(whole), "Yk"(kept));
+#endif
     } else {
       Vector clamped = x < -127.f ? Vector{} - 127.f : x;  // (a NaN falls through both comparisons)
       clamped = clamped > 128.f ? Vector{} + 128.f : clamped;
-      const Vector shifted = clamped + 12582912.f;  // rounds to an integer in the low mantissa bits
-      const Vector r = clamped - (shifted - 12582912.f);
-      Vector p = r * 1.32647e-3f + 9.67151e-3f;
-      p = p * r + 5.550734e-2f;
-      p = p * r + 2.4022242e-1f;
-      p = p * r + 6.9314698e-1f;
-      p = p * r + 1.f;
-      const Mask scale = ((Mask)shifted + 127) << 23;
-      x = p * (Vector)scale;
+      constexpr float kRound = 12582912.f + 127.f;  // makes an integer of the low mantissa bits: the exponent's bits
+      const Vector shifted = clamped + kRound;
+      x = clamped - (shifted - kRound);
+      short_exp2(x);
+      x *= (Vector)((Mask)shifted << 23);
     }
+  }
+
+  // r becomes 2^r, for -1/2 <= r <= 1/2: minimax, relative error 9e-8.
+  static MASKCO_INLINE void short_exp2(Vector& r) {
+    Vector p = r * 1.32647e-3f + 9.67151e-3f;
+    p = p * r + 5.550734e-2f;
+    p = p * r + 2.4022242e-1f;
+    p = p * r + 6.9314698e-1f;
+    r = p * r + 1.f;
   }
 
   // u becomes log(1 + u) for 0 <= u <= 1, within 2 ulp even for the smallest u. It is the series of 2 atanh(u / (2 +
