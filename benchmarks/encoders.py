@@ -30,7 +30,7 @@ import torch
 import tyro
 
 from benchmarks import harness
-from benchmarks.table import fill, read_results
+from benchmarks.table import check_rows, fill, read_results
 from maskco.config import PretrainConfig, demo_config
 from maskco.console import one_line_errors
 from maskco.errors import ConfigError, UserError, one_line
@@ -215,7 +215,13 @@ def fill_page(page: Path, source: Path, rows: list[Row]) -> None:
 
 
 def load(file: Path) -> list[Row]:
-    return list(read_results(file, "rows")["rows"]) if file.exists() else []
+    """The rows of a file, none if it is missing. Raises ConfigError for files of other benchmarks."""
+    if not file.exists():
+        return []
+    rows = check_rows(file, list(read_results(file, "rows")["rows"]), "encoder", "steps", "seed")
+    if foreign := {row["encoder"] for row in rows} - set(ORDER):
+        raise ConfigError(f"{file} has rows of {', '.join(sorted(foreign))}, which this benchmark does not train")
+    return rows
 
 
 def main() -> None:
@@ -223,7 +229,8 @@ def main() -> None:
         options = tyro.cli(Options, description=__doc__)
         harness.check_bounds(options, "seeds")
         if options.show is not None:
-            rows = read_results(options.show, "rows")["rows"]
+            if not (rows := load(options.show)):
+                raise ConfigError(f"show: {options.show} holds no rows")
             if options.docs is not None:
                 fill_page(options.docs, options.show, rows)
         else:

@@ -1,4 +1,4 @@
-"""Prints the rows of a benchmark as a table of at most 120 columns, and reads what it wrote.
+"""Prints the rows of an op's benchmark as a table of at most 120 columns, and reads what a benchmark wrote.
 
 python -m benchmarks.table RESULT.json
 
@@ -98,6 +98,13 @@ def read_results(path: Path, *parts: str) -> Row:
     raise ConfigError(f"{path} holds no results of this benchmark: it needs {', '.join(parts)}")
 
 
+def check_rows(path: Path, rows: list[Row], *names: str) -> list[Row]:
+    """The rows. Raises ConfigError unless each has these entries: they are of another benchmark."""
+    if all(isinstance(row, dict) and set(names) <= row.keys() for row in rows):
+        return rows
+    raise ConfigError(f"{path} holds no results of this benchmark: its rows need {', '.join(names)}")
+
+
 @dataclass
 class Options:
     result: Annotated[Path, tyro.conf.Positional]
@@ -108,6 +115,7 @@ def main() -> None:
     with one_line_errors():
         options = tyro.cli(Options, prog="python -m benchmarks.table")
         result = read_results(options.result, "meta", "rows")
+        check_rows(options.result, result["rows"], "case", "dtype", "impl")
         print_heading(result["meta"]["device"], result["meta"]["threads"])
         for _, rows in groupby(result["rows"], key=lambda row: row["case"]):
             print_case(list(rows))

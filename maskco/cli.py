@@ -286,7 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `maskco`. Exits with 0, 2 (the user can fix it), or 128 + the signal that stopped it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     who = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""  # torchrun's
-    named = {field.name for field in dataclasses.fields(RunOptions)}  # what errors name before there is a command
+    # what errors name before there is a command
+    named = {field.name for field in dataclasses.fields(RunOptions)} | {"resume", "overwrite"}
     with one_line_errors(who, named):
         try:
             command = tyro.cli(commands(arguments), prog="maskco", description=DESCRIPTION, args=arguments)

@@ -210,8 +210,8 @@ def reestimate_batch_norm(
 ) -> None:
     """Replaces the running statistics of every BatchNorm layer, in place, by their mean over batches of `scenes`.
 
-    At most `limit` scenes are used, at equal distances, in one random order. Batches of one class, as class folders would
-    give, have too little variance. Nothing else in the encoder changes. Other layers run as in evaluation.
+    At most `limit` scenes are used, at equal distances, in one random order: batches of one class, as of class folders,
+    have too little variance. Nothing else in the encoder changes. Other layers run as in evaluation.
 
     Raises EvaluationError: one value per channel is too little for statistics.
     """

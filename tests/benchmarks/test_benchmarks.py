@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, timing
+from benchmarks import harness, table, timing
 from benchmarks.cases import BACKWARD, BOTH, FORWARD, OURS, Case, Implementation, Passes, Target, differentiable
 from benchmarks.harness import Options, run
 from benchmarks.memory import PeakMemory, resident_peak
@@ -228,6 +228,15 @@ def test_numbers_out_of_bounds_are_one_line(options: list[str], monkeypatch, cap
         harness.main("benchmarks.queue", list)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("other", ["train_step_cpu", "data_cpu", "claims_photos", "encoders"])
+def test_the_table_of_other_benchmarks_is_refused_in_one_line(monkeypatch, capsys, other: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["table", str(ROOT / f"benchmarks/results/{other}.json")])
+    with pytest.raises(SystemExit):
+        table.main()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "holds no results of this benchmark" in error and error.count("\n") == 1
 
 
 def test_results_that_are_none_are_one_line(tmp_path: Path) -> None:

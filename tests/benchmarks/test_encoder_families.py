@@ -114,3 +114,12 @@ def test_a_row_is_measured_kept_and_not_computed_again(tmp_path, monkeypatch, ca
 def test_a_change_that_cannot_be_read_is_one_line(change: str) -> None:
     with pytest.raises(ConfigError, match=f"change: '{change}' is not OPTION=VALUE"):
         encoders._change(change)
+
+
+@pytest.mark.parametrize("other", ["info_nce_cpu.json", "claims.json", "demo.json"])
+def test_files_of_other_benchmarks_are_one_line(monkeypatch, capsys, other: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["encoders", "--show", str(ROOT / "benchmarks/results" / other)])
+    with pytest.raises(SystemExit):
+        encoders.main()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "holds no results of this benchmark" in error and error.count("\n") == 1

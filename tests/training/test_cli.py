@@ -85,6 +85,12 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(pictures, tmp_path):
     assert "SIGTERM: saved step" in process.communicate(timeout=60)[1]
 
 
+def test_a_damaged_configuration_names_the_flag(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    assert run_main("pretrain", "--out", tmp_path, "--resume") == 2
+    assert "or replace the run with --overwrite" in capsys.readouterr().err
+
+
 def test_stored_options_are_the_defaults_of_a_resumed_run(tmp_path):
     config = PretrainConfig.of(data="photos", out="elsewhere", key_head=True, region_scale=(0.1, 0.2))
     with Recorder(tmp_path, config, 0) as recorder:
