@@ -24,8 +24,10 @@ def as_tensor(value: Any, name: str, other: str = "") -> Tensor:
         return value
     if hasattr(value, "__dlpack__"):
         try:
+            if any(step < 0 for step in getattr(value, "strides", None) or ()):  # torch before 2.14 would abort
+                raise BufferError("it has negative strides")
             return torch.from_dlpack(value)
-        except (RuntimeError, BufferError) as error:  # negative strides, another byte order, a read-only array
+        except (RuntimeError, BufferError) as error:  # also another byte order
             reason = str(error).split("\n")[0].rstrip(".")
             raise ValueError(f"{name} cannot be shared with torch ({reason}). Pass a contiguous copy of it") from error
     raise TypeError(f"{name} must be {other}a tensor or an array with __dlpack__, got {type(value).__name__}")
