@@ -56,6 +56,7 @@ struct AmxTile {
   static constexpr int kParts = kParts_;
   static constexpr bool kStrided = false;
   static constexpr int64_t kLongest = 1 << 30;
+  static constexpr int64_t kKeys = 192;  // more than elsewhere: sums are loaded and stored once for a tile
   static constexpr int kRows = 2 * kTileRows;
   static constexpr int kColumns = 2 * kTileRows;
 

@@ -44,6 +44,7 @@ struct RegisterTile {
   static constexpr int kParts = 1;         // operands that represent one number: see operands.h
   static constexpr bool kStrided = true;   // a_depth may be any
   static constexpr int64_t kLongest = 64;  // sum: a longer sum of positive factors rounds noticeably more
+  static constexpr int64_t kKeys = 96;     // of a pass's tile: a panel's logits and a few columns of keys fit the L1
   static constexpr int kRows = kRows_;
   static constexpr int kColumns = kVectors * Lane::kCount;
 

@@ -6,15 +6,13 @@
 
 namespace maskco {
 
-constexpr int64_t kKeyTile = 96;  // keys of a tile: a panel's logits and a few columns of keys fit the L1 cache
-
 // Prefetches the next tile of keys into the second-level cache, a few lines with every register tile. The hardware
 // cannot: several rows are read at once, a stream each, and each ends before the prefetcher has detected it.
 struct Ahead {
   const char* next;
   int64_t bytes;  // each time
 
-  template <class Tile, int64_t kKeys = kKeyTile, class Operand = typename Tile::Operand>
+  template <class Tile, int64_t kKeys = Tile::kKeys, class Operand = typename Tile::Operand>
   static MASKCO_INLINE Ahead of(const Operand* tile, int64_t tile_stride, int64_t width, int64_t queries) {
     const int64_t times = kKeys / Tile::kRows * ((queries + Tile::kColumns - 1) / Tile::kColumns);
     const bool in_one = Tile::kParts == 1 && tile_stride == width;  // no copy, no gaps
@@ -37,7 +35,7 @@ MASKCO_INLINE void panel_logits(const Operand* tile, int64_t tile_stride, int64_
   using Lane = typename Tile::Lane;
   constexpr int64_t kBlock = Tile::kLongest, kPanel = Tile::kColumns;
   const int64_t part = depth / Tile::kParts;
-  [[maybe_unused]] T rests[Tile::kParts == 2 ? kKeyTile * kPanel : 1];  // [kKeyTile, panel]
+  [[maybe_unused]] T rests[Tile::kParts == 2 ? Tile::kKeys * kPanel : 1];  // [keys, panel]
   for (int64_t j = 0; j < n; j += Tile::kRows) {
     ahead.fetch();
     const Operand* nearest = query + (depth - part) * kPanel;

@@ -130,7 +130,7 @@ template <class Tile, bool kWeigh, class T, class Policy>
 MASKCO_INLINE void sweep_unit(const Sweep<T>& sweep, const Unit<T>& unit, const Policy& policy) {
   using Operand = typename Tile::Operand;
   constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
-  static_assert(Tile::kParts == 1, "panel_logits holds no more rests than a tile of kKeyTile keys has");
+  static_assert(Tile::kParts == 1, "panel_logits holds no more rests than a tile of kKeys keys has");
   const int64_t c = sweep.c, width = sweep.width, depth = (c + kDepth - 1) / kDepth;
   const int64_t lanes = round_up(unit.rows, kPanel), in_chunk = unit.first_row - sweep.chunk;
   const auto* query = static_cast<const Operand*>(sweep.query) + in_chunk * depth;

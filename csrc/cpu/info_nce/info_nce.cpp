@@ -29,6 +29,7 @@ struct Kernels {
   int64_t panel;  // queries of a panel; widths are rounded up to it too
   int64_t depth;  // 2 if operands are pairs of bfloat16
   int64_t parts;  // 2 if these represent float32
+  int64_t keys;   // of a tile
   int64_t (*workspace)(int64_t c);
   void (*forward)(const ForwardPass<T>&);
   void (*key_gradient)(const KeyGradientPass<T>&);
@@ -40,10 +41,12 @@ struct Kernels {
   template <class T>                                                                                           \
   struct name {                                                                                                \
     using Tile = RegisterTile<MultiplyAdd<T, bytes>, bytes, rows, vectors>;                                    \
-    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && kKeyTile % rows == 0);       \
+    static_assert(Tile::kColumns % rows == 0 && kRowStep % Tile::kColumns == 0 && Tile::kKeys % rows == 0);    \
     target static void forward(const ForwardPass<T>& pass) { stream_forward<Tile>(pass); }                     \
     target static void key_gradient(const KeyGradientPass<T>& pass) { stream_key_gradient<Tile, Tile>(pass); } \
-    static Kernels<T> get() { return {Tile::kColumns, 1, 1, &pass_workspace<Tile>, &forward, &key_gradient}; } \
+    static Kernels<T> get() {                                                                                  \
+      return {Tile::kColumns, 1, 1, Tile::kKeys, &pass_workspace<Tile>, &forward, &key_gradient};              \
+    }                                                                                                          \
   };
 
 #if defined(__x86_64__)
@@ -58,7 +61,9 @@ struct Avx512Bf16 {
   MASKCO_AVX512 static void key_gradient(const KeyGradientPass<float>& pass) {
     stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
   }
-  static Kernels<float> get() { return {Tile::kColumns, 2, 1, &pass_workspace<Tile>, &forward, &key_gradient}; }
+  static Kernels<float> get() {
+    return {Tile::kColumns, 2, 1, Tile::kKeys, &pass_workspace<Tile>, &forward, &key_gradient};
+  }
 };
 #endif
 
@@ -66,7 +71,7 @@ struct Avx512Bf16 {
 template <int kParts>
 struct Amx {
   using Tile = AmxTile<AmxHere, kParts>;
-  static_assert(kRowStep % Tile::kColumns == 0 && kKeyTile % Tile::kRows == 0);
+  static_assert(kRowStep % Tile::kColumns == 0 && Tile::kKeys % Tile::kRows == 0);
   MASKCO_AMX_TARGET static void forward(const ForwardPass<float>& pass) {
     const typename Tile::Registers registers;
     stream_forward<Tile>(pass);
@@ -75,7 +80,9 @@ struct Amx {
     const typename Tile::Registers registers;
     stream_key_gradient<Tile, Avx512<float>::Tile>(pass);
   }
-  static Kernels<float> get() { return {Tile::kColumns, 2, kParts, &pass_workspace<Tile>, &forward, &key_gradient}; }
+  static Kernels<float> get() {
+    return {Tile::kColumns, 2, kParts, Tile::kKeys, &pass_workspace<Tile>, &forward, &key_gradient};
+  }
 };
 #endif
 #else
@@ -187,15 +194,15 @@ struct Cut {
   int64_t rows, blocks;  // queries of a block
   int64_t keys, ranges;  // keys of a range, a multiple of the tile
 
-  Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes) {
+  Cut(int64_t n, int64_t key_count, int64_t c, int64_t row_bytes, int64_t tile) {
     constexpr int64_t kPasses = 16;           // enough that a few threads finish at the same time
     constexpr int64_t kLeastWork = 1 << 20;   // multiplications that are worth a pass's start and merge
     constexpr int64_t kStateBytes = 4 << 20;  // limit for the states of all ranges
     blocks = (n + kRowBlock - 1) / kRowBlock;
-    const int64_t tiles = (key_count + kKeyTile - 1) / kKeyTile, worth = n * key_count * c / kLeastWork;
+    const int64_t tiles = (key_count + tile - 1) / tile, worth = n * key_count * c / kLeastWork;
     ranges = std::min({(kPasses + blocks - 1) / blocks, worth, kStateBytes / std::max<int64_t>(n * row_bytes, 1)});
     ranges = std::clamp<int64_t>(ranges, 1, std::max<int64_t>(tiles, 1));
-    keys = (tiles + ranges - 1) / ranges * kKeyTile;
+    keys = (tiles + ranges - 1) / ranges * tile;
     blocks = std::max(blocks, std::min(kPasses, worth) / ranges);  // with few keys, smaller blocks
     rows = round_up((n + blocks - 1) / blocks, kRowStep);
   }
@@ -278,7 +285,7 @@ void stream(Queries<T>& queries, const Keys& keys, const Kernels<T>& kernel) {
   const int64_t n = queries.n, c = queries.c, padded = queries.padded;
   const int64_t width = round_up(c, kernel.panel), depth = kernel.operands(c);
   const auto panels = query_panels(queries.rows, n, c, kernel, queries.scale);
-  const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T));
+  const Cut cut(n, keys.count, c, (queries.sums ? width : 1) * sizeof(T), kernel.keys);
   std::vector<T> range_max(cut.ranges * padded), range_sum(cut.ranges * padded);
   std::vector<int64_t> range_rank(cut.ranges * padded);
   auto range_sums = uninitialised<T>(queries.sums ? cut.ranges * padded * width : 0);
@@ -397,7 +404,7 @@ Tensor backward_keys(const InfoNCEKeysCall& call) {
   T* grad = data<T>(grad_keys);
   std::fill(grad + keys.count * c, grad + rows * c, T(0));
   constexpr int64_t kParts = 16, kStep = 16;  // of the keys; a step is whole register tiles, except with AMX
-  const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kKeyTile);
+  const int64_t part = std::clamp(round_up(keys.count / kParts, kStep), 2 * kStep, kernel.keys);
   torch::stable::parallel_for(0, (keys.count + part - 1) / part, 1, [&](int64_t begin, int64_t end) {
     auto workspace = uninitialised<T>(kernel.workspace(c));
     kernel.key_gradient({keys, begin * part, std::min(keys.count, end * part), panels.get(), scale,

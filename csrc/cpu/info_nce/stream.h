@@ -77,7 +77,7 @@ struct KeyGradientPass {
 // gradient.
 template <class Tile>
 int64_t pass_workspace(int64_t c) {
-  return kKeyTile * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
+  return Tile::kKeys * (kQueryGroup + 2 * round_up(c, Tile::kColumns));
 }
 
 // Sets the logit -inf for keys first_key .. first_key + n that are not negatives of queries row .. row + lanes.
@@ -147,15 +147,15 @@ MASKCO_INLINE void absorb(T* logits, int64_t n, const States<T>& states, T* shri
 template <class Tile, class T>
 MASKCO_INLINE void stream_forward(const ForwardPass<T>& pass) {
   using Operand = typename Tile::Operand;
-  constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth;
+  constexpr int64_t kPanel = Tile::kColumns, kDepth = Tile::kDepth, kKeys = Tile::kKeys;
   const int64_t c = pass.c, width = round_up(c, kPanel), depth = row_operands<Tile>(c);
   const int64_t key_width = kDepth == 1 && pass.sums ? width : depth;  // the second product reads whole vectors
   const auto* query = static_cast<const Operand*>(pass.query);
-  T* logits = pass.workspace;                                                            // [kParts * kKeyTile, panel]
-  auto* buffer = reinterpret_cast<Operand*>(logits + Tile::kParts * kKeyTile * kPanel);  // [kKeyTile, key_width]
-  WeightedSums<Tile> weighted(c, width, buffer + kKeyTile * width);
-  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
-    const int64_t n = std::min(kKeyTile, pass.last_key - k0);
+  T* logits = pass.workspace;                                                         // [kParts * kKeys, panel]
+  auto* buffer = reinterpret_cast<Operand*>(logits + Tile::kParts * kKeys * kPanel);  // [kKeys, key_width]
+  WeightedSums<Tile> weighted(c, width, buffer + kKeys * width);
+  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeys) {
+    const int64_t n = std::min(kKeys, pass.last_key - k0);
     int64_t tile_stride;
     const Operand* tile = key_rows<Tile>(pass.keys, k0, n, c, key_width, buffer, tile_stride);
     if (pass.sums) weighted.take_keys(tile, tile_stride, n);
@@ -177,18 +177,18 @@ template <class LogitTile, class Tile, class T>
 MASKCO_INLINE void stream_key_gradient(const KeyGradientPass<T>& pass) {
   using Operand = typename LogitTile::Operand;
   using Lane = typename Tile::Lane;
-  constexpr int64_t kPanel = Tile::kColumns;
+  constexpr int64_t kPanel = Tile::kColumns, kKeys = LogitTile::kKeys;
   static_assert(LogitTile::kColumns == kPanel && sizeof(Operand) == sizeof(T));
   const int64_t c = pass.c, width = round_up(c, kPanel), depth = row_operands<LogitTile>(c);
   const auto* query = static_cast<const Operand*>(pass.query);
-  T* logits = pass.workspace;                                                  // [kKeyTile, kQueryGroup]
-  auto* buffer = reinterpret_cast<Operand*>(logits + kKeyTile * kQueryGroup);  // [kKeyTile, depth]
-  T* gradient = logits + kKeyTile * (kQueryGroup + width);                     // [kKeyTile, width]
-  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeyTile) {
-    const int64_t n = std::min(kKeyTile, pass.last_key - k0);
+  T* logits = pass.workspace;                                               // [kKeys, kQueryGroup]
+  auto* buffer = reinterpret_cast<Operand*>(logits + kKeys * kQueryGroup);  // [kKeys, depth]
+  T* gradient = logits + kKeys * (kQueryGroup + width);                     // [kKeys, width]
+  for (int64_t k0 = pass.first_key; k0 < pass.last_key; k0 += kKeys) {
+    const int64_t n = std::min(kKeys, pass.last_key - k0);
     int64_t tile_stride;
     const Operand* tile = key_rows<LogitTile>(pass.keys, k0, n, c, depth, buffer, tile_stride);
-    std::fill_n(gradient, kKeyTile * width, T(0));
+    std::fill_n(gradient, kKeys * width, T(0));
     Ahead ahead = Ahead::of<LogitTile>(tile, tile_stride, depth, pass.n);
     for (int64_t i0 = 0; i0 < pass.n; i0 += kQueryGroup) {
       const int64_t queries = std::min(kQueryGroup, pass.n - i0);

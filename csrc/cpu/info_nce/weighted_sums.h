@@ -13,7 +13,7 @@ class WeightedSums {
   using T = typename Tile::T;
   using Operand = typename Tile::Operand;
 
-  // `width` is C rounded up to a panel. `buffer` is [kKeyTile, width].
+  // `width` is C rounded up to a panel. `buffer` is [keys of a tile, width].
   MASKCO_INLINE WeightedSums(int64_t c, int64_t width, Operand* buffer) : c_(c), width_(width), buffer_(buffer) {}
 
   // Takes a tile of n keys from key_rows.

@@ -80,7 +80,7 @@ class WeightedSums<Tile, false> {
     if constexpr (Tile::kParts == 1) {
       multiply(weight_rows<Tile>(weights, n_), pairs_, sums);
     } else {
-      auto* split = reinterpret_cast<int32_t*>(weights) + kKeyTile * kPanel;
+      auto* split = reinterpret_cast<int32_t*>(weights) + Tile::kKeys * kPanel;
       split_weights(weights, split);
       multiply(split, 2 * pairs_, sums);
       multiply(split + pairs_ * kPanel, pairs_, sums);
@@ -102,7 +102,7 @@ class WeightedSums<Tile, false> {
 
  private:
   using Lane = typename Tile::Lane;
-  static constexpr int64_t kPanel = Tile::kColumns, kSide = 16, kStride = Tile::kParts * kKeyTile / 2;
+  static constexpr int64_t kPanel = Tile::kColumns, kSide = 16, kStride = Tile::kParts * Tile::kKeys / 2;
 
   MASKCO_INLINE void multiply(const int32_t* weights, int64_t depth, float* sums) {
     for (int64_t x = 0; x < width_; x += Tile::kRows)
