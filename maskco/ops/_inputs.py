@@ -24,7 +24,7 @@ def as_tensor(value: Any, name: str, other: str = "") -> Tensor:
         return value
     if hasattr(value, "__dlpack__"):
         try:
-            if any(step < 0 for step in getattr(value, "strides", None) or ()):  # torch before 2.14 would abort
+            if any(step < 0 for step in getattr(value, "strides", None) or ()):  # torch 2.11 and 2.13 would abort
                 raise BufferError("it has negative strides")
             return torch.from_dlpack(value)
         except (RuntimeError, BufferError) as error:  # also another byte order
