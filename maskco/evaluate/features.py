@@ -92,10 +92,11 @@ def extract_features(
     x, labels = _pooled(encoder, maps, form)
     check_readable(len(scenes), skipped, form.noun)
     if len(x) == 0:
-        raise EvaluationError(
-            f"scenes: expected labelled boxes, found none in {len(scenes)} scenes. Pass scenes with boxes"
-        )
+        raise EvaluationError(NO_BOX.format(len(scenes), form.noun))
     return Features(x, labels, list(dict.fromkeys(skipped)))
+
+
+NO_BOX = "data: none of the {} {} has a labelled box. Name other data"
 
 
 class HeldScenes(NamedTuple):
@@ -115,7 +116,7 @@ class HeldScenes(NamedTuple):
         check_readable(len(scenes), skipped, form.noun)
         read = [(image.round().byte(), *rest) for image, *rest in samples if not isinstance(image, str)]
         if sum(len(boxes) for _, boxes, *_ in read) == 0:
-            raise EvaluationError(f"data: none of the {len(scenes)} {form.noun} has a labelled box. Name other data")
+            raise EvaluationError(NO_BOX.format(len(scenes), form.noun))
         images, boxes, labels, _ = zip(*read, strict=True)
         return cls(torch.stack(images), list(boxes), list(labels), form, list(dict.fromkeys(skipped)))
 

@@ -86,7 +86,7 @@ def test_modes_come_back_after_an_error_too() -> None:
 
 @pytest.mark.parametrize("empty", [[], [scenes(1)[0]]])
 def test_scenes_without_boxes_are_refused(empty: list[Scene]) -> None:
-    with pytest.raises(ValueError, match="scenes: expected labelled boxes"):
+    with pytest.raises(ValueError, match=r"data: none of the \d images has a labelled box\. Name other data"):
         extract_features(encoder(), empty)
 
 
