@@ -27,7 +27,7 @@ struct Lanes {
   static MASKCO_INLINE const Vector& at(const T* p) { return *reinterpret_cast<const Vector*>(p); }
 
   // x becomes 2^x within 2 ulp, for x up to about 0. Exponent bits make the power of two, and a polynomial makes the
-  // rest. NaN stays NaN. Below -127 the result is 0, from 128 on it is inf.
+  // rest. NaN stays NaN. Below about -126 the result is 0, from 128 on it is inf.
   static MASKCO_INLINE void exp2(Vector& x) {
     if constexpr (sizeof(T) == 8) {
       for (int l = 0; l < kCount; l++) x[l] = std::exp2(x[l]);
