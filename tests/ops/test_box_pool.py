@@ -341,7 +341,7 @@ def test_image_index_out_of_range(device, simulated, image):
     features, boxes = case(channels=2, height=4, width=4, boxes=3, device=device)
     boxes[1, 0] = image
     if device.type == "cpu" and not simulated:
-        with pytest.raises(RuntimeError, match="^(?!.*(^|[ ,])/).*boxes: row 1 names image"):  # no folder of the build
+        with pytest.raises(RuntimeError, match=r"^(?!.*(^|[ ,])/).*boxes: row 1 names image"):  # no build folder
             box_pool(features, boxes, spatial_scale=0.25)
     else:  # looking would stall the device
         output, gradient = with_gradient(pool, features, boxes, GRIDS[0])
