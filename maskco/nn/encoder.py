@@ -140,7 +140,8 @@ def create_encoder(
         pretrained: download timm's weights and start from them.
 
     Raises:
-        ValueError: an unknown name, or a backbone without such a feature map. The message suggests the nearest names.
+        ValueError: an unknown name, a backbone without such a feature map, or one that fails on images of `image_size`.
+            The message suggests the nearest names.
         DownloadError: the weights could not be downloaded. It is a ValueError.
     """
     name = name.removeprefix("timm/")
@@ -164,10 +165,9 @@ def create_encoder(
         asked = ", ".join(
             f"{key}={value}" for key, value in options.items() if key not in ("features_only", "pretrained")
         )
-        reason = str(error).split("\n")[0].rstrip(".") or "timm refuses this combination"
         raise ValueError(
-            f"encoder {name!r} gives no feature map with {asked}: {reason}. Choose another `stage`, `output_stride` or "
-            "`image_size`, or another encoder"
+            f"encoder {name!r} gives no feature map with {asked}: {_reason(error)}. Choose another `stage`, "
+            "`output_stride` or `image_size`, or another encoder"
         ) from error
     if not pretrained:
         _begin_branches(backbone)
@@ -176,7 +176,35 @@ def create_encoder(
     encoder = Encoder(backbone, info.channels()[-1], info.reduction()[-1], channels_last=turned, image_size=side)
     if side is None:
         encoder.padding = same_padding(encoder)
+    elif image_size is not None:
+        try:
+            _try_side(encoder, side)
+        except Exception as error:
+            raise ValueError(
+                f"encoder {name!r} takes no images of {side} pixels: {_reason(error)}. Choose another `image_size`, or "
+                "another encoder"
+            ) from error
     return encoder
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0].rstrip(".") or "timm refuses this combination"
+
+
+def _try_side(encoder: Encoder, side: int) -> None:
+    """Raises what the backbone raises for images of this side in pixels."""
+    try:
+        _on_meta(encoder)(torch.empty(1, 3, side, side, device="meta"))
+    except Exception:  # of the size, or of the meta device
+        with torch.no_grad():
+            copy.deepcopy(encoder).eval()(torch.zeros(1, 3, side, side))
+
+
+def _on_meta(encoder: Encoder) -> Encoder:
+    """A copy for the sizes of maps alone: on the meta device, without weights."""
+    tensors = (*encoder.parameters(), *encoder.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}  # no weights are copied
+    return copy.deepcopy(encoder, memo).eval()
 
 
 PROBE = 256  # side in pixels that backbones of any input size take
@@ -190,9 +218,7 @@ def same_padding(encoder: Encoder) -> tuple[int, int]:
     pixel K / 2 + i · stride, so K - stride pixels are missing. K is found from the map's sizes, on the meta device.
     """
     stride = encoder.stride
-    tensors = (*encoder.parameters(), *encoder.buffers())
-    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}  # no weights are copied
-    probe = copy.deepcopy(encoder, memo).eval()
+    probe = _on_meta(encoder)
 
     def cells(side: int) -> int:
         return probe(torch.empty(1, 3, side, side, device="meta")).shape[-1]

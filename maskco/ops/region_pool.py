@@ -30,6 +30,8 @@ from maskco.ops._inputs import (
     refuse_transforms,
 )
 
+MOST_POINTS = 1 << 16  # sample points of a box along an axis. Far more would run for hours
+
 
 def box_pool(
     features: Tensor,
@@ -50,6 +52,7 @@ def box_pool(
         spatial_scale: feature pixels per image pixel, for example 1/32 for a stride of 32.
         output_size: RoIAlign's grid of bins, as one number for both sides or (height, width).
         sampling_ratio: sample points of a bin along each axis. 0 or less is adaptive: about one for each feature pixel.
+            `output_size` times this is at most 65,536.
         aligned: shift by half a pixel, so that pixel centres agree (torchvision's `aligned=True`). Without it a box is
             at least one feature pixel wide and high.
 
@@ -98,7 +101,13 @@ def check_grid(spatial_scale: Any, output_size: Any, sampling_ratio: Any) -> tup
     height, width = as_pair(output_size, "output_size")
     if min(height, width) < 1:
         raise ValueError(f"output_size must be at least 1, got {output_size}")
-    return scale, (height, width), as_int(sampling_ratio, "sampling_ratio")
+    per_bin = as_int(sampling_ratio, "sampling_ratio")
+    if max(height, width) * max(per_bin, 1) > MOST_POINTS:
+        raise ValueError(
+            f"output_size × sampling_ratio must be at most {MOST_POINTS} sample points along an axis, got "
+            f"{output_size} × {max(per_bin, 1)}"
+        )
+    return scale, (height, width), per_bin
 
 
 def _rois(features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:

@@ -109,7 +109,9 @@ def pretrain(
     return train(PretrainConfig.of(**given), resume=resume, overwrite=overwrite, dataset=dataset)
 
 
-@memory_errors("lower `batch_size`, `image_size` or `queue_size`, take a smaller `encoder`, or raise `accumulate`")
+@memory_errors(
+    "lower `batch_size`, `image_size` or `queue_size`, take a smaller `encoder` or `optimizer`, or raise `accumulate`"
+)
 def train(
     config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, dataset: object | None = None
 ) -> RunResult:

@@ -83,9 +83,12 @@ def check_shares(config: PretrainConfig) -> None:
     shares = world_size() * config.optim.accumulate
     if config.optim.batch_size % shares or config.optim.batch_size < 2 * shares:
         near = shares * max(config.optim.batch_size // shares, 2)
+        part = config.optim.batch_size // world_size()
+        fits = [n for n in range(1, min(part // 2, config.optim.accumulate) + 1) if part % n == 0]
+        other = f", or `accumulate={fits[-1]}`" if fits and not config.optim.batch_size % world_size() else ""
         raise ConfigError(
             f"batch_size: {config.optim.batch_size} must be a multiple of ranks × accumulate = {world_size()} × "
-            f"{config.optim.accumulate}, with 2 images or more in each part. Take `batch_size={near}`"
+            f"{config.optim.accumulate}, with 2 images or more in each part. Take `batch_size={near}`{other}"
         )
 
 

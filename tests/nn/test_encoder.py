@@ -104,6 +104,18 @@ def test_an_impossible_map_is_a_one_line_error(options):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("test_vit", r"\(100\) should be divisible"), ("maxvit_tiny_tf_224", r"\(25\) must be divisible")],
+)
+def test_a_size_that_the_backbone_fails_on_is_a_one_line_error(name, reason):
+    with pytest.raises(
+        ValueError, match=rf"'{name}' takes no images of 100 pixels: .*{reason}.*[^.]\. Choose"
+    ) as caught:
+        create_encoder(name, image_size=100)
+    assert "\n" not in str(caught.value)
+
+
 def test_own_modules_must_say_channels_and_stride():
     with pytest.raises(ValueError, match=r"integer attribute \.channels"):
         as_encoder(nn.Conv2d(3, 4, 1))

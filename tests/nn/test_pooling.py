@@ -83,6 +83,10 @@ def test_bad_numbers_are_named():
         BoxPool((7, 0), 1.0)
     with pytest.raises(ValueError, match="spatial_scale must be finite, got nan"):
         BoxPool(7, float("nan"))
+    with pytest.raises(ValueError, match="at most 65536 sample points along an axis, got 7 × 1000000000"):
+        BoxPool(7, 1.0, sampling_ratio=10**9)
+    with pytest.raises(ValueError, match=r"at most 65536 sample points along an axis, got \(1, 1000000\) × 1"):
+        box_pool(torch.ones(1, 1, 2, 2), torch.zeros(1, 5), spatial_scale=1, output_size=(1, 10**6), sampling_ratio=-1)
     with pytest.raises(ValueError, match="num_regions must not be negative, got -1"):
         MaskedPool(-1)
     with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got \'max\''):

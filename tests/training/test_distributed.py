@@ -391,9 +391,11 @@ def test_what_cannot_be_shared_out_is_refused(ranks, pictures, tmp_path):
     alone = lambda function, *arguments: [function(*arguments)]  # noqa: E731
     assert refused(ranks, batch_size=6, accumulate=2) == (
         "ConfigError: batch_size: 6 must be a multiple of ranks × accumulate = 2 × 2, "
-        "with 2 images or more in each part. Take `batch_size=8`"
+        "with 2 images or more in each part. Take `batch_size=8`, or `accumulate=1`"
     )
-    assert "batch_size: 4 must be a multiple of ranks × accumulate = 1 × 4" in refused(alone, accumulate=4)
+    too_many = refused(alone, accumulate=4)
+    assert "batch_size: 4 must be a multiple of ranks × accumulate = 1 × 4" in too_many
+    assert too_many.endswith("Take `batch_size=8`, or `accumulate=2`")
     assert "batch_norm sync needs CUDA" in refused(alone, batch_norm="sync")
     assert not (tmp_path / "run").exists()
 
