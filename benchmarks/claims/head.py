@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ import matplotlib.pyplot as plt
 
 from benchmarks.claims.names import COMPARED, PHOTOGRAPHS
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.settings import REGIONS
 from benchmarks.plot import STYLE
 
 COLOURS = {REGION: "#0072B2", NEIGHBOURS: "#D55E00"}
@@ -76,20 +76,23 @@ def worth_table(pairs: Sequence[Pair]) -> str:
 
 
 def draw_head(pairs: Sequence[Pair], path: Path) -> Path:
-    """A PNG: the worth over the share of a region that is hidden; a panel for each set and part. The line joins runs
-    with the benchmark's regions, single points have others."""
+    """A PNG: the worth over the share of a region that is hidden; a panel for each set and part. A line joins the
+    most that differ in this share alone. Single points are the others."""
     panels = list(dict.fromkeys((pair.set, pair.part) for pair in pairs))
     with plt.rc_context(STYLE):
         size = max(5 * len(panels), 6), 3.6
         figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
         for axis, panel in zip(axes[0], panels, strict=True):
-            for usual, marks in ((True, "o-"), (False, "x")):
-                own = [p for p in pairs if (p.set, p.part) == panel and has_usual_regions(p) == usual]
-                own.sort(key=lambda pair: pair.options["mask_share"])
+            here = [pair for pair in pairs if (pair.set, pair.part) == panel]
+            here.sort(key=lambda pair: pair.options["mask_share"])
+            (usual, _), *_ = Counter(map(but_the_share, here)).most_common(1)
+            for own, marks, others in (
+                ([pair for pair in here if but_the_share(pair) == usual], "o-", ""),
+                ([pair for pair in here if but_the_share(pair) != usual], "x", ", other regions or encoders"),
+            ):
                 for score, colour in COLOURS.items() if own else ():
-                    label = score if usual else f"{score}, other regions"
                     shares, leads = [p.options["mask_share"] for p in own], [p.mean(score) for p in own]
-                    axis.plot(shares, leads, marks, color=colour, label=label)
+                    axis.plot(shares, leads, marks, color=colour, label=score + others)
             axis.axhline(0, color="#7F7F7F", linewidth=0.8)
             axis.set_title(f"{panel[0]}, {panel[1]} part: what the head is worth")
             axis.set_xlabel("mask share")
@@ -100,7 +103,6 @@ def draw_head(pairs: Sequence[Pair], path: Path) -> Path:
     return path
 
 
-def has_usual_regions(pair: Pair) -> bool:
-    """Whether number and size of the regions are those of the benchmark's MaskCo."""
-    scale = tuple(pair.options["region_scale"])  # (JSON knows lists only)
-    return (pair.options["regions"], scale) == (REGIONS["regions"], REGIONS["region_scale"])
+def but_the_share(pair: Pair) -> str:
+    """What the runs of a line have in common."""
+    return repr(sorted((name, value) for name, value in pair.options.items() if name not in ("mask_share", "seed")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from benchmarks.claims.encoder import NARROW
 from benchmarks.claims.settings import (
     DENSECL,
     HIDDEN,
@@ -25,6 +26,7 @@ from benchmarks.claims.settings import (
 
 SMALLER_CROPS: Options = {"crop_scale": (0.2, 1.0)}  # maskco's and MoCo v2's default
 LARGER_CROPS: Options = {"crop_scale": (0.6, 1.0)}
+NARROW_ENCODER: Options = {"encoder": NARROW, "stage": 2}  # its map is as fine as PHOTOS', but sees 23 pixels, not 95
 BASE: Options = METHODS[MOCO]
 LAPTOP_TRIES: dict[str, Options] = {
     MASKCO: REGIONS,
@@ -97,6 +99,8 @@ OF_MOCO: dict[str, Options] = {
     "weight decay 2e-3": {"weight_decay": 2e-3},
     "projection of 512": {"hidden": 512},
     "warm-up of 200 steps": {"warmup_steps": 200},
+    "warm-up of 10 steps": {"warmup_steps": 10},
+    "narrow encoder": NARROW_ENCODER,
 }
 REGIMES: dict[str, Options] = {  # with head and without
     "mask share 0.15": {"mask_share": 0.15},
@@ -109,6 +113,8 @@ REGIMES: dict[str, Options] = {  # with head and without
     "regions of 0.4 to 0.6, all hidden": {"region_scale": (0.4, 0.6), "mask_share": 1.0},
     "1 region": {"regions": 1},
     "1 region of 0.4 to 0.6, all hidden": {"regions": 1, "region_scale": (0.4, 0.6), "mask_share": 1.0},
+    "narrow encoder": NARROW_ENCODER,
+    "narrow encoder, all hidden": NARROW_ENCODER | {"mask_share": 1.0},
 }
 OF_MASKCO: dict[str, Options] = {
     "2 regions": {"regions": 2},
