@@ -133,6 +133,10 @@ class MethodOptions(Options):
         yield from ()
 
 
+class UnregisteredError(ConfigError):
+    """A method or logger that is not known here. It may be one that a run's own process had registered."""
+
+
 def find_method(name: str) -> Any:
     """The class registered under a method's name, a `maskco.methods.Method`. Raises ConfigError."""
     return _registered(METHODS, "METHODS", "method", name)
@@ -145,7 +149,7 @@ def find_logger(name: str) -> Any:
 
 def _registered(registry: dict[str, Any], its_name: str, option: str, name: str) -> Any:
     if name not in registry:
-        raise ConfigError(f"{option} must be one of {', '.join(registry)}, got {one_line(name)!r}")
+        raise UnregisteredError(f"{option} must be one of {', '.join(registry)}, got {one_line(name)!r}")
     if isinstance(registry[name], str):
         module, _, found = registry[name].partition(":")
         try:
@@ -266,6 +270,7 @@ def _of_today(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "keep_best": "loss" if best else "off"} if isinstance(best, bool) else dict(options)
 
 
+REGISTER = "If it is your own, register it in `maskco.config` before, as the process that trained did"
 GROUPS: dict[str, Any] = {"run": RunOptions, "method": MethodOptions, "views": ViewConfig, "optim": OptimOptions}
 
 
@@ -318,6 +323,8 @@ def read_config(path: str | Path) -> PretrainConfig:
     try:
         config = PretrainConfig.from_stored(values)
         config.check()
+    except UnregisteredError as error:
+        raise UnregisteredError(f"{path}: {error}. {REGISTER}") from error
     except (ValueError, OverflowError, TypeError) as error:  # a ConfigError, or a number of hundreds of digits
         raise ConfigError(
             f"{path} cannot be used ({one_line(error)}). Restore it, or replace the run with `overwrite=True`"

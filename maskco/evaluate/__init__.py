@@ -3,7 +3,7 @@
     from maskco.evaluate.options import Regions
     from maskco.evaluate.run import evaluate
 
-    rows = evaluate(Regions(("RUN", "timm:resnet50", "moco_v2.pth.tar"), data="COCO"))
+    rows = evaluate(Regions(encoders=("RUN", "timm:resnet50", "moco_v2.pth.tar"), data="COCO"))
 
 | file | |
 |---|---|

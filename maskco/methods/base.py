@@ -34,9 +34,10 @@ class StepOutput(NamedTuple):
     """The results of a batch.
 
     The loss is [] with gradient. Metrics are [] each, without gradient, by name: the loop averages them over
-    micro-batches, ranks and steps. Monitors know "accuracy" and "top5" (contrast accuracy, percent) and
-    "embedding_std". Pushes are keys [any, dim] without gradient, by the name of their queue. Embeddings [any, dim]
-    without gradient are those of a method without queues: monitors look at their deviation.
+    micro-batches, ranks and steps. "loss", "lr", "step", "epoch", "seconds" and "images_per_s" are the loop's own.
+    Monitors know "accuracy" and "top5" (contrast accuracy, percent) and "embedding_std". Pushes are keys [any, dim]
+    without gradient, by the name of their queue. Embeddings [any, dim] without gradient are those of a method without
+    queues: monitors look at their deviation.
     """
 
     loss: Tensor

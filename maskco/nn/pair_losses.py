@@ -78,7 +78,8 @@ class ClipLoss(nn.Module):
                 raise ValueError("return_stats does not work with gather=True. Use gather=False, or leave it out")
             image, text = _pairs(image_features, text_features)
             check_nonzero(logit_scale, image, "logit_scale", "image_features")
-            return image, text, None if ids is None else check_ids(ids, len(image), image, "ids", "image_features")
+            own = None if ids is None else check_ids(ids, image.shape[0], image, "ids", "image_features")
+            return image, text, own
 
         gather = self.gather and world_size() > 1
         (image, text, own_ids), (of_images, of_texts, _) = compare(check) if gather else (check(), (None, None, None))
@@ -270,7 +271,7 @@ def _rows(features: Tensor, labels: Tensor | None, first: int) -> tuple[Tensor, 
         assert labels is not None
         return features, labels
     if labels is None:
-        labels = torch.arange(first, first + len(features), device=features.device)
+        labels = torch.arange(first, first + features.shape[0], device=features.device)
     return features.flatten(2).transpose(0, 1).flatten(0, 1), labels.repeat(features.shape[1])
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maskco import ops
 from maskco.nn.ranks import gather_together
-from maskco.ops._inputs import FLOATS, as_int
+from maskco.ops._inputs import FLOATS, as_int, as_tensor
 
 
 class FeatureQueue(nn.Module):
@@ -71,13 +71,20 @@ class FeatureQueue(nn.Module):
             ValueError: ids for a queue without ids, or no ids for a queue with ids. A shape or device that does not
                 fit. With overflow="error", a B that does not divide the size.
             TypeError: a wrong dtype.
-            RankError: keys or ids have different dtypes or row sizes on different ranks. All ranks raise it.
+            RankError: another rank's arguments are invalid, or keys or ids have different dtypes or row sizes on
+                different ranks. All ranks raise it.
         """
-        all_keys, all_ids = gather_together(keys.detach(), ids) if gather else (keys.detach(), ids)
-        if ids is None and self.ids is not None:
-            raise ValueError("ids are missing, and this queue needs ids. Pass them with the keys")
-        if ids is not None and self.ids is None:
-            raise ValueError("ids were given, and this queue keeps no ids. Make it with ids=True, or leave them out")
+
+        def check() -> tuple[Tensor, Tensor | None]:
+            if ids is None and self.ids is not None:
+                raise ValueError("ids are missing, and this queue needs ids. Pass them with the keys")
+            if ids is not None and self.ids is None:
+                raise ValueError(
+                    "ids were given, and this queue keeps no ids. Make it with ids=True, or leave them out"
+                )
+            return as_tensor(keys, "keys").detach(), None if ids is None else as_tensor(ids, "ids")
+
+        all_keys, all_ids = gather_together(check) if gather else check()
         ops.queue_push_(
             self.features,
             self.cursor,

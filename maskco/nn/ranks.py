@@ -69,21 +69,20 @@ def gather_in_rank_order(tensor: Tensor) -> Tensor:
     Raises:
         RankError: dtypes or row sizes differ between ranks. All ranks raise it.
     """
-    (rows,) = gather_together(tensor)
+    (rows,) = gather_together(lambda: [tensor])
     assert rows is not None
     return rows
 
 
 @torch.no_grad()
-def gather_together(*tensors: Tensor | None) -> list[Tensor | None]:
-    """`gather_in_rank_order` of several tensors. Ranks first compare dtypes and shapes, over the CPU.
+def gather_together(check: Callable[[], Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """`gather_in_rank_order` of the several tensors that `check` gives, after ranks have compared them: see `compare`.
 
-    A rank that raises before a collective would leave the others waiting in it. So missing arguments are compared too,
-    as None. All ranks must leave out the same ones.
+    Missing arguments are compared too, as None. All ranks must leave out the same ones.
     """
     if world_size() == 1:
-        return list(tensors)
-    _, layouts = compare(lambda: tensors)
+        return list(check())
+    tensors, layouts = compare(check)
     return [
         None if tensor is None or layout is None else gather_parts(tensor, layout.lengths)
         for tensor, layout in zip(tensors, layouts, strict=True)

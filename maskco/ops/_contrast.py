@@ -150,14 +150,19 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def mean_factor(count: int, reduction: str) -> float:
-    """The factor for the sum of `count` losses, which an <op>_sum takes. While torch.compile traces it is 1, since a
-    float made of a size would mean a graph for each size: `divided` does the rest."""
-    return 1 / max(count, 1) if reduction == "mean" and not torch.compiler.is_compiling() else 1.0
+    """The factor for the sum of `count` losses, which an <op>_sum takes. While a graph is traced it is 1, since a float
+    made of a size would hold for this size alone: `divided` does the rest."""
+    return 1 / max(count, 1) if reduction == "mean" and not _traced(count) else 1.0
 
 
 def divided(loss: Tensor, count: int, reduction: str) -> Tensor:
     """The reduced loss, of an <op>_sum's with `mean_factor`."""
-    return loss / max(count, 1) if reduction == "mean" and torch.compiler.is_compiling() else loss
+    return loss / max(count, 1) if reduction == "mean" and _traced(count) else loss
+
+
+def _traced(count: int) -> bool:
+    """Whether torch.compile, make_fx or torch.jit.trace makes a graph, in which `count` will be another."""
+    return torch.compiler.is_compiling() or type(count) is not int
 
 
 class _Ready(torch.autograd.Function):

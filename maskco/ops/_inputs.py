@@ -33,6 +33,13 @@ def as_tensor(value: Any, name: str, other: str = "") -> Tensor:
     raise TypeError(f"{name} must be {other}a tensor or an array with __dlpack__, got {type(value).__name__}")
 
 
+def as_output(value: Any, name: str) -> Tensor:
+    """`as_tensor` for what an op writes to. Raises ValueError for a read-only array, which torch would write to."""
+    if getattr(getattr(value, "flags", None), "writeable", True) is False:
+        raise ValueError(f"{name} is a read-only array, and it is overwritten in place. Pass a copy of it")
+    return as_tensor(value, name)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a number of Python or NumPy, or a CPU array without dimensions. Tensors and bools are not."""
     if isinstance(value, (int, float)):

@@ -211,7 +211,7 @@ def _check_ids(
     checked: list[Tensor | None] = []
     for ids, features, name in ((query_ids, query, "query_ids"), (queue_ids, queue, "queue_ids")):
         given = ids is not None and features is not None  # (queue_ids without a queue raised above)
-        checked.append(check_ids(ids, len(features), query, name, "query") if given else None)  # type: ignore[arg-type]
+        checked.append(check_ids(ids, features.shape[0], query, name, "query") if given else None)  # type: ignore[union-attr]
     return checked[0], checked[1]
 
 

@@ -14,6 +14,7 @@ from maskco.ops import _library, reference
 from maskco.ops._inputs import (
     FLOATS,
     INTEGERS,
+    as_output,
     as_tensor,
     check_device,
     check_dtype,
@@ -64,22 +65,20 @@ def queue_push_(
         The queue, as torch's in-place functions do. For an array it is a tensor on the array's memory.
 
     Raises:
-        ValueError: a shape, device or stride does not fit, only one of `ids` and `queue_ids` is given, or with "error"
-            B does not divide K.
+        ValueError: a shape, device or stride does not fit, an array to write to is read-only, only one of `ids` and
+            `queue_ids` is given, or with "error" B does not divide K.
         TypeError: a wrong dtype.
         RuntimeError: the queue requires grad, or the queue or keys have a forward-mode tangent. Detach them. On the CPU
             also a cursor outside the queue. CUDA takes its row modulo K and clamps its count, since a check would wait
             for the device.
     """
-    queue, cursor, keys = as_tensor(queue, "queue"), as_tensor(cursor, "cursor"), as_tensor(keys, "keys")
+    queue, cursor, keys = as_output(queue, "queue"), as_output(cursor, "cursor"), as_tensor(keys, "keys")
     check_dtype(queue, FLOATS, "queue")
     check_shape(queue, ("K", "C"), "queue")
     size, channels = queue.shape
     if queue.requires_grad:
         raise RuntimeError("queue must not require grad: it is overwritten in place. Pass queue.detach()")
-    if 0 in queue.stride() and any(
-        stride == 0 and length > 1 for stride, length in zip(queue.stride(), queue.shape, strict=True)
-    ):
+    if shares_memory(*queue.shape, *queue.stride()):
         raise ValueError("queue must not be expanded, its rows share memory. Pass queue.clone()")
     check_dtype(cursor, (torch.int64,), "cursor")
     check_shape(cursor, (2,), "cursor")
@@ -92,7 +91,7 @@ def queue_push_(
         missing = "ids" if ids is None else "queue_ids"
         raise ValueError(f"ids and queue_ids go together, {missing} is missing. Give both or neither")
     if ids is not None:
-        ids, queue_ids = as_tensor(ids, "ids"), as_tensor(queue_ids, "queue_ids")
+        ids, queue_ids = as_tensor(ids, "ids"), as_output(queue_ids, "queue_ids")
         check_dtype(ids, INTEGERS, "ids")
         check_shape(ids, (count,), "ids")
         check_device(ids, queue, "ids", "queue")
@@ -122,6 +121,17 @@ def queue_push_(
         # so that autograd refuses a backward pass which needs what was here before (ops of a stable-ABI library don't)
         torch.autograd.graph.increment_version((queue, cursor) if queue_ids is None else (queue, cursor, queue_ids))
     return queue
+
+
+def shares_memory(rows: int, columns: int, down: int, across: int) -> bool:
+    """Whether elements of a matrix with these strides share memory, as those of an expanded one do.
+
+    True also for a few odd layouts without overlap, in which neither rows nor columns follow one another.
+    """
+    if rows <= 1 or columns <= 1:
+        return (rows > 1 and down == 0) or (columns > 1 and across == 0)
+    nested = down > across * (columns - 1) or across > down * (rows - 1)
+    return not nested or down == 0 or across == 0
 
 
 def register(namespace: str) -> None:

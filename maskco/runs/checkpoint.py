@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maskco.config import PretrainConfig
+from maskco.config import REGISTER, PretrainConfig, UnregisteredError
 from maskco.errors import UserError, one_line
 from maskco.files import partial_name, write_atomically
 from maskco.methods import Method, build_method
@@ -21,6 +21,7 @@ FORMER = "maskco run 3"  # whose options had no groups, and whose metrics no nam
 CHECKPOINT = "last.pt"
 KEPT = "step-{}.pt"  # a checkpoint that `last.pt` has replaced
 BEST = "best.pt"  # that of the best epoch, by what `keep_best` says
+LARGE = 1 << 26  # numbers, of 256 MiB
 
 
 class CheckpointError(UserError):
@@ -107,13 +108,14 @@ def converted(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}. Restore it from a copy") from error
 
 
-def require_queues(config: PretrainConfig, weights: dict[str, Any]) -> None:
-    """Raises ValueError if the options' queue is not that of the weights, before it is allocated."""
-    options = vars(config.method)
-    if "queue_size" in options:
-        wanted = (options["queue_size"], options["dim"])
-        if wanted not in [tuple(t.shape) for name, t in weights.items() if name.endswith("queue.features")]:
-            raise ValueError(f"queue_size {wanted[0]} and dim {wanted[1]} are not those of its queue")
+def refuse_larger_queues(config: PretrainConfig, weights: dict[str, Any]) -> None:
+    """Raises ValueError if the options' queue is large and cannot be in the weights, before it is allocated.
+
+    Own methods may have queues of any size and name, or none.
+    """
+    size, dim = (getattr(config.method, name, 0) for name in ("queue_size", "dim"))
+    if size * dim > max(LARGE, sum(tensor.numel() for tensor in weights.values())):
+        raise ValueError(f"queue_size {size} and dim {dim} are more than its weights hold")
 
 
 def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
@@ -121,6 +123,8 @@ def stored_config(path: str | Path, state: dict[str, Any]) -> PretrainConfig:
     try:
         config = PretrainConfig.from_stored(state["config"])
         config.check()
+    except UnregisteredError as error:
+        raise CheckpointError(f"{path}: {error}. {REGISTER}") from error
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} holds no options of a maskco run: {one_line(error)}. Restore it from a copy"
@@ -148,7 +152,7 @@ def load_run(run: str | Path, *, architecture: str | None = None) -> tuple[Pretr
         step = int(state["step"])
         weights = state["method"]
         with torch.random.fork_rng(devices=[]):
-            require_queues(config, weights)
+            refuse_larger_queues(config, weights)
             method = build_method(config.without_start())
             method.load_state_dict(weights)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:

@@ -25,7 +25,7 @@ OWN_FILES = (*WRITTEN_ATOMICALLY, *PARTIALS, LOG, LOGGERS_LOCK, TENSORBOARD, "de
 KNN, REGION_KNN = "probe_knn", "probe_regions"  # metrics of the online probe
 PROBES = {REGION_KNN: "region kNN", KNN: "kNN"}  # the one that `keep_best` goes by, if it is there, comes first
 CHANCE = "_chance"  # what is behind a metric's name in the name of what chance scores
-METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row has
+METRICS_OF_OURS = {"step", "epoch", "loss", "lr", "seconds"}  # what every row has, and no method may call its own
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:

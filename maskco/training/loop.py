@@ -43,6 +43,7 @@ from maskco.training.recipe import recipe_line
 from maskco.training.rehearsal import rehearse, unused_line
 from maskco.training.signals import StopSignals
 from maskco.training.start import (
+    check_caller,
     check_equal_start,
     check_memory,
     check_shares,
@@ -120,6 +121,7 @@ def train(
     With `resume`, `config.run.data` and `probe` may be "". Then the run's own are taken, if `trust.stored_data` allows
     it. A `dataset` in Python replaces `config.run.data`.
     """
+    check_caller()
     stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
     if stored and (path := user_path(config.run.out) / CONFIG).exists():
         own = read_config(path).run

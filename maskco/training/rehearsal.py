@@ -13,9 +13,10 @@ from maskco.config import PretrainConfig
 from maskco.data.views import Views
 from maskco.errors import ConfigError
 from maskco.memory import memory_errors
-from maskco.methods import Method
+from maskco.methods import Method, StepOutput
 from maskco.nn.encoder import map_scale
 from maskco.nn.ranks import alone
+from maskco.runs.folder import METRICS_OF_OURS
 
 EXPLODES = 100.0  # gradient norm with masks over that without; sound encoders stay below 5 (ours)
 IMAGES = 2  # batch norms need more than one
@@ -32,8 +33,9 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
         dtype: of autocast. None: it is off.
 
     Raises:
-        ConfigError: the encoder fails, its map has another shape than it says, its gradient is not finite, or masks
-            make its gradient explode. The message names encoder and image size.
+        ConfigError: the encoder or the method fails, the encoder's map has another shape than it says, the method does
+            not return a StepOutput as it should be, a gradient is not finite, or masks make it explode. The message
+            names encoder and image size.
     """
     who = f"encoder {config.run.encoder} at image_size {config.views.image_size}"
     learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
@@ -42,21 +44,17 @@ def rehearse(method: Method, config: PretrainConfig, device: torch.device, dtype
         for queue in method.queues.values():
             queue.cursor[1] = len(queue.features)
         views = noise_views(config, device)
-        try:
+        with told_in_one_line(who, "Choose an image_size that it takes, or another encoder"):
             with torch.no_grad(), memory_errors("lower image_size, or choose a smaller encoder"):
                 features = method.encoder(views.query)
             check_map(who, features, views.query, method.encoder.channels, method.encoder.stride)
-            gradients = gradients_of(method(views).loss, list(learned.values()))
+        named = f"method {config.run.method} with {who}"
+        with told_in_one_line(named, "Choose another image_size or encoder, or correct the method if it is yours"):
+            output = method(views)
+            check_output(named, method, output)
+            gradients = gradients_of(output.loss, list(learned.values()))
             loss = method.plain_loss(views)
             plain = gradients if loss is None else gradients_of(loss, list(learned.values()))
-        except (ConfigError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # encoders are anyone's code
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            raise ConfigError(
-                f"{who} fails in its first pass ({type(error).__name__}: {reason}). "
-                "Choose an image_size that it takes, or another encoder"
-            ) from error
     check_gradients(who, dict(zip(learned, gradients, strict=True)), dict(zip(learned, plain, strict=True)))
     return [name for name, gradient in zip(learned, gradients, strict=True) if gradient is None]
 
@@ -65,6 +63,18 @@ def unused_line(unused: list[str]) -> str:
     """One line about parameters without gradient."""
     more = ", …" if len(unused) > 3 else ""
     return f"{len(unused)} parameters get no gradient and stay as they are: {', '.join(unused[:3])}{more}"
+
+
+@contextmanager
+def told_in_one_line(who: str, advice: str) -> Iterator[None]:
+    """Raises ConfigError for whatever else is raised inside. Encoders and methods are anyone's code."""
+    try:
+        yield
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
+        raise ConfigError(f"{who} fails in its first pass ({type(error).__name__}: {reason}). {advice}") from error
 
 
 @contextmanager
@@ -91,8 +101,27 @@ def noise_views(config: PretrainConfig, device: torch.device) -> Views:
     query, key = (images.contiguous(memory_format=torch.channels_last) for images in (query, key))
     side = config.views.region_scale[1] * size
     corners = torch.tensor([[0.0, 0.0], [size - side, size - side], [0.0, size - side], [size - side, 0.0]])
-    boxes = torch.cat([corners, corners + side], dim=1)[: config.views.regions].to(device).expand(IMAGES, -1, -1)
+    corners = corners[torch.arange(config.views.regions) % len(corners)]
+    boxes = torch.cat([corners, corners + side], dim=1).to(device).expand(IMAGES, -1, -1)
     return Views(query, key, boxes, boxes)
+
+
+def check_output(who: str, method: Method, output: object) -> None:
+    """Raises ConfigError unless a method returns what the loop takes."""
+    wrong = None
+    if not isinstance(output, StepOutput):
+        wrong = f"returns {type(output).__name__}, not a StepOutput"
+    elif not isinstance(output.loss, Tensor) or output.loss.shape or not output.loss.requires_grad:
+        wrong = "returns a loss that is no tensor of shape [] with a gradient"
+    elif bad := [name for name, value in output.metrics.items() if not isinstance(value, Tensor) or value.shape]:
+        wrong = f"returns a metric {bad[0]!r} that is no tensor of shape []"
+    elif taken := sorted((METRICS_OF_OURS | {"images_per_s"}) & output.metrics.keys()):
+        wrong = f"returns a metric {taken[0]!r}, which is the name of one of every run. Rename it"
+    elif output.pushes.keys() != method.queues.keys():
+        names = [", ".join(each) or "none" for each in (output.pushes, method.queues)]
+        wrong = f"returns keys for the queues {names[0]}, and its queues are {names[1]}"
+    if wrong:
+        raise ConfigError(f"{who} {wrong}")
 
 
 def gradients_of(loss: Tensor, learned: list[nn.Parameter]) -> tuple[Tensor | None, ...]:

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from former_runs import make_former
+from maskco import ops
 from maskco.config import METHODS, MethodOptions, PretrainConfig
 from maskco.data.views import Views
-from maskco.errors import ConfigError
+from maskco.errors import ConfigError, UserError
 from maskco.evaluate.options import Knn
 from maskco.evaluate.run import evaluate
 from maskco.methods import Method, StepOutput
-from maskco.nn import momentum_copy
+from maskco.methods.base import MomentumOptions
+from maskco.nn import FeatureQueue, momentum_copy
 from maskco.report import write_report
 from maskco.runs.checkpoint import load_run, read_checkpoint
 from maskco.training.loop import pretrain
@@ -105,6 +107,43 @@ def test_a_method_from_outside_trains_resumes_and_is_read_again(pictures, tmp_pa
     assert config.method.momentum == 0.5 and isinstance(method, Alignment)
     assert rows(tmp_path / "run")[-1]["alignment"] > 0
     assert "alignment" in Path(write_report(tmp_path / "run").html).read_text()
+
+
+class Bank(Method):
+    """A momentum side and a queue of another name and size than its options say."""
+
+    Options = MomentumOptions
+
+    def __init__(self, encoder: Any = "resnet50", **options: Any) -> None:
+        super().__init__(encoder, **options)
+        self.momentum_encoder, self.bank = momentum_copy(self.encoder), FeatureQueue(5, self.encoder.channels)
+
+    def key_modules(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+        return [(self.encoder, self.momentum_encoder)]
+
+    def forward(self, views: Views) -> StepOutput:
+        query, key = (encoder(views.query).mean((2, 3)) for encoder in (self.encoder, self.momentum_encoder))
+        return StepOutput(ops.info_nce(query, key.detach(), self.bank.features), {}, {"bank": key.detach()})
+
+
+def test_a_queue_may_have_any_name_and_size(pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "bank", Bank)
+    pretrain(pictures, tmp_path / "run", **{**tiny("moco_v2"), "method": "bank", "regions": 0})
+    method = load_run(tmp_path / "run")[1]
+    assert isinstance(method, Bank) and method.bank.valid == 5
+    evaluate(Knn(encoders=(str(tmp_path / "run"),), train_images=20, test_images=10, workers=0))
+
+
+def test_a_run_of_a_method_that_is_not_registered_asks_for_it(pictures, tmp_path, monkeypatch):
+    with monkeypatch.context() as registered:
+        registered.setitem(METHODS, "alignment", Alignment)
+        options = {"encoder": "test_resnet", "image_size": 32, "batch_size": 4, "workers": 0, "regions": 0}
+        pretrain(pictures, tmp_path / "run", method="alignment", epochs=1, device="cpu", **options)
+    asked = r"method must be one of .*, got 'alignment'\. If it is your own, register it in `maskco.config` before"
+    for use in (load_run, lambda run: pretrain(out=run, resume=True, epochs=3)):
+        with pytest.raises(UserError, match=asked) as caught:
+            use(tmp_path / "run")
+        assert "Restore" not in str(caught.value) and "overwrite" not in str(caught.value)
 
 
 def test_a_method_whose_option_is_one_of_every_run_is_refused(monkeypatch):

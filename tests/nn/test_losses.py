@@ -26,6 +26,31 @@ from maskco.ops import _library, reference
 from tolerance import assert_as_good_as
 
 
+class Ids(nn.Module):
+    def forward(self, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
+        return ops.info_nce(first, second, in_batch=True, query_ids=ids)
+
+
+class TwoViews(SupConLoss):
+    def forward(self, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
+        return super().forward(torch.stack([first, second], 1))
+
+
+class ClipWithIds(ClipLoss):
+    def forward(self, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
+        return super().forward(first, second, 10.0, ids)
+
+
+@pytest.mark.parametrize("module", [Ids, TwoViews, ClipWithIds])
+def test_an_exported_program_takes_any_number_of_rows(module):
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 8), torch.randn(n, 8), torch.arange(n) % 3) for n in (6, 9)]
+    rows = torch.export.Dim("rows", min=2)
+    exported = torch.export.export(module(), batches[0], dynamic_shapes=[{0: rows}] * 3).module()
+    for batch in batches:
+        torch.testing.assert_close(exported(*batch), module()(*batch))
+
+
 def test_clip_loss_passes_on_all_that_the_op_takes():
     """Each argument changes the loss, so that one that is dropped shows."""
     torch.manual_seed(0)

@@ -264,6 +264,7 @@ def uneven_pushes_from_rank(rank: int, store: str, out: str) -> None:
         "row sizes": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(1, 3), torch.zeros(1).long())),
         "dimensions": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(2), torch.zeros(1).long())),
         "missing ids": ((torch.ones(1, 2), torch.zeros(1).long()), (torch.ones(1, 2), None)),
+        "no tensor": ((torch.ones(1, 2), torch.zeros(1).long()), ("keys", torch.zeros(1).long())),
         "ids of others": ((torch.ones(1, 2), torch.zeros(2).long()), (torch.ones(2, 2), torch.zeros(2).long())),
     }
     for name, arguments in bad.items():
@@ -290,10 +291,11 @@ def test_ranks_may_bring_batches_of_different_lengths(tmp_path):
         assert state["cursor"].tolist() == [10, 10]
         assert state["features"][:, 0].tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 2, 1, 0, 0]
         assert state["ids"].tolist() == [0, 1, 2, 100, 101, 102, 103, 100, 101, 0, -1, -1]
-    for name in ("dtypes", "row sizes", "dimensions", "missing ids"):
+    for name in ("dtypes", "row sizes", "dimensions"):
         assert first[name] == second[name] and first[name].startswith("RankError: the ranks' tensors do not fit"), name
     assert "rank 0 float32 [1, 2], rank 1 float64 [1, 2]" in first["dtypes"]
-    assert "rank 1 none" in first["missing ids"]
+    for name, said in (("missing ids", "ids are missing"), ("no tensor", "keys must be a tensor or an array")):
+        assert said in second[name] and first[name].startswith(f"RankError: rank 1 failed: {said}"), name
     assert first["ids of others"] == second["ids of others"]  # 4 ids of 3 keys
     assert "ids must have shape [3]" in first["ids of others"]
     assert torch.equal(first["outputs"], 101 * torch.arange(3.0)[:, None])

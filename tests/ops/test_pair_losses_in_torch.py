@@ -168,6 +168,24 @@ def test_make_fx_traces_gradients(loss):
     torch.testing.assert_close(make_fx(gradient)(leaf)(leaf), gradient(leaf))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trace", [lambda f, x: make_fx(f, tracing_mode="symbolic")(x), torch.jit.trace])
+@every_loss
+def test_a_traced_mean_is_that_of_any_number_of_rows(loss, trace):
+    torch.manual_seed(0)
+    case = make(loss, 6, 8, 6) | {"reduction": "mean"}
+    case = {name: value for name, value in case.items() if value is not None}
+
+    def of(features):
+        """The loss of tensors that are all made of one, so that their sizes follow it."""
+        made = {name: (features[:, 0] > 0).long() for name, value in case.items() if torch.is_tensor(value)}
+        return loss.op(**case | made | {name: features * (1 + number) for number, name in enumerate(loss.features)})
+
+    traced = trace(of, torch.randn(6, 8))
+    fewer = torch.randn(4, 8)
+    torch.testing.assert_close(traced(fewer), of(fewer))
+
+
 @every_loss
 def test_autocast_widens(loss):
     torch.manual_seed(0)

@@ -179,6 +179,11 @@ GOOD = {
 }
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -186,6 +191,11 @@ GOOD = {
         ({"queue": torch.zeros(6, 3, dtype=torch.int64)}, TypeError, "queue must be float32, .*got int64"),
         ({"queue": torch.zeros(6, 3, requires_grad=True)}, RuntimeError, r"Pass queue.detach\(\)"),
         ({"queue": torch.zeros(3).expand(6, 3)}, ValueError, r"queue must not be expanded.*Pass queue.clone\(\)"),
+        ({"queue": torch.zeros(15).as_strided((6, 3), (1, 2))}, ValueError, "rows share memory"),
+        ({"queue": torch.zeros(15).as_strided((6, 3), (2, 1))}, ValueError, "rows share memory"),
+        ({"queue": read_only(np.zeros((6, 3)))}, ValueError, "queue is a read-only array, .*Pass a copy"),
+        ({"cursor": read_only(np.zeros(2, np.int64))}, ValueError, "cursor is a read-only array"),
+        ({"queue_ids": read_only(np.zeros(6, np.int64))}, ValueError, "queue_ids is a read-only array"),
         ({"queue": [[0.0]]}, TypeError, "queue must be a tensor or an array with __dlpack__, got list"),
         ({"cursor": torch.zeros(2)}, TypeError, "cursor must be int64, got float32"),
         ({"cursor": torch.zeros(1, dtype=torch.int64)}, ValueError, r"cursor must have shape \[2\], got \[1\]"),
@@ -221,6 +231,13 @@ def test_numpy_arrays_change_in_place() -> None:
     queue_push_(queue, cursor, keys, normalize=True, ids=ids, queue_ids=queue_ids)
     np.testing.assert_array_equal(queue, np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * [[1], [1], [0], [0]])
     assert cursor.tolist() == [2, 2] and queue_ids.tolist() == [4, 5, -1, -1]
+
+
+@pytest.mark.parametrize("strides", [(3, 1), (1, 6), (7, 2), (2, 13)])
+def test_queues_that_do_not_overlap_are_taken(strides: tuple[int, int]) -> None:
+    queue, cursor = torch.zeros(64).as_strided((6, 3), strides), torch.zeros(2, dtype=torch.int64)
+    queue_push_(queue, cursor, torch.ones(2, 3))
+    assert queue.sum(1).tolist() == [3, 3, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "reference"])

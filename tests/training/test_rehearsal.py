@@ -94,6 +94,41 @@ def test_encoders_that_cannot_work_are_named_in_one_line(method, backbone, chann
     assert str(caught.value).startswith("encoder mine at image_size 64") and "\n" not in str(caught.value)
 
 
+def returns(changed):
+    """MoCo v2 with another result of a step."""
+    return type("Mine", (MoCoV2,), {"forward": lambda self, views: changed(MoCoV2.forward(self, views))})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda output: None, "returns NoneType, not a StepOutput"),
+        (lambda output: output.loss, "returns Tensor, not a StepOutput"),
+        (
+            lambda output: output._replace(loss=output.loss.detach()),
+            r"a loss that is no tensor of shape \[\] with a grad",
+        ),
+        (lambda output: output._replace(loss=output.loss[None]), r"a loss that is no tensor of shape \[\]"),
+        (lambda output: output._replace(metrics={"mine": 1.0}), r"a metric 'mine' that is no tensor of shape \[\]"),
+        (lambda output: output._replace(metrics={"loss": output.loss}), "a metric 'loss', which is the name of one of"),
+        (lambda output: output._replace(pushes={"bank": torch.ones(2, 8)}), "keys for the queues bank, .* are queue$"),
+        (lambda output: output._replace(pushes={}), "keys for the queues none, and its queues are queue$"),
+        (lambda output: output.los, r"fails in its first pass \(AttributeError: .*'los'\)\. .* if it is yours$"),
+    ],
+)
+def test_a_method_that_returns_something_else_is_named_in_one_line(changed, said):
+    built = own(nn.Conv2d(3, 8, 8, 8), 8, 8, returns(changed))
+    with pytest.raises(ConfigError, match=rf"^method maskco with encoder mine at image_size 64 .*{said}"):
+        rehearse(built, BASE.replace(encoder="mine"), CPU, None)
+
+
+@pytest.mark.parametrize("regions", [1, 4, 9])
+def test_views_have_as_many_regions_as_a_run(regions):
+    config = BASE.replace(regions=regions)
+    views = rehearsal.noise_views(config, CPU)
+    assert views.query_boxes.shape == views.key_boxes.shape == (2, regions, 4)
+
+
 @pytest.mark.parametrize("size", [56, 57, 63, 64])
 def test_sizes_that_are_no_multiple_of_the_stride_are_fine(size):
     for padding in (0, 1):  # rounded down, and up

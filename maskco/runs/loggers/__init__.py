@@ -36,7 +36,8 @@ LOCK_SECONDS = 5.0  # to wait for another process that writes the run's records
 def check_loggers(names: Sequence[str]) -> None:
     """Raises ConfigError for a logger that does not exist, or whose package is not installed."""
     for name in names:
-        package = find_logger(name).package
+        if not (package := find_logger(name).package):
+            continue
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:  # W&B's folder ./wandb is no package
             raise ConfigError(f"log: {package} is not installed. Run pip install 'maskco[{name}]'")

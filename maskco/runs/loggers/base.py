@@ -55,8 +55,8 @@ class Begun:
 class Logger(ABC):
     """Takes a run to another tool. Each method may raise anything: the run then continues without this logger."""
 
-    package: ClassVar[str]
-    """The package that it imports, and `pip install 'maskco[NAME]'` installs."""
+    package: ClassVar[str] = ""
+    """The package that it imports, and `pip install 'maskco[NAME]'` installs. Empty: it needs none."""
 
     @abstractmethod
     def begin(self, run: Path, config: PretrainConfig, past: Past) -> Begun:

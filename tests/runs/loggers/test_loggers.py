@@ -127,6 +127,12 @@ def test_a_package_that_is_not_installed_is_refused_before_anything_is_written(m
     assert not run.exists() and not Memory.records
 
 
+def test_a_logger_may_need_no_package(monkeypatch, pictures, tmp_path):
+    monkeypatch.delattr(Memory, "package")
+    pretrain(pictures, tmp_path / "run", log="memory")
+    assert Memory.records["record-0"]["statuses"] == ["finished"]
+
+
 def test_a_folder_of_the_packages_name_is_no_package(monkeypatch, pictures, tmp_path):
     (tmp_path / "nowhere").mkdir()  # as ./wandb, which W&B makes
     monkeypatch.syspath_prepend(tmp_path)
