@@ -21,6 +21,7 @@ from benchmarks.claims.settings import (
     MASKCO,
     METHODS,
     MOCO,
+    MOCO_TUNED,
     NO_HEAD,
     SIMCLR,
     SUPERVISED,
@@ -29,7 +30,7 @@ from benchmarks.claims.settings import (
 from benchmarks.claims.table import collect
 from benchmarks.plot import STYLE
 
-COLOURS = {MASKCO: "#0072B2", NO_HEAD: "#56B4E9", ATTENTION: "#009E73", MOCO: "#D55E00"}
+COLOURS = {MASKCO: "#0072B2", NO_HEAD: "#56B4E9", ATTENTION: "#009E73", MOCO: "#D55E00", MOCO_TUNED: "#A63603"}
 COLOURS |= {HIDDEN: "#CC79A7", HIDDEN_NO_HEAD: "#E0B0CC"}
 COLOURS |= {DENSECL: "#E69F00", SIMCLR: "#8C6D31"}
 BOUND_COLOUR = "#7F7F7F"

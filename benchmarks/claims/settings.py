@@ -20,6 +20,7 @@ Options = dict[str, Any]  # of maskco.pretrain
 MASKCO, NO_HEAD, ATTENTION, MOCO = "MaskCo", "MaskCo, no head", "MaskCo, attention head", "MoCo v2"
 HIDDEN, HIDDEN_NO_HEAD = "MaskCo, regions all hidden", "the same, no head"
 DENSECL, SIMCLR = "DenseCL", "SimCLR"
+MOCO_TUNED = "MoCo v2, projection of MoCo v3"  # the best of its tries on photographs' validation part
 UNTRAINED, SUPERVISED = "untrained", "supervised"  # what the methods should lie between
 
 REGIONS: Options = {
@@ -36,6 +37,7 @@ METHODS: dict[str, Options] = {
     HIDDEN: REGIONS | {"mask_share": 1.0},  # nothing of a region is seen but through its surroundings
     HIDDEN_NO_HEAD: REGIONS | {"mask_share": 1.0, "mask_head": "none"},
     MOCO: {"method": "moco_v2"},
+    MOCO_TUNED: {"method": "moco_v2", "projection": "moco_v3"},
     DENSECL: {"method": "densecl", "min_overlap": 0.25},
     SIMCLR: {  # the optimizer, crops and colors of the others in place of its own
         "method": "simclr",

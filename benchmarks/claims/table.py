@@ -23,7 +23,17 @@ from benchmarks.claims.names import (
     VOC,
 )
 from benchmarks.claims.probe import NEIGHBOURS, REGION
-from benchmarks.claims.settings import BOUNDS, DENSECL, HIDDEN, HIDDEN_NO_HEAD, MASKCO, METHODS, MOCO, NO_HEAD
+from benchmarks.claims.settings import (
+    BOUNDS,
+    DENSECL,
+    HIDDEN,
+    HIDDEN_NO_HEAD,
+    MASKCO,
+    METHODS,
+    MOCO,
+    MOCO_TUNED,
+    NO_HEAD,
+)
 from benchmarks.claims.tries import budgets
 
 Row = dict[str, Any]
@@ -75,6 +85,7 @@ class Claim(NamedTuple):
 CLAIMS = (
     Claim("1: on images of one object MaskCo is within 2 points of MoCo v2", MASKCO, MOCO, OBJECT_SETS, -2),
     Claim("2: on scenes MaskCo leads MoCo v2 by 3 points", MASKCO, MOCO, SCENE_SETS, 3, apart=True),
+    Claim("2: on photographs of scenes it leads the best of MoCo v2's tries by 3", MASKCO, MOCO_TUNED, (VOC, COCO), 3),
     Claim("2: on photographs of scenes MaskCo leads DenseCL", MASKCO, DENSECL, (VOC, COCO), 0, apart=True),
     Claim("3: on scenes it leads MaskCo without its head by 2 points", MASKCO, NO_HEAD, SCENE_SETS, 2),
     Claim("3, with regions all hidden: the same", HIDDEN, HIDDEN_NO_HEAD, SCENE_SETS, 2),
