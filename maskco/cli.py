@@ -89,6 +89,8 @@ class Sheet:
     """Epoch of the run."""
     augment: Literal["workers", "device"] = "workers"
     """As for `maskco pretrain`. The sheet should look the same."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
 
 
 @dataclass
@@ -113,6 +115,7 @@ class ShowViews:
             seed=sheet.seed,
             epoch=sheet.epoch,
             augment=sheet.augment,
+            overwrite=sheet.overwrite,
         )
         for name, reason in failures:
             print(printable(f"{name} cannot be used: {reason}"), file=sys.stderr)
@@ -370,5 +373,7 @@ def stored_options(arguments: list[str]) -> dict[str, Any] | None:
         named |= {"log"} if "loggers" in named else set()
         return {**stored(Path(out), named), "out": out}
     if option(arguments, "--data") is None:
-        raise ConfigError(f"out: {out} holds no run to resume. Check the folder, or name `data` to start one")
+        from maskco.runs.folder import nothing_to_resume
+
+        raise nothing_to_resume(Path(out))
     return None

@@ -315,6 +315,8 @@ def read_config(path: str | Path) -> PretrainConfig:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values.pop("maskco")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing. Restore it, or replace the run with `overwrite=True`") from error
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not the configuration of a maskco run. Restore it, or replace the run with `overwrite=True`"

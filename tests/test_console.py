@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 import tyro
 
@@ -9,6 +12,7 @@ from commands import run_main
 from maskco import cli
 from maskco.console import one_line_errors, with_flags
 from maskco.errors import UserError
+from maskco.files import write_atomically
 
 FLAGS = {"data", "lr", "batch_size", "resume", "amp", "workers"}
 
@@ -72,3 +76,13 @@ def test_commands_show_their_own_flags(tmp_path, capsys):
     assert error.startswith("error: --out: ") and "or name --data to start one" in error
     assert run_main("report") == 2
     assert capsys.readouterr().err.startswith("error: runs: none was named. Name at least one run folder")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys):
+    def write(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit), one_line_errors():
+        write_atomically(tmp_path / "x.png", write)
+    assert capsys.readouterr().err == f"error: [Errno 28] No space left on device: '{tmp_path}/x.png'\n"
+    assert not any(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from functools import lru_cache
 from typing import IO
 
@@ -72,8 +73,10 @@ def formats() -> tuple[str, ...]:
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """`PIL.Image.open` for the formats above alone."""
-    return Image.open(file, formats=formats())
+    """`PIL.Image.open` for the formats above alone. Twice Pillow's limit of pixels is refused, by Pillow itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of images that are used all the same
+        return Image.open(file, formats=formats())
 
 
 def is_image(name: str) -> bool:

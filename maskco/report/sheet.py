@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def write_sheet(
     seed: int = 0,
     epoch: int = 0,
     augment: Literal["workers", "device"] = "workers",
+    overwrite: bool = False,
 ) -> list[tuple[str, str]]:
     """Draws `count` images, at equal distances in the data, with their views in this epoch of a run of this seed.
 
@@ -54,16 +56,19 @@ def write_sheet(
     Args:
         masks: options of the masks that hide the regions, by default those of `MaskOptions`.
         augment: as in `PretrainConfig`, with the CPU as the device.
+        overwrite: replace `out` if it exists.
 
     Raises:
         SourceError: there are no images.
-        ConfigError: an impossible option, no image that can be used, or `out` cannot be written.
+        ConfigError: an impossible option, no image that can be used, or `out` exists or cannot be written.
     """
     options, masks, out = SheetOptions(count, seed, epoch, augment), masks or MaskOptions(), user_path(out)
     for group in (options, config, masks):
         group.check()
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
         raise ConfigError(f"out: {out} is no file name of an image. Let it end in one of {', '.join(SUFFIXES)}")
+    if os.path.lexists(out) and not overwrite:
+        raise ConfigError(f"out: {out} exists. Name another file, or replace it with `overwrite=True`")
     needed = 2 * 3 * 4 * config.image_size**2 * options.count
     require_memory(f"image_size {config.image_size}", needed, "lower it or count")
     source = open_source(str(data))

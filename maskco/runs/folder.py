@@ -32,8 +32,9 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises ConfigError if a run must not be written to `out`. Changes nothing."""
     if resume and overwrite:
         raise ConfigError("resume: it cannot be combined with `overwrite=True`. Keep one of them")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: {out} is a file. Name a folder for the run")
+    if os.path.lexists(out) and not out.is_dir():
+        what = "a file" if out.exists() else "a link to nothing"
+        raise ConfigError(f"out: {out} is {what}. Name a folder for the run")
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"out: {existing} cannot be written to. Name another folder, or change its permissions")
@@ -47,10 +48,24 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         for name in OWN_FILES:
             own_file(out, name)
         read_config(out / CONFIG)
+        copies = [*(path.name for path in kept_checkpoints(out).values()), *([BEST] if (out / BEST).exists() else [])]
+        if copies and not (out / CHECKPOINT).exists():
+            raise ConfigError(
+                f"out: {out} has lost its {CHECKPOINT}. Copy {copies[-1]} to it, or start over with `overwrite=True`"
+            )
     elif not never_began(out):
         raise ConfigError(
             f"out: {out} holds a run already. Continue it with `resume=True`, or replace it with `overwrite=True`"
         )
+
+
+def nothing_to_resume(out: Path) -> ConfigError:
+    """The error for a folder without a config.json that should be resumed without naming data."""
+    if out.is_file():
+        return ConfigError(f"out: {out} is a file. Name the folder of the run")
+    if (out / CHECKPOINT).exists():
+        return ConfigError(f"out: {out} has lost its {CONFIG}. Restore it, or start over with `overwrite=True`")
+    return ConfigError(f"out: {out} holds no run to resume. Check the folder, or name `data` to start one")
 
 
 class RunLock:

@@ -28,6 +28,7 @@ from typing import Any
 from maskco.config import STARTS_FROM, read_config, ungrouped
 from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.sources import is_remote
+from maskco.data.sources.python import PREFIX
 from maskco.errors import ConfigError
 
 CONFIG = "config.json"
@@ -86,6 +87,11 @@ def stored_data(run: Path, data: str, command: str, option: str = "data") -> str
     local = os.path.isabs(data) and not is_remote(data)
     if local and started_here(run, data, option):
         return data
+    if data.startswith(PREFIX):
+        raise ForeignRunError(
+            f"{option}: {run} was trained on a data set in Python, which it does not store. Give it there, as "
+            f"maskco.pretrain(data=…, out=…, resume=True), or name images: maskco {command} --{option} FOLDER"
+        )
     why = "was not started by you on this machine" if local else "stores no local folder"
     named = shlex.quote(data) if data.isprintable() else "FOLDER"
     whose = "its images" if option == "data" else f"the images of its {option}"

@@ -22,17 +22,17 @@ import torch
 from tqdm import tqdm
 
 from maskco.config import PretrainConfig, over, read_config
+from maskco.console import printable
 from maskco.data.batch_augment import finish
 from maskco.data.sources import fingerprint
 from maskco.data.sources.python import PREFIX, title_of
 from maskco.data.views import RawViews, Views
 from maskco.devices import AMP_DTYPES
-from maskco.errors import ConfigError
 from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.nn.ranks import agree, join_lists, rank, world_size
 from maskco.runs.checkpoint import CHECKPOINT
-from maskco.runs.folder import LOG, PROBES, RunLock, check_out
+from maskco.runs.folder import LOG, PROBES, RunLock, check_out, nothing_to_resume
 from maskco.runs.loggers import check_loggers
 from maskco.runs.recorder import Recorder, SilentRecorder
 from maskco.runs.trust import CONFIG, DATA, own_file, stored_data, stored_options
@@ -99,7 +99,7 @@ def pretrain(
     """
     stored = user_path(out or "") / CONFIG
     if resume and not stored.exists() and data is None:
-        raise ConfigError(f"out: {out} holds no run to resume. Check the folder, or name data to start one")
+        raise nothing_to_resume(stored.parent)
     dataset = None if data is None or isinstance(data, (str, os.PathLike)) else data
     if dataset is not None:
         data = f"{PREFIX}{title_of(dataset)}"
@@ -246,7 +246,7 @@ def _train(
 
             # ---- report
             for name, reason in state.broken.add(config.optim.batch_size, join_lists(failures) if failed else []):
-                record.say(f"{name} cannot be used: {reason}", show=False)
+                record.say(printable(f"{name} cannot be used: {reason}"), show=False)
             state.broken.require_few()
             end_of_epoch = state.step % state.steps_per_epoch == 0
             if state.step % config.run.log_every == 0 or end_of_epoch:

@@ -158,7 +158,7 @@ class TrainState:
         """
         state = read_checkpoint(path)
         config = stored_config(path, state)
-        differences = self.config.differences(config)
+        differences = config.differences(self.config)
         if differences:
             raise CheckpointError(
                 f"cannot resume from {path}: its run has other options ({'; '.join(differences)}). "

@@ -55,6 +55,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {name.removeprefix("state_dict."): tensor for name, tensor in _tensors(content)}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name. {EXPECTED}")
+    if empty := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise WeightsError(f"{path} holds the shape of {empty!r} without its values (it was on torch's meta device)")
     return tensors, {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, (str, int, float))}
 
 

@@ -109,6 +109,17 @@ def test_the_suffix_says_the_format(tmp_path: Path, name: str, kind: str) -> Non
         assert drawn.format == kind
 
 
+def test_a_file_that_exists_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    data = coordinates(tmp_path / "set", 2)
+    photograph = next(data.iterdir())
+    before = photograph.read_bytes()
+    with pytest.raises(ConfigError, match=r"^out: .* exists\. Name another file, or replace it with `overwrite=True`$"):
+        sheet.write_sheet(data, ViewConfig(image_size=32), photograph)
+    assert photograph.read_bytes() == before
+    for overwrite in (False, True):
+        sheet.write_sheet(data, ViewConfig(image_size=32), tmp_path / "a.png", overwrite=overwrite)
+
+
 def test_vector_formats_are_written(tmp_path: Path) -> None:
     data = coordinates(tmp_path / "set", 1)
     sheet.write_sheet(data, ViewConfig(image_size=32), tmp_path / "a.pdf")

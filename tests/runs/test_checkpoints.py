@@ -14,7 +14,7 @@ import torch
 
 import maskco.runs.checkpoint
 from maskco.config import PretrainConfig
-from maskco.errors import TrainingError
+from maskco.errors import ConfigError, TrainingError
 from maskco.runs.checkpoint import CheckpointError, kept_checkpoints, load_run, read_checkpoint, save_checkpoint
 from maskco.training.loop import pretrain
 from maskco.training.state import TrainState
@@ -107,6 +107,11 @@ def test_the_newest_checkpoints_are_kept_and_can_be_gone_back_to(pictures, tmp_p
     (run / "last.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"damaged or truncated. Copy step-7.pt over it"):
         pretrain(out=run, resume=True)
+    (run / "last.pt").unlink()
+    for resume in ({"out": run}, {"data": pictures, "out": run, **TINY, "save_every_steps": 1, "keep": 6}):
+        with pytest.raises(ConfigError, match=r"has lost its last.pt. Copy step-7.pt to it, or start over with `over"):
+            pretrain(**resume, resume=True)
+    assert list(kept_checkpoints(run)) == [7]
     (run / ".step-9.pt.partial").touch()  # of a run that was killed while it kept one
     pretrain(pictures, run, overwrite=True, **ONE_EPOCH)
     assert not kept_checkpoints(run) and not (run / ".step-9.pt.partial").exists()

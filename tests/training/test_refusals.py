@@ -67,6 +67,13 @@ def test_broken_pictures_are_counted_and_named_once(tmp_path):
     assert "3 of 16 images could not be used" in log
 
 
+def test_no_file_name_can_write_lines_of_the_log(tmp_path):
+    data = make_pictures(tmp_path / "photos", broken=1)
+    (data / "000.png").rename(data / "0\n\x1b[31mfinished.png")
+    pretrain(data, tmp_path / "run", **ONE_EPOCH)
+    assert r"0\n\x1b[31mfinished.png cannot be used: " in (tmp_path / "run/log.txt").read_text()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("broken", [10, 16])
 def test_more_than_half_broken_stops_the_run(tmp_path, broken, workers):
@@ -123,7 +130,7 @@ def test_a_run_is_kept_until_its_replacement_can_start(pictures, tmp_path):
     refused(ConfigError, "^resume: it cannot be combined with `overwrite=True`", resume=True, overwrite=True, **options)
     refused(ConfigError, "Did you mean", overwrite=True, **{**options, "encoder": "resnet5O"})
     refused(SourceError, "no such folder", overwrite=True, **{**options, "data": tmp_path / "missing"})
-    different = r"other options \(dim: 16, not 8; queue_size: 24, not 12\)"
+    different = r"other options \(dim: 8, not 16; queue_size: 12, not 24\)"
     refused(CheckpointError, different, out=run, resume=True, dim=16, queue_size=24)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
@@ -173,6 +180,14 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     refused(ConfigError, "nowhere holds no run to resume", out=tmp_path / "nowhere", resume=True)
     assert not (tmp_path / "nowhere").exists()
+    run, data = tmp_path / "run", make_pictures(tmp_path / "photos")
+    (tmp_path / "link").symlink_to("gone")
+    refused(ConfigError, "link is a link to nothing. Name a folder", data=data, out=tmp_path / "link", **ONE_EPOCH)
+    pretrain(data, run, **ONE_EPOCH)
+    refused(ConfigError, "last.pt is a file. Name the folder of the run", out=run / "last.pt", resume=True)
+    (run / "config.json").unlink()
+    refused(ConfigError, "has lost its config.json. Restore it", out=run, resume=True)
+    refused(ConfigError, "config.json is missing. Restore it", data=data, out=run, resume=True, **ONE_EPOCH)
 
 
 def test_a_run_inside_the_data_folder_is_no_data(tmp_path):

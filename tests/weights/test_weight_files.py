@@ -215,6 +215,11 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     refused(tmp_path / "pipe.pth", "does not exist")  # and is not waited for
 
 
+def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": WEIGHT, "bias": torch.empty(3, device="meta")}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", "holds the shape of 'bias' without its values")
+
+
 def test_nested_dictionaries_are_joined_by_dots(tmp_path: Path) -> None:
     content: dict = {"teacher": {"module": {"weight": WEIGHT}}, "optimizer": {"state": {0: {"exp_avg": WEIGHT}}}}
     content["itself"] = content

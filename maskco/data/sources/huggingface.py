@@ -195,7 +195,11 @@ class Opened:
             return images[0]
         if asked is not None and (asked in images or _is_encoded(features.get(asked))):
             return asked
-        columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
+        usable = [name for name in features if name in images or _is_encoded(features[name])]
+        columns = ", ".join(f"{name} ({_kind(features[name])})" for name in usable)
+        if not usable:
+            found = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items()) or "none"
+            raise SourceError(f"data: {self.data!r} has no column that can hold images. Its columns: {found}")
         if asked is not None:
             what = f"no column {asked!r}" if asked not in features else f"no images in the column {asked!r}"
             raise SourceError(f"data: {self.data!r} has {what}. Choose from {columns}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from maskco.data.cache import cache_folder, one_at_a_time
 from maskco.data.kinds import readable
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.left_out import LeftOut
-from maskco.data.sources.shard_index import INDEX_VERSION, Index, read_idx, scan, text_of
+from maskco.data.sources.shard_index import DAMAGE, INDEX_VERSION, Index, read_idx, scan, text_of
 from maskco.data.store.addresses import redact
 from maskco.data.store.blocks import BLOCK
 from maskco.data.store.clients import Unavailable
@@ -32,7 +31,6 @@ AT_ONCE = 32  # shards that are asked after, or indexed, at the same time
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
-log = logging.getLogger(__name__)
 
 
 def look_up(urls: list[str], ranges: Ranges) -> list[StoredObject]:
@@ -61,14 +59,12 @@ def open_table(shards: list[StoredObject], ranges: Ranges) -> tuple[Table, LeftO
     left_out = LeftOut()
     for reason, count, first in table.facts["left_out"]:
         left_out.add(reason, first, count)
-    for name, places in table.facts["damage"]:
-        log.warning("%s is damaged at byte %s. Restore it to get all of its images", name, places)
     return table, left_out
 
 
 def _make_table(folder: Path, shards: list[StoredObject], ranges: Ranges) -> Table:
     paths = _at_once(lambda stored: _index_path(stored, ranges), shards, "indices")
-    facts: dict[str, list[Any]] = {"left_out": [], "damage": []}
+    facts: dict[str, list[Any]] = {"left_out": []}
 
     def members() -> Iterator[tuple[bytes, Members]]:
         left_out = LeftOut()
@@ -77,7 +73,7 @@ def _make_table(folder: Path, shards: list[StoredObject], ranges: Ranges) -> Tab
             for reason, count, first in zip(index.reasons, index.counts, index.firsts, strict=True):
                 left_out.add(str(reason), f"{stored.name}/{text_of(first)}", int(count))
             if len(index.damage):
-                facts["damage"].append([stored.name, ", ".join(map(str, index.damage[:3]))])
+                left_out.add(DAMAGE, f"{stored.name} at byte {index.damage[0]}", len(index.damage))
             if len(index.sizes) and max(index.sizes.max(), index.offsets.max() // UNIT) > LARGEST:
                 raise SourceError(f"data: {redact(stored.url)!r} holds an image of more than 4 GiB. Leave it out")
             yield stored.name.encode("utf-8", "surrogateescape"), Members(list(index.names), index.offsets, index.sizes)

@@ -13,7 +13,8 @@ from maskco.data.kinds import is_image, why_not
 from maskco.data.sources.base import SourceError
 from maskco.data.sources.left_out import LeftOut
 
-INDEX_VERSION = 2  # of what `scan` finds: indices that an older one has left in the cache are made again
+DAMAGE = "places where a shard is damaged (restore it to get all of its images)"
+INDEX_VERSION = 3  # of what `scan` finds: indices that an older one has left in the cache are made again
 
 
 class Index(NamedTuple):
@@ -22,7 +23,7 @@ class Index(NamedTuple):
     names: np.ndarray  # bytes [n]: names of the members, UTF-8
     offsets: np.ndarray  # int64 [n]: first byte
     sizes: np.ndarray  # int64 [n]
-    damage: np.ndarray  # int64: places where a header should be and none is
+    damage: np.ndarray  # int64: places where a header, or the end of the archive, should be and none is
     reasons: np.ndarray  # str [m]: why members were left out
     counts: np.ndarray  # int64 [m]: how many
     firsts: np.ndarray  # bytes [m]: the first of them, UTF-8
@@ -51,7 +52,7 @@ def scan(file: BinaryIO, length: int, shard: str) -> Index:
                     left_out.add("replaced by a later member of the same name", member.name)
                     del members[path]
                 members[path] = (member.name, member.offset_data, member.size)
-            if _any_byte(tar.fileobj, end, length):
+            if _any_byte(tar.fileobj, end, length) or 0 < end == length:  # a whole tar ends in zeros
                 damage.append(end)
     except tarfile.ReadError:
         damage.append(length)  # cut off within the last member, which will say so itself when it is read

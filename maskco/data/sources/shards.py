@@ -31,7 +31,7 @@ from maskco.data.images import EncodedImage, ImageError
 from maskco.data.kinds import readable
 from maskco.data.sources.base import SourceError, import_package, is_remote
 from maskco.data.sources.left_out import LeftOut
-from maskco.data.sources.shard_index import INDEX_VERSION, Index, scan, text_of
+from maskco.data.sources.shard_index import DAMAGE, INDEX_VERSION, Index, scan, text_of
 from maskco.data.store.addresses import check_address, redact
 from maskco.files import write_atomically
 
@@ -48,7 +48,7 @@ class ShardSource:
     """Every image in the shards of a pattern, in the order of shards and members. A `Source`.
 
     A sample has one image: of `1.jpg` and `1.mask.png` the first, see `second_images`. Whatever else is left out is
-    counted in `left_out`. Damaged headers are skipped with a warning. Images whose own bytes are damaged raise
+    counted in `left_out`, as are places where a shard is damaged. Images whose own bytes are damaged raise
     ImageError when read.
 
     Raises SourceError if there is no such shard, one is no tar file, or all hold no image.
@@ -60,7 +60,7 @@ class ShardSource:
         indices = [_index(shard) for shard in tqdm(self.shards, "indices", delay=2, disable=None)]
         for shard, index in zip(self.shards, indices, strict=True):
             if len(index.damage):
-                log.warning("%s is damaged at byte %s. Restore it to get all of its images", shard, _some(index.damage))
+                self.left_out.add(DAMAGE, f"{shard.name} at byte {index.damage[0]}", len(index.damage))
             for reason, count, first in zip(index.reasons, index.counts, index.firsts, strict=True):
                 self.left_out.add(str(reason), f"{shard.name}/{text_of(first)}", int(count))
         counts = [len(index.names) for index in indices]
@@ -151,7 +151,3 @@ def _index(shard: Path) -> Index:
             index = scan(file, status.st_size, str(shard))
         write_atomically(path, lambda file: np.savez(file, **index._asdict()))
     return index
-
-
-def _some(places: np.ndarray) -> str:
-    return ", ".join(map(str, places[:3])) + (f" and {len(places) - 3} more" if len(places) > 3 else "")

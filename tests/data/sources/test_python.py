@@ -121,7 +121,7 @@ def test_a_run_on_python_data_resumes_with_the_same_data(tmp_path: Path) -> None
     pretrain(Photos(broken=(5,)), tmp_path / "run", **{**options, "epochs": 1})
     with pytest.raises(UserError, match=r"of other names or content than python:Photos holds"):
         pretrain(Photos(), tmp_path / "run", resume=True, epochs=2)
-    with pytest.raises(UserError, match="must be named"):
+    with pytest.raises(UserError, match=r"maskco.pretrain\(data=…, out=…, resume=True\), or name images: .* FOLDER$"):
         pretrain(out=tmp_path / "run", resume=True, epochs=2)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"] == "python:Photos"
     result = pretrain(Photos(broken=(5,)), tmp_path / "run", resume=True, **{**options, "lr": TINY["lr"]})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 import tarfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from maskco.data.images import ImageError
 from maskco.data.samples import PretrainDataset
 from maskco.data.sources import SourceError, locate, open_source, shard_index, shards
 from maskco.data.sources.files import FolderSource
+from maskco.data.sources.shard_index import DAMAGE
 from maskco.data.sources.shards import ShardSource
 from maskco.data.views import TwoViews, ViewConfig
 
@@ -100,17 +100,26 @@ def test_one_picture_a_sample_and_names_of_any_kind(tmp_path: Path, format: int)
     assert kept == ["a/1.jpg", "a/2.jpg", "b/1.JPG", "ü.webp", long]
 
 
-def test_damaged_shards_keep_their_other_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_was_cut_between_two_pictures_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    headers = pack(path, {f"{index}.jpg": jpeg(index) for index in range(4)})
+    assert not ShardSource(str(path)).left_out
+    path.write_bytes(path.read_bytes()[: headers[2]])
+    source = ShardSource(str(path))
+    assert len(source) == 2
+    assert source.left_out.lines() == [f"left out of the data: 1 {DAMAGE}, first 'a.tar at byte {headers[2]}'"]
+
+
+def test_damaged_shards_keep_their_other_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     headers = pack(path, {f"{index}.jpg": jpeg(index) for index in range(6)})
     data = bytearray(path.read_bytes())
     data[headers[1] : headers[1] + 512] = b"\x55" * 512  # a header
     data[headers[3] + 512 : headers[3] + 700] = b"\x55" * 188  # an image's first bytes
     path.write_bytes(data[: headers[5] + 900])  # and the end
-    with caplog.at_level(logging.WARNING):
-        source = ShardSource(str(path))
+    source = ShardSource(str(path))
     assert names(source) == [f"a.tar/{index}.jpg" for index in (0, 2, 3, 4, 5)]
-    assert f"a.tar is damaged at byte {headers[1]}, {headers[5] + 900}" in caplog.text
+    assert source.left_out.lines() == [f"left out of the data: 2 {DAMAGE}, first 'a.tar at byte {headers[1]}'"]
     broken = {}
     for index in range(len(source)):
         try:
