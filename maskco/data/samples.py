@@ -76,7 +76,7 @@ class PretrainDataset(Dataset):
                 failures.append((self.source.name(chosen), error.reason))
         name, reason = failures[0][0], failures[0][1].rstrip(".")
         raise SourceError(
-            f"none of {len(failures)} images in a row can be used. The first is {name!r}: {reason}. Check the data"
+            f"{len(failures)} images in a row cannot be used. The first is {name!r}: {reason}. Check the data"
         )
 
     def views(self, epoch: int, index: int, shown: int | None = None) -> Views | RawViews:

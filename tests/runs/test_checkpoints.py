@@ -134,7 +134,7 @@ def test_the_epoch_with_the_lowest_loss_is_kept(pictures, tmp_path):
 
     good = (run / "best.pt").read_bytes()
     (run / "best.pt").rename(run / "last.pt")
-    with pytest.raises(CheckpointError, match="keep_best: off, not loss"):  # else best.pt may be missing
+    with pytest.raises(CheckpointError, match="keep_best: loss, not off"):  # else best.pt may be missing
         pretrain(out=run, resume=True, keep_best="off")
     pretrain(out=run, resume=True)
     assert (run / "best.pt").read_bytes() == good
