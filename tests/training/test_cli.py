@@ -70,7 +70,7 @@ def test_a_signal_saves_and_resume_needs_nothing_but_the_folder(pictures, tmp_pa
     assert run_main("pretrain", "--out", run, "--resume", "--epochs", epochs, "--workers", "0") == 0
     assert [row["step"] for row in rows(run)] == list(range(1, 4 * epochs + 1))
     assert run_main("pretrain", "--out", run, "--resume", "--dim=9") == 2
-    assert "dim: 9, not 8" in capsys.readouterr().err
+    assert "dim: 8, not 9" in capsys.readouterr().err
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored(pictures, tmp_path):
