@@ -1,4 +1,4 @@
-"""Default device and number of loading workers of a command."""
+"""Default device and number of loading workers of a command, and what of torch's settings it cannot run under."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ def usable_device(name: str) -> torch.device:
             f"device: {name!r} cannot be used here ({reason[:150]}). Take 'auto', which uses a GPU if there is one"
         ) from error
     return device
+
+
+def check_caller(*, learns: bool = False) -> None:
+    """Raises ConfigError under settings of the calling code that would reach into every step.
+
+    learns: gradients are needed.
+    """
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    for set_so, what, advice in (
+        (learns and not torch.is_grad_enabled(), "no_grad or inference_mode", "Call it outside"),
+        (kinds, "autocast", "Call it outside, and choose `amp`"),
+        (dtype != torch.float32, f"default dtype {dtype}", "Reset it"),
+        (device.type != "cpu", f"default device {device}", "Reset it, and choose `device`"),
+    ):
+        if set_so:
+            raise ConfigError(f"this cannot run under torch's {what}. {advice}")
 
 
 def usable_cores() -> int:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from maskco.data import sources
 from maskco.data.sources import Source
-from maskco.devices import usable_device
+from maskco.devices import check_caller, usable_device
 from maskco.evaluate.datasets import Annotated
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, open_encoder
 from maskco.evaluate.errors import EvaluationError
@@ -78,6 +78,7 @@ def write_features(options: FeatureOptions, *, verbose: bool = True) -> Written:
             unreadable. Also features that are not finite or too large for `dtype`.
         WeightsError, CheckpointError, ConfigError: an encoder that cannot be opened.
     """
+    check_caller()
     options.check()
     out = _checked_out(user_path(options.out), options.overwrite)
     device = usable_device(options.device)

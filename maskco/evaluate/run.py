@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from maskco.data.sources import locate
-from maskco.devices import usable_device
+from maskco.devices import check_caller, usable_device
 from maskco.evaluate.accuracy import accuracy, chance, mean_class_accuracy
 from maskco.evaluate.datasets import CutOuts, LabelledSet, Scenes, missing, open_labelled
 from maskco.evaluate.encoders import IMAGE_SIZE, OpenedEncoder, open_encoder, untrained_of
@@ -42,6 +42,7 @@ def evaluate(options: Evaluation, *, verbose: bool = True) -> list[Row]:
         EvaluationError: unsuitable data, or unknown encoders.
         WeightsError: a file that does not fit.
     """
+    check_caller()
     _check(options)
     device = usable_device(options.device)
     encoders = [open_encoder(name, options.architecture, options.prefix) for name in options.encoders]

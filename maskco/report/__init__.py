@@ -16,6 +16,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from maskco.data.images import ImageError
+from maskco.devices import check_caller
 from maskco.errors import ConfigError, one_line
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors
@@ -74,6 +75,7 @@ def draw_report(*runs: str | Path, data: str | Path | None = None, projection: s
 
 
 def _page(runs: Sequence[str | Path], data: str | Path | None, projection: str) -> Page:
+    check_caller()
     opened = read_runs(list(runs), data)
     found, remarks = tables(opened)
     parts: list[Part] = [Header(opened), Curves(opened), *_shown(opened, projection)]

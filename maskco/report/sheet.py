@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from maskco.console import printable
 from maskco.data.sources import open_source
+from maskco.devices import check_caller
 from maskco.errors import ConfigError
 from maskco.files import user_path, write_atomically
 from maskco.memory import memory_errors, require_memory
@@ -62,6 +63,7 @@ def write_sheet(
         SourceError: there are no images.
         ConfigError: an impossible option, no image that can be used, or `out` exists or cannot be written.
     """
+    check_caller()
     options, masks, out = SheetOptions(count, seed, epoch, augment), masks or MaskOptions(), user_path(out)
     for group in (options, config, masks):
         group.check()

@@ -27,7 +27,7 @@ from maskco.data.batch_augment import finish
 from maskco.data.sources import fingerprint
 from maskco.data.sources.python import PREFIX, title_of
 from maskco.data.views import RawViews, Views
-from maskco.devices import AMP_DTYPES
+from maskco.devices import AMP_DTYPES, check_caller
 from maskco.files import user_path
 from maskco.memory import memory_errors
 from maskco.nn.ranks import agree, join_lists, rank, world_size
@@ -43,7 +43,6 @@ from maskco.training.recipe import recipe_line
 from maskco.training.rehearsal import rehearse, unused_line
 from maskco.training.signals import StopSignals
 from maskco.training.start import (
-    check_caller,
     check_equal_start,
     check_memory,
     check_shares,
@@ -121,7 +120,7 @@ def train(
     With `resume`, `config.run.data` and `probe` may be "". Then the run's own are taken, if `trust.stored_data` allows
     it. A `dataset` in Python replaces `config.run.data`.
     """
-    check_caller()
+    check_caller(learns=True)
     stored = [name for name in DATA if resume and getattr(config.run, name) == ""]
     if stored and (path := user_path(config.run.out) / CONFIG).exists():
         own = read_config(path).run

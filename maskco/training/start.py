@@ -61,19 +61,6 @@ def resolve(config: PretrainConfig, *, stored: Collection[str] = ()) -> Pretrain
     return with_recipe(config)
 
 
-def check_caller() -> None:
-    """Raises ConfigError under settings of the calling code that would reach into every step."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    for set_so, what, advice in (
-        (not torch.is_grad_enabled(), "no_grad or inference_mode", "Call it outside"),
-        (kinds, "autocast", "Call it outside, and choose `amp`"),
-        (torch.get_default_dtype() != torch.float32, f"default dtype {torch.get_default_dtype()}", "Reset it"),
-        (torch.get_default_device().type != "cpu", f"default device {torch.get_default_device()}", "Choose `device`"),
-    ):
-        if set_so:
-            raise ConfigError(f"a run cannot be trained under torch's {what}. {advice}")
-
-
 def raise_if_of_compiler(error: RuntimeError) -> None:
     """Raises TrainingError in place of a compiler's error, which torch explains in many lines."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported by what raises them

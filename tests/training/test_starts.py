@@ -69,25 +69,6 @@ def test_a_replacement_whose_first_step_fails_leaves_the_run(run, pictures, monk
     assert read_tree(run) == before
 
 
-def test_settings_of_the_calling_code_that_would_reach_into_a_run_are_refused(pictures, tmp_path):
-    default = torch.get_default_dtype()
-    for setting, said in (
-        (torch.no_grad(), "no_grad or inference_mode. Call it outside"),
-        (torch.inference_mode(), "no_grad or inference_mode. Call it outside"),
-        (torch.autocast("cpu", torch.bfloat16), "autocast. Call it outside, and choose `amp`"),
-        (torch.device("meta"), "default device meta. Choose `device`"),
-    ):
-        with setting, pytest.raises(ConfigError, match=f"a run cannot be trained under torch's {said}"):
-            pretrain(pictures, tmp_path / "run", **TINY)
-    try:
-        torch.set_default_dtype(torch.float64)
-        with pytest.raises(ConfigError, match=r"under torch's default dtype torch.float64\. Reset it"):
-            pretrain(pictures, tmp_path / "run", **TINY)
-    finally:
-        torch.set_default_dtype(default)
-    assert not (tmp_path / "run").exists()
-
-
 def test_wrong_options_leave_no_folder(pictures, tmp_path):
     for wrong in ({"image_size": 7}, {"encoder": "resnetty"}, {"output_stride": 3}):
         with pytest.raises(UserError):
