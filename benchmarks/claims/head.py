@@ -80,7 +80,7 @@ def draw_head(pairs: Sequence[Pair], path: Path) -> Path:
     most that differ in this share alone. Single points are the others."""
     panels = list(dict.fromkeys((pair.set, pair.part) for pair in pairs))
     with plt.rc_context(STYLE):
-        size = max(5 * len(panels), 6), 3.6
+        size = max(5 * len(panels), 6), 4.0
         figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
         for axis, panel in zip(axes[0], panels, strict=True):
             here = [pair for pair in pairs if (pair.set, pair.part) == panel]
@@ -94,10 +94,13 @@ def draw_head(pairs: Sequence[Pair], path: Path) -> Path:
                     shares, leads = [p.options["mask_share"] for p in own], [p.mean(score) for p in own]
                     axis.plot(shares, leads, marks, color=colour, label=score + others)
             axis.axhline(0, color="#7F7F7F", linewidth=0.8)
-            axis.set_title(f"{panel[0]}, {panel[1]} part: what the head is worth")
+            seeds = sorted({len(pair.leads) for pair in here})
+            part = {"val": "validation"}.get(panel[1], panel[1])
+            axis.set_title(f"{panel[0]}, {part} part, seeds: {' or '.join(map(str, seeds))}")
             axis.set_xlabel("mask share")
-            axis.legend(fontsize=8)
-        axes[0, 0].set_ylabel("points")
+        axes[0, 0].set_ylabel("what the head is worth, points")
+        entries = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()[:-1]}  # (the last one is 0)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=8)
         figure.savefig(path)
         plt.close(figure)
     return path
