@@ -122,6 +122,12 @@ def test_a_method_that_returns_something_else_is_named_in_one_line(changed, said
         rehearse(built, BASE.replace(encoder="mine"), CPU, None)
 
 
+def test_a_method_that_pushes_by_itself_may_push_more():
+    method = returns(lambda output: output._replace(pushes={**output.pushes, "bank": torch.ones(2, 8)}))
+    method.end_step = lambda self, outputs: None
+    assert rehearse(own(nn.Conv2d(3, 8, 8, 8), 8, 8, method), BASE.replace(encoder="mine"), CPU, None) == []
+
+
 @pytest.mark.parametrize("regions", [1, 4, 9])
 def test_views_have_as_many_regions_as_a_run(regions):
     config = BASE.replace(regions=regions)
