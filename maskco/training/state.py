@@ -151,7 +151,8 @@ class TrainState:
                 ) from error
 
     def load(self, path: Path) -> None:
-        """Raises CheckpointError if the checkpoint is unreadable, or of a run with other options or images.
+        """Raises CheckpointError if the checkpoint is unreadable, of a run with other options or images, or past this
+        run's end.
 
         It may be of a run with more or fewer ranks: the order of images does not depend on their number. The data may
         have moved, if there are as many images of the same names.
@@ -188,6 +189,12 @@ class TrainState:
                 f"cannot resume from {path}: {one_line(error)}. Restore an earlier checkpoint, or start over with "
                 "`overwrite=True`"
             ) from error
+        if self.step > self.steps:
+            epochs, least = self.config.optim.epochs, -(-self.step // self.steps_per_epoch)
+            raise CheckpointError(
+                f"cannot resume from {path}: its run has done {self.step} steps, and `epochs={epochs}` ends after "
+                f"{self.steps}. Leave out `epochs`, or take {least} or more"
+            )
         if rank() == 0:
             self._keep_if_best(path)  # the run may have been killed just before it did
 

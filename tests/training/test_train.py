@@ -20,7 +20,7 @@ from maskco.config import METHODS, PretrainConfig, find_method
 from maskco.data.sources.files import FolderSource
 from maskco.errors import UserError
 from maskco.methods import MaskCo
-from maskco.runs.checkpoint import load_run, read_checkpoint
+from maskco.runs.checkpoint import CheckpointError, load_run, read_checkpoint
 from maskco.training.loop import pretrain
 from maskco.training.optim import create_optimizer
 from maskco.training.signals import StopSignals
@@ -281,6 +281,10 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(pictures, tmp_path, capfd)
     assert "finished already, after 4 steps" in capfd.readouterr().err
     assert (run / "last.pt").read_bytes() == before
     assert pretrain(out=run, resume=True, epochs=2).steps == 8
+    config = (run / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"has done 8 steps, and `epochs=1` ends after 4.*or take 2 or more"):
+        pretrain(out=run, resume=True, epochs=1)
+    assert (run / "config.json").read_bytes() == config
 
 
 def test_resume_starts_a_run_that_is_not_there(pictures, tmp_path):
