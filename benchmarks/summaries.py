@@ -89,8 +89,8 @@ def _ms(value: float) -> str:
 def claims(results: Path) -> str:
     """Markdown: means over seeds of both region scores on the test parts. Raises FileNotFoundError."""
     from benchmarks.claims.names import DEMO, OBJECTS, SCENES, SCENES_3, VOC
+    from benchmarks.claims.row_file import load
     from benchmarks.claims.settings import DENSECL, MASKCO, MOCO, NO_HEAD, UNTRAINED
-    from benchmarks.claims.study import load  # imports timm and scikit-learn, which other tables do not need
     from benchmarks.claims.table import collect
 
     found = {}

@@ -55,7 +55,7 @@ def _claims(name: str, part: str = "report") -> Callable[[Path], str]:
         if not (path := results / f"{name}.json").exists():
             raise FileNotFoundError(path)
         from benchmarks.claims import table  # imports timm and scikit-learn, which other tables do not need
-        from benchmarks.claims.study import load
+        from benchmarks.claims.row_file import load
 
         return getattr(table, part)(load(path))
 
@@ -66,7 +66,7 @@ def _lengths(*names: str) -> Callable[[Path], str]:
     def make(results: Path) -> str:
         paths = [path for name in names if (path := results / f"{name}.json").exists()]
         from benchmarks.claims.lengths import lengths_table
-        from benchmarks.claims.study import load
+        from benchmarks.claims.row_file import load
 
         if not (text := lengths_table([row for path in paths for row in load(path)])):
             raise FileNotFoundError(results)

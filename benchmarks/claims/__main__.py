@@ -14,6 +14,8 @@ Rows that the file holds already are not computed again, and a run that was inte
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +26,7 @@ from benchmarks import harness
 from benchmarks.claims.figure import draw
 from benchmarks.claims.head import draw_head, head_worth
 from benchmarks.claims.names import DEMO, SCENES, find_sets
+from benchmarks.claims.row_file import load
 from benchmarks.claims.settings import (
     MASKCO,
     MOCO,
@@ -34,7 +37,7 @@ from benchmarks.claims.settings import (
     UNTRAINED,
     Scale,
 )
-from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute, load
+from benchmarks.claims.study import SEEDS, Job, ablations, comparison, compute
 from benchmarks.claims.table import report
 from maskco.console import one_line_errors
 from maskco.devices import usable_cores, usable_device
@@ -65,8 +68,8 @@ class Options:
     ablations: bool = False
     """Not the comparison on the test parts, but tries on validation parts."""
     quick: bool = False
-    """One seed only, and the demo's scenes (which need no pictures) or those of --sets: a quarter of an hour on two
-    cores."""
+    """One seed only, and the demo's scenes (which need no pictures) or those of --sets, on photographs with a third of
+    the steps: a quarter of an hour on two cores."""
     folder: Path = Path("runs/claims")
     """Takes the scenes as pictures, and the runs."""
     json: Path | None = None
@@ -78,13 +81,26 @@ class Options:
 
 
 def scale_of(options: Options) -> Scale:
-    """The scale that is asked for, or the first that has the sets. Raises UserError if none has all of them."""
+    """The scale that is asked for, or the first that has the sets; of --quick a third of the steps on photographs.
+
+    Raises UserError if none has all of the sets, or only one that needs a GPU.
+    """
+    scale = _scale_of(options)
+    return PHOTOGRAPHS_QUICK if options.quick and scale is PHOTOGRAPHS else scale
+
+
+def _scale_of(options: Options) -> Scale:
     if options.scale is not None:
         return SCALES[options.scale]
     sets = set(find_sets(options.sets))
     for scale in SCALES.values():
         if sets <= {*scale.sets, *scale.more_sets}:
-            return PHOTOGRAPHS_QUICK if options.quick and scale is PHOTOGRAPHS else scale
+            if scale.options.get("device") == "cuda":
+                raise UserError(
+                    f"sets: the first scale that has all of {', '.join(options.sets)} needs a GPU. Name it with "
+                    f"`scale={scale.name}`, or run the sets one after the other"
+                )
+            return scale
     raise UserError(f"sets: no scale has all of {', '.join(options.sets)}. Run them one after the other")
 
 
@@ -106,8 +122,11 @@ def main() -> None:
         harness.check_bounds(options, "seeds", "jobs")
         scale = scale_of(options)
         file = options.show or options.json or options.folder / f"{scale.name}.json"
+        if file.suffix != ".json":  # (figures are written beside it, with another suffix)
+            raise UserError(f"{'show' if options.show else 'json'}: {file} must end with .json")
         together = options.jobs or scale.jobs or usable_cores()
         if options.show is None:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs as well
             usable_device(scale.options.get("device", "auto"))
             compute(jobs(options, scale), options.images, options.folder, file, together)
         if not (rows := load(file)):

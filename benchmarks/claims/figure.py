@@ -46,7 +46,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
         figure, axes = plt.subplots(len(sets), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
         for row, (name, scores) in zip(axes, sets.items(), strict=True):
             for panel, score in zip(row, (REGION, NEIGHBOURS), strict=True):
-                _panel(panel, methods, {method: values[score] for method, values in scores.items()})
+                _panel(panel, methods, {method: values[score] for method, values in scores.items() if score in values})
                 panel.set_title(f"{name}{part}: {score}, %")
         figure.savefig(path)
         plt.close(figure)

@@ -40,7 +40,8 @@ def head_worth(rows: Sequence[dict[str, Any]]) -> list[Pair]:
     found: dict[tuple[Any, ...], dict[int, dict[str, dict[str, Any]]]] = {}
     for row in rows:
         options = row.get("options", {})
-        if row["set"] in PHOTOGRAPHS and options.get("method") == "maskco":
+        scored = row["set"] in PHOTOGRAPHS and {REGION, NEIGHBOURS} <= row["scores"].keys()
+        if scored and options.get("method") == "maskco":
             shared = {name: value for name, value in options.items() if name not in ("mask_head", "seed")}
             key = row["set"], row["part"], repr(sorted(shared.items()))
             seeds = found.setdefault(key, {})

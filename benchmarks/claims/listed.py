@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from maskco.data.cache import one_at_a_time
+from maskco.data.images import ImageError
 from maskco.data.sources import Kind, Source, SourceError, register
 from maskco.data.sources.files import ImageFiles
 from maskco.data.sources.left_out import LeftOut
@@ -29,21 +31,22 @@ def write_list(folder: Path, name: str, root: Path, names: list[str], *, held: b
     """
     text = json.dumps({"root": str(root.absolute()), "held": held, "names": names}).encode()
     path = folder / f"{name}-{hashlib.sha256(text).hexdigest()[:12]}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(text))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(path):
+        if not path.exists():
+            write_atomically(path, lambda file: file.write(text))
     return f"{PREFIX}{path.absolute()}"
 
 
 def open_source(data: str) -> Source:
-    """Raises SourceError if there is no such list."""
+    """Raises SourceError if there is no such list, or if an image that should be held cannot be read."""
     path = Path(data.removeprefix(PREFIX))
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        source = ListedImages(Path(listed["root"]), listed["names"])
-        return HeldImages(source) if listed["held"] else source
+        source, held = ListedImages(Path(listed["root"]), listed["names"]), listed["held"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"data: {str(path)!r} is no list of images. Give the same command again") from error
+    return HeldImages(source) if held else source
 
 
 class ListedImages(ImageFiles):
@@ -54,11 +57,14 @@ class ListedImages(ImageFiles):
 
 
 class HeldImages:
-    """A source's images, decoded. Raises ImageError."""
+    """A source's images, decoded. Raises SourceError if one cannot be: all methods see the same images."""
 
     def __init__(self, source: ListedImages) -> None:
         self.source, self.left_out = source, source.left_out
-        self.images = [source.open(index).tensor() for index in range(len(source))]  # uint8 [3, H, W] each
+        try:
+            self.images = [source.open(index).tensor() for index in range(len(source))]  # uint8 [3, H, W] each
+        except ImageError as error:
+            raise SourceError(f"images: {error}. Restore it") from error
 
     def __len__(self) -> int:
         return len(self.images)

@@ -20,9 +20,9 @@ def plain(name: str) -> str:
 
 
 def find_sets(asked: Sequence[str]) -> tuple[str, ...]:
-    """The sets that are meant. Raises UserError for names that there are not."""
+    """The sets that are meant, each once. Raises UserError for names that there are not."""
     known = {plain(name): name for name in SETS}
-    return tuple(known.get(plain(name)) or _refused("sets", name, SETS) for name in asked)
+    return tuple(dict.fromkeys(known.get(plain(name)) or _refused("sets", name, SETS) for name in asked))
 
 
 def require_known(kind: str, asked: Sequence[str], there: Collection[str]) -> None:

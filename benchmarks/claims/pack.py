@@ -12,18 +12,19 @@ import io
 import json
 import tarfile
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from PIL import Image
 
-from benchmarks.claims.names import CALTECH, VOC, find_sets, plain
-from benchmarks.claims.photographs import benchmarked
+from benchmarks.claims.names import CALTECH, PHOTOGRAPHS, VOC, find_sets, plain
+from benchmarks.claims.photographs import folder_of, opened
 from benchmarks.claims.sets import places_of
 from maskco.console import one_line_errors
 from maskco.data.kinds import is_image
-from maskco.errors import UserError
+from maskco.errors import UserError, one_line
 
 ANNOTATIONS = "annotations/instances_*.json"
 QUALITIES = (85, 75, 65, 55, 45, 35, 25)
@@ -50,15 +51,25 @@ def main() -> None:
             raise UserError(f"mib must be at least 1, got {options.mib}")
         places = places_of(find_sets(options.sets), options.images)
         with tempfile.TemporaryDirectory() as made:
-            folders = {plain(name): benchmarked(name, Path(place), Path(made)) for name, place in places.items()}
+            folders = {}
+            for name, place in places.items():
+                if name not in PHOTOGRAPHS:
+                    raise UserError(f"sets: {name} has no photographs to pack. Name some of {', '.join(PHOTOGRAPHS)}")
+                folders[plain(name)] = folder_of(name, Path(place), Path(made))
+                opened(name, folders[plain(name)])
             quality = pack(folders, options.out, options.mib << 20)
         size = options.out.stat().st_size / 2**20
         print(f"{options.out}: {', '.join(folders)} in {size:.1f} MiB, WebP of quality {quality}")
 
 
 def pack(folders: dict[str, Path], out: Path, limit: int) -> int:
-    """Writes the file, and returns the quality. Raises UserError if no quality is low enough."""
+    """Writes the file, and returns the quality. Raises UserError if no quality is low enough, for an image that cannot
+    be read, and for two of one name."""
     files = {name: sorted(path for path in root.rglob("*") if path.is_file()) for name, root in folders.items()}
+    for name, paths in files.items():
+        inside = [path.with_suffix("") for path in paths if is_image(path.name)]
+        if twice := next((path for path, count in Counter(inside).items() if count > 1), None):
+            raise UserError(f"images: {name} has two images called {twice}. Rename one of them")
     quality = _choose(files, limit)
     partial = out.with_name(f"{out.name}.partial")
     with tarfile.open(partial, "w") as archive:
@@ -95,9 +106,13 @@ def _blocks(size: int) -> int:
 
 
 def as_webp(path: Path, quality: int) -> bytes:
+    """Raises UserError for an image that cannot be read."""
     buffer = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"images: {path} cannot be read ({one_line(error)}). Restore it") from error
     return buffer.getvalue()
 
 

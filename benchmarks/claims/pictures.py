@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskco.data.cache import one_at_a_time
 from maskco.data.sources.demo import Scene
 from maskco.errors import UserError
 from maskco.files import write_atomically
@@ -107,7 +108,8 @@ class Mosaics(Dataset):
 
     def write(self, path: Path) -> None:
         """All scenes as a NumPy array [N, H, W, 3], which `--data` takes; a file that is there is left alone."""
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frames = np.stack([self[index].image.permute(1, 2, 0).numpy() for index in range(len(self))])
-            write_atomically(path, lambda file: np.save(file, frames))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path):
+            if not path.exists():
+                frames = np.stack([self[index].image.permute(1, 2, 0).numpy() for index in range(len(self))])
+                write_atomically(path, lambda file: np.save(file, frames))

@@ -77,7 +77,9 @@ def extract(encoder: nn.Module, scenes: Sequence[Scene], form: Input) -> Extract
         x, labels, _ = extract_features(encoder, scenes, form)
         return Extracted(x, labels, extract_features(encoder, scenes, form._replace(whole=True)).x)
     encoder = encoder.to(memory_format=torch.channels_last)
-    x, labels, _ = extract_features(encoder, WithWhole(scenes), form)
+    x, labels, skipped = extract_features(encoder, WithWhole(scenes), form)
+    if skipped:
+        raise UserError(f"images: {len(skipped)} cannot be read, the first of them {skipped[0]}. Restore them")
     return Extracted(x[labels != WHOLE], labels[labels != WHOLE], x[labels == WHOLE])
 
 

@@ -18,6 +18,7 @@ import benchmarks.claims.listed  # noqa: F401 (tells maskco its name)
 from benchmarks.claims.ages import AGES, register
 from benchmarks.claims.probe import probe
 from benchmarks.claims.probe_set import ProbeSet
+from benchmarks.claims.row_file import Row
 from benchmarks.claims.settings import SUPERVISED, UNTRAINED, Scale
 from maskco.config import PretrainConfig
 from maskco.data.memory import keep_freed_memory
@@ -34,7 +35,6 @@ from maskco.runs.folder import METRICS
 from maskco.training.loop import train
 from maskco.training.start import open_images, resolve
 
-Row = dict[str, Any]
 POINTS = 20  # of the curve of a run, besides the ends of epochs
 
 

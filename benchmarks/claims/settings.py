@@ -146,7 +146,7 @@ LARGE = Scale(  # MoCo v2's schedule on one GPU of 80 GB. It has not been run ye
     sets=(STL10, COCO),
     steps=90000,
     batch_size=256,
-    options={"encoder": "resnet50", "amp": "bf16", "augment": "device", "image_size": 224},
+    options={"encoder": "resnet50", "device": "cuda", "amp": "bf16", "augment": "device", "image_size": 224},
     jobs=1,
     probed=448,
 )

@@ -1,26 +1,28 @@
-"""The study: which runs it takes, several at a time, and the file that keeps their rows."""
+"""The study: which runs it takes, and how several are made at a time."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import itertools
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.names import require_known
-from benchmarks.claims.run import Row, run
+from benchmarks.claims.row_file import Row, add, key_of, load
+from benchmarks.claims.run import run
 from benchmarks.claims.sets import open_set, place_of, places_of
 from benchmarks.claims.settings import BOUNDS, METHODS, Options, Scale
 from benchmarks.claims.tries import tries_of
-from maskco.errors import UserError
-from maskco.files import write_atomically
+from maskco.errors import UserError, one_line
 
 SEEDS = 3
-KINDS = {"scale": str, "set": str, "part": str, "method": str, "seed": int, "scores": dict}  # what every row has
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,31 @@ class Job:
 
     @property
     def key(self) -> tuple[Any, ...]:
+        """`key_of` its row."""
         return self.scale.name, self.set, self.part, self.method, self.seed
 
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self.key)).replace(" ", "_").replace(",", "")
+
+    def is_done(self, row: Row | None, file: Path) -> bool:
+        """Raises UserError if the row was made with other options."""
+        if row is None:
+            return False
+        theirs, ours = row.get("options", {}), json.loads(json.dumps(self.own))
+        if other := [name for name, value in ours.items() if name in theirs and theirs[name] != value]:
+            raise UserError(
+                f"json: {file} has a row of {', '.join(map(str, self.key))} with another {', '.join(other)}. Remove "
+                "this row, or name another file"
+            )
+        return True
+
     def run(self, pictures: Sequence[str], folder: Path) -> Row:
+        """Trains in a folder of its own, whose name depends on images and options: others start afresh."""
         data = open_set(self.set, place_of(self.set, pictures), folder / "pictures")
-        name = "-".join(map(str, self.key)).replace(" ", "_").replace(",", "")
-        return run(self.method, self.own, data, self.scale, self.seed, self.part, folder / name)
-
-
-def key_of(row: Row) -> tuple[Any, ...]:
-    """Of a row what `Job.key` is of its job."""
-    return row["scale"], row["set"], row["part"], row["method"], row["seed"]
+        what = repr((data.pretrain, self.scale, sorted(self.own.items()))).encode()
+        place = folder / f"{self.name}-{hashlib.sha256(what).hexdigest()[:8]}"
+        return run(self.method, self.own, data, self.scale, self.seed, self.part, place)
 
 
 def comparison(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Job]:
@@ -71,47 +87,45 @@ def ablations(scale: Scale, sets: Sequence[str], methods: Sequence[str], seeds: 
 
 
 def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Path, together: int) -> None:
-    """Runs whatever jobs the file has no row of, and adds each row as soon as it is known.
+    """Runs whatever jobs the file has no row of, and adds each row as soon as it is known. A job that fails does not
+    end the others.
 
-    Raises UserError if the file has rows of another scale: one table would mix them.
+    Raises UserError if jobs failed, or if the file has rows of another scale, since one table would mix them, or of
+    other options than a job's.
     """
     rows = load(file) if file.exists() else []
+    known = {key_of(row): row for row in rows}
     for row, job in itertools.product(rows, jobs):
         if row["scale"] != job.scale.name:
             raise UserError(f"json: {file} has rows of scale {row['scale']}. Name another file for {job.scale.name}")
-    known = {key_of(row) for row in rows}
-    missing = [job for job in jobs if job.key not in known]
-    places_of([*dict.fromkeys(job.set for job in missing)], pictures)  # refused before anything is trained
+    missing = {job.key: job for job in jobs if not job.is_done(known.get(job.key), file)}
+    if not missing:
+        return
+    places_of([*dict.fromkeys(job.set for job in missing.values())], pictures)
+    add(file, ())  # whatever is refused is refused before anything is trained
+    failed: list[BaseException] = []
     with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(job.run, pictures, folder) for job in missing]
+        running = {pool.submit(job.run, pictures, folder): job for job in missing.values()}
         try:
             for done in concurrent.futures.as_completed(running):
-                rows.append(done.result())
-                save(file, rows)
-                print(told(rows[-1]), flush=True)
+                if error := done.exception():
+                    failed.append(error)
+                    print(f"{running[done].name} failed: {one_line(error)}", file=sys.stderr, flush=True)
+                else:
+                    add(file, [done.result()])
+                    print(told(done.result()), flush=True)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a run saves itself and ends
             raise
+    for error in failed:  # one that is our fault with its traceback
+        if not isinstance(error, (UserError, BrokenProcessPool)):
+            raise error
+    if failed:
+        raise UserError(f"{len(failed)} of {len(running)} runs failed, see above. Then give the same command again")
 
 
 def told(row: Row) -> str:
     scores = ", ".join(f"{name} {value:.1f}" for name, value in row["scores"].items())
     return f"{row['set']}, {row['method']}, seed {row['seed']}: {scores} ({row['seconds']:.0f} s)"
-
-
-def load(file: Path) -> list[Row]:
-    """Raises UserError for files of other benchmarks, and of older forms."""
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        fits = all(isinstance(row[name], kind) for row in rows for name, kind in KINDS.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no results of this benchmark") from error
-    if not fits or not isinstance(rows, list):
-        raise UserError(f"{file} holds no results of this benchmark")
-    return rows
-
-
-def save(file: Path, rows: list[Row]) -> None:
-    text = json.dumps({"rows": sorted(rows, key=key_of)}, indent=1) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda stream: stream.write(text.encode()))

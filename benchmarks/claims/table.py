@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.claims.ages import ages_table
 from benchmarks.claims.head import head_worth, worth_table
@@ -23,6 +23,7 @@ from benchmarks.claims.names import (
     VOC,
 )
 from benchmarks.claims.probe import NEIGHBOURS, REGION
+from benchmarks.claims.row_file import Row
 from benchmarks.claims.settings import (
     BOUNDS,
     DENSECL,
@@ -36,7 +37,6 @@ from benchmarks.claims.settings import (
 )
 from benchmarks.claims.tries import budgets
 
-Row = dict[str, Any]
 WORTH = 2.0  # points that the head should be worth somewhere
 SCENE_SETS = (SCENES, NARROW_SCENES, SCENES_3, DEMO, VOC, COCO)
 OBJECT_SETS = (OBJECTS, STL10, CALTECH)

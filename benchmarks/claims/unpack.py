@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 from maskco.data.cache import one_at_a_time
@@ -22,7 +24,7 @@ def unpacked(path: Path, folder: Path) -> Path:
             try:
                 with tarfile.open(path) as archive:
                     archive.extractall(partial, filter="data")
-            except (tarfile.TarError, OSError) as error:
+            except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(f"images: {path} cannot be unpacked ({error}): pack it again") from error
             partial.rename(made)
     return made

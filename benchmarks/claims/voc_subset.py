@@ -9,9 +9,10 @@ whoever pretrains on it must not report scores on VOC 2007 test.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,34 @@ def is_devkit(root: Path) -> bool:
 
 
 def subset(devkit: Path, folder: Path, names: Path = NAMES) -> Path:
-    """The folder, below `folder`, of the subset in COCO's layout. It is made once. Raises UserError."""
-    made = folder / "voc-subset"
+    """The folder, below `folder`, of the subset in COCO's layout. It is made once of a devkit. Raises UserError."""
+    parts = read_names(names)
+    for year in sorted({year_of(name) for own in parts.values() for name in own}):
+        if not all((devkit / year / inside).is_dir() for inside in (ANNOTATIONS, IMAGES)):
+            raise UserError(
+                f"images: {devkit} has no whole {year}. Unpack VOC 2007's trainval and test, and VOC 2012's trainval"
+            )
+    made = folder / f"voc-subset-{hashlib.sha256(repr((str(devkit.absolute()), parts)).encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(made):
         if not made.exists():
-            partial = folder / "voc-subset.partial"
+            partial = folder / f"{made.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            for part, own in read_names(names).items():
-                _write_part(devkit, partial, part, own)
+            things = {name: things_of(devkit, name) for own in parts.values() for name in own}
+            classes = sorted({thing.name for own in things.values() for thing in own})
+            for part, own in parts.items():
+                _write_part(devkit, partial, part, {name: things[name] for name in own}, classes)
             partial.rename(made)
     return made
+
+
+def year_of(name: str) -> str:
+    """The folder of an image. (Names of 2007 are numbers alone.)"""
+    return "VOC2012" if "_" in name else "VOC2007"
+
+
+def things_of(devkit: Path, name: str) -> list[Thing]:
+    return read_annotation(devkit / year_of(name) / ANNOTATIONS / f"{name}.xml").things
 
 
 def read_names(path: Path) -> dict[str, list[str]]:
@@ -78,13 +96,14 @@ def read_names(path: Path) -> dict[str, list[str]]:
     return parts
 
 
-def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> None:
+def _write_part(
+    devkit: Path, folder: Path, part: str, things: Mapping[str, Sequence[Thing]], classes: Sequence[str]
+) -> None:
     (folder / f"{part}2017").mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
     images, found = [], []
-    for number, name in enumerate(names, start=1):
-        year = devkit / ("VOC2012" if "_" in name else "VOC2007")  # (names of 2007 are numbers alone)
-        things = read_annotation(year / ANNOTATIONS / f"{name}.xml").things
+    for number, (name, own) in enumerate(things.items(), start=1):
+        year = devkit / year_of(name)
         try:
             with Image.open(year / IMAGES / f"{name}.jpg") as image:
                 original, small = image.size, shrunk(image.convert("RGB"))
@@ -92,8 +111,7 @@ def _write_part(devkit: Path, folder: Path, part: str, names: Sequence[str]) -> 
             raise UserError(f"images: {year / IMAGES / name}.jpg cannot be read. Unpack {year.name} again") from error
         small.save(folder / f"{part}2017" / f"{name}.jpg", quality=QUALITY)
         images.append({"id": number, "file_name": f"{name}.jpg", "width": small.width, "height": small.height})
-        found += [(number, scaled(thing, original, small.size), thing.name) for thing in things]
-    classes = sorted({name for *_, name in found})
+        found += [(number, scaled(thing, original, small.size), thing.name) for thing in own]
     write_json(folder / f"annotations/instances_{part}2017.json", images, found, classes)
 
 
@@ -114,7 +132,7 @@ def scaled(thing: Thing, original: tuple[int, int], new: tuple[int, int]) -> lis
 
 
 def write_json(
-    path: Path, images: list[dict[str, Any]], found: list[tuple[int, list[float], str]], classes: list[str]
+    path: Path, images: list[dict[str, Any]], found: list[tuple[int, list[float], str]], classes: Sequence[str]
 ) -> None:
     """In COCO's format. found: image's id, box, and class, of each object."""
     annotations = [

@@ -285,9 +285,10 @@ def _train(
             record.say(f"{len(state.broken)} of {len(source)} images could not be used, see {out / LOG}")
         if state.step < steps:
             name = signal.Signals(stopped).name
-            record.say(
-                f"{name}: saved step {state.step} of {steps}, continue with: maskco pretrain --out {out} --resume"
-            )
+            how = f"maskco pretrain --out {out} --resume"
+            if dataset is not None:
+                how = f"pretrain(DATA, out={str(out)!r}, resume=True)"
+            record.say(f"{name}: saved step {state.step} of {steps}, continue with: {how}")
         elif first_step >= steps:
             record.say(f"this run was finished already, after {state.step} steps. A larger --epochs continues it")
         else:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,7 @@ from benchmarks.claims.figure import _panel
 from benchmarks.claims.pictures import SIDE, Mosaics, Pictures, load_pictures
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, classes_shown, probe, shown
 from benchmarks.claims.probe_set import ProbeSet
+from benchmarks.claims.row_file import add, load, save
 from benchmarks.claims.run import fresh, options_of, run, shifted_and_flipped
 from benchmarks.claims.sets import NARROW_SCENES, OBJECTS, SCENES, open_set
 from benchmarks.claims.settings import (
@@ -33,14 +39,15 @@ from benchmarks.claims.settings import (
     SUPERVISED,
     UNTRAINED,
 )
-from benchmarks.claims.study import Job, compute, load, save
+from benchmarks.claims.study import Job, compute
 from benchmarks.claims.table import collect, overview, tables, verdicts
-from benchmarks.claims.tries import LAPTOP_TRIES, PHOTOGRAPH_TRIES
+from benchmarks.claims.tries import LAPTOP_TRIES, PHOTOGRAPH_TRIES, tries_of
 from maskco.config import PretrainConfig
 from maskco.errors import UserError
 from maskco.nn import create_encoder
 from nightly import nightly
 
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200], [180, 180, 60]])
 SHORT = dataclasses.replace(LAPTOP, steps=6, batch_size=100, options=LAPTOP.options | {"queue_size": 64})
 
@@ -244,16 +251,96 @@ def test_scales_are_not_mixed_in_one_file(tmp_path):
         compute([Job(LONG, SCENES, MASKCO, {}, 0, "test")], "no pictures", tmp_path, file, together=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Stub(Job):
+    """A job that trains nothing. Seed 9 fails, seed 8 waits until it is told to end."""
+
+    def run(self, pictures: Sequence[str], folder: Path) -> dict:
+        if self.seed == 9:
+            raise UserError("no picture can be read")
+        if self.seed == 8:
+            (folder / "began").touch()
+            time.sleep(60)
+        return _rows(maskco=40.0)[0] | {"seed": self.seed, "part": self.part, "method": self.method, "seconds": 1}
+
+
+def stub(seed: int, own: dict | None = None, part: str = "test") -> Job:
+    return Stub(LAPTOP, SCENES, MASKCO, own or {}, seed, part)
+
+
+def test_a_job_that_fails_does_not_end_the_others_and_none_is_made_twice(tmp_path, capsys):
+    file = tmp_path / "new" / "rows.json"
+    with pytest.raises(UserError, match=r"1 of 3 runs failed, see above\. Then give the same command again"):
+        compute([stub(9), stub(0), stub(1), stub(0)], (), tmp_path, file, together=1)
+    assert [row["seed"] for row in load(file)] == [0, 1]
+    assert capsys.readouterr().err == "laptop-scenes_2x2-test-MaskCo-9 failed: no picture can be read\n"
+
+
+def test_two_studies_add_to_one_file(tmp_path):
+    file = tmp_path / "rows.json"
+    first, second = (_rows(**{name: 40.0}) for name in ("maskco", "moco"))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda row: add(file, [row]), first + second))
+    assert len(load(file)) == 6
+    add(file, [first[0] | {"scores": {REGION: 1.0}}])
+    assert len(load(file)) == 6 and {REGION: 1.0} in [row["scores"] for row in load(file)]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_ended_ends_its_runs(tmp_path):
+    code = (
+        "import signal, sys; from pathlib import Path; from test_claims import compute, stub\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "    compute([stub(8)], (), Path(sys.argv[1]), Path(sys.argv[1], 'rows.json'), 1)\n"
+    )
+    (tmp_path / "study.py").write_text(code)
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with subprocess.Popen([sys.executable, str(tmp_path / "study.py"), str(tmp_path)], env=environment) as study:
+        for _ in range(600):
+            if (tmp_path / "began").exists() or study.poll() is not None:
+                break
+            time.sleep(0.1)
+        started = time.monotonic()
+        study.terminate()
+        assert study.wait(30) == 143 and time.monotonic() - started < 30
+
+
+def test_rows_of_other_options_are_not_taken_for_these(tmp_path):
+    file = tmp_path / "rows.json"
+    save(file, [row | {"options": {"method": "maskco", "regions": 4}} for row in _rows(maskco=40.0)])
+    compute([stub(0, {"method": "maskco", "regions": 4})], (), tmp_path, file, together=1)
+    with pytest.raises(UserError, match=r"has a row of laptop, scenes 2x2, test, MaskCo, 0 with another regions\."):
+        compute([stub(0, {"method": "maskco", "regions": 2})], (), tmp_path, file, together=1)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("claims*.json")), ids=lambda path: path.stem)
+def test_committed_rows_are_of_the_settings_as_they_are(path: Path):
+    if path.stem == "claims_tries":  # of a prototype
+        return
+    for row in load(path):
+        scale = SCALES[row["scale"]]
+        own = (METHODS | BOUNDS if row["part"] == "test" else tries_of(scale) | METHODS | BOUNDS)[row["method"]]
+        assert Job(scale, row["set"], row["method"], own, row["seed"], row["part"]).is_done(row, path)
+
+
 def test_the_file_must_be_of_this_benchmark(tmp_path):
     other = tmp_path / "other.json"
-    for content in ("[]", '{"rows": {}}', '{"rows": [1]}', '{"rows": [{"try": "MoCo v2", "loss": 6.9}]}'):
+    (row, *_) = _rows(maskco=40.0)
+    bad = [row | {"set": "atlantis"}, row | {"part": "train"}, row | {"scores": {REGION: "40"}}]
+    bad += [row | {"scores": {REGION: math.nan}}, row | {"options": None}, row | {"curve": [[1, 2]]}]
+    contents = ["[]", '{"rows": {}}', '{"rows": [1]}', '{"rows": [{"try": "MoCo v2", "loss": 6.9}]}', "[" * 100_000]
+    for content in contents + [json.dumps({"rows": [each]}) for each in bad]:
         other.write_text(content)
         with pytest.raises(UserError, match="holds no results"):
             load(other)
-    results = Path(__file__).parents[2] / "benchmarks/results"
+    other.write_text(json.dumps({"rows": [row, row]}))
+    with pytest.raises(UserError, match="holds two rows of laptop, scenes 2x2, test, MaskCo, 0"):
+        load(other)
     for name in ("claims_tries", "encoders", "detection_coco128", "data_cpu"):
         with pytest.raises(UserError, match="holds no results"):
-            load(results / f"{name}.json")
+            load(RESULTS / f"{name}.json")
 
 
 def test_a_file_without_rows_is_not_shown(tmp_path, monkeypatch, capsys):
@@ -265,8 +352,7 @@ def test_a_file_without_rows_is_not_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monkeypatch, capsys):
-    rows = Path(__file__).parents[2] / "benchmarks/results/claims.json"
-    (tmp_path / "claims.json").write_bytes(rows.read_bytes())
+    (tmp_path / "claims.json").write_bytes((RESULTS / "claims.json").read_bytes())
     monkeypatch.setattr("sys.argv", ["claims", "--show", str(tmp_path / "claims.json")])
     claims.main()
     assert "MaskCo, no head" in capsys.readouterr().out and (tmp_path / "claims.png").exists()
@@ -274,3 +360,7 @@ def test_the_command_shows_committed_rows_and_bounds_its_options(tmp_path, monke
     with pytest.raises(SystemExit) as ended:
         claims.main()
     assert ended.value.code == 2 and "--seeds must be between 1" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["claims", "--json", "rows.png"])
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "error: --json: rows.png must end with .json" in capsys.readouterr().err

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
+import itertools
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,13 @@ from PIL import Image
 from benchmarks import tables as page
 from benchmarks.claims import __main__ as claims
 from benchmarks.claims import pack, voc_subset
+from benchmarks.claims.figure import draw
 from benchmarks.claims.head import draw_head, head_worth, worth_table
 from benchmarks.claims.lengths import lengths_table
 from benchmarks.claims.names import CALTECH, COCO, COMPARED, DEMO, SCENES, VOC, find_sets
 from benchmarks.claims.photographs import open_photographs
 from benchmarks.claims.probe import NEIGHBOURS, REGION, SHOWN, TOP1, WithWhole, probe
+from benchmarks.claims.row_file import save
 from benchmarks.claims.run import Fitted, run, supervised
 from benchmarks.claims.sets import place_of, places_of
 from benchmarks.claims.settings import (
@@ -39,12 +44,12 @@ from benchmarks.claims.settings import (
     REGIONS,
     SIMCLR,
 )
-from benchmarks.claims.study import save
 from benchmarks.claims.table import overview, tables, tried, verdicts
 from benchmarks.claims.tries import PHOTOGRAPH_TRIES, budgets
-from maskco.data.sources import open_source
+from maskco.data.sources import SourceError, open_source
 from maskco.data.sources.coco import CocoSource
 from maskco.errors import UserError
+from maskco.evaluate.datasets import open_labelled
 from maskco.evaluate.features import Input
 from maskco.nn import create_encoder
 from voc_devkit import write_devkit
@@ -139,17 +144,37 @@ def test_no_layout_is_another_set(coco, tmp_path):
     (tmp_path / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True)
     with pytest.raises(UserError, match=r"is one year of VOC\. Name the folder above it"):
         open_photographs(VOC, str(tmp_path / "VOC2007"), tmp_path)
+    with pytest.raises(UserError, match="is VOC, not COCO"):
+        open_photographs(COCO, str(tmp_path), tmp_path)
+    one = write_coco(tmp_path / "one", {"train": 6})
+    with pytest.raises(UserError, match=r"one has one part only\. Name a folder with VOC's train and val"):
+        open_photographs(VOC, str(one), tmp_path)
+
+
+def test_images_that_cannot_be_read_are_refused_and_named(tmp_path):
+    """No method may see fewer images than another."""
+    root = write_coco(tmp_path / "voc", {"train": 40, "val": 20})
+    (root / "val2017/3.jpg").write_bytes((root / "val2017/3.jpg").read_bytes()[:200])
+    found = open_photographs(VOC, str(root), tmp_path / "lists")
+    encoder = create_encoder("claims_photos", stage=3, output_stride=8)
+    with pytest.raises(UserError, match=r"images: 1 cannot be read, the first of them .*3\.jpg.*\. Restore them"):
+        probe(encoder, found.train, found.test, 3, 32)
+    name = found.train.source.name(found.train.indices[4])
+    (root / "train2017" / name).write_bytes(b"no image")
+    with pytest.raises(SourceError, match=rf"images: .*{name}.*\. Restore it"):
+        open_source(found.pretrain)
 
 
 def test_a_set_has_one_name_however_it_is_written_and_says_its_scale():
-    assert find_sets(["voc", "Caltech101", "caltech-101", "scenes2x2", "demo-scenes"]) == (
-        VOC, CALTECH, CALTECH, SCENES, DEMO
-    )  # fmt: skip
-    scales = {"voc": "photos", "coco": "photos", "demo scenes": "laptop", "stl10": "large"}
+    assert find_sets(["voc", "Caltech101", "caltech-101", "scenes2x2", "demo-scenes"]) == (VOC, CALTECH, SCENES, DEMO)
+    scales = {"voc": "photos", "coco": "photos", "demo scenes": "laptop"}
     for name, scale in scales.items():
         assert claims.scale_of(claims.Options(sets=(name,))).name == scale
     quick = claims.scale_of(claims.Options(sets=("voc",), quick=True))
     assert quick.name == "photos-quick" and quick.options == PHOTOGRAPHS.options and quick.steps < PHOTOGRAPHS.steps
+    assert claims.scale_of(claims.Options(scale="photos", quick=True)) is quick
+    with pytest.raises(UserError, match=r"has all of voc, demo scenes needs a GPU\. Name it with `scale=gpu`, or"):
+        claims.scale_of(claims.Options(sets=("voc", "demo scenes"), quick=True))
     with pytest.raises(UserError, match="no scale has all of voc, scenes 3x3, stl10"):
         claims.scale_of(claims.Options(sets=("voc", "scenes 3x3", "stl10")))
     quick = claims.jobs(claims.Options(sets=("voc",), quick=True), PHOTOGRAPHS)
@@ -212,8 +237,14 @@ def test_the_subset_of_voc_is_made_of_a_devkit(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["voc_subset", "--of", str(made), "--out", str(out)])
     voc_subset.main()
     assert out.read_text() == names.read_text()
+    names.write_text("# train\n2008_000001\n# val\n000001\n")  # (no cat in train)
+    found = open_labelled(str(voc_subset.subset(devkit, tmp_path / "made", names)))
+    assert found.classes == ("cat", "dog") and len(found.train) == len(found.test) == 1
     (devkit / "VOC2007/JPEGImages/000001.jpg").unlink()
     with pytest.raises(UserError, match=r"000001.jpg cannot be read. Unpack VOC2007 again"):
+        voc_subset.subset(devkit, tmp_path / "other", names)
+    shutil.rmtree(devkit / "VOC2012/Annotations")
+    with pytest.raises(UserError, match=r"has no whole VOC2012. Unpack VOC 2007's trainval and test, and VOC 2012's"):
         voc_subset.subset(devkit, tmp_path / "other", names)
 
 
@@ -236,9 +267,34 @@ def test_photographs_travel_in_one_file(coco, tmp_path):
     assert buffer.getvalue() == pack.as_webp(coco / "train2017/1.jpg", 85)
     with pytest.raises(UserError, match="the pictures take more than 0 MiB"):
         pack.pack({"voc": coco}, tmp_path / "small.tar", limit=4096)
-    (tmp_path / "broken.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match=r"broken.tar cannot be unpacked"):
-        open_photographs(VOC, str(tmp_path / "broken.tar"), tmp_path / "lists")
+    with pytest.raises(UserError, match=r"photographs.tar holds voc, and no coco. Pack it with this set"):
+        open_photographs(COCO, str(out), tmp_path / "lists")
+    for content in (b"no tar", gzip.compress(out.read_bytes())[:9000]):
+        (tmp_path / "broken.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"broken.tar cannot be unpacked"):
+            open_photographs(VOC, str(tmp_path / "broken.tar"), tmp_path / "lists")
+
+
+def test_what_cannot_travel_is_not_packed(coco, tmp_path, monkeypatch, capsys):
+    def refused(*options: str) -> str:
+        monkeypatch.setattr("sys.argv", ["pack", "--out", str(tmp_path / "out.tar"), *options])
+        with pytest.raises(SystemExit):
+            pack.main()
+        assert not (tmp_path / "out.tar").exists()
+        return capsys.readouterr().err
+
+    assert "has boxes, and Caltech-101 needs none" in refused("--sets", "caltech101", "--images", str(coco))
+    assert "objects has no photographs to pack" in refused("--sets", "objects", "--images", str(coco))
+    root = tmp_path / "folders"
+    for part, name in itertools.product(("train", "val"), ("a/1.png", "a/2.png", "b/1.png", "b/2.png")):
+        (root / part / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), COLOURS[0]).save(root / part / name)
+    Image.new("RGB", (20, 20)).save(root / "train/a/1.jpg")
+    command = ("--sets", "caltech101", "--images", str(root))
+    assert "caltech101 has two images called" in refused(*command)
+    (root / "train/a/1.jpg").write_bytes(b"no image")
+    (root / "train/a/1.png").unlink()
+    assert "train/a/1.jpg cannot be read" in refused(*command)
 
 
 def test_a_devkit_is_packed_as_its_subset(tmp_path, monkeypatch):
@@ -299,6 +355,10 @@ def test_the_head_s_worth_pairs_runs_that_differ_in_nothing_else(tmp_path):
         line.startswith("holds  3, in some regime: the head is worth 2 points: VOC, region linear +3.00")
         for line in verdicts(rows)
     )
+    del rows[1]["scores"][REGION]  # a row that was not scored so is in neither table nor figure
+    assert [lead[REGION] for lead in head_worth(rows)[0].leads] == [2.5]
+    assert draw([each | {"part": "val"} for each in rows[1:2]], tmp_path / "rows.png").stat().st_size > 1000
+    rows[1]["scores"][REGION] = 31
     rows[0]["options"]["lr"] = 1.0
     assert [lead[REGION] for lead in head_worth(rows)[0].leads] == [3.5]
 
@@ -327,7 +387,7 @@ def test_lengths_are_compared_by_one_seed_and_shown_only_if_there_are_two(tmp_pa
     def at(steps: int, *rows: dict[str, Any]) -> list[dict[str, Any]]:
         return [each | {"steps": steps} for each in rows]
 
-    base = at(980, row(MASKCO, REGIONS, 30.0), row(MOCO, METHODS[MOCO], 28.0), row(MASKCO, REGIONS, 99.0, seed=1))
+    base = at(980, row(MASKCO, REGIONS, 30.0), row(MOCO, METHODS[MOCO], 28.0), row(MASKCO, REGIONS, 70.0, seed=1))
     assert lengths_table([*base, row(MASKCO, REGIONS, 1.0, part="val") | {"steps": 1}]) == ""
     longer = at(2940, row(MASKCO, REGIONS, 33.0), row(NO_HEAD, METHODS[NO_HEAD], 30.5))
     expected = (
