@@ -24,16 +24,22 @@ NO_PHOTOGRAPHS = "Nothing has been measured on photographs yet."
 
 
 class Block(NamedTuple):
-    """A table of a page. `source` is the name of its file, or of the files, in benchmarks/results."""
+    """A table of a page. `source` is the name of its file, or of the files, in benchmarks/results. `what` tells tables
+    of one file apart."""
 
     page: str
     source: str
     make: Callable[[Path], str]
     absent: str = "Nothing has been measured yet."
+    what: str = ""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (self.source, self.what)))
 
     @property
     def start(self) -> str:
-        return START.format(f"{RESULTS}/{self.source}")
+        return START.format(f"{RESULTS}/{self.name}")
 
     def text(self, results: Path) -> str:
         try:
@@ -50,14 +56,15 @@ def _scores(name: str) -> Callable[[Path], str]:
     return lambda results: blocks.evaluations(read_results(results / f"{name}.json", "rows")["rows"])
 
 
-def _claims(name: str, part: str = "report") -> Callable[[Path], str]:
+def _claims(name: str, *parts: str) -> Callable[[Path], str]:
     def make(results: Path) -> str:
         if not (path := results / f"{name}.json").exists():
             raise FileNotFoundError(path)
         from benchmarks.claims import table  # imports timm and scikit-learn, which other tables do not need
         from benchmarks.claims.row_file import load
 
-        return getattr(table, part)(load(path))
+        rows = load(path)
+        return "\n\n".join(getattr(table, part)(rows) for part in parts)
 
     return make
 
@@ -79,6 +86,12 @@ def _roofline(results: Path) -> str:
     return roofline.table(read_results(results / "cuda_static.json", "cases", "predictions"))
 
 
+PHOTOGRAPHS = {  # what is shown where, by functions of benchmarks.claims.table
+    "": ("overview", "held"),
+    "the head": ("head",),
+    "ages": ("ages_table",),
+    "all scores": ("tables",),
+}
 BLOCKS = (
     Block("README.md", "*_cpu.json", summaries.speed),
     Block("README.md", "claims*.json", summaries.claims),
@@ -99,9 +112,14 @@ BLOCKS = (
     Block("docs/results/training.md", "remote_index.json", _of("remote_index", blocks.remote_index)),
     Block("docs/results/training.md", "demo.json", _scores("demo")),
     Block("docs/results/training.md", "detection_coco128.json", _scores("detection_coco128")),
-    Block("docs/results/claims.md", "claims.json", _claims("claims")),
+    Block("docs/results/claims.md", "claims.json", _claims("claims", "report")),
     Block("docs/results/claims.md", "claims_mask_fill.json", _claims("claims_mask_fill", "tables")),
-    Block("docs/results/photographs.md", "claims_photos.json", _claims("claims_photos"), NO_PHOTOGRAPHS),
+    *(
+        Block(
+            "docs/results/photographs.md", "claims_photos.json", _claims("claims_photos", *parts), NO_PHOTOGRAPHS, what
+        )
+        for what, parts in PHOTOGRAPHS.items()
+    ),
     Block(
         "docs/results/photographs.md",
         "claims_photos*.json",

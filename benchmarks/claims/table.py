@@ -37,6 +37,7 @@ from benchmarks.claims.settings import (
 )
 from benchmarks.claims.tries import budgets
 
+TRIES = ("validation part: how the settings were chosen", "validation part: tries")  # of scenes, of photographs
 WORTH = 2.0  # points that the head should be worth somewhere
 SCENE_SETS = (SCENES, NARROW_SCENES, SCENES_3, DEMO, VOC, COCO)
 OBJECT_SETS = (OBJECTS, STL10, CALTECH)
@@ -162,10 +163,11 @@ def overview(rows: list[Row]) -> str:
 def tables(rows: list[Row]) -> str:
     """In Markdown, one for each set, and one of the tries on the validation part."""
     blocks = []
-    for part, title in (("test", "{}, test part"), ("val", "{}, validation part: how the settings were chosen")):
+    for part in ("test", "val"):
         for data, scores in collect(rows, part).items():
+            title = f"{data}, {'test part' if part == 'test' else TRIES[data in PHOTOGRAPHS]}"
             columns = list(dict.fromkeys(name for row in scores.values() for name in row))
-            lines = [f"| {title.format(data)} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+            lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for method, values in scores.items():
                 cells = (deviation(values[name]) if name in values else "" for name in columns)
                 lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -174,9 +176,18 @@ def tables(rows: list[Row]) -> str:
     return "\n\n".join(blocks)
 
 
+def head(rows: list[Row]) -> str:
+    """In Markdown, what the head is worth."""
+    return worth_table(head_worth(rows))
+
+
+def held(rows: list[Row]) -> str:
+    """As a list: which claims hold, and how many tries there were."""
+    return "\n".join(f"- {line}" for line in (*verdicts(rows), *tried(rows)))
+
+
 def report(rows: list[Row]) -> str:
     """In Markdown, everything: the overview, the tables, the head's worth, accuracy by the negatives' age, and which
     claims hold, as a list."""
-    lines = "\n".join(f"- {line}" for line in (*verdicts(rows), *tried(rows)))
-    parts = overview(rows), tables(rows), worth_table(head_worth(rows)), ages_table(rows), lines
+    parts = overview(rows), tables(rows), head(rows), ages_table(rows), held(rows)
     return "\n\n".join(filter(None, parts))

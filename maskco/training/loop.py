@@ -287,7 +287,7 @@ def _train(
             name = signal.Signals(stopped).name
             how = f"maskco pretrain --out {out} --resume"
             if dataset is not None:
-                how = f"pretrain(DATA, out={str(out)!r}, resume=True)"
+                how = f"maskco.pretrain(data=…, out={str(out)!r}, resume=True)"
             record.say(f"{name}: saved step {state.step} of {steps}, continue with: {how}")
         elif first_step >= steps:
             record.say(f"this run was finished already, after {state.step} steps. A larger --epochs continues it")

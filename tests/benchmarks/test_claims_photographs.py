@@ -377,10 +377,12 @@ def test_every_table_of_photographs_says_what_it_compares_with(tmp_path):
     for text, count in ((overview(rows), 1), (tables(rows), 2), (worth_table(head_worth(rows)), 1)):
         assert text.count(COMPARED) == count
     assert f"| {MASKCO} | 30.0 | 25.0 | 50.0 | 12.0 | 14.0 | 30.0 |" in tables(rows)
-    (block,) = (block for block in page.BLOCKS if block.source == "claims_photos.json")
-    assert block.text(tmp_path) == page.NO_PHOTOGRAPHS
-    save(tmp_path / block.source, rows)
-    assert block.text(tmp_path).startswith(overview(rows)) and block.text(tmp_path).count(COMPARED) == 4
+    found = [block for block in page.BLOCKS if block.source == "claims_photos.json"]
+    assert {block.text(tmp_path) for block in found} == {page.NO_PHOTOGRAPHS}
+    save(tmp_path / "claims_photos.json", rows)
+    texts = {block.what: block.text(tmp_path) for block in found}
+    assert texts[""].startswith(overview(rows))
+    assert [texts[what].count(COMPARED) for what in ("", "the head", "all scores")] == [1, 1, 2]
 
 
 def test_lengths_are_compared_by_one_seed_and_shown_only_if_there_are_two(tmp_path):

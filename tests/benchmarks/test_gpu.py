@@ -282,7 +282,7 @@ def timed(impl: str, on: str, ms: float, ratio: float) -> dict:
 def test_without_results_the_pages_say_so(tmp_path: Path) -> None:
     tables.update(pages(tmp_path))
     for block in tables.BLOCKS:
-        text = shown(tmp_path, block.page, block.source)
+        text = shown(tmp_path, block.page, block.name)
         assert text == (blocks.NOTHING if block.source == "*_cuda.json" else block.absent)
     (block,) = (block for block in tables.BLOCKS if block.source == "claims_mask_fill.json")
     assert f"before\n{block.start}\n{block.absent}\n{END}\nafter\n" in (tmp_path / block.page).read_text()
@@ -319,9 +319,9 @@ def test_results_of_a_gpu_go_between_the_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
-@pytest.mark.parametrize("block", tables.BLOCKS, ids=lambda block: f"{Path(block.page).stem} {block.source}")
+@pytest.mark.parametrize("block", tables.BLOCKS, ids=lambda block: f"{Path(block.page).stem} {block.name}")
 def test_the_pages_show_the_results(block: tables.Block) -> None:
-    assert shown(ROOT, block.page, block.source) == block.text(ROOT / tables.RESULTS)
+    assert shown(ROOT, block.page, block.name) == block.text(ROOT / tables.RESULTS)
 
 
 def test_shapes_need_a_gpu_too(no_gpu, monkeypatch) -> None:

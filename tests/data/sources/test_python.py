@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maskco.data.images import ImageError, read_image
 from maskco.data.sources import SourceError, fingerprint, open_source
 from maskco.data.sources.python import PythonSource
 from maskco.errors import ConfigError, UserError
+from maskco.training.signals import StopSignals
 from small_pictures import picture
 from tiny_runs import TINY, rows
 
@@ -126,6 +128,13 @@ def test_a_run_on_python_data_resumes_with_the_same_data(tmp_path: Path) -> None
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"] == "python:Photos"
     result = pretrain(Photos(broken=(5,)), tmp_path / "run", resume=True, **{**options, "lr": TINY["lr"]})
     assert result.steps == whole.steps == 6 and len(rows(tmp_path / "run")) == 6
+
+
+def test_an_interrupted_run_on_python_data_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignals, "signal", signal.SIGTERM)  # as if it came during the first step
+    assert pretrain(Photos(), tmp_path, **TINY).interrupted
+    how = f"SIGTERM: saved step 1 of 6, continue with: maskco.pretrain(data=…, out='{tmp_path}', resume=True)"
+    assert how in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
 def test_workers_read_a_python_data_set(tmp_path: Path) -> None:
