@@ -20,6 +20,7 @@ from torch import Tensor
 
 from maskco import config
 from maskco.data.views import Views
+from maskco.errors import TrainingError
 from maskco.methods.base import Method, MomentumOptions, StepOutput, embedding_std
 from maskco.methods.maskco import MaskCo, MaskCoOptions
 from maskco.methods.moco_v2 import MoCoV2, embed_views
@@ -92,6 +93,8 @@ class _Ages(Method):
         size, rows = len(self.queue.features), torch.arange(len(self.queue.features), device=queries.device)
         scores = (queries @ self.queue.features.T).masked_fill(rows >= self.queue.valid, -torch.inf)
         if age:
+            if age * pushed > size:
+                raise TrainingError(f"delay: {age} steps of {pushed} keys are more than a queue of {size} holds")
             own = (self.queue.cursor[0] - age * pushed + torch.arange(pushed, device=queries.device)) % size
             scores = scores.scatter(1, own[:, None], -torch.inf)
         return scores

@@ -135,7 +135,7 @@ def tried(rows: list[Row]) -> list[str]:
     lines = []
     for data, scores in collect(rows, "val").items():
         own = {row["method"]: row["options"] for row in rows if row["set"] == data and row["method"] in scores}
-        counts = budgets({name: options for name, options in own.items() if "method" in options})
+        counts = budgets(own)
         lines.append(f"tries, {data}: " + ", ".join(f"{method} {count}" for method, count in counts.items()))
     return lines
 

@@ -10,6 +10,7 @@ from collections import Counter
 
 from benchmarks.claims.encoder import NARROW
 from benchmarks.claims.settings import (
+    BOUNDS,
     DENSECL,
     HIDDEN,
     HIDDEN_NO_HEAD,
@@ -127,6 +128,7 @@ OF_MASKCO: dict[str, Options] = {
     "no overlapping negatives": {"local_overlap": 0.0},
 }
 PHOTOGRAPH_TRIES: dict[str, Options] = {name: METHODS[name] for name in (MASKCO, NO_HEAD, HIDDEN, HIDDEN_NO_HEAD)}
+PHOTOGRAPH_TRIES |= {DENSECL: METHODS[DENSECL], SIMCLR: METHODS[SIMCLR]} | BOUNDS  # as they are: not tuned
 for _name, _own in REGIMES.items():
     PHOTOGRAPH_TRIES[_name] = REGIONS | _own
     PHOTOGRAPH_TRIES[f"{_name}, no head"] = REGIONS | _own | {"mask_head": "none"}
@@ -148,7 +150,8 @@ def tries_of(scale: Scale) -> dict[str, Options]:
 
 
 def budgets(tries: dict[str, Options]) -> dict[str, int]:
-    """How many of these each method has, by its name."""
+    """How many of these each method has, by its name. What is no method, such as no training, is not counted."""
     named = {METHODS[name]["method"]: name for name in (MASKCO, MOCO, DENSECL, SIMCLR)}
     named |= {f"{method}_ages": name for method, name in named.items()}
-    return dict(Counter(NO_HEAD if own.get("mask_head") == "none" else named[own["method"]] for own in tries.values()))
+    learned = [own for own in tries.values() if "method" in own]
+    return dict(Counter(NO_HEAD if own.get("mask_head") == "none" else named[own["method"]] for own in learned))
