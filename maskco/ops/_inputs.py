@@ -34,10 +34,14 @@ def as_tensor(value: Any, name: str, other: str = "") -> Tensor:
 
 
 def as_output(value: Any, name: str) -> Tensor:
-    """`as_tensor` for what an op writes to. Raises ValueError for a read-only array, which torch would write to."""
+    """`as_tensor` for what an op writes to. Raises ValueError for a read-only array, which torch would write to, and
+    for a tensor whose elements mean the negative of what is stored, such as `x.conj().imag`."""
     if getattr(getattr(value, "flags", None), "writeable", True) is False:
         raise ValueError(f"{name} is a read-only array, and it is overwritten in place. Pass a copy of it")
-    return as_tensor(value, name)
+    tensor = as_tensor(value, name)
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        raise ValueError(f"{name} is a negated view, and it is overwritten in place. Pass {name}.resolve_neg()")
+    return tensor
 
 
 def is_number(value: Any) -> bool:

@@ -65,8 +65,8 @@ def queue_push_(
         The queue, as torch's in-place functions do. For an array it is a tensor on the array's memory.
 
     Raises:
-        ValueError: a shape, device or stride does not fit, an array to write to is read-only, only one of `ids` and
-            `queue_ids` is given, or with "error" B does not divide K.
+        ValueError: a shape, device or stride does not fit, an array to write to is read-only or a negated
+            view, only one of `ids` and `queue_ids` is given, or with "error" B does not divide K.
         TypeError: a wrong dtype.
         RuntimeError: the queue requires grad, or the queue or keys have a forward-mode tangent. Detach them. On the CPU
             also a cursor outside the queue. CUDA takes its row modulo K and clamps its count, since a check would wait

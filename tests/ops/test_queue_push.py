@@ -194,6 +194,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
         ({"queue": torch.zeros(15).as_strided((6, 3), (1, 2))}, ValueError, "rows share memory"),
         ({"queue": torch.zeros(15).as_strided((6, 3), (2, 1))}, ValueError, "rows share memory"),
         ({"queue": read_only(np.zeros((6, 3)))}, ValueError, "queue is a read-only array, .*Pass a copy"),
+        ({"queue": torch.zeros(6, 3, dtype=torch.complex64).conj().imag}, ValueError, r"queue\.resolve_neg\(\)"),
         ({"cursor": read_only(np.zeros(2, np.int64))}, ValueError, "cursor is a read-only array"),
         ({"queue_ids": read_only(np.zeros(6, np.int64))}, ValueError, "queue_ids is a read-only array"),
         ({"queue": [[0.0]]}, TypeError, "queue must be a tensor or an array with __dlpack__, got list"),
