@@ -14,8 +14,6 @@ Rows that the file holds already are not computed again, and a run that was inte
 from __future__ import annotations
 
 import dataclasses
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,7 +124,6 @@ def main() -> None:
             raise UserError(f"{'show' if options.show else 'json'}: {file} must end with .json")
         together = options.jobs or scale.jobs or usable_cores()
         if options.show is None:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs as well
             usable_device(scale.options.get("device", "auto"))
             compute(jobs(options, scale), options.images, options.folder, file, together)
         if not (rows := load(file)):

@@ -7,7 +7,11 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -104,7 +108,8 @@ def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Pa
     places_of([*dict.fromkeys(job.set for job in missing.values())], pictures)
     add(file, ())  # whatever is refused is refused before anything is trained
     failed: list[BaseException] = []
-    with concurrent.futures.ProcessPoolExecutor(together, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(together, context, initializer=_end_with_the_study) as pool:
         running = {pool.submit(job.run, pictures, folder): job for job in missing.values()}
         try:
             for done in concurrent.futures.as_completed(running):
@@ -115,15 +120,27 @@ def compute(jobs: Sequence[Job], pictures: Sequence[str], folder: Path, file: Pa
                     add(file, [done.result()])
                     print(told(done.result()), flush=True)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # a run saves itself and ends
+            pool.shutdown(cancel_futures=True)
             raise
     for error in failed:  # one that is our fault with its traceback
         if not isinstance(error, (UserError, BrokenProcessPool)):
             raise error
     if failed:
         raise UserError(f"{len(failed)} of {len(running)} runs failed, see above. Then give the same command again")
+
+
+def _end_with_the_study() -> None:
+    """Of a worker: a run saves itself and ends if the study is killed, however that happens."""
+    study = multiprocessing.parent_process()
+    assert study is not None
+
+    def watch() -> None:
+        study.join()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)  # (a run takes the second signal for an order to drop everything)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def told(row: Row) -> str:
