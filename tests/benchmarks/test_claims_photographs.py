@@ -391,9 +391,11 @@ def test_lengths_are_compared_by_one_seed_and_shown_only_if_there_are_two(tmp_pa
     base = at(980, row(MASKCO, REGIONS, 30.0), row(MOCO, METHODS[MOCO], 28.0), row(MASKCO, REGIONS, 70.0, seed=1))
     assert lengths_table([*base, row(MASKCO, REGIONS, 1.0, part="val") | {"steps": 1}]) == ""
     longer = at(2940, row(MASKCO, REGIONS, 33.0), row(NO_HEAD, METHODS[NO_HEAD], 30.5))
+    longer += at(2940, row(HIDDEN, METHODS[HIDDEN], 29.0), row(HIDDEN_NO_HEAD, METHODS[HIDDEN_NO_HEAD], 30.0))
+    base += at(1000, row("supervised", {}, 60.0))  # of another length, and no method
     expected = (
-        f"| {VOC} | 980 | 30.0 / 25.0 |  | 28.0 / 23.0 | +2.0 / +2.0 |  |\n"
-        f"| {VOC} | 2940 | 33.0 / 28.0 | 30.5 / 25.5 |  |  | +2.5 / +2.5 |\n\n{COMPARED}"
+        f"| {VOC} | 980 | 30.0 / 25.0 |  | 28.0 / 23.0 | +2.0 / +2.0 |  |  |\n"
+        f"| {VOC} | 2940 | 33.0 / 28.0 | 30.5 / 25.5 |  |  | +2.5 / +2.5 | -1.0 / -1.0 |\n\n{COMPARED}"
     )
     assert lengths_table(longer + base).endswith(expected)
     (block,) = (block for block in page.BLOCKS if block.source == "claims_photos*.json")
