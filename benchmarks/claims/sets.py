@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def open_set(name: str, pictures: str, folder: Path, *, quick: bool = False) -> 
     tiles, parts = TILES[name], load_pictures(pictures)
     frames = Mosaics(parts.train, tiles, (FRAMES if tiles > 1 else 2 * FRAMES) // fewer, seed=1)
     scenes, *_ = name.split(",")
-    file = folder / f"{scenes.replace(' ', '-')}-{len(frames)}.npy"
+    what = hashlib.sha256(parts.train.images.numpy()).hexdigest()[:8]  # other pictures are other scenes
+    file = folder / f"{scenes.replace(' ', '-')}-{len(frames)}-{what}.npy"
     frames.write(file)
     probed = {
         part: Mosaics(getattr(parts, part), tiles, count // tiles**2 // fewer, seed=2) for part, count in PROBED.items()

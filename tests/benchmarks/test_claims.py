@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -203,6 +204,11 @@ def test_a_pixel_of_the_map_depends_on_as_many_of_the_picture_as_is_said(name: s
 
 def test_the_narrow_encoder_learns_from_the_same_scenes(photos, tmp_path):
     wide, narrow = (open_set(name, photos, tmp_path, quick=True) for name in (SCENES, NARROW_SCENES))
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    for path in other.rglob("1?.png"):
+        Image.new("RGB", (SIDE, SIDE)).save(path)
+    assert open_set(SCENES, str(other), tmp_path, quick=True).pretrain != wide.pretrain, "of other pictures"
     assert narrow.pretrain == wide.pretrain and narrow.options == {"encoder": NARROW} and not wide.options
     assert all(torch.equal(a.image, b.image) for a, b in zip(narrow.val, wide.val, strict=True))
 

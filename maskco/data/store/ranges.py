@@ -96,7 +96,8 @@ class Ranges:
         data, tag = self._client(stored.url).read(first, last)
         if tag is not None and tag != stored.tag:
             raise Changed(
-                f"data: {redact(stored.url)!r} was changed during the run. Restore it as it was, or start another run"
+                f"data: {redact(stored.url)!r} was changed during the run. Continue with `resume=True`, "
+                "which needs images of the same names, or start another run"
             )
         if len(data) != last - first:
             raise Unavailable(f"{len(data)} of {last - first} bytes came")
